@@ -1,0 +1,39 @@
+SHELL := bash
+BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE :=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench screenshots lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv from requirements.lock (quick when nothing changed)
+	@scripts/setup.sh
+
+demo: setup ## two nights on Airflow and MLflow; DATA=<folder> for your own images
+	@$(BIN)/python scripts/demo.py $(if $(DATA),--data "$(DATA)")
+
+test: lint ## set-up, lint, types, all tests
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## set-up, ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## format the code and sort its imports
+	$(BIN)/ruff check --quiet --fix-only --select I .
+	$(BIN)/ruff format .
+
+screenshots: setup ## take the pictures in docs/ anew, from a demo run
+	@$(BIN)/python scripts/screenshots.py
+
+lock: setup ## pin what pyproject.toml asks for in requirements.lock; ARGS=--upgrade for newer versions
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+		--no-emit-find-links --extra dev pyproject.toml --output-file requirements.lock $(ARGS)
+
+clean: ## remove the demo's files and caches; .venv stays
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@if [ -e xray-demo/.xray-demo ]; then rm -rf xray-demo; fi

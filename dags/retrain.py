@@ -1,0 +1,146 @@
+"""
+### xray_retrain: the night
+
+Checks each new delivery of chest X-rays, adds the good files to the dataset, retrains on the GPU worker, scores the
+candidate and the model in production on the same held-out patients, and registers the candidate in MLflow when its
+accuracy is higher. Every decision is written to the ledger with its reasons.
+
+| task | what it does | safe to repeat |
+| --- | --- | --- |
+| find_deliveries | lists settled deliveries that are not in the dataset yet | reads only |
+| check_delivery | judges each file, then the delivery; red when the delivery is rejected, the night goes on without it | yes |
+| commit_deliveries | stores the radiographs and the manifest of each fit delivery, names the snapshot | yes |
+| train | trains the candidate (queue and pool `gpu`); resumes from its last checkpoint; skipped when nothing is new | yes |
+| evaluate | candidate and champion on the same held-out radiographs | yes |
+| decide | the policy's verdict; a refusal is recorded | yes |
+| register | one version per candidate, alias `challenger` | yes |
+| promote | alias `champion`, only with promotion `auto` and the policy's consent | yes |
+| conclude | says what the night did | reads only |
+
+**Triggering by hand:** every field of the form may stay empty; empty means the configured value. A night without
+deliveries and without a new recipe ends green and changes nothing. A rejected delivery shows red in `check_delivery`
+each night until it is mended or taken away.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pendulum
+from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from xray_pipeline import night, summary
+from xray_pipeline.night import Decided, Evaluated, Registered, Run, Trained
+
+GPU = {"queue": "gpu", "pool": "gpu"}
+
+PARAMS = {
+    "incoming": Param(None, type=["null", "string"], title="Incoming folder", description="folder or s3:// prefix"),
+    "recipe": Param(None, type=["null", "string"], title="Recipe", examples=night.recipe_names()),
+    "backbone": Param(None, type=["null", "string"], title="Backbone", examples=["efficientnet_lite0", "resnet18"]),
+    "epochs": Param(None, type=["null", "integer"], minimum=1, maximum=1000, title="Epochs"),
+    "seed": Param(None, type=["null", "integer"], minimum=0, title="Seed"),
+    "promotion": Param(
+        None,
+        type=["null", "string"],
+        enum=[None, "approve", "auto"],
+        title="Promotion",
+        description="auto: promote at once what the policy allows; approve: a person decides",
+    ),
+}
+
+
+def _run() -> Run:
+    context = get_current_context()
+    return Run.of(context["params"], context["dag_run"].triggering_user_name or "schedule")
+
+
+@dag(
+    schedule="0 2 * * *",
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    params=PARAMS,
+    tags=["xray", "nightly"],
+    doc_md=__doc__,
+    default_args={
+        "retries": 3,
+        "retry_delay": timedelta(seconds=20),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=10),
+    },
+)
+def xray_retrain() -> None:
+    @task
+    def find_deliveries() -> list[str]:
+        return night.find_deliveries(_run())
+
+    @task(map_index_template="{{ delivery }}")
+    def check_delivery(delivery: str) -> None:
+        checked = night.check_delivery(_run(), delivery)
+        if not checked.fit:
+            raise AirflowFailException(f"delivery {checked.key} is rejected: {checked.why}")
+
+    @task(trigger_rule="all_done")
+    def commit_deliveries(found: list[str] | None) -> dict[str, Any]:
+        if found is None:
+            raise AirflowFailException("find_deliveries failed; see its log")
+        return night.commit_deliveries(_run(), found).to_dict()
+
+    @task(**GPU, execution_timeout=timedelta(hours=8))
+    def train(committed: dict[str, Any]) -> dict[str, Any]:
+        if not committed["snapshot"]:
+            raise AirflowSkipException("nothing to train on: no delivery was ever accepted")
+        return night.train(_run(), committed["snapshot"]).to_dict()
+
+    @task(**GPU)
+    def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
+        if trained["settled"]:
+            raise AirflowSkipException(trained["settled"])
+        return night.evaluate(_run(), Trained.from_dict(trained)).to_dict()
+
+    @task
+    def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
+        return night.decide(_run(), Evaluated.from_dict(evaluated)).to_dict()
+
+    @task
+    def register(decided: dict[str, Any]) -> dict[str, Any]:
+        if decided["verdict"] == "refused":
+            raise AirflowSkipException(f"refused: {' '.join(decided['reasons'])}")
+        return night.register(_run(), Decided.from_dict(decided)).to_dict()
+
+    @task
+    def promote(registered: dict[str, Any]) -> dict[str, Any]:
+        if registered["waits"]:
+            raise AirflowSkipException(registered["waits"])
+        return night.promote(_run(), Registered.from_dict(registered)).to_dict()
+
+    @task(trigger_rule="none_failed")
+    def conclude(found: list[str], committed: dict[str, Any], **outcomes: dict[str, Any] | None) -> dict[str, Any]:
+        said = summary.conclude(_run(), found, committed, **outcomes)
+        if said["unchecked"]:
+            raise AirflowFailException(f"not checked, see check_delivery: {', '.join(said['unchecked'])}")
+        return said
+
+    found = find_deliveries()
+    committed = commit_deliveries(found)
+    check_delivery.expand(delivery=found) >> committed
+    trained = train(committed)
+    evaluated = evaluate(trained)
+    decided = decide(evaluated)
+    registered = register(decided)
+    promoted = promote(registered)
+    conclude(
+        found,
+        committed,
+        trained=trained,
+        evaluated=evaluated,
+        decided=decided,
+        registered=registered,
+        promoted=promoted,
+    )
+
+
+dag_object = xray_retrain()

@@ -1,0 +1,83 @@
+"""The whole DAG, by `dag.test()`, on a real MLflow server: nights one after the other over the same home."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow_server import MlflowServer
+
+from xray_pipeline import answers, phantom
+from xray_pipeline.registry import Registry
+from xray_pipeline.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Nights:
+    """Runs `xray_retrain` again and again."""
+
+    def __init__(self, home: Path, server: MlflowServer) -> None:
+        self.home = home
+        self.waiting = home / "waiting"
+        phantom.lay(self.waiting, deliveries=2, patients=120, seed=3)
+        (home / "incoming").mkdir()
+        self.settings = Settings(home=home, tracking_uri=server.uri, settle_seconds=0)
+
+    def deliver(self, name: str) -> None:
+        (self.waiting / name).rename(self.home / "incoming" / name)
+
+    def run(self, **conf: Any) -> tuple[dict[str, str], dict[str, Any] | None]:
+        """Run the DAG; return the state of each task and what `conclude` said."""
+        spec = importlib.util.spec_from_file_location("retrain", ROOT / "dags" / "retrain.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        run = module.dag_object.test(run_conf=conf)
+        instances = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
+        said = next(ti for ti in run.get_task_instances() if ti.task_id == "conclude").xcom_pull("conclude")
+        return instances, said
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer, airflow_db: None) -> Any:
+    home = tmp_path_factory.mktemp("nights")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("XRAY_")]:
+            patch.delenv(name)
+        patch.setenv("XRAY_HOME", str(home))
+        patch.setenv("XRAY_TRACKING_URI", mlflow_server.uri)
+        patch.setenv("XRAY_SETTLE_SECONDS", "0")
+        patch.setenv("XRAY_DEVICE", "cpu")
+        yield Nights(home, mlflow_server)
+
+
+def test_nights(nights: Nights) -> None:
+    states, said = nights.run()
+    assert states["conclude"] == "success"
+    assert said and "Nothing to train on" in said["message"]
+
+    first, second = sorted(path.name for path in nights.waiting.iterdir())
+    nights.deliver(first)
+    states, said = nights.run(promotion="auto")
+    assert set(states.values()) == {"success"}
+    assert said and said["alias"] == "champion", said
+    assert Registry(nights.settings).aliases()["champion"] == said["version"]
+
+    before = len(answers.history(nights.settings)["entries"])
+    states, said = nights.run(promotion="auto")
+    assert states["train"] == "success"
+    assert {states[task] for task in ("evaluate", "decide", "register", "promote")} == {"skipped"}
+    assert said and "Nothing new" in said["message"]
+    assert len(answers.history(nights.settings)["entries"]) == before
+
+    nights.deliver(second)
+    states, said = nights.run(promotion="auto")
+    assert states["conclude"] == "success"
+    assert said and said["decision"]["verdict"] in ("registered", "refused")
+    assert said["champion"]["version"] == 1
+    assert len(json.dumps(said)) < 4096

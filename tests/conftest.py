@@ -1,0 +1,50 @@
+"""Shared fixtures: real data when it lies beside the repository, and settings in a folder of the test's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+from s3_server import S3Server, run_s3, s3_credentials
+
+from xray_pipeline.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real X-rays: $XRAY_SHARED, or `shared` beside the repository."""
+    folder = Path(os.environ.get("XRAY_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data" / "chest_xray").is_dir():
+        pytest.skip(f"no real X-rays: {folder}/data/chest_xray is missing; set XRAY_SHARED")
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings whose every folder lies in the test's own; nothing from the environment."""
+    for name in [name for name in os.environ if name.startswith("XRAY_")]:
+        monkeypatch.delenv(name)
+    return Settings(home=tmp_path / "home", settle_seconds=0, bootstrap=200, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with the bucket `hospital`; its credentials are in the environment meanwhile."""
+    with s3_credentials(), run_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_env() -> Iterator[None]:
+    """Credentials for S3 without a server."""
+    with s3_credentials():
+        yield

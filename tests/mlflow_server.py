@@ -1,0 +1,106 @@
+"""A real MLflow server on loopback for the tests that need one: SQLite, proxied artifacts, ended by its group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class MlflowServer:
+    """Where the server answers, where its files are, and its first process (the leader of its group)."""
+
+    uri: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder the server keeps artifacts in."""
+        return self.folder / "artifacts"
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(command: Sequence[str], health: str, log: Path, seconds: float = 120) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a process group of its own until the block ends; wait for `health` to answer first."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow starts uvicorn by name
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment, cwd=log.parent
+        )
+    try:
+        _wait(health, process, log, seconds)
+        yield process
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started, by its group."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        process.wait()
+
+
+@contextmanager
+def run_mlflow(folder: Path, port: int | None = None) -> Iterator[MlflowServer]:
+    """Start `mlflow server` on `folder`, where its database and artifacts are and stay."""
+    port = port or free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+    ]
+    uri = f"http://127.0.0.1:{port}"
+    with running(command, f"{uri}/health", folder / "mlflow.log") as process:
+        yield MlflowServer(uri, folder, process)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One real MLflow server for all tests; each test uses a registered model of its own."""
+    with run_mlflow(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}: {log.read_text()[-2000:]}")
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"{url} did not answer within {seconds:.0f} s: {log.read_text()[-2000:]}")

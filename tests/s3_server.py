@@ -1,0 +1,130 @@
+"""A real SeaweedFS S3 server on loopback for the tests that need S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ACCESS_KEY, SECRET_KEY, BUCKET = "tester", "tester-secret", "hospital"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    endpoint: str
+    process: subprocess.Popen[bytes]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports whose +10000 neighbours are free too: SeaweedFS puts each server's gRPC there."""
+    found: list[int] = []
+    while len(found) < count:
+        port = free_port()
+        if port > 50000 or any(abs(port - other) < 2 for other in found):
+            port = port % 20000 + 20000
+        with socket.socket() as here, socket.socket() as grpc:
+            try:
+                here.bind(("127.0.0.1", port))
+                grpc.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+        found.append(port)
+    return found
+
+
+@contextmanager
+def s3_credentials() -> Iterator[None]:
+    """Put the test user's credentials in the environment for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+
+
+@contextmanager
+def run_s3(folder: Path) -> Iterator[S3Server]:
+    """Start the server with one bucket and one user; end it by pid."""
+    identity = {
+        "name": "tester",
+        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config = folder / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    master, volume, filer, s3 = free_ports(4)
+    command = [
+        *(str(Path(sys.executable).with_name("weed")), f"-logdir={folder}", "server", f"-dir={folder / 'data'}"),
+        *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=30", "-master.volumeSizeLimitMB=64"),
+        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
+        *("-s3", f"-s3.port={s3}", f"-s3.config={config}"),
+    ]
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        endpoint = f"http://127.0.0.1:{s3}"
+        _wait(endpoint, process, folder / "weed.log")
+        _make_bucket(endpoint)
+        yield S3Server(endpoint, process)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for port in (
+            p + grpc for p in (master, volume, filer, s3) for grpc in (0, 10000)
+        ):  # it puts sockets there, whatever TMPDIR says
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*{port}.sock"):
+                socket_file.unlink(missing_ok=True)
+
+
+def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(300):
+        if process.poll() is not None:
+            raise RuntimeError(f"SeaweedFS ended with {process.returncode}: {log.read_text()[-2000:]}")
+        try:
+            urllib.request.urlopen(endpoint, timeout=1)
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"SeaweedFS did not answer within 30 s: {log.read_text()[-2000:]}")
+
+
+def _make_bucket(endpoint: str) -> None:
+    import boto3
+    from botocore.exceptions import ClientError
+
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY,
+        region_name="us-east-1",
+    )  # fmt: skip
+    for attempt in range(100):
+        try:
+            client.create_bucket(Bucket=BUCKET)
+            client.put_object(Bucket=BUCKET, Key="ready", Body=b"1")
+            client.delete_object(Bucket=BUCKET, Key="ready")
+            return
+        except ClientError:
+            if attempt == 99:
+                raise
+            time.sleep(0.2)

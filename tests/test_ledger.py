@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from xray_pipeline.errors import LedgerError
+from xray_pipeline.ledger import KINDS, Entry, Ledger, LostRace, aliases_since, replay
+from xray_pipeline.settings import Settings
+from xray_pipeline.storage import open_store
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(open_store(tmp_path))
+
+
+def again(ledger: Ledger) -> Ledger:
+    """The same ledger as another process sees it."""
+    return Ledger.beside(ledger)
+
+
+def file_of(ledger: Ledger, sequence: int) -> Path:
+    return Path(ledger.store.uri) / f"{sequence:08d}.json"
+
+
+def say(ledger: Ledger, kind: Any, version: int | None = None, **fields: Any) -> Entry:
+    return ledger.append(kind, **{"who": "alice", "why": "because", "version": version, **fields})
+
+
+def test_an_empty_ledger_has_no_champion_and_is_not_made_by_looking(ledger: Ledger) -> None:
+    assert ledger.state().champion is None
+    assert not Path(ledger.store.uri).exists()
+
+
+def test_entries_come_back_as_they_were_written(ledger: Ledger) -> None:
+    written = [
+        say(ledger, "registered", 1, candidate="c" * 64, decision={"clauses": [1, 2.5, None]}, snapshot="s" * 64),
+        say(ledger, "promoted", 1, champion_before=None, artifact="a" * 64),
+    ]
+    assert again(ledger).entries() == written
+
+
+def test_each_entry_holds_the_digest_of_the_file_before_it(ledger: Ledger) -> None:
+    first, second = say(ledger, "registered", 1), say(ledger, "promoted", 1)
+    assert first.previous == ledger.identity()
+    assert second.previous == hashlib.sha256(file_of(ledger, 1).read_bytes()).hexdigest() == first.digest
+
+
+def test_who_and_why_are_required(ledger: Ledger) -> None:
+    for who, why in (("", "because"), ("alice", " ")):
+        with pytest.raises(LedgerError, match="who and why"):
+            say(ledger, "promoted", 1, who=who, why=why)
+
+
+def test_numbers_json_does_not_have_are_kept_as_text(ledger: Ledger) -> None:
+    entry = say(ledger, "refused", decision={"auc": math.nan, "all": [math.inf]})
+    assert again(ledger).entries() == [entry]
+    assert entry.decision == {"auc": "nan", "all": ["inf"]}
+
+
+def test_time_never_goes_backwards(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = say(ledger, "registered", 1)
+    monkeypatch.setattr("xray_pipeline.ledger._now", lambda: "2001-01-01T00:00:00.000000Z")
+    assert say(ledger, "promoted", 1).at == first.at
+
+
+# Replay
+
+
+def test_the_newest_registered_version_is_the_challenger_until_it_is_decided(ledger: Ledger) -> None:
+    say(ledger, "registered", 1)
+    say(ledger, "registered", 2)
+    assert ledger.state().challenger == 2
+    say(ledger, "rejected", 1)
+    assert ledger.state().challenger == 2
+    say(ledger, "rejected", 2)
+    assert ledger.state().challenger is None
+
+
+def test_rolling_back_goes_to_the_champion_before_and_then_to_the_one_before_that(ledger: Ledger) -> None:
+    for version in (1, 2, 3):
+        say(ledger, "registered", version)
+        say(ledger, "promoted", version)
+    assert ledger.state().previous == (1, 2)
+    say(ledger, "rolled-back", 2)
+    assert (ledger.state().champion, ledger.state().previous) == (2, (1,))
+    say(ledger, "rolled-back", 1)
+    assert (ledger.state().champion, ledger.state().previous) == (1, ())
+
+
+def test_who_was_champion_at_a_time(ledger: Ledger) -> None:
+    say(ledger, "registered", 1)
+    first = say(ledger, "promoted", 1)
+    time.sleep(0.002)
+    second = say(ledger, "promoted", 2)
+    noon = datetime.fromisoformat(first.at)
+    assert ledger.state(at=noon - timedelta(days=1)).champion is None
+    assert ledger.state(at=noon.astimezone()).champion == 1
+    assert ledger.state(at=datetime.fromisoformat(second.at)).champion == 2
+    with pytest.raises(LedgerError, match="time zone"):
+        ledger.state(at=datetime(2026, 3, 3))
+
+
+def test_a_change_by_hand_is_the_state_until_it_is_undone(ledger: Ledger) -> None:
+    for version in (1, 2):
+        say(ledger, "registered", version)
+        say(ledger, "promoted", version)
+    before = {"champion": 2, "challenger": None}
+    after = {"champion": 1, "challenger": None}
+    change = say(ledger, "manual-change", 1, decision={"before": before, "found": after, "after": after})
+    state = ledger.state()
+    assert (state.champion, state.unsettled, state.previous) == (1, (change,), (1, 2))
+    settled = {"settles": [change.sequence], "action": "undone"}
+    say(ledger, "manual-change", 2, decision={"before": after, "after": before, **settled})
+    state = ledger.state()
+    assert (state.champion, state.unsettled, state.previous) == (2, (), (1,))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[str, int]]:
+    kinds = [kind for kind in KINDS if kind != "manual-change"]
+    return draw(st.lists(st.tuples(st.sampled_from(kinds), st.integers(1, 4)), max_size=25))
+
+
+@given(histories())
+@examples(max_examples=200, deadline=None)
+def test_replay_keeps_one_champion_and_goes_back_only_to_earlier_ones(history: list[tuple[str, int]]) -> None:
+    entries = [
+        Entry(number, kind, "", "a", "b", version, "", None, {}, "", "", "", "", f"{number:064d}")  # type: ignore[arg-type]
+        for number, (kind, version) in enumerate(history, 1)
+    ]
+    then = aliases_since(entries, 0)
+    assert len(then) == len(entries) + 1
+    crowned = False
+    for count in range(len(entries) + 1):
+        state = replay(entries[:count])
+        assert then[count] == {"champion": state.champion, "challenger": state.challenger}
+        crowned = crowned or (count > 0 and entries[count - 1].kind in ("promoted", "rolled-back"))
+        assert (state.champion is not None) == crowned
+        assert state.champion not in state.previous[-1:]
+        assert set(state.previous) <= {e.version for e in entries[:count] if e.kind in ("promoted", "rolled-back")}
+
+
+# Broken ledgers
+
+
+@pytest.fixture
+def three(ledger: Ledger) -> Ledger:
+    for version in (1, 2, 3):
+        say(ledger, "registered", version)
+    return ledger
+
+
+def test_a_missing_entry_is_named(three: Ledger) -> None:
+    file_of(three, 2).unlink()
+    with pytest.raises(LedgerError, match="entry 2 is missing"):
+        again(three).entries()
+
+
+def test_a_missing_beginning_is_named(three: Ledger) -> None:
+    file_of(three, 0).unlink()
+    with pytest.raises(LedgerError, match="entry 0 is missing"):
+        again(three).entries()
+
+
+def test_a_changed_entry_breaks_the_chain_after_it(three: Ledger) -> None:
+    file_of(three, 2).write_text(file_of(three, 2).read_text().replace("alice", "mallory"))
+    with pytest.raises(LedgerError, match="chain breaks at entry 3"):
+        again(three).entries()
+
+
+def test_another_beginning_breaks_the_chain(three: Ledger) -> None:
+    file_of(three, 0).write_text(json.dumps({"format": 1, "kind": "beginning", "id": "other"}))
+    with pytest.raises(LedgerError, match="chain breaks at entry 1"):
+        again(three).entries()
+
+
+@pytest.mark.parametrize("sequence", [0, 3])
+def test_an_unknown_format_is_refused(three: Ledger, sequence: int) -> None:
+    path = file_of(three, sequence)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(LedgerError, match=f"entry {sequence} has format 2; this version reads 1"):
+        again(three).entries()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b"\xff"])
+def test_a_damaged_entry_is_named(three: Ledger, content: bytes) -> None:
+    file_of(three, 3).write_bytes(content)
+    with pytest.raises(LedgerError, match="entry 3"):
+        again(three).entries()
+
+
+def test_a_file_that_does_not_belong_is_named(three: Ledger) -> None:
+    (Path(three.store.uri) / "notes.txt").write_text("hello")
+    with pytest.raises(LedgerError, match=r"notes\.txt"):
+        again(three).entries()
+
+
+def test_a_ledger_that_disappears_is_not_an_empty_one(three: Ledger) -> None:
+    for path in Path(three.store.uri).iterdir():
+        path.unlink()
+    with pytest.raises(LedgerError, match="is gone"):
+        three.append("promoted", who="alice", why="because", version=1)
+
+
+# Races, crashes, repeats
+
+
+def test_an_entry_decided_on_an_older_state_is_told_who_came_first(ledger: Ledger) -> None:
+    head = ledger.state().head
+    winner = again(ledger).append("registered", who="bob", why="first", version=1, expected_head=head)
+    with pytest.raises(LostRace, match="registered version 1 by bob") as lost:
+        say(ledger, "registered", 2, expected_head=head)
+    assert lost.value.winner == winner
+    assert ledger.entries() == [winner]
+
+
+def test_a_head_of_another_ledger_is_refused(ledger: Ledger) -> None:
+    say(ledger, "registered", 1)
+    with pytest.raises(LedgerError, match="not of this ledger"):
+        say(ledger, "promoted", 1, expected_head="f" * 64)
+
+
+def test_the_same_request_is_recorded_once(ledger: Ledger) -> None:
+    first = say(ledger, "rolled-back", 1, request="run 7")
+    say(ledger, "registered", 2)
+    assert say(again(ledger), "rolled-back", 1, request="run 7") == first
+    assert len(ledger.entries()) == 2
+
+
+def _race(folder: Path, who: str, rounds: int, start: Any) -> None:
+    ledger = Ledger(open_store(folder))
+    start.wait()
+    for _ in range(rounds):
+        try:
+            say(ledger, "registered", 1, who=who, expected_head=ledger.state().head)
+        except LostRace as lost:
+            if lost.winner.who == who:
+                raise AssertionError("lost against itself") from lost
+        say(ledger, "refused", who=who)
+
+
+def test_two_processes_never_take_the_same_place(tmp_path: Path) -> None:
+    rounds = 100
+    context = multiprocessing.get_context("spawn")
+    start = context.Event()
+    racers = [context.Process(target=_race, args=(tmp_path, who, rounds, start)) for who in ("alice", "bob")]
+    for racer in racers:
+        racer.start()
+    time.sleep(1)
+    start.set()
+    for racer in racers:
+        racer.join(60)
+    assert [racer.exitcode for racer in racers] == [0, 0]
+    entries = Ledger(open_store(tmp_path)).entries()
+    for who in ("alice", "bob"):
+        assert sum(e.kind == "refused" and e.who == who for e in entries) == rounds
+    assert rounds <= sum(e.kind == "registered" for e in entries) <= 2 * rounds
+
+
+def test_a_killed_writer_leaves_a_whole_ledger(tmp_path: Path) -> None:
+    code = """
+import sys
+from xray_pipeline.ledger import Ledger
+from xray_pipeline.storage import open_store
+ledger = Ledger(open_store(sys.argv[1]))
+while True:
+    ledger.append("refused", who="alice", why="x" * 5000)
+"""
+    for _ in range(5):
+        before = len(Ledger(open_store(tmp_path)).entries())
+        writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+        while len(Ledger(open_store(tmp_path)).entries()) < before + 3:
+            time.sleep(0.01)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+    assert len(Ledger(open_store(tmp_path)).entries()) >= 15
+
+
+def test_on_s3_it_is_the_same(s3: Any) -> None:
+    store = open_store(f"s3://hospital/{os.getpid()}", Settings(s3_endpoint=s3.endpoint))
+    ledger = Ledger(store)
+    written = [say(ledger, "registered", version) for version in range(1, 13)]
+    assert again(ledger).entries() == written
+    with pytest.raises(LostRace):
+        say(again(ledger), "promoted", 1, expected_head=written[3].digest)
+
+
+# Speed
+
+
+def test_ten_thousand_entries_are_read_within_a_second(tmp_path: Path) -> None:
+    ledger = Ledger(open_store(tmp_path))
+    head = ledger.identity()
+    clauses = [{"name": f"clause {n}", "threshold": 0.9, "actual": 0.91, "passed": True} for n in range(8)]
+    fields = {"who": "schedule", "why": "accuracy 0.95 above 0.94", "candidate": "c" * 64, "champion_before": 1}
+    more = {"decision": {"clauses": clauses}, "snapshot": "s" * 64, "artifact": "a" * 64, "request": ""}
+    for n in range(1, 10_001):
+        kind, version = ("promoted", n // 2) if n % 2 == 0 else ("registered", n // 2 + 1)
+        at = (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=n)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        entry = {"format": 1, "sequence": n, "kind": kind, "version": version, "at": at, "previous": head}
+        data = json.dumps({**entry, **fields, **more}, sort_keys=True, indent=1).encode()
+        file_of(ledger, n).write_bytes(data)
+        head = hashlib.sha256(data).hexdigest()
+    best = math.inf
+    for _ in range(3):  # the machine may be busy with other tests
+        began = time.perf_counter()
+        assert again(ledger).state().champion == 5000
+        best = min(best, time.perf_counter() - began)
+    assert best < 1
+
+
+def test_importing_it_is_cheap() -> None:
+    code = """
+import sys
+import xray_pipeline.ledger
+heavy = {"torch", "mlflow", "pandas", "numpy", "PIL", "pydantic", "boto3", "airflow"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

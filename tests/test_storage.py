@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from s3_server import BUCKET, S3Server
+
+from xray_pipeline.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
+from xray_pipeline.settings import Settings
+from xray_pipeline.storage import Store, open_store
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "directory":
+        return open_store(tmp_path / "root")
+    server: S3Server = request.getfixturevalue("s3")
+    prefix = f"{request.node.name}-{os.getpid()}".replace("[", "-").replace("]", "")
+    return open_store(f"s3://{BUCKET}/{prefix}", Settings(s3_endpoint=server.endpoint))
+
+
+def test_read_returns_what_was_written(store: Store) -> None:
+    store.write("a/b.bin", b"one")
+    store.write("a/b.bin", b"two")
+    assert store.read("a/b.bin") == b"two"
+
+
+def test_missing_object_is_named(store: Store) -> None:
+    with pytest.raises(ObjectNotFound, match="'gone'"):
+        store.read("gone")
+    assert not store.exists("gone")
+    store.delete("gone")
+
+
+def test_write_if_absent_keeps_the_first(store: Store) -> None:
+    assert store.write_if_absent("entry", b"mine")
+    assert store.write_if_absent("entry", b"mine"), "an equal repeat is the same write, answered late"
+    assert not store.write_if_absent("entry", b"theirs")
+    assert store.read("entry") == b"mine"
+
+
+def test_of_many_writers_one_wins(store: Store) -> None:
+    won: list[int] = []
+
+    def write(number: int) -> None:
+        if store.write_if_absent("race", str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [str(n).encode() for n in won] == [store.read("race")]
+
+
+def test_listing_and_folders(store: Store) -> None:
+    for key in ("x/1", "x/y/2", "z/3", "top"):
+        store.write(key, b"12")
+    assert sorted(e.key for e in store.list()) == ["top", "x/1", "x/y/2", "z/3"]
+    assert sorted(e.key for e in store.list("x")) == ["x/1", "x/y/2"]
+    assert store.folders() == ["x", "z"]
+    assert sorted(e.key for e in store.child("x").list()) == ["1", "y/2"]
+    assert {e.size for e in store.list()} == {2}
+
+
+def test_version_changes_with_the_content(store: Store) -> None:
+    store.write("k", b"one")
+    before = next(iter(store.list())).version
+    store.write("k", b"two")
+    assert next(iter(store.list())).version != before
+
+
+@pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a//b", "a/../b", "", "a/./b", "nul\0"])
+def test_keys_can_not_leave_the_store(store: Store, key: str) -> None:
+    with pytest.raises(StorageError, match="not a key"):
+        store.write(key, b"")
+
+
+def test_unknown_scheme_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ftp"):
+        open_store("ftp://somewhere/x")
+
+
+def test_links_and_pipes_are_listed_but_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(tmp_path / "root" / "pipe")
+    store = open_store(tmp_path / "root")
+    assert {e.key: e.kind for e in store.list()} == {"link": "symlink", "pipe": "special"}
+    for key in ("link", "pipe"):
+        with pytest.raises(StorageError, match=r"never followed|not a regular file"):
+            store.read(key)
+
+
+def test_full_disk_leaves_no_torn_file(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from xray_pipeline.errors import StorageUnavailable
+from xray_pipeline.storage import open_store
+store = open_store(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # the kernel refuses the 1,001st byte, as a full disk would
+for write in (store.write, store.write_if_absent):
+    try:
+        write("k", b"n" * 2000)
+    except StorageUnavailable as error:
+        print("refused:", error)
+"""
+    store = open_store(tmp_path)
+    store.write("k", b"old")
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.count("refused: 'k' in ") == 2
+    assert store.read("k") == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["k"]
+
+
+def test_wrong_secret_is_refused(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageUnavailable, match="S3 answered"):
+        open_store(f"s3://{BUCKET}/x", Settings(s3_endpoint=s3.endpoint)).read("k")
+
+
+def test_server_that_is_gone_is_named(s3_env: None) -> None:
+    gone = open_store(f"s3://{BUCKET}/x", Settings(s3_endpoint="http://127.0.0.1:9"))
+    with pytest.raises(StorageUnavailable, match=r"'k' in s3://"):
+        gone.read("k")

@@ -1,0 +1,112 @@
+"""Changes to a batch of radiographs that another patient position, exposure or scanner could have made.
+
+Everything works on a whole batch on its own device: one resampling for all of the geometry, one pass for the grey values.
+The trade-off: bilinear sampling without antialiasing, which is exact enough for the mild zooms used here. There is no
+vertical flip, and a horizontal one (which puts the heart on the wrong side) only as a choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Generator, Tensor
+
+_TRIES = 10  # draws of a crop before the whole picture is taken, as torchvision's RandomResizedCrop does
+
+
+class Augmentation(BaseModel):
+    """Ranges from which each radiograph of a batch gets its own draw; the defaults change nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    area: tuple[float, float] = Field((1.0, 1.0), description="share of the picture that a crop keeps")
+    ratio: tuple[float, float] = Field((1.0, 1.0), description="width over height of a crop")
+    degrees: float = Field(0.0, ge=0, le=45, description="largest rotation either way")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    brightness: float = Field(0.0, ge=0, lt=1, description="largest shift, as a share of full scale")
+    contrast: float = Field(0.0, ge=0, lt=1, description="largest change of the factor around the mean")
+    gamma: float = Field(0.0, ge=0, lt=2, description="largest natural logarithm of the exponent, either way")
+    blur: float = Field(0.0, ge=0, le=4, description="largest standard deviation in pixels")
+    noise: float = Field(0.0, ge=0, lt=1, description="largest standard deviation, as a share of full scale")
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels change their place."""
+        return self.area != (1.0, 1.0) or self.ratio != (1.0, 1.0) or self.degrees > 0 or self.flip > 0
+
+    def __call__(self, pixels: Tensor, side: int, generator: Generator | None = None) -> Tensor:
+        """Return float pixels [N, 1, side, side] in 0..255, drawn anew for each of `pixels` [N, 1, S, S] in 0..255.
+
+        Draws come from `generator` (on the CPU), or from the global one.
+        """
+        count, device = len(pixels), pixels.device
+        draws = torch.rand(count, _TRIES + 8, 2, generator=generator)
+        picture = pixels.float()
+        if self.moves or side != pixels.shape[-1]:
+            theta = self._geometry(draws).to(device)
+            grid = F.affine_grid(theta, [count, 1, side, side], align_corners=False)
+            picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+        picture = self._blurred(picture, draws[:, _TRIES + 4, 0])
+        return self._exposed(picture, draws[:, _TRIES + 5 :].to(device), generator)
+
+    def _geometry(self, draws: Tensor) -> Tensor:
+        area = torch.empty_like(draws[:, :_TRIES, 0]).copy_(_between(draws[:, :_TRIES, 0], *self.area))
+        ratio = torch.exp(_between(draws[:, :_TRIES, 1], *map(math.log, self.ratio)))
+        width, height = torch.sqrt(area * ratio), torch.sqrt(area / ratio)
+        fits = (width <= 1) & (height <= 1)
+        first = fits.int().argmax(1, keepdim=True)
+        width = torch.where(fits.any(1), width.gather(1, first)[:, 0], 1.0)
+        height = torch.where(fits.any(1), height.gather(1, first)[:, 0], 1.0)
+        right = (2 * draws[:, _TRIES, 0] - 1) * (1 - width)
+        down = (2 * draws[:, _TRIES, 1] - 1) * (1 - height)
+        mirror = torch.where(draws[:, _TRIES + 1, 0] < self.flip, -1.0, 1.0)
+        angle = (2 * draws[:, _TRIES + 1, 1] - 1) * math.radians(self.degrees)
+        across = torch.stack([mirror * width * angle.cos(), -height * angle.sin(), right], 1)
+        along = torch.stack([mirror * width * angle.sin(), height * angle.cos(), down], 1)
+        return torch.stack([across, along], 1)
+
+    def _blurred(self, picture: Tensor, draw: Tensor) -> Tensor:
+        if not self.blur:
+            return picture
+        count, reach = len(picture), math.ceil(2 * self.blur)
+        sigma = (draw * self.blur).clamp(min=0.05).to(picture.device)
+        offsets = torch.arange(-reach, reach + 1, device=picture.device, dtype=torch.float32)
+        kernel = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2))
+        kernel = kernel / kernel.sum(1, keepdim=True)
+        lines = F.pad(picture.transpose(0, 1), (reach,) * 4, mode="replicate")  # each radiograph a channel of its own
+        lines = F.conv2d(lines, kernel.view(count, 1, 1, -1), groups=count)
+        return F.conv2d(lines, kernel.view(count, 1, -1, 1), groups=count).transpose(0, 1)
+
+    def _exposed(self, picture: Tensor, draws: Tensor, generator: Generator | None) -> Tensor:
+        either = (2 * draws - 1).view(len(picture), -1, 1, 1, 1)
+        if self.gamma:
+            picture = 255 * (picture.clamp(min=0) / 255) ** torch.exp(self.gamma * either[:, 0])
+        if self.contrast:
+            mean = picture.mean((1, 2, 3), keepdim=True)
+            picture = mean + (picture - mean) * (1 + self.contrast * either[:, 1])
+        if self.brightness:
+            picture = picture + 255 * self.brightness * either[:, 2]
+        if self.noise:
+            grain = torch.randn(picture.shape, generator=generator).to(picture.device)
+            picture = picture + 255 * self.noise * draws[:, 1, 1].view(-1, 1, 1, 1) * grain
+        return picture.clamp(0, 255)
+
+
+def view(augmentation: Augmentation, pixels: Tensor, side: int, digests: Sequence[str], number: int) -> Tensor:
+    """Return one lasting view of each radiograph, as float pixels [N, 1, side, side] in 0..255.
+
+    What is drawn depends on the radiograph's digest and the view's number alone, so a view's features can be kept.
+    """
+    views = []
+    for picture, digest in zip(pixels, digests, strict=True):
+        generator = torch.Generator().manual_seed((int(digest[:15], 16) + number) % 2**60)
+        views.append(augmentation(picture[None], side, generator))
+    return torch.cat(views)
+
+
+def _between(draw: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * draw

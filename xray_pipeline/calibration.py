@@ -1,0 +1,39 @@
+"""From a network's logits to honest probabilities and a label, both learned from validation patients only."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.metrics import roc_curve
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def temperature(logits: Floats, truth: Ints) -> float:
+    """Return the T that makes softmax(logits [N, C] / T) most likely for the classes `truth` [N] (Guo et al. 2017).
+
+    Between 0.05 and 20.
+    """
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return float(-scaled[np.arange(len(truth)), truth].mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def balanced_threshold(probabilities: Floats, truth: Ints) -> float:
+    """Return the cut in 0..1 on `probabilities` [N] of class 1 with the best balanced accuracy for `truth` [N].
+
+    Youden's (1950) J; where several cuts are equally good, the middle of the widest such stretch.
+    """
+    false_positive, true_positive, cuts = roc_curve(truth, probabilities, drop_intermediate=False)
+    best = int(np.argmax(np.round(true_positive - false_positive, 12)))
+    high = min(float(cuts[best]), 1.0)
+    below = probabilities[probabilities < high]
+    low = float(below.max()) if len(below) else 0.0
+    return (high + low) / 2

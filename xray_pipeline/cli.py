@@ -1,0 +1,216 @@
+"""The `xray` command: the night's steps, and the questions ops ask, without Airflow.
+
+Exit codes: 0 done; 1 an error, one line that says what and what to do; 2 wrong usage; 3 done, but the answer is no
+(delivery rejected, candidate refused, file not a radiograph).
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xray_pipeline import answers, night, summary
+from xray_pipeline.errors import ConfigError, XrayError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+NO = 3
+
+app = typer.Typer(
+    name="xray",
+    help="Check chest X-ray deliveries, retrain, evaluate against the model in production, register. "
+    "Settings come from XRAY_* variables; see the README.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+ModelUri = Annotated[str, typer.Argument(help="models:/chest-xray@champion, models:/chest-xray/3, or a folder")]
+Recipe = Annotated[str | None, typer.Option(help="Recipe name or TOML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger.")]
+
+
+@app.command()
+def check(delivery: Annotated[str, typer.Argument(help="Folder or s3:// prefix.")], as_json: Json = False) -> None:
+    """Judge one delivery and print the verdict; writes nothing."""
+    with _progress(as_json) as progress:
+        result = answers.preview_delivery(_run().settings, delivery, progress)
+    _print(result, as_json, _delivery_lines(result))
+    if not result["fit"]:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def ingest(
+    deliveries: Annotated[list[str] | None, typer.Argument(help="Names; all that wait if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check deliveries of the incoming folder and commit those that are fit."""
+    run = _run()
+    with _progress(as_json) as progress:
+        keys = deliveries or night.find_deliveries(run)
+        results = [night.check_delivery(run, key, progress).to_dict() for key in keys]
+        committed = night.commit_deliveries(run, keys, progress)
+    lines = [line for result in results for line in _delivery_lines(result)]
+    lines.append(_dataset_line(committed.to_dict()) if committed.snapshot else "the dataset is empty")
+    _print({"deliveries": results, "dataset": committed.to_dict()}, as_json, lines)
+    if not all(result["fit"] for result in results):
+        raise typer.Exit(NO)
+
+
+@app.command()
+def retrain(
+    recipe: Recipe = None,
+    promotion: Annotated[str | None, typer.Option(help="approve or auto.")] = None,
+    incoming: Annotated[str | None, typer.Option(help="Folder or s3:// prefix of deliveries.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole night: check, commit, train, evaluate, decide, register, promote."""
+    if promotion not in (None, "approve", "auto"):
+        raise typer.BadParameter(f"{promotion!r} is neither approve nor auto", param_hint="--promotion")
+    run = _run({"recipe": recipe, "promotion": promotion, "incoming": incoming, **_parsed(overrides)})
+    with _progress(as_json) as progress:
+        result = summary.whole(run, progress)
+    _print(result, as_json, [result["message"]])
+    refused = (result["decision"] or {}).get("verdict") == "refused"
+    if refused or any(delivery["state"] == "rejected" for delivery in result["deliveries"]):
+        raise typer.Exit(NO)
+
+
+@app.command()
+def evaluate(
+    model_uri: ModelUri,
+    data: Annotated[str, typer.Option("--data", help="Labelled folder or s3:// prefix.")],
+    as_json: Json = False,
+) -> None:
+    """Score any registered model on any labelled folder: metrics with 95 % intervals."""
+    with _progress(as_json) as progress:
+        result = answers.evaluate_folder(_run().settings, model_uri, data, progress)
+    lines = [f"{result['n']} radiographs of {result['patients']} patients, threshold {result['threshold']:.3f}"]
+    lines += [
+        f"{name:<18} {value['value']:.3f}  ({value['low']:.3f} to {value['high']:.3f})"
+        for name, value in result.items()
+        if isinstance(value, dict) and "low" in value
+    ]
+    _print(result, as_json, lines)
+
+
+@app.command()
+def predict(model_uri: ModelUri, files: list[Path], as_json: Json = False) -> None:
+    """Print the probabilities of JPEG, PNG or DICOM files."""
+    results = answers.predict_files(_run().settings, model_uri, files)
+    lines = [
+        f"{row['file']}: {row['error']}"
+        if row["error"]
+        else f"{row['file']}: {row['label']} ({', '.join(f'{c} {p:.3f}' for c, p in row['probabilities'].items())})"
+        for row in results
+    ]
+    _print(results, as_json, lines)
+    if any(row["error"] for row in results):
+        raise typer.Exit(NO)
+
+
+@app.command()
+def history(
+    at: Annotated[str | None, typer.Option(help="Say who was champion at this time (ISO 8601).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the ledger's decisions, or the state at a time. Needs no MLflow."""
+    result = answers.history(_run().settings, at)
+    lines = [
+        f"{entry['at'][:19]}  {entry['kind']:<13} {'version ' + str(entry['version']) if entry['version'] else '':<12}"
+        f" by {entry['who']}: {entry['why']}"
+        for entry in result["entries"]
+    ]
+    champion, challenger = result["champion"], result["challenger"]
+    lines.append(f"champion: {f'version {champion}' if champion else 'none'}; challenger: {challenger or 'none'}")
+    _print(result, as_json, lines)
+
+
+def main() -> None:
+    """Entry point of the `xray` command."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except XrayError as error:
+        print(f"xray: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run(values: Mapping[str, Any] | None = None) -> night.Run:
+    from pydantic import ValidationError
+
+    try:
+        return night.Run.of(values or {}, getpass.getuser())
+    except ValidationError as error:
+        raise ConfigError(_settings_message(error)) from error
+
+
+def _settings_message(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = "XRAY_" + "__".join(str(part).upper() for part in first["loc"]) if first["loc"] else "settings"
+    return f"{name}: {first['msg']}, got {first['input']!r}"
+
+
+def _parsed(overrides: list[str] | None) -> dict[str, Any]:
+    values = {}
+    for item in overrides or []:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="--set")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values
+
+
+def _print(result: object, as_json: bool, lines: list[str]) -> None:
+    typer.echo(json.dumps(result, indent=1) if as_json else "\n".join(lines))
+
+
+def _delivery_lines(result: Mapping[str, Any]) -> list[str]:
+    verdict = "fit" if result["fit"] else "rejected"
+    lines = [f"delivery {result['key']}: {verdict}, {result['accepted']} files accepted"]
+    lines += [f"  {count} quarantined: {reason}" for reason, count in sorted(result["quarantined"].items())]
+    return [*lines, f"  {result['why']}"] if result["why"] else lines
+
+
+def _dataset_line(committed: Mapping[str, Any]) -> str:
+    return (
+        f"dataset: {committed['images']} radiographs of {committed['patients']} patients, "
+        f"{committed['held_out_images']} held out; snapshot {committed['snapshot'][:12]}"
+    )
+
+
+@contextmanager
+def _progress(as_json: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """Show a bar per kind of work to a person at a terminal, nothing otherwise."""
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,364 @@
+"""Everything accepted so far: radiographs by content digest and one immutable manifest per delivery.
+
+    radiographs/<2>/<digest>.jpg|.png    the stored bytes, named by their SHA-256
+    manifests/<delivery>.parquet         every file of the delivery with its verdict; writing it is the commit point
+    snapshots/<digest>.json              the manifests a training run reads
+    dataset.json                         what was fixed by the first commit: classes, split, fingerprint of the patient key
+
+A manifest is the intake table made permanent, so accounting for every file and listing the quarantine need nothing else.
+The trade-off: finding a digest or patient reads every manifest once; that is a few bytes a row, and no index can go stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xray_pipeline.errors import DatasetError, ObjectNotFound
+from xray_pipeline.settings import Settings, SplitMode
+from xray_pipeline.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from xray_pipeline.intake import Intake
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+SIDES = ("train", "validation", "held-out")
+
+Progress = Callable[[int, int, str], None]
+
+
+def side_of(patient: str, given: str, mode: SplitMode, validation: float, held_out: float) -> str:
+    """Return the side of the split a patient's radiographs are on: "train", "validation" or "held-out".
+
+    `patient` is the keyed hash (hexadecimal), whose first 52 bits are the uniform draw; so the side depends on nothing
+    but the patient and never changes as data grows. In mode "patient" only a given "held-out" overrides it; in mode
+    "given" the delivery decides and a row without a given side has none ("").
+    """
+    if mode == "given":
+        return given
+    if given == "held-out":
+        return given
+    draw = int(patient[:13], 16) / 16**13
+    if draw < held_out:
+        return "held-out"
+    return "validation" if draw < held_out + validation else "train"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One committed delivery: its key, the SHA-256 of the manifest, and how many files went which way."""
+
+    delivery: str
+    digest: str
+    accepted: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A named state of the dataset. `manifests` are their keys; `images` and `patients` count what is accepted."""
+
+    digest: str
+    manifests: tuple[str, ...]
+    images: int
+    patients: int
+
+
+class History:
+    """What earlier deliveries brought: the context in which a new one is judged."""
+
+    def __init__(self, tables: dict[str, pd.DataFrame]) -> None:
+        self._tables = tables
+
+    def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
+        """Return how many parts of delivery `name` are committed, and their files as (file, size, version)."""
+        parts = [table for key, table in self._tables.items() if re.fullmatch(re.escape(name) + r"(\+\d+)?", key)]
+        files = (zip(table["file"], table["size"].tolist(), table["version"], strict=True) for table in parts)
+        return len(parts), frozenset(file for part in files for file in part)
+
+    def labels(self, digest: str) -> str | None:
+        """Return the label of a committed radiograph; None when the dataset doesn't hold it."""
+        return self._labels.get(digest)
+
+    def side(self, patient: str) -> str | None:
+        """Return the side a committed patient is on; None for a new patient."""
+        return self._sides.get(patient)
+
+    @cached_property
+    def _accepted(self) -> pd.DataFrame:
+        tables = [
+            t.loc[t["verdict"] == "accepted", ["digest", "label", "patient", "side"]] for t in self._tables.values()
+        ]
+        return pd.concat(tables) if tables else pd.DataFrame(columns=["digest", "label", "patient", "side"])
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        return dict(zip(self._accepted["digest"], self._accepted["label"], strict=True))
+
+    @cached_property
+    def _sides(self) -> dict[str, str]:
+        return dict(zip(self._accepted["patient"], self._accepted["side"], strict=True))
+
+
+class Dataset:
+    """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added."""
+
+    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+        self.settings = settings
+        self.store = (store or open_store(settings.store, settings)).child("dataset")
+        self._cache: dict[str, tuple[str, pd.DataFrame]] = {}
+
+    def patient_key(self) -> bytes:
+        """Return the key of the patient hash.
+
+        From the settings, else from `<home>/patient.key`, which is made once with mode 0600. Losing the key orphans
+        every patient's split, so a key that does not fit the dataset is refused. Raises DatasetError.
+        """
+        key = self.settings.patient_key.get_secret_value().encode()
+        if not key:
+            path = self.settings.home / "patient.key"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                    file.write(secrets.token_hex(32))
+                log.info("made a new key for patient hashes: %s (keep a copy: the split depends on it)", path)
+            except FileExistsError:
+                log.debug("using the patient key in %s", path)
+            key = path.read_text().strip().encode()
+        self._check_identity(key)
+        return key
+
+    def manifests(self) -> list[str]:
+        """Return the keys of all committed deliveries, sorted."""
+        return sorted(
+            entry.key.removeprefix("manifests/").removesuffix(".parquet") for entry in self.store.list("manifests")
+        )
+
+    def manifest(self, key: str) -> pd.DataFrame:
+        """Return a committed delivery's table, one row per file. Raises DatasetError for an unknown format."""
+        return self._manifest(key)[1]
+
+    def history(self) -> History:
+        """Return what all committed deliveries brought. Raises DatasetError."""
+        return History({key: self.manifest(key) for key in self.manifests()})
+
+    def commit(self, intake: Intake, progress: Progress | None = None) -> Manifest:
+        """Store a fit delivery's radiographs, then its manifest: the commit point. Repeating it changes nothing.
+
+        The table is judged once more against the dataset of this moment, because deliveries are checked side by side.
+        Raises DatasetError when a file changed since the check or when the dataset was made with other settings.
+        """
+        from xray_pipeline import intake as intakes
+
+        key = intake.delivery.key
+        if not intake.fit:
+            raise DatasetError(f"delivery {key} was rejected; it can't be committed")
+        self._write_identity(self.patient_key())
+        if not self.store.exists(f"manifests/{key}.parquet"):
+            table = intakes.rejudge(intake.table, self.history(), self.settings)
+            self._store_radiographs(intake, table, progress)
+            data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
+            if not self.store.write_if_absent(f"manifests/{key}.parquet", data):
+                log.warning("delivery %s was committed by another run meanwhile; its manifest stands", key)
+        else:
+            log.info("delivery %s is committed already", key)
+        digest, table = self._manifest(key)
+        accepted = int((table["verdict"] == "accepted").sum())
+        return Manifest(key, digest, accepted, len(table) - accepted)
+
+    def snapshot(self) -> Snapshot | None:
+        """Name the present state of the dataset and keep that name; None while nothing is committed."""
+        keys = self.manifests()
+        if not keys:
+            return None
+        content = {
+            "format": FORMAT,
+            "dataset": json.loads(self.store.read("dataset.json")),
+            "manifests": {key: self._manifest(key)[0] for key in keys},
+        }
+        data = _canonical(content)
+        digest = hashlib.sha256(data).hexdigest()
+        self.store.write_if_absent(f"snapshots/{digest}.json", data)
+        return self._describe(digest, keys)
+
+    def open_snapshot(self, digest: str) -> Snapshot:
+        """Return a snapshot made earlier. Raises DatasetError when it is unknown or its bytes changed."""
+        return self._describe(digest, sorted(self._snapshot_manifests(digest)))
+
+    def rows(self, snapshot: Snapshot) -> pd.DataFrame:
+        """Return the snapshot's radiographs, one row each, sorted by digest.
+
+        Columns: digest, suffix, label, patient, side, delivery, source, width, height, mode, view, sex, age_years,
+        scanner. `source` is the family a file name belongs to, never the name itself. Radiographs that a later delivery
+        brought under another label are left out. Raises DatasetError when a manifest is missing or has changed.
+        """
+        tables = []
+        for key, expected in self._snapshot_manifests(snapshot.digest).items():
+            actual, table = self._manifest(key)
+            if actual != expected:
+                raise DatasetError(
+                    f"manifest {key} has digest {actual[:12]}, snapshot {snapshot.digest[:12]} was made with "
+                    f"{expected[:12]}; restore {self.store.uri}/manifests/{key}.parquet from a backup"
+                )
+            tables.append(table.assign(delivery=key, source=table["file"].map(_source)))
+        rows = pd.concat(tables, ignore_index=True)
+        conflicts = set(rows.loc[rows["reason"] == "label-conflict", "digest"]) - {""}
+        rows = rows[(rows["verdict"] == "accepted") & ~rows["digest"].isin(conflicts)]
+        return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
+
+    def read(self, digest: str, suffix: str) -> bytes:
+        """Return a stored radiograph. Raises DatasetError when it is missing or its bytes don't match its digest."""
+        key = _radiograph_key(digest, suffix)
+        try:
+            data = self.store.read(key)
+        except ObjectNotFound as error:
+            raise DatasetError(f"{key} is missing from {self.store.uri}; restore it from a backup") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DatasetError(f"{key} in {self.store.uri} does not match its digest; restore it from a backup")
+        return data
+
+    def _describe(self, digest: str, keys: list[str]) -> Snapshot:
+        empty = Snapshot(digest, tuple(keys), 0, 0)
+        rows = self.rows(empty)
+        return Snapshot(digest, tuple(keys), len(rows), rows["patient"].nunique())
+
+    def _snapshot_manifests(self, digest: str) -> dict[str, str]:
+        try:
+            data = self.store.read(f"snapshots/{digest}.json")
+        except ObjectNotFound as error:
+            raise DatasetError(f"no snapshot {digest} in {self.store.uri}") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DatasetError(f"snapshots/{digest}.json in {self.store.uri} has changed; restore it from a backup")
+        content = json.loads(data)
+        if content["format"] != FORMAT:
+            raise DatasetError(f"snapshot {digest[:12]} has format {content['format']}; this version reads {FORMAT}")
+        manifests: dict[str, str] = content["manifests"]
+        return manifests
+
+    def _manifest(self, key: str) -> tuple[str, pd.DataFrame]:
+        if key not in self._cache:
+            try:
+                data = self.store.read(f"manifests/{key}.parquet")
+            except ObjectNotFound as error:
+                raise DatasetError(f"manifest {key} is missing from {self.store.uri}; restore it") from error
+            self._cache[key] = (hashlib.sha256(data).hexdigest(), from_parquet(data, f"manifest {key}"))
+        return self._cache[key]
+
+    def _store_radiographs(self, intake: Intake, table: pd.DataFrame, progress: Progress | None) -> None:
+        from xray_pipeline import intake as intakes
+
+        delivery = open_store(intake.delivery.uri, self.settings)
+        accepted = table[table["verdict"] == "accepted"]
+        limits = intakes.limits(self.settings.rules)
+
+        def store(row: Any) -> None:
+            key = _radiograph_key(row.digest, row.suffix)
+            if self.store.exists(key):
+                return
+            normalised = intakes.reread(delivery, row.file, limits)
+            if normalised.digest != row.digest:
+                raise DatasetError(
+                    f"row {row.Index} of delivery {intake.delivery.key} changed between check and commit; run it again"
+                )
+            self.store.write_if_absent(key, normalised.data)
+
+        with ThreadPoolExecutor(self.settings.workers or os.cpu_count()) as pool:
+            for done, _ in enumerate(pool.map(store, accepted.itertuples()), 1):
+                if progress:
+                    progress(done, len(accepted), f"storing {intake.delivery.key}")
+
+    def _identity(self, key: bytes) -> dict[str, Any]:
+        s = self.settings
+        return {
+            "format": FORMAT,
+            "classes": list(s.classes),
+            "split_mode": s.split_mode,
+            "split_validation": s.split_validation,
+            "split_held_out": s.split_held_out,
+            "patient_key": hmac.new(key, b"fingerprint of the patient key", hashlib.sha256).hexdigest()[:16],
+        }
+
+    def _write_identity(self, key: bytes) -> None:
+        if not self.store.write_if_absent("dataset.json", _canonical(self._identity(key))):
+            self._check_identity(key)
+
+    def _check_identity(self, key: bytes) -> None:
+        if not self.store.exists("dataset.json"):
+            return
+        kept, ours = json.loads(self.store.read("dataset.json")), self._identity(key)
+        for name, value in ours.items():
+            if kept.get(name) != value:
+                shown = "is another one" if name == "patient_key" else f"{kept.get(name)!r}, now {value!r}"
+                raise DatasetError(
+                    f"the dataset in {self.store.uri} was made with another setting: {name} {shown}; "
+                    f"put the setting back, or start a new store"
+                )
+
+
+_ROW_COLUMNS = (
+    *("digest", "suffix", "label", "patient", "side", "delivery", "source"),
+    *("width", "height", "mode", "view", "sex", "age_years", "scanner"),
+)
+_SOURCES = re.compile(r"^(?:person\d+_(bacteria|virus)|(NORMAL2)-IM-|(IM)-)")
+
+
+def _source(file: str) -> str:
+    match = _SOURCES.match(file.rpartition("/")[2])
+    return match[match.lastindex or 0] if match else ""
+
+
+def _radiograph_key(digest: str, suffix: str) -> str:
+    return f"radiographs/{digest[:2]}/{digest}{suffix}"
+
+
+def _canonical(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True, indent=1).encode()
+
+
+def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
+    """Return an intake table as Parquet with the format version and `facts` in its metadata; equal tables, equal bytes."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(
+        {"xray.format": str(FORMAT), **{f"xray.{name}": value for name, value in facts.items()}}
+    )
+    out = io.BytesIO()
+    pq.write_table(arrow, out, compression="zstd")
+    return out.getvalue()
+
+
+def from_parquet(data: bytes, what: str) -> pd.DataFrame:
+    """Read what `to_parquet` wrote. Raises DatasetError, naming `what`, for other bytes or another format version."""
+    try:
+        arrow = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DatasetError(f"{what} is not readable Parquet: {error}") from error
+    found = (arrow.schema.metadata or {}).get(b"xray.format", b"none").decode()
+    if found != str(FORMAT):
+        raise DatasetError(f"{what} has format {found}; this version reads {FORMAT}")
+    return arrow.to_pandas()
+
+
+def accounting(tables: Iterable[pd.DataFrame]) -> dict[str, int]:
+    """Count the rows of some intake tables by outcome: "accepted" and each quarantine reason."""
+    counts: dict[str, int] = {}
+    for table in tables:
+        for reason, count in table["reason"].value_counts().items():
+            name = str(reason) or "accepted"
+            counts[name] = counts.get(name, 0) + int(count)
+    return dict(sorted(counts.items()))

@@ -1,0 +1,101 @@
+"""Every error this package raises on purpose, as one tree.
+
+    XrayError
+    ├── ConfigError              a setting, recipe or policy is wrong
+    ├── StorageError             a store can't be used as asked
+    │   ├── ObjectNotFound       the key isn't there
+    │   └── StorageUnavailable   the store did not answer in time, or refused
+    ├── RadiographError          one file is not a radiograph we take (carries the quarantine reason)
+    ├── DeliveryError            a whole delivery can't be judged (unknown class, unreadable labels.csv, ...)
+    ├── DatasetError             the dataset on disk disagrees with itself, the settings or this version of the code
+    ├── WeightsError             pretrained weights are missing or not what their digest says
+    ├── TrainingError            training can't go on
+    │   ├── NonFiniteLoss        NaN or infinity in the loss
+    │   └── OutOfMemory          no batch size fits the device
+    ├── EvaluationError          a model can't be scored
+    ├── LedgerError              the ledger is broken, or an entry lost the race for its place
+    ├── RegistryError            MLflow's registry does not hold what it should
+    │   └── RegistryUnavailable  MLflow did not answer in time
+    └── ModelRefused             a model artifact must not be loaded (pickle, unknown file, wrong digest)
+
+A message says what was wrong, with the value and the place, and what to do next. No message holds patient data: files
+of a delivery are named by their row in the intake table, never by their path.
+"""
+
+from __future__ import annotations
+
+
+class XrayError(Exception):
+    """Root of the tree; `xray` prints it as one line and exits with 1."""
+
+
+class ConfigError(XrayError):
+    """A setting, recipe or policy is wrong."""
+
+
+class StorageError(XrayError):
+    """A store can't be used as asked."""
+
+
+class ObjectNotFound(StorageError):
+    """The key is not in the store."""
+
+
+class StorageUnavailable(StorageError):
+    """The store did not answer in time, or refused."""
+
+
+class RadiographError(XrayError):
+    """One file is not a radiograph we take.
+
+    `reason` is the quarantine reason: a short, stable code in kebab case; `detail` says it in words.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class DeliveryError(XrayError):
+    """A whole delivery can't be judged."""
+
+
+class DatasetError(XrayError):
+    """The dataset on disk disagrees with itself, with the settings or with this version of the code."""
+
+
+class WeightsError(XrayError):
+    """Pretrained weights are missing or not what their digest says."""
+
+
+class TrainingError(XrayError):
+    """Training can't go on."""
+
+
+class NonFiniteLoss(TrainingError):
+    """NaN or infinity in the loss."""
+
+
+class OutOfMemory(TrainingError):
+    """No batch size fits the device."""
+
+
+class EvaluationError(XrayError):
+    """A model can't be scored."""
+
+
+class LedgerError(XrayError):
+    """The ledger is broken, or an entry lost the race for its place."""
+
+
+class RegistryError(XrayError):
+    """MLflow's registry does not hold what it should."""
+
+
+class RegistryUnavailable(RegistryError):
+    """MLflow did not answer in time."""
+
+
+class ModelRefused(XrayError):
+    """A model artifact must not be loaded."""

@@ -1,0 +1,324 @@
+"""The Great Expectations suite that decides whether a delivery is fit to ingest, and the page that shows why.
+
+Four batches are validated: every row of the intake table, its accepted rows, its quarantined rows, and one row that
+sums up. The delivery is fit when every expectation holds. Great Expectations runs in memory with its analytics off and
+leaves nothing on disk; importing it takes seconds, so only `judge` does. Its own Data Docs load files from outside, so
+the page is ours: one HTML file that names rows by number, never a path or a patient.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pandas as pd
+
+from xray_pipeline import intake
+from xray_pipeline.settings import IntakeRules, Settings
+
+if TYPE_CHECKING:
+    from xray_pipeline.intake import Delivery
+
+_SHA256, _HASH = r"^[0-9a-f]{64}$", r"^[0-9a-f]{32}$"
+_SIDES = ["train", "validation", "held-out"]
+_EXAMPLES = 12  # row numbers shown for one reason
+_ROWS = "{:,.0f} rows differ".format
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One expectation as a person reads it: what must hold, what was seen, what was asked for, and whether it held."""
+
+    sentence: str
+    observed: str
+    threshold: str
+    success: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether the delivery is fit, the sentences of what failed, the JSON-able result and the page."""
+
+    fit: bool
+    failures: tuple[str, ...]
+    result: dict[str, Any]
+    page: str
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """One expectation: the batch it is for, its words, and how what it observed is said."""
+
+    batch: str
+    sentence: str
+    threshold: str
+    expectation: Any
+    says: Callable[[float], str] = "{:,.0f}".format
+
+
+def judge(delivery: Delivery, table: pd.DataFrame, settings: Settings, bookkeeping: Sequence[str] = ()) -> Outcome:
+    """Validate an intake table (columns of `intake.Row`) and return the verdict on its delivery.
+
+    `bookkeeping` names the delivery's files that have no row (labels.csv, _SUCCESS).
+    """
+    batches = _batches(table)
+    findings = _validate(batches, _rules(settings))
+    fit = all(finding.success for finding in findings)
+    failures = tuple(f"{f.sentence}: {f.observed}, wanted {f.threshold}." for f in findings if not f.success)
+    result = {
+        "delivery": delivery.key,
+        "fingerprint": delivery.fingerprint,
+        "rules": settings.rules.digest(),
+        "success": fit,
+        "great_expectations": _version(),
+        "expectations": [asdict(finding) for finding in findings],
+        "rows": len(table),
+        "accepted": len(batches["accepted"]),
+        "quarantined": _counts(batches["quarantined"], "reason"),
+        "bookkeeping": list(bookkeeping),
+    }
+    return Outcome(fit, failures, result, _page(delivery, table, findings, fit, bookkeeping))
+
+
+def _batches(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    accepted = table[table["verdict"] == "accepted"]
+    quarantined = table[table["verdict"] != "accepted"]
+    counted = len(table) - int(quarantined["reason"].isin(intake.NOT_COUNTED).sum())
+    shares = accepted["label"].value_counts(normalize=True)
+    summary = {
+        "accepted": len(accepted),
+        "quarantined_share": (counted - len(accepted)) / counted if counted else 0.0,
+        "class_share": float(shares.max()) if len(shares) else 0.0,
+    }
+    return {
+        "files": table,
+        "accepted": accepted.assign(
+            pixels=accepted["width"] * accepted["height"], short_side=accepted[["width", "height"]].min(axis=1)
+        ),
+        "quarantined": quarantined,
+        "summary": pd.DataFrame([summary]),
+    }
+
+
+def _rules(settings: Settings) -> list[_Rule]:
+    return [*_table_rules(), *_file_rules(settings), *_share_rules(settings.rules)]
+
+
+def _table_rules() -> list[_Rule]:
+    core = _core()
+
+    columns = list(intake.COLUMNS)
+    reasons = [rule.code for rule in intake.RULES if rule.outcome == "quarantined"]
+    verdicts = ["accepted", "quarantined"]
+    return [
+        _Rule("files", "The delivery brings files", "1 or more", core.ExpectTableRowCountToBeBetween(min_value=1)),
+        _Rule(
+            "files",
+            "The intake table has its columns",
+            f"{len(columns)} columns in order",
+            core.ExpectTableColumnsToMatchOrderedList(column_list=columns),
+        ),
+        _Rule("files", "Every file has one row", "all rows", core.ExpectColumnValuesToBeUnique(column="file"), _ROWS),
+        _Rule(
+            "files",
+            "Every file is accepted or quarantined",
+            "all rows",
+            core.ExpectColumnValuesToBeInSet(column="verdict", value_set=verdicts),
+            _ROWS,
+        ),
+        _Rule(
+            "quarantined",
+            "Quarantined files have a written reason",
+            "all rows",
+            core.ExpectColumnValuesToBeInSet(column="reason", value_set=reasons),
+            _ROWS,
+        ),
+    ]
+
+
+def _file_rules(settings: Settings) -> list[_Rule]:
+    """What each accepted row must be."""
+    core = _core()
+
+    rules, classes = settings.rules, list(settings.classes)
+    in_set, matches = core.ExpectColumnValuesToBeInSet, core.ExpectColumnValuesToMatchRegex
+    between, unique = core.ExpectColumnValuesToBeBetween, core.ExpectColumnValuesToBeUnique
+    side, pixels = f"{rules.min_side} pixels or more", f"{rules.max_pixels:,} pixels or less"
+    return [
+        _Rule("accepted", sentence, threshold, expectation, _ROWS)
+        for sentence, threshold, expectation in (
+            ("Accepted images have a digest", "SHA-256", matches(column="digest", regex=_SHA256)),
+            ("No accepted image comes twice", "all different", unique(column="digest")),
+            ("Patients are keyed hashes", "32 digits", matches(column="patient", regex=_HASH)),
+            ("Sides are of the split", ", ".join(_SIDES), in_set(column="side", value_set=_SIDES)),
+            ("Labels are classes", ", ".join(classes), in_set(column="label", value_set=classes)),
+            ("The shorter side is long enough", side, between(column="short_side", min_value=rules.min_side)),
+            ("Images are not too large", pixels, between(column="pixels", max_value=rules.max_pixels)),
+        )
+    ]
+
+
+def _share_rules(rules: IntakeRules) -> list[_Rule]:
+    core = _core()
+
+    between, percent = core.ExpectColumnMaxToBeBetween, "{:.1%}".format
+    few, mixed = rules.max_quarantined_share, rules.max_class_share
+    return [
+        _Rule(
+            "summary",
+            "Enough files are accepted",
+            f"{rules.min_files:,} or more",
+            between(column="accepted", min_value=rules.min_files),
+        ),
+        _Rule(
+            "summary",
+            "Few files are quarantined, duplicates aside",
+            f"{few:.1%} or less",
+            between(column="quarantined_share", max_value=few),
+            percent,
+        ),
+        _Rule(
+            "summary",
+            "No class crowds out the others",
+            f"{mixed:.1%} or less",
+            between(column="class_share", max_value=mixed),
+            percent,
+        ),
+    ]
+
+
+def _validate(batches: dict[str, pd.DataFrame], rules: list[_Rule]) -> list[Finding]:
+    """Run the expectations, one validation a batch, and return their findings in the order of the rules."""
+    from great_expectations import ExpectationSuite
+
+    source = _context().data_sources.add_pandas("intake")
+    found: dict[int, Finding] = {}
+    for name, frame in batches.items():
+        numbered = [(number, rule) for number, rule in enumerate(rules) if rule.batch == name]
+        asset = source.add_dataframe_asset(name)
+        batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+        suite = ExpectationSuite(name=name, expectations=[rule.expectation for _, rule in numbered])
+        validated = batch.validate(suite, result_format="BASIC")
+        # Results come in an order of their own: what each is of, its configuration says.
+        results = {_identity(result.expectation_config): result for result in validated.results}
+        for number, rule in numbered:
+            result = results[_identity(rule.expectation.configuration)]
+            found[number] = Finding(rule.sentence, _observed(rule, result), rule.threshold, bool(result.success))
+    return [found[number] for number in range(len(rules))]
+
+
+def _identity(configuration: Any) -> tuple[str, str]:
+    return str(configuration.type), str(configuration.kwargs.get("column", ""))
+
+
+def _observed(rule: _Rule, result: Any) -> str:
+    if result.exception_info.get("raised_exception"):
+        return "it could not be computed"
+    seen = result.result.get("observed_value", result.result.get("unexpected_count"))
+    return f"{len(seen)} columns" if isinstance(seen, list) else rule.says(seen)
+
+
+def _core() -> Any:
+    """Import Great Expectations' own expectations: silent, and without analytics, whose switch is read at import."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    return importlib.import_module("great_expectations.expectations.core")
+
+
+def _context() -> Any:
+    """Return a context that lives in memory."""
+    from great_expectations import get_context
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
+
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        analytics_enabled=False,
+        progress_bars=ProgressBarsConfig(globally=False),
+    )
+    return get_context(mode="ephemeral", project_config=config)
+
+
+def _version() -> str:
+    import great_expectations
+
+    return str(great_expectations.__version__)
+
+
+def _counts(frame: pd.DataFrame, column: str) -> dict[str, int]:
+    return {str(value): int(count) for value, count in sorted(frame[column].value_counts().items())}
+
+
+def _page(
+    delivery: Delivery, table: pd.DataFrame, findings: list[Finding], fit: bool, bookkeeping: Sequence[str]
+) -> str:
+    accepted = table[table["verdict"] == "accepted"]
+    quarantined = table[table["verdict"] != "accepted"]
+    words = {rule.code: rule.text for rule in intake.RULES}
+    reasons = [
+        {
+            "code": str(code),
+            "text": words.get(str(code), ""),
+            "count": len(rows),
+            "rows": [int(row) for row in rows.index[:_EXAMPLES]],
+        }
+        for code, rows in sorted(quarantined.groupby("reason"), key=lambda item: (-len(item[1]), str(item[0])))
+    ]
+    split = pd.crosstab(accepted["label"], accepted["side"]).reindex(columns=_SIDES, fill_value=0)
+    return _template().render(
+        delivery=delivery,
+        fit=fit,
+        findings=findings,
+        failures=[finding for finding in findings if not finding.success],
+        files=len(table),
+        accepted=len(accepted),
+        patients=accepted["patient"].nunique(),
+        reasons=reasons,
+        sides=_SIDES,
+        split=[(str(label), [int(count) for count in row]) for label, row in split.iterrows()],
+        patients_by_side=[int(accepted.loc[accepted["side"] == side, "patient"].nunique()) for side in _SIDES],
+        kinds=_kinds(accepted),
+        sizes=_sizes(accepted),
+        known=_known(accepted),
+        bookkeeping=list(bookkeeping),
+    )
+
+
+def _kinds(accepted: pd.DataFrame) -> list[tuple[str, str, int, int]]:
+    grouped = accepted.groupby(["format", "mode", "bits"]).size()
+    return [(str(kind[0]), str(kind[1]), int(kind[2]), int(count)) for kind, count in grouped.items()]
+
+
+def _sizes(accepted: pd.DataFrame) -> list[tuple[str, int, int, int]]:
+    """Return (what, smallest, median, largest) in pixels; nothing without accepted files."""
+    if accepted.empty:
+        return []
+    return [
+        (name, int(accepted[name].min()), int(accepted[name].median()), int(accepted[name].max()))
+        for name in ("width", "height")
+    ]
+
+
+def _known(accepted: pd.DataFrame) -> list[tuple[str, int]]:
+    """Return how many accepted files say what of the exposure and the patient."""
+    known = [(column, int((accepted[column] != "").sum())) for column in ("view", "sex", "scanner")]
+    return [*known, ("age", int(accepted["age_years"].notna().sum()))]
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = (files("xray_pipeline") / "templates" / "delivery.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source)

@@ -1,0 +1,484 @@
+"""The steps of the night in order, each callable from a DAG task, the command line and a test.
+
+Every step takes a `Run` (settings and recipe overrides) and the small outcome of the step before it, and can be repeated:
+what it leaves behind is found again by digest. Heavy packages are imported inside the steps, because the DAG file and
+quick commands import this module.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Self
+
+from xray_pipeline.errors import DeliveryError, EvaluationError
+from xray_pipeline.settings import Settings
+from xray_pipeline.storage import Store, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from xray_pipeline.evaluation import Evaluation
+    from xray_pipeline.gate import Decision, Evidence
+    from xray_pipeline.intake import Delivery
+    from xray_pipeline.registry import Registry
+    from xray_pipeline.serving import Classifier
+    from xray_pipeline.training import Recipe
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of the night works with: the settings, what overrides the recipe, and who asked for it."""
+
+    settings: Settings
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    who: str = "schedule"
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], who: str = "schedule") -> Run:
+        """Combine the configured settings with a form's values; None and "" mean the configured value."""
+        given = {name: value for name, value in params.items() if value not in (None, "")}
+        settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion", "policy") if name in given}
+        return cls(Settings(**settings), given, who)
+
+    def recipe(self) -> Recipe:
+        """Return the recipe with its overrides. Raises ConfigError."""
+        from xray_pipeline.training import load_recipe
+
+        return load_recipe(self.settings.recipe, self.overrides)
+
+    def registry(self) -> Registry:
+        """Open the registry and the ledger it follows. Raises ConfigError."""
+        from xray_pipeline.registry import Registry
+
+        return Registry(self.settings)
+
+    def evidence(self, key: str) -> Evidence:
+        """Read evidence kept by `evaluate`. Raises EvaluationError, ObjectNotFound."""
+        from xray_pipeline.gate import Evidence
+
+        kept = Evidence.from_dict(json.loads(self.store().read(key)))
+        return replace(kept, promotion=self.settings.promotion)
+
+    def store(self) -> Store:
+        """Open the store. Raises ConfigError."""
+        return open_store(self.settings.store, self.settings)
+
+
+class Outcome:
+    """What passes between tasks: a few strings and numbers, never data."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON-able values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild an outcome from `to_dict`."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Checked(Outcome):
+    """The verdict on one delivery, kept in the store beside its intake table and page."""
+
+    key: str
+    delivery: Mapping[str, Any]
+    rules: str
+    fit: bool
+    accepted: int
+    quarantined: Mapping[str, int]
+    why: str
+
+
+@dataclass(frozen=True)
+class Committed(Outcome):
+    """The dataset after the night's deliveries; `snapshot` is "" while it is empty."""
+
+    snapshot: str
+    images: int
+    patients: int
+    held_out_images: int
+    held_out_patients: int
+    deliveries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained(Outcome):
+    """The candidate; `settled` says why nothing more is to be decided about it, "" when something is."""
+
+    candidate: str
+    settled: str
+
+
+@dataclass(frozen=True)
+class Evaluated(Outcome):
+    """Where the evidence on a candidate lies in the store, and against which champion it was gathered."""
+
+    candidate: str
+    evidence: str
+    champion: int | None
+
+
+@dataclass(frozen=True)
+class Decided(Outcome):
+    """The policy's verdict on a candidate: "registered" or "refused", with its reasons."""
+
+    candidate: str
+    evidence: str
+    champion: int | None
+    verdict: str
+    automatic: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Registered(Outcome):
+    """The candidate's version and the champion it was decided against; `waits` says why it is not promoted at once."""
+
+    candidate: str
+    version: int
+    champion: int | None
+    evidence: str
+    waits: str
+
+
+@dataclass(frozen=True)
+class Promoted(Outcome):
+    """The new champion's version and the ledger entry that made it so."""
+
+    version: int
+    entry: int
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package, sorted."""
+    return sorted(f.name.removesuffix(".toml") for f in (files("xray_pipeline") / "recipes").iterdir())
+
+
+def find_deliveries(run: Run) -> list[str]:
+    """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
+
+    At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest.
+    """
+    found = _deliveries(run)
+    for delivery in found:
+        if not delivery.settled:
+            log.info("delivery %s is still arriving: %d files; next time", delivery.key, delivery.files)
+    settled = [delivery for delivery in found if delivery.settled]
+    for delivery in settled:
+        log.info("delivery %s: %d new files, %.1f MB", delivery.key, delivery.files, delivery.bytes / 1e6)
+    if not settled:
+        log.info("no new deliveries in %s", run.settings.incoming)
+    limit = run.settings.max_deliveries
+    if len(settled) > limit:
+        log.warning("%d deliveries wait; this run takes the first %d", len(settled), limit)
+    return [delivery.key for delivery in settled[:limit]]
+
+
+def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Checked:
+    """Judge a delivery and keep the result in the store; an unchanged delivery is judged once.
+
+    A delivery that can't be judged at all (an unknown class, say) is rejected with that reason.
+    Raises DeliveryError when `key` is no waiting delivery, StorageError.
+    """
+    from xray_pipeline import intake as intakes
+    from xray_pipeline.dataset import Dataset, accounting, to_parquet
+
+    delivery = next((d for d in _deliveries(run) if d.key == key), None)
+    if delivery is None:
+        raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
+    store, dataset = run.store(), Dataset(run.settings)
+    earlier = checked(store, key)
+    rules = run.settings.rules.digest()
+    if earlier and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules):
+        log.info("delivery %s was judged before and has not changed: %s", key, _verdict(earlier))
+        return earlier
+    store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
+    try:
+        intake = intakes.check(delivery, run.settings, dataset.history(), dataset.patient_key(), progress)
+    except DeliveryError as error:
+        result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
+    else:
+        counts = accounting([intake.table])
+        accepted = counts.pop("accepted", 0)
+        store.write(f"intake/{key}/table.parquet", to_parquet(intake.table, {"delivery": delivery.name}))
+        store.write(f"intake/{key}/expectations.json", _json(intake.result))
+        store.write(f"intake/{key}/page.html", intake.page.encode())
+        result = Checked(key, asdict(delivery), rules, intake.fit, accepted, counts, " ".join(intake.failures))
+    store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
+    log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
+    return result
+
+
+def checked(store: Store, key: str) -> Checked | None:
+    """Return the kept verdict on a delivery, None when there is none."""
+    name = f"intake/{key}/checked.json"
+    return Checked.from_dict(json.loads(store.read(name))) if store.exists(name) else None
+
+
+def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = None) -> Committed:
+    """Commit every delivery of `keys` that was found fit, in order, and name the snapshot."""
+    from xray_pipeline.dataset import Dataset, from_parquet
+    from xray_pipeline.intake import Delivery, Intake
+
+    store, dataset = run.store(), Dataset(run.settings)
+    for key in keys:
+        verdict = checked(store, key)
+        if verdict is None or not verdict.fit:
+            log.warning("delivery %s is not committed: %s", key, _verdict(verdict) if verdict else "it was not checked")
+            continue
+        table = from_parquet(store.read(f"intake/{key}/table.parquet"), f"intake table of {key}")
+        intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "")
+        manifest = dataset.commit(intake, progress)
+        log.info("delivery %s is committed: %d accepted, %d quarantined", key, manifest.accepted, manifest.quarantined)
+    snapshot = dataset.snapshot()
+    if snapshot is None:
+        log.info("the dataset is empty: no delivery was ever accepted")
+        return Committed("", 0, 0, 0, 0)
+    rows = dataset.rows(snapshot)
+    held_out = rows[rows["side"] == "held-out"]
+    log.info("snapshot %s: %d radiographs of %d patients", snapshot.digest[:12], snapshot.images, snapshot.patients)
+    return Committed(
+        snapshot.digest, snapshot.images, snapshot.patients, len(held_out), held_out["patient"].nunique(), tuple(keys)
+    )
+
+
+def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
+    """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
+    from xray_pipeline import operations, training
+    from xray_pipeline.dataset import Dataset
+
+    operations.reconcile(run.registry())  # a registry that can't be asked stops the night before hours of training
+    dataset = Dataset(run.settings)
+    candidate = training.train(dataset, dataset.open_snapshot(snapshot), run.recipe(), run.settings, progress)
+    log.info("candidate %s: MLflow run %s", candidate.digest[:12], candidate.run_id)
+    return Trained(candidate.digest, _settled(run, candidate.digest))
+
+
+def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Evaluated:
+    """Score candidate and champion on the same held-out radiographs and keep the evidence in the store.
+
+    Raises EvaluationError, RegistryError or ModelRefused when either can't be scored: never "the candidate wins".
+    """
+    from xray_pipeline import evaluation, operations, training
+    from xray_pipeline.dataset import Dataset
+    from xray_pipeline.gate import Evidence, effective_uses
+
+    store, dataset, registry = run.store(), Dataset(run.settings), run.registry()
+    champion = operations.reconcile(registry).champion
+    candidate = training.find_candidate(store, trained.candidate)
+    rows = dataset.rows(dataset.open_snapshot(candidate.snapshot))
+    rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
+    if rows.empty:
+        raise EvaluationError(f"snapshot {candidate.snapshot[:12]} has no held-out radiographs; deliver more patients")
+    models = [registry.load_exactly(registry.resolve(candidate.model_uri), candidate.model_digest)]
+    if champion is not None:
+        models.append(registry.load(champion))
+    evidence = Evidence(
+        **_measured(run, candidate.snapshot, rows, models, progress),
+        champion_known=champion is not None,
+        snapshot=candidate.snapshot,
+        promotion=run.settings.promotion,
+        earlier_uses=effective_uses(_compared_patients(registry, candidate.digest), rows["patient"].nunique()),
+    )
+    key = f"evidence/{candidate.digest}/against-{champion or 'none'}.json"
+    store.write(key, _json(evidence.to_dict()))
+    for name, found in (("candidate", evidence.candidate), ("champion", evidence.champion)):
+        if found:
+            log.info("%s: %s; %d radiographs of %d patients", name, _headline(found), found.n, found.patients)
+    return Evaluated(candidate.digest, key, champion)
+
+
+def decide(run: Run, evaluated: Evaluated) -> Decided:
+    """Apply the policy to the evidence; a refusal is recorded in the ledger. Raises ConfigError, LedgerError."""
+    from xray_pipeline import operations, training
+
+    decision = _decision(run, evaluated.evidence)
+    for reason in decision.reasons:
+        log.info("%s", reason)
+    if decision.verdict == "refused":
+        operations.refuse(
+            run.registry().ledger,
+            training.find_candidate(run.store(), evaluated.candidate),
+            who=run.who,
+            why=" ".join(decision.reasons),
+            decision=_recorded(decision, run.evidence(evaluated.evidence)),
+            champion_before=evaluated.champion,
+        )
+    return Decided(
+        evaluated.candidate,
+        evaluated.evidence,
+        evaluated.champion,
+        decision.verdict,
+        decision.automatic,
+        decision.reasons,
+    )
+
+
+def register(run: Run, decided: Decided) -> Registered:
+    """Make the candidate a version with alias `challenger`, once. Raises LostRace, RegistryError, ModelRefused."""
+    from xray_pipeline import operations, training
+
+    decision = _decision(run, decided.evidence)
+    candidate = training.find_candidate(run.store(), decided.candidate)
+    why = " ".join(decision.reasons)
+    entry = operations.register(
+        run.registry(),
+        candidate,
+        who=run.who,
+        why=why,
+        decision=_recorded(decision, run.evidence(decided.evidence)),
+        champion_before=decided.champion,
+        tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
+        description=why,
+    )
+    if entry.version is None:
+        raise EvaluationError(f"ledger entry {entry.sequence} registered no version")
+    waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {_why_waits(decision)}"
+    return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits)
+
+
+def promote(run: Run, registered: Registered) -> Promoted:
+    """Make the version the champion, with the policy's consent instead of a person's. Raises LostRace and its kin."""
+    from xray_pipeline import operations
+
+    decision = _decision(run, registered.evidence)
+    entry = operations.promote(
+        run.registry(),
+        registered.version,
+        who=run.who,
+        why=" ".join(decision.reasons),
+        expected_champion=registered.champion,
+        decision=_recorded(decision, run.evidence(registered.evidence)),
+        promotion="auto",
+    )
+    return Promoted(registered.version, entry.sequence)
+
+
+def _headline(evaluation: Evaluation) -> str:
+    names = ("accuracy", "auc", "sensitivity", "specificity")
+    return ", ".join(f"{name} {evaluation.metrics[name].value:.3f}" for name in names if name in evaluation.metrics)
+
+
+def _measured(
+    run: Run, snapshot: str, rows: pd.DataFrame, models: list[Classifier], progress: Progress | None
+) -> dict[str, Any]:
+    """Score candidate and, if there is one, champion on the same rows: the measured part of the evidence."""
+    from xray_pipeline import evaluation
+    from xray_pipeline.dataset import Dataset
+    from xray_pipeline.pixels import PixelCache
+
+    labels, patients, classes = rows["label"].tolist(), rows["patient"].tolist(), run.settings.classes
+    resamples, read = run.settings.bootstrap, Dataset(run.settings).read
+    tables, found = [], []
+    for model in models:
+        if model.classes != classes:
+            raise EvaluationError(f"model {model.digest[:12]} knows classes {model.classes}, the dataset {classes}")
+        scores = evaluation.score(model, rows, PixelCache(run.settings.cache, model.side), read, run.store(), progress)
+        tables.append(scores[[f"p_{name}" for name in classes]].to_numpy())
+        found.append(
+            evaluation.evaluate(
+                tables[-1],
+                labels,
+                patients,
+                classes,
+                model.threshold,
+                resamples=resamples,
+                model_digest=model.digest,
+                snapshot=snapshot,
+            )  # fmt: skip
+        )
+    ours, theirs = models[0], models[-1]
+    cuts = (ours.threshold, theirs.threshold)
+    champion = len(models) == 2
+    comparison = None
+    if champion:
+        digests = (ours.digest, theirs.digest)
+        comparison = evaluation.compare(
+            tables[0], tables[1], labels, patients, classes, cuts, resamples=resamples, digests=digests
+        )
+    slices = evaluation.slices(rows, tables[0], tables[1] if champion else None, classes, cuts, resamples=resamples)
+    return {
+        "candidate": found[0],
+        "champion": found[1] if champion else None,
+        "comparison": comparison,
+        "slices": slices,
+    }
+
+
+def _decision(run: Run, evidence: str) -> Decision:
+    from xray_pipeline.gate import decide as judge
+    from xray_pipeline.gate import load_policy
+
+    return judge(run.evidence(evidence), load_policy(run.settings.policy))
+
+
+def _recorded(decision: Decision, evidence: Evidence) -> dict[str, Any]:
+    """What the ledger keeps of a decision: all of it, and how much of the held-out set's budget it used."""
+    compared = evidence.comparison.patients if evidence.comparison else 0
+    return {**decision.to_dict(), "compared_patients": compared}
+
+
+def _compared_patients(registry: Registry, candidate: str) -> list[int]:
+    """How many held-out patients each earlier comparison looked at; the candidate's own does not count against it."""
+    return [
+        entry.decision["compared_patients"]
+        for entry in registry.ledger.entries()
+        if entry.kind in ("registered", "refused") and entry.candidate != candidate
+    ]
+
+
+def _why_waits(decision: Decision) -> str:
+    unmet = [c.why for c in decision.clauses if c.stage in ("promote", "release") and c.passed is False]
+    return " ".join(unmet) or "a person decides."
+
+
+def _settled(run: Run, candidate: str) -> str:
+    """Say what was decided of a candidate when nothing about it is left to decide, else ""."""
+    from xray_pipeline.gate import load_policy
+
+    state, entries = run.registry().ledger.state(), run.registry().ledger.entries()
+    policy = load_policy(run.settings.policy).digest
+    for entry in reversed(entries):
+        if entry.candidate != candidate or entry.kind not in ("registered", "refused"):
+            continue
+        if entry.kind == "refused":
+            same = entry.champion_before == state.champion and entry.decision["policy"] == policy
+            return f"candidate {candidate[:12]} was refused against the same champion" if same else ""
+        unfinished = (
+            run.settings.promotion == "auto"
+            and state.challenger == entry.version
+            and state.champion == entry.champion_before
+            and entry.decision["automatic"]
+        )
+        role = " and is the champion" if entry.version == state.champion else ""
+        return "" if unfinished else f"candidate {candidate[:12]} was registered as version {entry.version}{role}"
+    return ""
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True, indent=1).encode()
+
+
+def _verdict(result: Checked) -> str:
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(result.quarantined.items())) or "none"
+    head = f"{'fit' if result.fit else 'REJECTED'}; {result.accepted} files accepted; quarantined: {counts}"
+    return f"{head}; {result.why}" if result.why else head
+
+
+def _deliveries(run: Run) -> list[Delivery]:
+    import time
+
+    from xray_pipeline import intake
+    from xray_pipeline.dataset import Dataset
+
+    incoming = open_store(run.settings.incoming, run.settings)
+    return intake.find(incoming, Dataset(run.settings).history(), run.settings.settle_seconds, time.time())

@@ -1,0 +1,495 @@
+"""One self-contained HTML page and one Markdown model card per candidate.
+
+The page opens offline and loads nothing: plots are SVG in the page's own colours, radiographs are data URIs, there is
+no script. Decision and reasons come first, in words; tables and plots after. A radiograph is named by the first twelve
+digits of its digest, never by file or patient. The trade-off: the gallery makes a page of about one megabyte.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from xray_pipeline import figures, gradcam, stress
+from xray_pipeline.bootstrap import LEVEL, Floats, Interval
+from xray_pipeline.evaluation import Evaluation, Pixels, Read, Slice
+from xray_pipeline.gate import Decision, Evidence
+
+if TYPE_CHECKING:
+    from xray_pipeline.serving import Classifier
+
+Images = npt.NDArray[np.uint8]
+Maps = npt.NDArray[np.float32]
+
+TILE = 224  # side of a radiograph in the gallery, in pixels
+LISTED = 12  # slices of one dimension shown without unfolding
+EXPLAINED: Mapping[str, tuple[str, str]] = {
+    "accuracy": ("Accuracy", "share of radiographs that the model names right"),
+    "balanced_accuracy": ("Balanced accuracy", "mean of the shares named right within each class"),
+    "auc": ("AUC", "how often a radiograph with the finding gets the higher score of a pair; .5 is chance"),
+    "average_precision": ("Average precision", "area under the precision-recall curve"),
+    "sensitivity": ("Sensitivity", "share of radiographs with the finding that are called"),
+    "specificity": ("Specificity", "share of radiographs without the finding that are cleared"),
+    "ppv": ("Predictive value, positive", "share of the called that have the finding, at this mix of classes"),
+    "npv": ("Predictive value, negative", "share of the cleared that don't have it, at this mix of classes"),
+    "brier": ("Brier score", "mean squared error of the probability; lower is better"),
+    "ece": ("Calibration error", "mean distance of probability and frequency, 15 bins of equal mass; lower is better"),
+}
+LOWER_IS_BETTER = ("brier", "ece")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One held-out radiograph with what the models say of it.
+
+    Probabilities in the order of the classes; `pixels` uint8 [S, S]; maps float32 [S, S] in 0..1, each for the class
+    its model names, None where there is no model or no map.
+    """
+
+    digest: str
+    label: str
+    candidate: tuple[float, ...]
+    candidate_says: str
+    pixels: Images
+    candidate_map: Maps | None = None
+    champion: tuple[float, ...] | None = None
+    champion_says: str = ""
+    champion_map: Maps | None = None
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One delivery of the night: radiographs accepted, files quarantined by reason, and what else was noticed."""
+
+    name: str
+    fit: bool
+    accepted: int
+    quarantined: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything a page and a card are made from.
+
+    `labels` [N], `candidate` [N, C] and `champion` [N, C] (None without one) are the held-out rows in one order;
+    `disagreements` and `errors` come from `examples`; `dataset` counts radiographs by side of the split; `recipe` and
+    `lineage` are shown as they are: names to values, no patient data.
+    """
+
+    model_name: str
+    decision: Decision
+    evidence: Evidence
+    labels: Sequence[str]
+    candidate: Floats
+    champion: Floats | None
+    disagreements: tuple[Example, ...] = ()
+    errors: tuple[Example, ...] = ()
+    arrivals: tuple[Arrival, ...] = ()
+    dataset: Mapping[str, int] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    lineage: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(report: Report) -> str:
+    """Return the HTML page. Raises KeyError when the evidence lacks the candidate's evaluation."""
+    return _environment().get_template("report.html.j2").render(**_context(report))
+
+
+def model_card(report: Report) -> str:
+    """Return the model card in Markdown, in the sections of Mitchell et al. 2019."""
+    return _environment().get_template("model_card.md.j2").render(**_context(report, plots=False))
+
+
+def examples(
+    models: Sequence[tuple[Classifier, Pixels]],
+    rows: pd.DataFrame,
+    tables: Sequence[Floats],
+    read: Read,
+    *,
+    limit: int = 12,
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Choose and explain the radiographs to look at: (where the two models differ, the candidate's worst errors).
+
+    `models` is the candidate and, if there is one, the champion; `tables` their probabilities [N, C], aligned with
+    `rows` (columns digest, suffix, label). Both lists are sorted by how much is at stake: the difference in, or the
+    lack of, probability for the true class.
+    """
+    classes = list(models[0][0].classes)
+    truth = np.array([classes.index(label) for label in rows["label"]], dtype=np.int64)
+    where = np.arange(len(rows))
+    says = [np.array(model.label(table)) for (model, _), table in zip(models, tables, strict=True)]
+    for_truth = [table[where, truth] for table in tables]
+    wrong = where[says[0] != rows["label"].to_numpy()]
+    errors = wrong[np.argsort(for_truth[0][wrong], kind="stable")][:limit]
+    differ = where[says[0] != says[-1]]
+    gap = np.abs(for_truth[0] - for_truth[-1])[differ]
+    differ = differ[np.argsort(-gap, kind="stable")][:limit]
+    return _explained(models, rows, tables, says, differ, read), _explained(models, rows, tables, says, errors, read)
+
+
+def _explained(
+    models: Sequence[tuple[Classifier, Pixels]],
+    rows: pd.DataFrame,
+    tables: Sequence[Floats],
+    says: Sequence[npt.NDArray[Any]],
+    chosen: npt.NDArray[np.int64],
+    read: Read,
+) -> tuple[Example, ...]:
+    if not len(chosen):
+        return ()
+    part = rows.iloc[chosen]
+    pictures, heat = [], []
+    for (model, pixels), said in zip(models, says, strict=True):
+        pixels.ensure(part, read)
+        pictures.append(pixels.get(list(part["digest"])))
+        targets = [model.classes.index(name) for name in said[chosen]]
+        heat.append(gradcam.maps(model.network, pictures[-1], targets))
+    both = len(models) > 1
+    return tuple(
+        Example(
+            digest=row.digest,
+            label=row.label,
+            candidate=tuple(tables[0][at].tolist()),
+            candidate_says=str(says[0][at]),
+            pixels=pictures[0][i],
+            candidate_map=None if heat[0] is None else heat[0][i],
+            champion=tuple(tables[1][at].tolist()) if both else None,
+            champion_says=str(says[1][at]) if both else "",
+            champion_map=heat[1][i] if both and heat[1] is not None else None,
+        )
+        for i, (at, row) in enumerate(zip(chosen, part.itertuples(), strict=True))
+    )
+
+
+# --- numbers into words
+
+
+def percent(share: float) -> str:
+    """A share as people read it: 93.1 %."""
+    return f"{100 * share:.1f} %"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in a table: the value, its interval in words, and whether a difference is beyond doubt."""
+
+    value: str = "-"
+    range: str = ""
+    tone: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.range})" if self.range else self.value
+
+
+def cell(interval: Interval | None) -> Cell:
+    """A value with its interval: 0.931 (0.909 to 0.948)."""
+    if interval is None:
+        return Cell()
+    return Cell(f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+
+
+def difference(interval: Interval | None, lower_is_better: bool = False) -> Cell:
+    """A difference with its interval: +0.012 (-0.004 to +0.027); "good" or "bad" when that leaves out zero."""
+    if interval is None:
+        return Cell()
+    tone = ""
+    if not interval.low <= 0 <= interval.high:
+        tone = "good" if (interval.value > 0) != lower_is_better else "bad"
+    return Cell(f"{interval.value:+.3f}", f"{interval.low:+.3f} to {interval.high:+.3f}", tone)
+
+
+def chance(p: float) -> str:
+    """A p value in words, such as "in 1 of 8 tries"."""
+    if p > 0.4:
+        return "always" if p > 0.95 else f"in {10 * p:.0f} of 10 tries"
+    return f"in 1 of {1 / p:,.0f} tries" if p > 1e-9 else "practically never"
+
+
+def headline(decision: Decision) -> str:
+    """The decision in a few words."""
+    if decision.verdict == "refused":
+        return "Refused: it stays out of the registry"
+    if not decision.may_promote:
+        return "Registered, not promoted"
+    return "Registered and promoted" if decision.automatic else "Registered; a person decides on promoting it"
+
+
+def in_words(report: Report) -> list[str]:
+    """What was found, in sentences for a reader who does not know the metrics' names."""
+    evidence, ours, theirs = report.evidence, _candidate(report.evidence), report.evidence.champion
+    found = [
+        f"The candidate read {ours.n:,} radiographs of {ours.patients:,} patients that no training ever saw, and named "
+        f"{percent(ours.metrics['accuracy'].value)} of them right (95 % interval "
+        f"{percent(ours.metrics['accuracy'].low)} to {percent(ours.metrics['accuracy'].high)})."
+    ]
+    if len(ours.classes) == 2:
+        negative, positive = ours.classes
+        found.append(
+            f"Of 100 radiographs with {positive} it calls {100 * ours.metrics['sensitivity'].value:.0f}; of 100 "
+            f"radiographs with {negative} it clears {100 * ours.metrics['specificity'].value:.0f}."
+        )
+    if theirs is None or evidence.comparison is None:
+        return [
+            *found,
+            "There is no model in production to compare it with: the policy's floors for a first model decide.",
+        ]
+    against = evidence.comparison
+    found[0] += (
+        f" The model in production named {percent(theirs.metrics['accuracy'].value)} of the same radiographs right."
+    )
+    if len(ours.classes) == 2:
+        sensitivity, specificity = (100 * theirs.metrics[name].value for name in ("sensitivity", "specificity"))
+        found[1] += f" The model in production: {sensitivity:.0f} and {specificity:.0f}."
+    found.append(
+        f"On {against.only_candidate_right} radiographs only the candidate is right, on {against.only_champion_right} "
+        f"only the model in production. If both were equally good, luck would favour the candidate at least this much "
+        f"{chance(against.p_value)}."
+    )
+    return found
+
+
+# --- what the templates get
+
+
+def _context(report: Report, plots: bool = True) -> dict[str, Any]:
+    evidence, decision = report.evidence, report.decision
+    ours = _candidate(evidence)
+    tone = "bad" if decision.verdict == "refused" else "good" if decision.may_promote else "mixed"
+    shown = {
+        "report": report,
+        "decision": decision,
+        "evidence": evidence,
+        "ours": ours,
+        "theirs": evidence.champion,
+        "tone": tone,
+        "headline": headline(decision),
+        "words": in_words(report),
+        "reasons": [reason for reason in decision.reasons if "(clause " in reason],
+        "level": f"{100 * LEVEL:.0f} %",
+        "metrics": _metrics(evidence),
+        "by_class": _by_class(evidence),
+        "confusions": [(n, e) for n, e in (("Candidate", ours), ("Champion", evidence.champion)) if e],
+        "dimensions": _dimensions(evidence.slices or ()),
+        "stress": _stress(evidence.stress or ()),
+        "unknown": _unknown(evidence.slices or ()),
+        "lineage": {**_lineage(report), **report.lineage},
+        "differing": _differing(report),
+    }
+    if not plots:
+        return shown
+    as_data = json.dumps(decision.to_dict(), indent=1, sort_keys=True)
+    return {
+        **shown,
+        "plots": [(name, _plots(report, c)) for c, name in _rated(ours)],
+        "galleries": _galleries(report),
+        "as_data": as_data,
+    }
+
+
+def _candidate(evidence: Evidence) -> Evaluation:
+    if evidence.candidate is None:
+        raise KeyError("the evidence holds no evaluation of the candidate: there is nothing to report")
+    return evidence.candidate
+
+
+def _rated(evaluation: Evaluation) -> list[tuple[int, str]]:
+    classes = list(enumerate(evaluation.classes))
+    return classes[1:] if len(classes) == 2 else classes
+
+
+def _metrics(evidence: Evidence) -> list[dict[str, Any]]:
+    ours, theirs = _candidate(evidence), evidence.champion
+    differences = evidence.comparison.differences if evidence.comparison else {}
+    return [
+        {
+            "name": name,
+            "explained": explained,
+            "candidate": cell(ours.metrics.get(key)),
+            "champion": cell(theirs.metrics.get(key) if theirs else None),
+            "difference": difference(differences.get(key), key in LOWER_IS_BETTER),
+        }
+        for key, (name, explained) in EXPLAINED.items()
+    ]
+
+
+def _by_class(evidence: Evidence) -> list[tuple[str, list[Cell]]]:
+    names = ("auc", "average_precision", "sensitivity", "specificity", "ppv", "npv")
+    found = _candidate(evidence).by_class.items()
+    return [(label, [cell(metrics.get(name)) for name in names]) for label, metrics in found]
+
+
+def _dimensions(slices: Sequence[Slice]) -> list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Each dimension with the slices shown at once (the worst, of many) and those to unfold."""
+    found = []
+    for dimension in dict.fromkeys(part.dimension for part in slices):
+        parts = [part for part in slices if part.dimension == dimension]
+        if [part.value for part in parts] == ["unknown"]:
+            continue
+        if len(parts) > LISTED:
+            parts.sort(key=lambda part: part.candidate["accuracy"].value)
+        rows = [_slice(part) for part in parts]
+        found.append((dimension, rows[:LISTED], rows[LISTED:]))
+    return found
+
+
+def _unknown(slices: Sequence[Slice]) -> list[str]:
+    known = {part.dimension for part in slices if part.value != "unknown"}
+    return [d for d in dict.fromkeys(part.dimension for part in slices) if d not in known]
+
+
+def _slice(part: Slice) -> dict[str, Any]:
+    return {
+        "value": part.value,
+        "n": part.n,
+        "patients": part.patients,
+        "small": part.small,
+        **{name: cell(part.candidate.get(name)) for name in ("accuracy", "auc")},
+        **{name: cell(part.candidate.get(name)).value for name in ("sensitivity", "specificity")},
+        "champion": cell(part.champion.get("accuracy")).value,
+        "champion_auc": cell(part.champion.get("auc")).value,
+        "difference": difference(part.difference.get("accuracy")),
+    }
+
+
+def _stress(slices: Sequence[Slice]) -> list[dict[str, Any]]:
+    untouched = {part.value: part for part in slices}.get(stress.UNTOUCHED)
+    found = []
+    for part in slices:
+        row = _slice(part)
+        row["change"] = "-"
+        if untouched and part is not untouched and "auc" in part.candidate and "auc" in untouched.candidate:
+            row["change"] = f"{part.candidate['auc'].value - untouched.candidate['auc'].value:+.3f}"
+        row["baseline"] = part.value == stress.BASELINE
+        found.append(row)
+    return found
+
+
+def _lineage(report: Report) -> dict[str, str]:
+    evidence, decision = report.evidence, report.decision
+    ours = _candidate(evidence)
+    return {
+        "Candidate (model files)": ours.model_digest,
+        "Champion (model files)": evidence.champion.model_digest if evidence.champion else "none",
+        "Snapshot of the dataset": evidence.snapshot,
+        "Held-out rows (patients and labels)": ours.rows,
+        "Policy": f"{decision.policy_name}, {decision.policy}",
+        "Bootstrap": f"{ours.resamples:,} resamples of patients, seed {ours.seed}",
+    }
+
+
+def _differing(report: Report) -> int:
+    theirs = report.evidence.champion
+    if theirs is None or report.champion is None:
+        return 0
+    said = [
+        _says(table, e) for table, e in ((report.candidate, _candidate(report.evidence)), (report.champion, theirs))
+    ]
+    return int((said[0] != said[1]).sum())
+
+
+def _says(table: Floats, evaluation: Evaluation) -> npt.NDArray[Any]:
+    return table[:, 1] >= evaluation.threshold if table.shape[1] == 2 else table.argmax(axis=1)
+
+
+def _plots(report: Report, c: int) -> list[str]:
+    name = _candidate(report.evidence).classes[c]
+    truth = np.asarray(list(report.labels)) == name
+    curves = [
+        figures.Curve(who, truth, table[:, c], evaluation.threshold if len(evaluation.classes) == 2 else None)
+        for who, table, evaluation in (
+            ("candidate", report.candidate, report.evidence.candidate),
+            ("champion", report.champion, report.evidence.champion),
+        )
+        if table is not None and evaluation is not None
+    ]
+    drawn = [figures.roc(curves, name), figures.precision_recall(curves, name), figures.calibration(curves, name)]
+    return [*drawn, *(figures.histogram(curve, name) for curve in curves)]
+
+
+# --- pictures
+
+
+def _galleries(report: Report) -> list[dict[str, Any]]:
+    theirs = report.evidence.champion is not None
+    galleries = [("errors", "Worst errors", "The candidate is wrong here and most sure of it.", report.errors)]
+    if theirs:
+        text = f"The two models name {_differing(report):,} radiographs differently; these most."
+        galleries.insert(0, ("disagreements", "Where the two differ", text, report.disagreements))
+    return [
+        {"anchor": anchor, "title": title, "text": text, "cards": [_card(example, report) for example in shown]}
+        for anchor, title, text, shown in galleries
+    ]
+
+
+def _card(example: Example, report: Report) -> dict[str, Any]:
+    classes = _candidate(report.evidence).classes
+    tiles = [("radiograph", _picture(example.pixels), "")]
+    for who, map_, says, p in (
+        ("candidate", example.candidate_map, example.candidate_says, example.candidate),
+        ("champion", example.champion_map, example.champion_says, example.champion),
+    ):
+        if p is not None:
+            right = "right" if says == example.label else "wrong"
+            text = (
+                f"{says} ({right}), {classes[-1]} {p[-1]:.3f}"
+                if len(classes) == 2
+                else f"{says} ({right}), {max(p):.3f}"
+            )
+            tiles.append((who, _picture(example.pixels, map_) if map_ is not None else "", text))
+    return {"digest": example.digest[:12], "label": example.label, "tiles": tiles}
+
+
+def _picture(pixels: Images, heat: Maps | None = None) -> str:
+    """A radiograph, with the map laid over it, as a data URI."""
+    image = Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.BILINEAR)
+    if heat is not None:
+        scaled = np.asarray(Image.fromarray(heat).resize((TILE, TILE), Image.Resampling.BILINEAR))
+        colour = mpl.colormaps["inferno"](scaled)[..., :3] * 255
+        share = 0.6 * np.sqrt(np.clip(scaled, 0, 1))[..., None]  # no evidence, no colour
+        mixed = (1 - share) * np.asarray(image, dtype=np.float32)[..., None] + share * colour
+        image = Image.fromarray(mixed.astype(np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _shown(value: float | str | None) -> str:
+    """A clause's threshold or actual value in a table cell."""
+    if isinstance(value, float):
+        return f"{value:.5f}".rstrip("0").rstrip(".")
+    return "-" if value is None else str(value)
+
+
+def _plain(value: object) -> str:
+    """Text that Markdown takes as text: a delivery's name is not ours to trust."""
+    return re.sub(r"[`|<>\[\]\\*\x00-\x1f]", "?", str(value))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    folder = files("xray_pipeline") / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = _shown
+    environment.filters["plain"] = _plain
+    return environment

@@ -1,0 +1,104 @@
+"""Every setting, once. Each field is read from the environment as XRAY_<FIELD>; none is read anywhere else.
+
+Rules that decide what enters the dataset (`IntakeRules`) are a value of their own, because their digest is kept beside
+each delivery's result: a delivery is judged again when its files or the rules change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SplitMode = Literal["patient", "given"]
+Promotion = Literal["approve", "auto"]
+
+
+class IntakeRules(BaseModel):
+    """What a file and a delivery must be to enter the dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_file_bytes: int = Field(200_000_000, gt=0, description="larger files are quarantined unread")
+    max_pixels: int = Field(100_000_000, gt=0, description="width x height a header may claim")
+    min_side: int = Field(64, gt=0, description="shortest side in pixels")
+    max_aspect: float = Field(4.0, gt=1, description="longest side over shortest side")
+    max_quarantined_share: float = Field(0.2, ge=0, le=1, description="of a delivery's files, duplicates aside")
+    min_files: int = Field(1, ge=1, description="accepted files a delivery must bring")
+    max_class_share: float = Field(1.0, gt=0, le=1, description="largest share one class may have of what is accepted")
+    patient_pattern: str = Field(
+        r"^(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|patient\d+)(?=[-_.])",
+        description="regular expression on a file's name; its first group is the patient",
+    )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of these rules in hexadecimal, 64 characters."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class Settings(BaseSettings):
+    """Settings of one installation. Nested fields are set as XRAY_RULES__MIN_SIDE=32."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="XRAY_", env_nested_delimiter="__", frozen=True, extra="ignore", validate_default=True
+    )
+
+    home: Path = Field(Path("xray-data"), description="folder of everything below that is not set by itself")
+    incoming: str = Field("", description="folder or s3:// prefix whose sub-folders are deliveries; <home>/incoming")
+    store: str = Field("", description="folder or s3:// prefix of the dataset, ledger and checkpoints; <home>/store")
+    cache: Path = Field(Path(), description="this machine's own folder for pixels and features; <home>/cache")
+    s3_endpoint: str = Field("", description="endpoint of an S3 service other than Amazon's")
+
+    tracking_uri: str = Field("", description="MLflow server; sqlite:///<home>/mlflow.db")
+    experiment: str = Field("chest-xray", description="MLflow experiment of the candidates")
+    model_name: str = Field("chest-xray", description="registered model")
+
+    classes: tuple[str, ...] = Field(("NORMAL", "PNEUMONIA"), description="class names; of two, the last is positive")
+    split_mode: SplitMode = Field("patient", description="what decides the split, fixed by the first delivery")
+    split_validation: float = Field(0.15, gt=0, lt=1, description="share of patients in validation")
+    split_held_out: float = Field(0.15, gt=0, lt=1, description="share of patients in held-out")
+    patient_key: SecretStr = Field(SecretStr(""), description="key of the patient hash; <home>/patient.key, made once")
+    settle_seconds: float = Field(600, ge=0, description="a delivery without _SUCCESS is complete after this long")
+    max_deliveries: int = Field(100, ge=1, description="deliveries one run takes; the rest waits for the next")
+    rules: IntakeRules = IntakeRules()
+
+    recipe: str = Field("head", description="recipe name or TOML file")
+    policy: str = Field("default", description="policy name or TOML file")
+    promotion: Promotion = Field("approve", description="auto: promote at once what the policy allows")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    workers: int = Field(0, ge=0, description="threads for reading and decoding; 0: one per core")
+    bootstrap: int = Field(1000, ge=100, description="patient-clustered bootstrap resamples")
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(classes) < 2 or len({c.casefold() for c in classes}) != len(classes) or not all(classes):
+            raise ValueError(f"classes must be two or more different names, got {classes}")
+        return classes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_home(cls, values: dict[str, object]) -> dict[str, object]:
+        home = Path(str(values.get("home") or "xray-data")).expanduser().absolute()
+        defaults = {
+            "incoming": str(home / "incoming"),
+            "store": str(home / "store"),
+            "cache": str(home / "cache"),
+            "tracking_uri": f"sqlite:///{home / 'mlflow.db'}",
+        }
+        return {**defaults, **{k: v for k, v in values.items() if v != ""}, "home": home}
+
+    @model_validator(mode="after")
+    def _split_leaves_training(self) -> Settings:
+        if self.split_validation + self.split_held_out >= 1:
+            raise ValueError("split_validation + split_held_out must leave a share for training")
+        return self
+
+    @cached_property
+    def positive(self) -> str:
+        """The class whose probability the operating threshold cuts, of two classes."""
+        return self.classes[-1]

@@ -33,8 +33,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from xray_pipeline import night, summary
 from xray_pipeline.night import Decided, Evaluated, Registered, Run, Trained
+from xray_pipeline.settings import Settings
 
 GPU = {"queue": "gpu", "pool": "gpu"}
+SCHEDULE = Settings().schedule
 
 PARAMS = {
     "incoming": Param(None, type=["null", "string"], title="Incoming folder", description="folder or s3:// prefix"),
@@ -58,7 +60,7 @@ def _run() -> Run:
 
 
 @dag(
-    schedule="0 2 * * *",
+    schedule=None if SCHEDULE == "none" else SCHEDULE,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
@@ -118,8 +120,16 @@ def xray_retrain() -> None:
         return night.promote(_run(), Registered.from_dict(registered)).to_dict()
 
     @task(trigger_rule="none_failed")
-    def conclude(found: list[str], committed: dict[str, Any], **outcomes: dict[str, Any] | None) -> dict[str, Any]:
-        said = summary.conclude(_run(), found, committed, **outcomes)
+    def conclude(
+        found: list[str],
+        committed: dict[str, Any],
+        trained: dict[str, Any] | None,
+        evaluated: dict[str, Any] | None,
+        decided: dict[str, Any] | None,
+        registered: dict[str, Any] | None,
+        promoted: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        said = summary.conclude(_run(), found, committed, trained, evaluated, decided, registered, promoted)
         if said["unchecked"]:
             raise AirflowFailException(f"not checked, see check_delivery: {', '.join(said['unchecked'])}")
         return said
@@ -132,15 +142,7 @@ def xray_retrain() -> None:
     decided = decide(evaluated)
     registered = register(decided)
     promoted = promote(registered)
-    conclude(
-        found,
-        committed,
-        trained=trained,
-        evaluated=evaluated,
-        decided=decided,
-        registered=registered,
-        promoted=promoted,
-    )
+    conclude(found, committed, trained, evaluated, decided, registered, promoted)
 
 
 dag_object = xray_retrain()

@@ -12,6 +12,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
+from mlflow_server import mlflow_server  # noqa: F401  (a fixture)
 from s3_server import S3Server, run_s3, s3_credentials
 
 from xray_pipeline.settings import Settings

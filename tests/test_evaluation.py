@@ -277,10 +277,12 @@ def test_every_radiograph_is_in_one_slice_of_each_dimension() -> None:
         assert sum(part.n for part in found if part.dimension == dimension) == 120
     named = {(part.dimension, part.value): part for part in found}
     assert named[("sex", "unknown")].n == named[("age group", "0-1 years")].n == 60
-    assert named[("size", "0-512 px")].small and not named[("view", "PA")].small
+    assert named[("size", "0-512 px")].small
+    assert not named[("view", "PA")].small
     assert named[("scanner", "unknown")].n == 120
     bacteria = named[("source", "bacteria")]
-    assert "auc" not in bacteria.candidate and "specificity" not in bacteria.champion
+    assert "auc" not in bacteria.candidate
+    assert "specificity" not in bacteria.champion
     assert {"accuracy", "sensitivity"} <= set(bacteria.difference)
     assert Slice.from_dict(json.loads(json.dumps(bacteria.to_dict()))) == bacteria
 

@@ -160,7 +160,8 @@ def test_evidence_that_does_not_hold_together_is_refused_and_named(change: dict[
     found = decide(replace(BETTER, **change), DEFAULT)
     assert (found.verdict, found.may_promote) == ("refused", False)
     assert clause in failed(found)
-    assert found.reasons[0] == "Refused." and len(found.reasons) > 1
+    assert found.reasons[0] == "Refused."
+    assert len(found.reasons) > 1
 
 
 @pytest.mark.parametrize("who", ["candidate", "champion"])
@@ -228,7 +229,8 @@ def test_it_answers_whatever_it_is_given(evidence: Evidence) -> None:
     assert found.automatic <= found.may_promote
     assert decide(evidence, DEFAULT) == found or evidence != evidence  # NaN is not itself
     if found.verdict == "registered" and evidence.champion_known:
-        assert evidence.candidate and evidence.champion
+        assert evidence.candidate
+        assert evidence.champion
         assert evidence.candidate.metrics["accuracy"].value > evidence.champion.metrics["accuracy"].value
 
 
@@ -329,7 +331,8 @@ def test_new_held_out_patients_restore_what_was_spent() -> None:
 def test_in_a_year_of_equally_good_candidates_the_policy_promotes_none_where_the_naive_rule_does() -> None:
     path = Path(__file__).resolve().parent.parent / "benchmarks" / "gate_simulation.py"
     spec = importlib.util.spec_from_file_location("gate_simulation", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     simulation = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = simulation
     spec.loader.exec_module(simulation)
@@ -345,9 +348,11 @@ def test_in_a_year_of_equally_good_candidates_the_policy_promotes_none_where_the
 
 def test_every_decision_lists_every_clause_with_threshold_and_value() -> None:
     for clause in decide(BETTER, DEFAULT).clauses:
-        assert clause.text and clause.why
+        assert clause.text
+        assert clause.why
         if clause.passed is not None:
-            assert clause.threshold is not None and clause.actual is not None
+            assert clause.threshold is not None
+            assert clause.actual is not None
 
 
 def test_decision_and_evidence_survive_json() -> None:

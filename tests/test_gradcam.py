@@ -39,7 +39,8 @@ class Bright(nn.Module):
         nn.init.constant_(convolution.bias, -1.5)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.picture(pixels).mean(dim=(2, 3))
+        pooled: torch.Tensor = self.picture(pixels).mean(dim=(2, 3))
+        return pooled
 
 
 def bright(crop: int = 0) -> Network:
@@ -53,27 +54,34 @@ def bright(crop: int = 0) -> Network:
 def test_the_map_points_at_what_counts() -> None:
     pixels, places = pictures(6)
     found = maps(bright(), pixels, [1] * 6)
-    assert found is not None and found.shape == (6, 224, 224) and found.dtype == np.float32
+    assert found is not None
+    assert found.shape == (6, 224, 224)
+    assert found.dtype == np.float32
     for one, (cy, cx) in zip(found, places, strict=True):
-        assert one.min() >= 0 and one.max() > 0.9
+        assert one.min() >= 0
+        assert one.max() > 0.9
         top, left = np.unravel_index(one.argmax(), one.shape)
-        assert abs(top / 224 - cy) < 0.08 and abs(left / 224 - cx) < 0.08
+        assert abs(top / 224 - cy) < 0.08
+        assert abs(left / 224 - cx) < 0.08
 
 
 def test_what_speaks_for_one_class_does_not_speak_for_the_other() -> None:
     pixels, _ = pictures(2)
     found = maps(bright(), pixels, [0, 1])
     assert found is not None
-    assert found[0].max() == 0 and found[1].max() > 0.9
+    assert found[0].max() == 0
+    assert found[1].max() > 0.9
 
 
 def test_a_network_that_crops_has_no_evidence_outside_its_crop() -> None:
     pixels, _ = pictures(3, side=256)
     found = maps(bright(crop=224), pixels, [1] * 3)
-    assert found is not None and found.shape == (3, 256, 256)
+    assert found is not None
+    assert found.shape == (3, 256, 256)
     edge = np.ones((256, 256), dtype=bool)
     edge[16:240, 16:240] = False
-    assert found[:, edge].max() == 0 and found.max() > 0.9
+    assert found[:, edge].max() == 0
+    assert found.max() > 0.9
 
 
 def test_batches_change_nothing_and_frozen_weights_do_not_matter() -> None:
@@ -82,7 +90,8 @@ def test_batches_change_nothing_and_frozen_weights_do_not_matter() -> None:
     whole = maps(network, pixels, [1] * 5)
     network.requires_grad_(False)
     parts = maps(network, pixels, [1] * 5, batch_size=2)
-    assert whole is not None and parts is not None
+    assert whole is not None
+    assert parts is not None
     np.testing.assert_allclose(whole, parts, atol=1e-6)
 
 
@@ -93,7 +102,9 @@ def test_maps_change_when_the_weights_are_randomised() -> None:
     random = Network(backbones.load("efficientnet_lite0", "none"), 2)
     random.head.load_state_dict(trained.head.state_dict())
     before, again, after = (maps(network, pixels, [1] * 6) for network in (trained, trained, random))
-    assert before is not None and again is not None and after is not None
+    assert before is not None
+    assert again is not None
+    assert after is not None
     np.testing.assert_array_equal(before, again)
     likeness = [
         stats.spearmanr(one[::8, ::8].ravel(), two[::8, ::8].ravel()).statistic

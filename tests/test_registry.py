@@ -270,7 +270,7 @@ def test_a_missing_version_or_alias_is_named(three: Registry) -> None:
         three.resolve(f"models:/{three.name}@staging")
 
 
-def test_a_model_is_downloaded_once(three: Registry, mlflow_server: MlflowServer) -> None:
+def test_equal_models_are_kept_once(three: Registry) -> None:
     first = three.download(1)
     assert isinstance(three.load(1), Classifier)
     before = first.stat().st_ino
@@ -326,6 +326,14 @@ def test_a_changed_file_is_refused_and_named(spoilt: tuple[Registry, Path]) -> N
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(ModelRefused, match=r"recorded is .*changed since.*model\.safetensors"):
+        registry.load(1)
+
+
+def test_a_good_copy_in_the_cache_does_not_hide_missing_files(spoilt: tuple[Registry, Path]) -> None:
+    registry, folder = spoilt
+    registry.load(1)
+    shutil.rmtree(folder)
+    with pytest.raises(RegistryError, match=r"files of .* are missing"):
         registry.load(1)
 
 

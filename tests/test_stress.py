@@ -22,7 +22,8 @@ CLASSES = ("NORMAL", "PNEUMONIA")
 def test_each_perturbation_gives_images_of_the_same_kind_and_leaves_its_input_alone(name: str) -> None:
     before = IMAGES.copy()
     after = stress.PERTURBATIONS[name](IMAGES)
-    assert after.shape == IMAGES.shape and after.dtype == np.uint8
+    assert after.shape == IMAGES.shape
+    assert after.dtype == np.uint8
     np.testing.assert_array_equal(IMAGES, before)
     assert (after == IMAGES).all() == (name == stress.UNTOUCHED)
 
@@ -49,8 +50,10 @@ def test_the_blur_is_as_wide_at_every_side() -> None:
 
 def test_the_two_border_views_part_the_image() -> None:
     inside, outside = stress.without_border(IMAGES), stress.only_border(IMAGES)
-    assert (inside[:, :8] == 0).all() and (inside[:, 8:-8, 8:-8] == IMAGES[:, 8:-8, 8:-8]).all()
-    assert (outside[:, :8] == IMAGES[:, :8]).all() and len(np.unique(outside[0, 8:-8, 8:-8])) == 1
+    assert (inside[:, :8] == 0).all()
+    assert (inside[:, 8:-8, 8:-8] == IMAGES[:, 8:-8, 8:-8]).all()
+    assert (outside[:, :8] == IMAGES[:, :8]).all()
+    assert len(np.unique(outside[0, 8:-8, 8:-8])) == 1
 
 
 @dataclass
@@ -117,8 +120,10 @@ def measured(tmp_path: Path, *models: Look, limit: int = 200) -> dict[str, Any]:
 def test_a_model_that_reads_lungs_fails_without_them_and_one_that_reads_markers_does_not(tmp_path: Path) -> None:
     found = measured(tmp_path, Look("lungs", LUNGS), Look("corner", CORNER))
     border, covered = found[stress.BASELINE], found["border covered"]
-    assert border.candidate["auc"].value == pytest.approx(0.5, abs=0.2) and border.champion["auc"].value == 1
-    assert covered.candidate["auc"].value == 1 and covered.champion["auc"].value == pytest.approx(0.5, abs=0.2)
+    assert border.candidate["auc"].value == pytest.approx(0.5, abs=0.2)
+    assert border.champion["auc"].value == 1
+    assert covered.candidate["auc"].value == 1
+    assert covered.champion["auc"].value == pytest.approx(0.5, abs=0.2)
     assert border.difference["auc"].value < -0.2
     assert {part.dimension for part in found.values()} == {"stress"}
 

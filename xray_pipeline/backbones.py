@@ -55,16 +55,24 @@ class Backbone:
 class Network(nn.Module):
     """A backbone with a linear layer on top: grey pixels in 0..255 to logits.
 
-    `crop` is the side of the centre crop taken before the backbone (0: none). Parameters live under `backbone.` and
-    `head.`; what `mean` and `std` say is fixed and not part of the state. Everything is channels last: twice as fast for
+    `crop` is the side of the centre crop taken before the backbone (0: none). With `levels` the head also sees the mean
+    and standard deviation of every channel of every block group: texture that the last layer, made for photographs, has
+    thrown away. Parameters live under `backbone.` and `head.`; what `mean` and `std` say is fixed and not part of the
+    state. Everything is channels last: twice as fast for
     depthwise convolutions on a CPU, and what tensor cores want.
     """
 
-    def __init__(self, backbone: Backbone, classes: int, crop: int = 0) -> None:
+    def __init__(self, backbone: Backbone, classes: int, crop: int = 0, levels: bool = False) -> None:
         super().__init__()
         self.backbone = backbone.module
-        self.head = nn.Linear(backbone.features, classes)
-        self.mean, self.std, self.crop = backbone.mean, backbone.std, crop
+        self.mean, self.std, self.crop, self.levels = backbone.mean, backbone.std, crop, levels
+        self._seen: list[Tensor] = []
+        width = backbone.features
+        if levels:
+            for part in level_modules(self.backbone):
+                part.register_forward_hook(lambda _module, _input, output: self._seen.append(output))
+            width = self._width()
+        self.head = nn.Linear(width, classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -74,13 +82,37 @@ class Network(nn.Module):
         if self.crop and self.crop != pixels.shape[-1]:
             top = (pixels.shape[-1] - self.crop) // 2
             pixels = pixels[..., top : top + self.crop, top : top + self.crop]
+        self._seen.clear()
         features: Tensor = self.backbone(normalise(pixels, self.mean, self.std))
-        return features
+        if not self.levels:
+            return features
+        pooled = [value for picture in self._seen for value in _pooled(picture)]
+        self._seen.clear()
+        return torch.cat([features, *pooled], dim=1)
+
+    def _width(self) -> int:
+        training = self.backbone.training
+        self.backbone.eval()
+        with torch.inference_mode():
+            width = self.features(torch.zeros(1, 64, 64)).shape[1]
+        self.backbone.train(training)
+        return width
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits [N, C] of pixels [N, S, S] or [N, 1, S, S], uint8 or float in 0..255."""
         logits: Tensor = self.head(self.features(pixels))
         return logits
+
+
+def _pooled(picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over space of [N, C, h, w], each [N, C]."""
+    variance, mean = torch.var_mean(picture.float(), dim=(2, 3), correction=0)
+    return mean, torch.sqrt(variance + 1e-6)
+
+
+def level_modules(module: nn.Module) -> list[nn.Module]:
+    """Return a backbone's block groups from input to output: what `levels` looks at."""
+    return [part for single, part in _parts(module) if not single and any(True for _ in part.parameters())]
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

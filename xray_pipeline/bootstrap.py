@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,11 @@ class Cases:
     def rated(self) -> range:
         """The classes taken against the rest: the positive one of two, or each."""
         return range(1, 2) if len(self.classes) == 2 else range(len(self.classes))
+
+    @cached_property
+    def points(self) -> dict[Key, float]:
+        """The metrics of these rows; one that they can't have is NaN."""
+        return _points(self)
 
 
 def prepare(
@@ -155,18 +161,18 @@ def subset(cases: Cases, where: Ints) -> Cases:
 
 
 def _points(cases: Cases) -> dict[Key, float]:
-    """Point values; a metric that these rows can't have is NaN."""
     found: dict[Key, float] = {}
     for c in cases.rated():
         y, hit, s = cases.truth == c, cases.predicted == c, cases.probabilities[:, c]
         both = bool(y.any() and not y.all())
+        tn, fp, fn, tp = sk.confusion_matrix(y, hit, labels=[False, True]).ravel().tolist()
         found |= {
             (c, "auc"): float(sk.roc_auc_score(y, s)) if both else np.nan,
             (c, "average_precision"): float(sk.average_precision_score(y, s)) if both else np.nan,
-            (c, "sensitivity"): float(sk.recall_score(y, hit)) if y.any() else np.nan,
-            (c, "specificity"): float(sk.recall_score(~y, ~hit)) if not y.all() else np.nan,
-            (c, "ppv"): float(sk.precision_score(y, hit, zero_division=0)),
-            (c, "npv"): float(sk.precision_score(~y, ~hit, zero_division=0)),
+            (c, "sensitivity"): tp / (tp + fn) if tp + fn else np.nan,
+            (c, "specificity"): tn / (tn + fp) if tn + fp else np.nan,
+            (c, "ppv"): tp / (tp + fp) if tp + fp else 0.0,
+            (c, "npv"): tn / (tn + fn) if tn + fn else 0.0,
             (c, "brier"): float(sk.brier_score_loss(y, s, pos_label=True)),
             (c, "ece"): float(np.abs(_bin_gaps(y, s).sum(axis=0)).sum() / len(y)),
         }
@@ -272,7 +278,7 @@ def with_intervals(
     cases: Cases, draws: Mapping[Key, Floats]
 ) -> tuple[dict[str, Interval], dict[str, dict[str, Interval]]]:
     """Return each metric with its 95 % interval, and per class with more than two; undefined ones are absent."""
-    points = _points(cases)
+    points = cases.points
     everything = {name: _interval(cases, -1, name, points, draws) for name in METRICS}
     by_class = {
         cases.classes[c]: {name: _interval(cases, c, name, points, draws) for name in METRICS[2:]}
@@ -317,7 +323,7 @@ def _trials(cases: Cases, c: int, name: str) -> int:
 
 def differences(models: Sequence[Cases], draws: Sequence[Mapping[Key, Floats]]) -> dict[str, Interval]:
     """Return the first model's metric minus the second's, both under the same draws."""
-    mine, other = (_points(cases) for cases in models)
+    mine, other = (cases.points for cases in models)
     found = {}
     for name in METRICS:
         value = mine[(-1, name)] - other[(-1, name)]

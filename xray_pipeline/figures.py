@@ -6,6 +6,7 @@ searched and read aloud. The plots differ by dash and marker too, never by colou
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import re
@@ -18,7 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from sklearn import metrics as sk
+
+TILE = 224  # side of a radiograph in the gallery, in pixels
 
 INK, SOFT, LINE, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", FIRST: "--first", SECOND: "--second"}
@@ -116,6 +120,20 @@ def histogram(curve: Curve, of: str) -> str:
         axes.grid(False, axis="x")
         axes.set_title(curve.name.capitalize(), pad=16)
         return _finish(figure, axes, "above", f"scores of the {curve.name} for {of}")
+
+
+def overlay(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32] | None = None) -> str:
+    """Return a radiograph uint8 [S, S] as a data URI, with a map float32 [S, S] in 0..1 laid over it."""
+    image = Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.BILINEAR)
+    if heat is not None:
+        scaled = np.asarray(Image.fromarray(heat).resize((TILE, TILE), Image.Resampling.BILINEAR))
+        colour = mpl.colormaps["inferno"](scaled)[..., :3] * 255
+        share = 0.6 * np.sqrt(np.clip(scaled, 0, 1))[..., None]  # no evidence, no colour
+        mixed = (1 - share) * np.asarray(image, dtype=np.float32)[..., None] + share * colour
+        image = Image.fromarray(mixed.astype(np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 _LOOKS: tuple[dict[str, Any], ...] = (

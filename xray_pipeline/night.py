@@ -481,4 +481,5 @@ def _deliveries(run: Run) -> list[Delivery]:
     from xray_pipeline.dataset import Dataset
 
     incoming = open_store(run.settings.incoming, run.settings)
-    return intake.find(incoming, Dataset(run.settings).history(), run.settings.settle_seconds, time.time())
+    history = Dataset(run.settings).history()
+    return intake.find(incoming, history, run.settings.settle_seconds, time.time(), run.settings.classes)

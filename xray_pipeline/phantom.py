@@ -60,7 +60,7 @@ def radiograph(patient: Patient, number: int) -> NDArray[np.uint16]:
     return _frame(density, shot)
 
 
-def lay(folder: Path, deliveries: int = 2, patients: int = 240, seed: int = 0) -> list[Path]:
+def lay(folder: Path, deliveries: int = 2, patients: int = 720, seed: int = 0) -> list[Path]:
     """Write deliveries of phantoms below `folder` and return their folders, 2026-01-01 first.
 
     Each delivery brings new patients, the later ones twice as many as the first; odd ones sort files into class
@@ -140,7 +140,7 @@ def _patient(rng: np.random.Generator, number: int, seed: int) -> Patient:
     return Patient(
         name=f"patient{number:04d}",
         label=label,
-        severity=float(rng.beta(1.6, 1.4)) if label == "PNEUMONIA" else 0.0,
+        severity=float(0.25 + 0.75 * rng.beta(1.6, 1.4)) if label == "PNEUMONIA" else 0.0,
         seed=seed * 1_000_003 + number,
         images=int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.13, 0.07])),
         scanner=int(rng.random() < 0.4),
@@ -260,10 +260,10 @@ def _opacities(
         side = int(body.random() < 0.45)
         at_x = (2 * side - 1) * body.uniform(0.13, 0.3) + shot.normal(0, 0.008)
         at_y = float(np.clip(body.normal(0.57, 0.13), 0.25, 0.78)) + shot.normal(0, 0.008)
-        radius, long = body.uniform(0.04, 0.11), body.uniform(0.7, 1.5)
+        radius, long = body.uniform(0.06, 0.15), body.uniform(0.7, 1.5)
         reach = ((x - at_x) / radius) ** 2 + ((y - at_y) / (radius * long)) ** 2
         edge = body.uniform(0.5, 1.4)
-        shadow += severity * body.uniform(0.1, 0.26) * np.exp(-(reach**edge)) * lungs[side]
+        shadow += severity * body.uniform(0.3, 0.6) * np.exp(-(reach**edge)) * lungs[side]
     if severity and body.random() < 0.35:
         shadow += severity * 0.05 * (1 + np.abs(_noise(body, 40))) * lungs[int(body.random() < 0.5)]
     return np.asarray(shadow * np.clip(patches, 0.1, 1.6) * shot.uniform(0.8, 1.2), dtype=np.float32)

@@ -32,12 +32,14 @@ class Recipe(BaseModel):
     fixed_stages: int = Field(0, ge=0, description="first stages that `partial` keeps fixed")
     side: int = Field(224, ge=32, le=1024, description="pixels are kept as side x side")
     crop: int = Field(0, ge=0, le=1024, description="side of what the network sees; 0: the whole")
+    levels: bool = Field(False, description="the last layer also sees mean and deviation of every block group")
+    penalty: float = Field(60.0, gt=0, description="of `head`: L2 on standardised features, over the radiographs")
     views: int = Field(1, ge=1, le=32, description="lasting views of a training radiograph that `head` learns from")
     augmentation: Augmentation = Augmentation()
-    epochs: int = Field(30, ge=1, le=1000)
-    batch_size: int = Field(256, ge=1, le=4096)
+    epochs: int = Field(20, ge=1, le=1000, description="of `head`: rounds of 5 L-BFGS iterations")
+    batch_size: int = Field(32, ge=1, le=4096, description="not of `head`, which looks at all features at once")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0, le=10)
+    learning_rate: float = Field(3e-4, gt=0, le=10)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.0, ge=0, le=10)
     schedule: Literal["constant", "cosine", "step"] = "cosine"
@@ -45,7 +47,7 @@ class Recipe(BaseModel):
     step_factor: float = Field(0.1, gt=0, le=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     balanced: bool = Field(True, description="classes weigh the same in the loss, however many radiographs they have")
-    head_first: int = Field(0, ge=0, le=100, description="epochs of the last layer alone before the rest is let go")
+    head_first: int = Field(0, ge=0, le=100, description="rounds of `head` before the rest is let go")
     mean: tuple[float, float, float] | None = Field(None, description="of pixels in 0..1; None: the backbone's")
     std: tuple[float, float, float] | None = None
     threshold: Literal["balanced", "half"] = Field("balanced", description="balanced: best balanced accuracy")

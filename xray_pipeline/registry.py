@@ -327,8 +327,9 @@ class Registry:
     def download(self, target: str | int) -> Path:
         """Return a folder with the model's files, audited and equal to what was recorded at logging.
 
-        `target` as for `resolve`; folders are audited where they are. Kept in the cache by digest. Raises RegistryError
-        when files are missing, ModelRefused when they are not to be loaded, RegistryUnavailable.
+        `target` as for `resolve`; folders are audited where they are, others downloaded each time and kept in the cache
+        by digest. Raises RegistryError when files are missing, ModelRefused when they are not to be loaded,
+        RegistryUnavailable.
         """
         return self._fetch(self.resolve(target))
 
@@ -349,20 +350,14 @@ class Registry:
         if not model.artifact:
             raise ModelRefused(f"{model.uri} has no record of its files (tag xray.artifact): it was not logged here")
         kept = self.settings.cache / "models" / model.artifact
-        if kept.is_dir():
-            with contextlib.suppress(ModelRefused):  # a damaged cache is no reason to stop
-                audit(kept, model.artifact)
-                os.utime(kept)
-                return kept
-            shutil.rmtree(kept)
         kept.parent.mkdir(parents=True, exist_ok=True)
+        # Always asked for anew: a good copy here must not hide that production's own files are gone or changed.
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=kept.parent) as temporary:
             folder = Path(temporary) / "model"
             folder.mkdir()
             self._download(model, folder)
             self._audit(model, folder)
-            with contextlib.suppress(OSError):  # another process was faster
-                os.rename(folder, kept)
+            _keep(folder, kept)
         _prune(kept.parent)
         return kept
 
@@ -435,6 +430,17 @@ def _named(error: Exception, what: str, uri: str) -> RegistryError:
 def _busy(error: BaseException) -> bool:
     """Whether MLflow's database asks to be tried again; connections are retried by MLflow's own HTTP client."""
     return isinstance(error, MlflowException) and error.error_code in ("TEMPORARILY_UNAVAILABLE", "RESOURCE_CONFLICT")
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Move an audited model to its place in the cache, unless an equal one is there."""
+    try:
+        audit(kept, kept.name)
+    except ModelRefused:  # not there, or damaged
+        shutil.rmtree(kept, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process was faster
+            os.rename(folder, kept)
+    os.utime(kept)
 
 
 def _prune(folder: Path) -> None:

@@ -7,9 +7,7 @@ digits of its digest, never by file or patient. The trade-off: the gallery makes
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,16 +16,15 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
 from xray_pipeline import figures, gradcam, stress
-from xray_pipeline.bootstrap import LEVEL, Floats, Interval
+from xray_pipeline.bootstrap import LEVEL, Floats
 from xray_pipeline.evaluation import Evaluation, Pixels, Read, Slice
 from xray_pipeline.gate import Decision, Evidence
+from xray_pipeline.wording import EXPLAINED, LOWER_IS_BETTER, Cell, candidate_of, cell, difference, headline, in_words
 
 if TYPE_CHECKING:
     from xray_pipeline.serving import Classifier
@@ -35,21 +32,7 @@ if TYPE_CHECKING:
 Images = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
-TILE = 224  # side of a radiograph in the gallery, in pixels
 LISTED = 12  # slices of one dimension shown without unfolding
-EXPLAINED: Mapping[str, tuple[str, str]] = {
-    "accuracy": ("Accuracy", "share of radiographs that the model names right"),
-    "balanced_accuracy": ("Balanced accuracy", "mean of the shares named right within each class"),
-    "auc": ("AUC", "how often a radiograph with the finding gets the higher score of a pair; .5 is chance"),
-    "average_precision": ("Average precision", "area under the precision-recall curve"),
-    "sensitivity": ("Sensitivity", "share of radiographs with the finding that are called"),
-    "specificity": ("Specificity", "share of radiographs without the finding that are cleared"),
-    "ppv": ("Predictive value, positive", "share of the called that have the finding, at this mix of classes"),
-    "npv": ("Predictive value, negative", "share of the cleared that don't have it, at this mix of classes"),
-    "brier": ("Brier score", "mean squared error of the probability; lower is better"),
-    "ece": ("Calibration error", "mean distance of probability and frequency, 15 bins of equal mass; lower is better"),
-}
-LOWER_IS_BETTER = ("brier", "ece")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +90,12 @@ class Report:
 
 def render(report: Report) -> str:
     """Return the HTML page. Raises KeyError when the evidence lacks the candidate's evaluation."""
-    return _environment().get_template("report.html.j2").render(**_context(report))
+    return _template("report.html.j2").render(**_context(report))
 
 
 def model_card(report: Report) -> str:
     """Return the model card in Markdown, in the sections of Mitchell et al. 2019."""
-    return _environment().get_template("model_card.md.j2").render(**_context(report, plots=False))
+    return _template("model_card.md.j2").render(**_context(report, plots=False))
 
 
 def examples(
@@ -176,99 +159,12 @@ def _explained(
     )
 
 
-# --- numbers into words
-
-
-def percent(share: float) -> str:
-    """A share as people read it: 93.1 %."""
-    return f"{100 * share:.1f} %"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number in a table: the value, its interval in words, and whether a difference is beyond doubt."""
-
-    value: str = "-"
-    range: str = ""
-    tone: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.value} ({self.range})" if self.range else self.value
-
-
-def cell(interval: Interval | None) -> Cell:
-    """A value with its interval: 0.931 (0.909 to 0.948)."""
-    if interval is None:
-        return Cell()
-    return Cell(f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
-
-
-def difference(interval: Interval | None, lower_is_better: bool = False) -> Cell:
-    """A difference with its interval: +0.012 (-0.004 to +0.027); "good" or "bad" when that leaves out zero."""
-    if interval is None:
-        return Cell()
-    tone = ""
-    if not interval.low <= 0 <= interval.high:
-        tone = "good" if (interval.value > 0) != lower_is_better else "bad"
-    return Cell(f"{interval.value:+.3f}", f"{interval.low:+.3f} to {interval.high:+.3f}", tone)
-
-
-def chance(p: float) -> str:
-    """A p value in words, such as "in 1 of 8 tries"."""
-    if p > 0.4:
-        return "always" if p > 0.95 else f"in {10 * p:.0f} of 10 tries"
-    return f"in 1 of {1 / p:,.0f} tries" if p > 1e-9 else "practically never"
-
-
-def headline(decision: Decision) -> str:
-    """The decision in a few words."""
-    if decision.verdict == "refused":
-        return "Refused: it stays out of the registry"
-    if not decision.may_promote:
-        return "Registered, not promoted"
-    return "Registered and promoted" if decision.automatic else "Registered; a person decides on promoting it"
-
-
-def in_words(report: Report) -> list[str]:
-    """What was found, in sentences for a reader who does not know the metrics' names."""
-    evidence, ours, theirs = report.evidence, _candidate(report.evidence), report.evidence.champion
-    found = [
-        f"The candidate read {ours.n:,} radiographs of {ours.patients:,} patients that no training ever saw, and named "
-        f"{percent(ours.metrics['accuracy'].value)} of them right (95 % interval "
-        f"{percent(ours.metrics['accuracy'].low)} to {percent(ours.metrics['accuracy'].high)})."
-    ]
-    if len(ours.classes) == 2:
-        negative, positive = ours.classes
-        found.append(
-            f"Of 100 radiographs with {positive} it calls {100 * ours.metrics['sensitivity'].value:.0f}; of 100 "
-            f"radiographs with {negative} it clears {100 * ours.metrics['specificity'].value:.0f}."
-        )
-    if theirs is None or evidence.comparison is None:
-        return [
-            *found,
-            "There is no model in production to compare it with: the policy's floors for a first model decide.",
-        ]
-    against = evidence.comparison
-    found[0] += (
-        f" The model in production named {percent(theirs.metrics['accuracy'].value)} of the same radiographs right."
-    )
-    if len(ours.classes) == 2:
-        sensitivity, specificity = (100 * theirs.metrics[name].value for name in ("sensitivity", "specificity"))
-        found[1] += f" The model in production: {sensitivity:.0f} and {specificity:.0f}."
-    found.append(
-        f"On {against.only_candidate_right} radiographs only the candidate is right, on {against.only_champion_right} "
-        f"only the model in production. If both were equally good, luck would favour the candidate at least this much "
-        f"{chance(against.p_value)}."
-    )
-    return found
-
-
 # --- what the templates get
 
 
 def _context(report: Report, plots: bool = True) -> dict[str, Any]:
     evidence, decision = report.evidence, report.decision
-    ours = _candidate(evidence)
+    ours = candidate_of(evidence)
     tone = "bad" if decision.verdict == "refused" else "good" if decision.may_promote else "mixed"
     shown = {
         "report": report,
@@ -278,7 +174,7 @@ def _context(report: Report, plots: bool = True) -> dict[str, Any]:
         "theirs": evidence.champion,
         "tone": tone,
         "headline": headline(decision),
-        "words": in_words(report),
+        "words": in_words(report.evidence),
         "reasons": [reason for reason in decision.reasons if "(clause " in reason],
         "level": f"{100 * LEVEL:.0f} %",
         "metrics": _metrics(evidence),
@@ -301,19 +197,13 @@ def _context(report: Report, plots: bool = True) -> dict[str, Any]:
     }
 
 
-def _candidate(evidence: Evidence) -> Evaluation:
-    if evidence.candidate is None:
-        raise KeyError("the evidence holds no evaluation of the candidate: there is nothing to report")
-    return evidence.candidate
-
-
 def _rated(evaluation: Evaluation) -> list[tuple[int, str]]:
     classes = list(enumerate(evaluation.classes))
     return classes[1:] if len(classes) == 2 else classes
 
 
 def _metrics(evidence: Evidence) -> list[dict[str, Any]]:
-    ours, theirs = _candidate(evidence), evidence.champion
+    ours, theirs = candidate_of(evidence), evidence.champion
     differences = evidence.comparison.differences if evidence.comparison else {}
     return [
         {
@@ -329,7 +219,7 @@ def _metrics(evidence: Evidence) -> list[dict[str, Any]]:
 
 def _by_class(evidence: Evidence) -> list[tuple[str, list[Cell]]]:
     names = ("auc", "average_precision", "sensitivity", "specificity", "ppv", "npv")
-    found = _candidate(evidence).by_class.items()
+    found = candidate_of(evidence).by_class.items()
     return [(label, [cell(metrics.get(name)) for name in names]) for label, metrics in found]
 
 
@@ -381,7 +271,7 @@ def _stress(slices: Sequence[Slice]) -> list[dict[str, Any]]:
 
 def _lineage(report: Report) -> dict[str, str]:
     evidence, decision = report.evidence, report.decision
-    ours = _candidate(evidence)
+    ours = candidate_of(evidence)
     return {
         "Candidate (model files)": ours.model_digest,
         "Champion (model files)": evidence.champion.model_digest if evidence.champion else "none",
@@ -397,7 +287,7 @@ def _differing(report: Report) -> int:
     if theirs is None or report.champion is None:
         return 0
     said = [
-        _says(table, e) for table, e in ((report.candidate, _candidate(report.evidence)), (report.champion, theirs))
+        _says(table, e) for table, e in ((report.candidate, candidate_of(report.evidence)), (report.champion, theirs))
     ]
     return int((said[0] != said[1]).sum())
 
@@ -407,7 +297,7 @@ def _says(table: Floats, evaluation: Evaluation) -> npt.NDArray[Any]:
 
 
 def _plots(report: Report, c: int) -> list[str]:
-    name = _candidate(report.evidence).classes[c]
+    name = candidate_of(report.evidence).classes[c]
     truth = np.asarray(list(report.labels)) == name
     curves = [
         figures.Curve(who, truth, table[:, c], evaluation.threshold if len(evaluation.classes) == 2 else None)
@@ -437,8 +327,8 @@ def _galleries(report: Report) -> list[dict[str, Any]]:
 
 
 def _card(example: Example, report: Report) -> dict[str, Any]:
-    classes = _candidate(report.evidence).classes
-    tiles = [("radiograph", _picture(example.pixels), "")]
+    classes = candidate_of(report.evidence).classes
+    tiles = [("radiograph", figures.overlay(example.pixels), "")]
     for who, map_, says, p in (
         ("candidate", example.candidate_map, example.candidate_says, example.candidate),
         ("champion", example.champion_map, example.champion_says, example.champion),
@@ -450,22 +340,8 @@ def _card(example: Example, report: Report) -> dict[str, Any]:
                 if len(classes) == 2
                 else f"{says} ({right}), {max(p):.3f}"
             )
-            tiles.append((who, _picture(example.pixels, map_) if map_ is not None else "", text))
+            tiles.append((who, figures.overlay(example.pixels, map_) if map_ is not None else "", text))
     return {"digest": example.digest[:12], "label": example.label, "tiles": tiles}
-
-
-def _picture(pixels: Images, heat: Maps | None = None) -> str:
-    """A radiograph, with the map laid over it, as a data URI."""
-    image = Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.BILINEAR)
-    if heat is not None:
-        scaled = np.asarray(Image.fromarray(heat).resize((TILE, TILE), Image.Resampling.BILINEAR))
-        colour = mpl.colormaps["inferno"](scaled)[..., :3] * 255
-        share = 0.6 * np.sqrt(np.clip(scaled, 0, 1))[..., None]  # no evidence, no colour
-        mixed = (1 - share) * np.asarray(image, dtype=np.float32)[..., None] + share * colour
-        image = Image.fromarray(mixed.astype(np.uint8))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _shown(value: float | str | None) -> str:
@@ -481,15 +357,14 @@ def _plain(value: object) -> str:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    folder = files("xray_pipeline") / "templates"
+def _template(name: str) -> jinja2.Template:
+    html = name.endswith(".html.j2")
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        autoescape=html,
+        finalize=None if html else _plain,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["shown"] = _shown
-    environment.filters["plain"] = _plain
-    return environment
+    return environment.from_string((files("xray_pipeline") / "templates" / name).read_text(encoding="utf-8"))

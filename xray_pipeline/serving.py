@@ -142,6 +142,7 @@ class Classifier:
             "backbone": self.backbone,
             "classes": list(self.classes),
             "crop": self.network.crop,
+            "levels": self.network.levels,
             "mean": list(self.network.mean),
             "side": self.side,
             "std": list(self.network.std),
@@ -208,7 +209,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # the throw-away initial weights must not move the caller's generator
         backbone = replace(build(facts["backbone"]), mean=tuple(facts["mean"]), std=tuple(facts["std"]))
-        network = Network(backbone, len(facts["classes"]), facts["crop"])
+        network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
     network.load_state_dict(safetensors.torch.load(weights))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return cls(
@@ -217,7 +218,7 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
 
 
 # What a logged model may hold, and nothing else.
-_TRAVELLERS = ("__init__", "backbones", "errors", "radiograph", "serving")
+_TRAVELLERS = ("__init__", "backbones", "dicom", "dicom_pixels", "errors", "radiograph", "raster", "serving")
 _CODE = frozenset({"served.py", *(f"code/xray_pipeline/{name}.py" for name in _TRAVELLERS)})
 _TENSORS = f"artifacts/classifier/{WEIGHTS}"
 _REQUIRED = frozenset({"MLmodel", _TENSORS, f"artifacts/classifier/{FACTS}", *_CODE})
@@ -363,7 +364,7 @@ def requirements() -> list[str]:
 
 _PACKAGES = (
     *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow"),
-    *("pydicom", "python-gdcm", "pyjpegls", "pylibjpeg-openjpeg"),
+    *("pydicom", "python-gdcm", "pyjpegls"),
 )
 
 

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     max_deliveries: int = Field(100, ge=1, description="deliveries one run takes; the rest waits for the next")
     rules: IntakeRules = IntakeRules()
 
+    schedule: str = Field("0 2 * * *", description="cron expression of the night, in UTC; none: only by hand")
     recipe: str = Field("head", description="recipe name or TOML file")
     policy: str = Field("default", description="policy name or TOML file")
     promotion: Promotion = Field("approve", description="auto: promote at once what the policy allows")

@@ -1,0 +1,357 @@
+"""The page and the card say what was decided, show everything, load nothing and name nobody."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from small_models import small_classifier
+
+from xray_pipeline import evaluation, stress
+from xray_pipeline.bootstrap import Interval
+from xray_pipeline.gate import Evidence, decide, load_policy
+from xray_pipeline.pixels import PixelCache
+from xray_pipeline.report import Arrival, Report, examples, model_card, render
+from xray_pipeline.storage import open_store
+from xray_pipeline.wording import chance, difference, headline, in_words
+
+CHROMIUM = Path("/usr/bin/chromium")
+TWO, THREE = ("NORMAL", "PNEUMONIA"), ("BACTERIA", "NORMAL", "VIRUS")
+HOSTILE = '<script>alert("x")</script>|`$a$'
+
+
+def read(digest: str, suffix: str) -> bytes:
+    """A stored radiograph made from its digest."""
+    pixels = np.random.default_rng(int(digest, 16)).integers(0, 256, (5, 6), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels.repeat(16, axis=0).repeat(16, axis=1)).save(data, "PNG")
+    return data.getvalue()
+
+
+def held_out(classes: tuple[str, ...], n: int) -> pd.DataFrame:
+    index = np.arange(n)
+    return pd.DataFrame(
+        {
+            "digest": [f"{i:03x}" + "abcdef0123" * 6 + "a" for i in range(n)],
+            "suffix": ".png",
+            "label": [classes[i % len(classes)] for i in index],
+            "patient": [f"patient-{i // 2}" for i in index],
+            "source": np.where(index % 2 == 0, "IM", "virus"),
+            "delivery": [f"night-{i % 15:02d}" for i in index],
+            "scanner": "",
+            "view": "PA",
+            "sex": "",
+            "mode": "L",
+            "age_years": np.nan,
+            "width": 96,
+            "height": 80,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """Two small real classifiers on made radiographs, with all that a report needs."""
+
+    rows: pd.DataFrame
+    models: list[Any]
+    tables: list[Any]
+    report: Report
+
+
+def make(
+    folder: Path, classes: tuple[str, ...] = TWO, champion: bool = True, n: int = 90, stressed: bool = True
+) -> Made:
+    rows, store, cache = held_out(classes, n), open_store(folder / "store"), PixelCache(folder / "cache", 64)
+    models: list[Any] = []
+    for seed in range(2 if champion else 1):
+        loose = small_classifier(seed, classes=classes)
+        digest = loose.save(folder / str(seed))
+        model = replace(loose, digest=digest)
+        middle = float(np.median(_table(model, rows, cache, store)[:, -1]))
+        models.append((replace(model, threshold=middle), cache))
+    tables = [_table(model, rows, cache, store) for model, _ in models]
+    cuts: Any = [model.threshold for model, _ in models]
+    given: Any = {
+        "labels": list(rows["label"]),
+        "patients": list(rows["patient"]),
+        "classes": classes,
+        "resamples": 100,
+    }
+    found = [
+        evaluation.evaluate(table, threshold=cut, model_digest=model.digest, snapshot="5" * 64, **given)
+        for table, cut, (model, _) in zip(tables, cuts, models, strict=True)
+    ]
+    theirs = tables[1] if champion else None
+    comparison = evaluation.compare(tables[0], tables[-1], thresholds=cuts, **given) if champion else None
+    slices = evaluation.slices(rows, tables[0], theirs, classes, cuts, resamples=100)
+    strained = stress.stress(models, rows, cuts, read, store, limit=20, resamples=100) if stressed else None
+    other = found[1] if champion else None
+    evidence = Evidence(found[0], other, champion, comparison, "5" * 64, "approve", 3.0, slices, strained)
+    disagreements, errors = examples(models, rows, tables, read, limit=6)
+    arrivals = (
+        Arrival("night-14", True, 88, {"duplicate": 2}, ("Two probable mislabels.",)),
+        Arrival("bad", False, 0, {}),
+    )
+    made = Report(
+        "chest-xray",
+        decide(evidence, load_policy("default")),
+        evidence,
+        list(rows["label"]),
+        tables[0],
+        theirs,
+        disagreements,
+        errors,
+        arrivals,
+        {"train": 400, "held-out": n},
+        {"backbone": "shufflenet_v2_x0_5"},
+        {"Airflow run": "scheduled-1"},
+    )
+    return Made(rows, models, tables, made)
+
+
+def _table(model: Any, rows: pd.DataFrame, cache: PixelCache, store: Any) -> Any:
+    columns = [f"p_{name}" for name in model.classes]
+    return evaluation.score(model, rows, cache, read, store)[columns].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def page(two: Made) -> str:
+    return render(two.report)
+
+
+class Links(HTMLParser):
+    """Everything a page would load or lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "xlink:href", "data")]
+
+
+def parsed(page: str) -> Links:
+    links = Links()
+    links.feed(page)
+    return links
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
+    found = parsed(page)
+    assert not {"script", "link", "iframe", "object"} & set(found.tags)
+    assert all(link.startswith(("data:image/", "#")) for link in found.links)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert len(page) < 2_000_000
+
+
+def test_the_decision_comes_first(two: Made, page: str) -> None:
+    body = page[page.index("<body>") :]
+    assert body.index(headline(two.report.decision)) < body.index("What the policy asks") < body.index("<svg")
+    for clause in two.report.decision.clauses:
+        assert f"<td>{clause.number}</td>" in body
+
+
+def test_it_says_in_words_what_was_found(two: Made) -> None:
+    told = " ".join(in_words(two.report.evidence))
+    against = two.report.evidence.comparison
+    assert against is not None
+    assert "90 radiographs of 45 patients" in told
+    assert f"On {against.only_candidate_right} radiographs only the candidate is right" in told
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(1.0, "always"), (0.62, "in 6 of 10 tries"), (0.125, "in 1 of 8 tries"), (0.0004, "in 1 of 2,500 tries")],
+)
+def test_a_p_value_in_words(p: float, said: str) -> None:
+    assert chance(p) == said
+
+
+def test_headlines(two: Made) -> None:
+    decision: Any = two.report.decision
+    said = [
+        headline(replace(decision, verdict=verdict, may_promote=may, automatic=automatic))
+        for verdict, may, automatic in (
+            ("refused", False, False),
+            ("registered", False, False),
+            ("registered", True, False),
+            ("registered", True, True),
+        )
+    ]
+    assert len(set(said)) == 4
+    assert said[0].startswith("Refused")
+
+
+def test_no_patient_and_no_whole_digest_of_a_radiograph_is_named(two: Made, page: str) -> None:
+    for text in (page, model_card(two.report)):
+        assert not re.search(r"patient-\d", text)
+        assert not any(digest in text for digest in two.rows["digest"])
+
+
+def test_every_slice_is_there_small_ones_marked(two: Made, page: str) -> None:
+    parts = two.report.evidence.slices or ()
+    for part in parts:
+        if part.dimension == "delivery":
+            assert f">{part.value} <span" in page
+    assert page.count("few patients</span>") >= 15
+    assert "3 more, all with a higher accuracy" in page
+    assert "Not known for any radiograph: scanner, sex, age group." in page
+
+
+def test_the_stress_table_sets_the_baseline_apart(page: str) -> None:
+    assert all(name in page for name in stress.PERTURBATIONS)
+    assert page.count('class="baseline"') == 1
+
+
+def test_what_came_in_is_shown(page: str) -> None:
+    for text in ("night-14", "2 duplicate", "Two probable mislabels.", "rejected", "scheduled-1"):
+        assert text in page
+
+
+def test_the_same_report_gives_the_same_page(two: Made, page: str) -> None:
+    assert render(two.report) == page
+
+
+def test_the_galleries_hold_what_they_say(two: Made) -> None:
+    labels = list(two.rows["label"])
+    says = [model.label(table) for (model, _), table in zip(two.models, two.tables, strict=True)]
+    wrong = sum(said != label for said, label in zip(says[0], labels, strict=True))
+    assert len(two.report.errors) == min(6, wrong)
+    for example in two.report.errors:
+        assert example.candidate_says != example.label
+        assert example.candidate_map is not None
+        assert example.candidate_map.shape == (64, 64)
+    sure = [dict(zip(TWO, e.candidate, strict=True))[e.label] for e in two.report.errors]
+    assert sure == sorted(sure)
+    assert two.report.disagreements
+    for example in two.report.disagreements:
+        assert example.candidate_says != example.champion_says
+        assert example.champion_map is not None
+
+
+def test_a_first_model_has_no_column_for_a_champion(tmp_path: Path) -> None:
+    made = make(tmp_path, champion=False, n=40, stressed=False)
+    page, card = render(made.report), model_card(made.report)
+    assert "Champion" not in page.replace("Champion (model files)", "")
+    assert "Where the two differ" not in page
+    assert "There is no model in production" in page
+    assert "| metric | candidate |\n| --- | --- |\n" in card
+    assert made.report.disagreements == ()
+
+
+def test_each_of_three_classes_has_its_curves(tmp_path: Path) -> None:
+    page = render(make(tmp_path, THREE, n=30, stressed=False).report)
+    for name in THREE:
+        assert f"{name} against the rest" in page
+        assert f'aria-label="ROC curves for {name}"' in page
+    assert page.count("<svg") == 15
+
+
+def test_hostile_names_stay_text(two: Made) -> None:
+    made = two.report
+    ours = made.evidence.candidate
+    assert ours is not None
+    bad = replace(
+        made,
+        model_name=HOSTILE,
+        arrivals=(Arrival(HOSTILE, False, 0, {HOSTILE: 1}, (HOSTILE,)),),
+        lineage={"Airflow run": HOSTILE},
+        recipe={"name": HOSTILE},
+        evidence=replace(made.evidence, candidate=replace(ours, classes=("NORMAL", HOSTILE))),
+        labels=[HOSTILE if label == "PNEUMONIA" else label for label in made.labels],
+    )
+    page, card = render(bad), model_card(bad)
+    assert "script" not in parsed(page).tags
+    assert page.count("&lt;script&gt;") >= 10
+    assert "<script" not in card
+
+
+def test_a_difference_is_coloured_only_beyond_doubt_and_the_right_way() -> None:
+    up, down, unclear = Interval(0.1, 0.05, 0.2), Interval(-0.1, -0.2, -0.05), Interval(0.1, -0.1, 0.2)
+    assert [difference(d).tone for d in (up, down, unclear, None)] == ["good", "bad", "", ""]
+    assert [difference(d, lower_is_better=True).tone for d in (up, down)] == ["bad", "good"]
+
+
+def test_the_card_has_the_sections_of_a_model_card(two: Made) -> None:
+    card = model_card(two.report)
+    sections = ["Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data"]
+    for section in [*sections, "Quantitative analyses", "Caveats", "Lineage"]:
+        assert f"\n## {section}\n" in card
+    assert re.search(r"\| Accuracy \| 0\.\d{3} \(0\.\d{3} to \d\.\d{3}\) \| ", card)
+    assert "\n\n\n" not in card
+
+
+# --- in a real browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser: {CHROMIUM} is missing")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield opened
+        opened.close()
+
+
+CONTRAST = """() => {
+  const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : Math.pow((v + .055) / 1.055, 2.4));
+  const light = c => { const [r, g, b] = rgb(c); return .2126 * r + .7152 * g + .0722 * b; };
+  const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05); };
+  const ground = getComputedStyle(document.body).backgroundColor;
+  const words = [...document.querySelectorAll('p, td, th, h1, h2, h3, small, a')].map(e => getComputedStyle(e).color);
+  const drawn = [...document.querySelectorAll('svg text')].map(e => getComputedStyle(e).fill);
+  return Math.min(...[...words, ...drawn].map(c => ratio(c, ground)));
+}"""
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390), ("dark", 390)])
+def test_it_reads_well_offline_in_light_and_dark_and_on_a_phone(
+    browser: Any, page: str, tmp_path: Path, scheme: str, width: int
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
+    tab, heard = context.new_page(), []
+    tab.on("console", lambda message: heard.append(message.text))
+    tab.on("request", lambda request: heard.append(request.url) if request.url.startswith("http") else None)
+    tab.goto(path.as_uri())
+    assert heard == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert tab.evaluate(CONTRAST) >= 4.5
+    context.close()
+
+
+def test_it_prints_within_the_page_in_black_on_white(browser: Any, page: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page)
+    context = browser.new_context(viewport={"width": 688, "height": 900}, color_scheme="dark")  # A4 less its margins
+    tab = context.new_page()
+    tab.goto(path.as_uri())
+    tab.emulate_media(media="print")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 688
+    assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    context.close()

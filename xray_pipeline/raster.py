@@ -1,0 +1,407 @@
+"""JPEG and PNG: taken apart without decoding, then decoded by Pillow from nothing but the parts that hold pixels.
+
+Each format has a walker that checks structure and sizes and copies what a decoder needs; EXIF is looked at for its
+orientation alone. Colour is looked at only to see that there is none. What every format shares (limits, facts, the
+order in which large images are decoded) is here too, because DICOM holds JPEG.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from xray_pipeline.errors import RadiographError
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+_LARGE_PIXELS = 16_000_000
+_large_turn = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a header may claim: bytes, width x height, shortest side in pixels, longest side over shortest."""
+
+    max_file_bytes: int = 200_000_000
+    max_pixels: int = 100_000_000
+    min_side: int = 64
+    max_aspect: float = 4.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a radiograph.
+
+    `width` and `height` are of the stored radiograph, `mode` and `bits` of the source. `patient_id` is raw: it must be
+    hashed at once and never logged. `age_years` is whole years above 2, at most 90, None when unknown.
+    """
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    bits: int
+    patient_id: str = ""
+    view: str = ""
+    sex: str = ""
+    age_years: float | None = None
+    scanner: str = ""
+
+
+@dataclass(frozen=True)
+class Read:
+    """Pixels and facts of any image; `jpeg` is the stripped JPEG when its compressed pixels can be kept."""
+
+    facts: Facts
+    pixels: Pixels
+    jpeg: bytes = b""
+
+
+def check_size(width: int, height: int, limits: Limits) -> None:
+    """Raise RadiographError when what a header claims (pixels) is beyond the limits."""
+    if width < 1 or height < 1:
+        raise RadiographError("corrupt", f"the header says {width} x {height} pixels")
+    if width * height > limits.max_pixels:
+        raise RadiographError("bomb", f"the header says {width} x {height} pixels, {limits.max_pixels:,} allowed")
+    short, long = sorted((width, height))
+    if short < limits.min_side:
+        raise RadiographError("too-small", f"{width} x {height} pixels, at least {limits.min_side} a side wanted")
+    if long > limits.max_aspect * short:
+        raise RadiographError("extreme-aspect", f"{width} x {height} pixels, at most {limits.max_aspect:g} : 1 wanted")
+
+
+def turn(width: int, height: int) -> contextlib.AbstractContextManager[object]:
+    """Very large images are decoded one at a time, so that memory does not grow with the number of threads."""
+    return _large_turn if width * height > _LARGE_PIXELS else contextlib.nullcontext()
+
+
+def _loaded(image: JpegImageFile | PngImageFile) -> None:
+    """Decode fully. Raises RadiographError: Pillow says "truncated" when data ends early."""
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        ended = "truncated" in str(error)
+        detail = "the data ends before the image does" if ended else f"the decoder gave up ({type(error).__name__})"
+        raise RadiographError("truncated" if ended else "corrupt", detail) from None
+
+
+def _reject_colour(blue: NDArray[np.uint8], red: NDArray[np.uint8]) -> None:
+    """Refuse chroma planes (Cb, Cr; 128 is grey) with more than 1 in 1,000 pixels over 10 levels from grey."""
+    tinted = (np.abs(blue.astype(np.int16) - 128) > 10) | (np.abs(red.astype(np.int16) - 128) > 10)
+    share = float(tinted.mean())
+    if share > 0.001:
+        raise RadiographError("coloured", f"{share:.1%} of the pixels are coloured; a radiograph is grey")
+
+
+def _grey(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (H, W) of an (H, W, 3) image that is grey; raises RadiographError when it is coloured."""
+    red = rgb[..., 0]
+    if np.array_equal(red, rgb[..., 1]) and np.array_equal(red, rgb[..., 2]):
+        return np.ascontiguousarray(red)
+    planes = np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).convert("YCbCr"))
+    _reject_colour(planes[..., 1], planes[..., 2])
+    return np.ascontiguousarray(planes[..., 0])
+
+
+def _orientation(tiff: bytes) -> int:
+    """Return the EXIF orientation (1 to 8, TIFF tag 274) in a TIFF block; 1 when absent or broken."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return 1
+    offset = struct.unpack(order + "I", tiff[4:8])[0]
+    entries = tiff[offset : offset + 2 + 12 * 1024]
+    count = struct.unpack(order + "H", entries[:2])[0] if len(entries) >= 2 else 0
+    for at in range(2, min(2 + 12 * count, len(entries) - 11), 12):
+        tag, kind, values, value = struct.unpack(order + "HHIH", entries[at : at + 10])
+        if tag == 0x0112 and kind == 3 and values == 1:
+            return int(value) if 1 <= value <= 8 else 1
+    return 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Apply an EXIF orientation (Exif 2.32, 4.6.4 A)."""
+    turned: NDArray[Any] = pixels.T if orientation in (5, 6, 7, 8) else pixels
+    if orientation in (2, 3, 6, 7):
+        turned = turned[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        turned = turned[::-1]
+    return cast(Pixels, np.ascontiguousarray(turned))
+
+
+def png_bytes(pixels: Pixels) -> bytes:
+    """Encode as greyscale PNG without metadata, 8 or 16 bits as the array has. Equal pixels give equal bytes."""
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=_PNG_LEVEL)
+    return out.getvalue()
+
+
+_PNG_LEVEL = 4
+
+
+# JPEG (ITU-T T.81). Segments: FF, marker, length of two bytes, payload; entropy-coded data follows each SOS.
+
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+_SOI, EOI, SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
+APPLICATION = frozenset((*range(0xE0, 0xF0), 0xFE))  # and comments
+RESTART_INTERVAL = 0xDD
+_TABLES = frozenset((0xC4, 0xDB, RESTART_INTERVAL))  # Huffman and quantisation tables
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SHARED_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended sequential, progressive; Huffman coded
+_MAX_SCANS = 64
+
+
+class Frame(NamedTuple):
+    marker: int
+    bits: int
+    height: int
+    width: int
+    components: bytes  # their identifiers
+
+
+def frame_header(marker: int, payload: bytes) -> Frame:
+    """Return the frame header in the payload of an SOF segment. Raises RadiographError."""
+    if len(payload) < 6 or len(payload) < 6 + 3 * payload[5]:
+        raise RadiographError("corrupt", "the JPEG frame header is too short")
+    bits, height, width, count = struct.unpack(">BHHB", payload[:6])
+    return Frame(marker, bits, height, width, payload[6 : 6 + 3 * count : 3])
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (marker, start, stop) of each segment, marker included; an SOS takes its entropy-coded data with it."""
+    at = 2
+    while True:
+        if at + 4 > len(data) and data[at : at + 2] != b"\xff\xd9":
+            raise RadiographError("truncated", "the JPEG has no end marker")
+        if data[at] != 0xFF:
+            raise RadiographError("corrupt", f"no JPEG marker at byte {at}")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker == EOI:
+            yield marker, at, at + 2
+            return
+        if marker < 0xC0 or 0xD0 <= marker <= _SOI:
+            raise RadiographError("corrupt", f"JPEG marker {marker:02X} at byte {at} is out of place")
+        length = struct.unpack(">H", data[at + 2 : at + 4])[0]
+        stop = at + 2 + length
+        if length < 2 or stop > len(data):
+            raise RadiographError("corrupt" if length < 2 else "truncated", f"a JPEG segment of {length} bytes")
+        if marker == SOS:
+            found = _JPEG_MARKER.search(data, stop)
+            if found is None:
+                raise RadiographError("truncated", "the JPEG has no end marker")
+            stop = found.start()
+        yield marker, at, stop
+        at = stop
+
+
+@dataclass(frozen=True)
+class _Jpeg:
+    frame: Frame
+    colours: Literal["grey", "ycc", "rgb"]
+    orientation: int
+    stripped: bytes
+
+
+def _take_apart_jpeg(data: bytes, limits: Limits) -> _Jpeg:
+    """Return the headers and a copy without application and comment segments. Raises RadiographError."""
+    view, application, frame, scans, stop = memoryview(data), list[tuple[int, bytes]](), None, 0, 2
+    kept = [view[:2]]
+    for marker, at, stop in segments(data):
+        if marker in APPLICATION:
+            application.append((marker, data[at + 4 : stop]))
+            continue
+        if marker in FRAMES and frame is None:
+            frame = _shared_frame(frame_header(marker, data[at + 4 : stop]), limits)
+        elif marker == SOS and frame is not None and scans < _MAX_SCANS:
+            scans += 1
+        elif marker not in _TABLES and marker != EOI:
+            raise _misplaced(marker)
+        kept.append(view[at:stop])
+    if stop != len(data):
+        raise RadiographError("trailing-garbage", f"{len(data) - stop:,} bytes follow the end of the JPEG")
+    if frame is None or not scans:
+        raise RadiographError("corrupt", "the JPEG has no image")
+    exif = next((body[6:] for marker, body in application if marker == _APP1 and body.startswith(b"Exif\0\0")), b"")
+    return _Jpeg(frame, _colours(frame, application), _orientation(exif), b"".join(kept))
+
+
+def _misplaced(marker: int) -> RadiographError:
+    if marker in FRAMES:
+        return RadiographError("corrupt", "the JPEG has two frame headers")
+    if marker == SOS:
+        return RadiographError("corrupt", f"the JPEG has a scan before its frame header, or over {_MAX_SCANS} scans")
+    return RadiographError("unsupported-jpeg", f"JPEG marker {marker:02X}")
+
+
+def _shared_frame(frame: Frame, limits: Limits) -> Frame:
+    if frame.marker not in _SHARED_FRAMES or frame.bits != 8:
+        raise RadiographError("unsupported-jpeg", f"JPEG process SOF{frame.marker - 0xC0} of {frame.bits} bits")
+    if len(frame.components) == 4:
+        raise RadiographError("cmyk", "four colour components; save the radiograph as grey")
+    if len(frame.components) not in (1, 3):
+        raise RadiographError("unsupported-jpeg", f"{len(frame.components)} colour components")
+    check_size(frame.width, frame.height, limits)
+    return frame
+
+
+def _colours(frame: Frame, application: list[tuple[int, bytes]]) -> Literal["grey", "ycc", "rgb"]:
+    """Tell YCbCr from RGB as libjpeg does (jdapimin.c, default_decompress_parms)."""
+    if len(frame.components) == 1:
+        return "grey"
+    if any(marker == _APP0 and body.startswith(b"JFIF\0") for marker, body in application):
+        return "ycc"
+    for marker, body in reversed(application):
+        if marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
+            return "rgb" if body[11] == 0 else "ycc"
+    return "rgb" if frame.components == b"RGB" else "ycc"
+
+
+def read_jpeg(data: bytes, limits: Limits) -> Read:
+    """Read a JPEG file. Raises RadiographError."""
+    jpeg = _take_apart_jpeg(data, limits)
+    width, height = jpeg.frame.width, jpeg.frame.height
+    mode = "L" if jpeg.colours == "grey" else "RGB"
+    # Without its JFIF and Adobe segments a decoder tells colours by the components' names alone.
+    keeps_colours = jpeg.colours != "rgb" and jpeg.frame.components != b"RGB"
+    with turn(width, height):
+        if keeps_colours:
+            pixels = _luminance(jpeg.stripped, grey=mode == "L")
+        else:
+            image = JpegImageFile(io.BytesIO(data))
+            _loaded(image)
+            pixels = _grey(np.asarray(image.convert("RGB")))
+        if keeps_colours and jpeg.orientation == 1:
+            return Read(Facts("jpeg", width, height, mode, 8), pixels, jpeg.stripped)
+        upright = _upright(pixels, jpeg.orientation)
+        return Read(Facts("jpeg", upright.shape[1], upright.shape[0], mode, 8), upright)
+
+
+def _luminance(stripped: bytes, *, grey: bool) -> NDArray[np.uint8]:
+    """Decode a stripped JPEG's grey levels; of three components the chroma is checked to be grey."""
+    image = JpegImageFile(io.BytesIO(stripped))
+    if grey:
+        _loaded(image)
+        return np.asarray(image)
+    image.draft("YCbCr", image.size)
+    _loaded(image)
+    luminance, blue, red = (np.asarray(band) for band in image.split())
+    if min(blue.min(), red.min()) < 118 or max(blue.max(), red.max()) > 138:
+        _reject_colour(blue, red)
+    return luminance
+
+
+# PNG (W3C PNG, third edition). Chunks: length, type, data, CRC-32 of type and data.
+
+_PNG_KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+
+
+@dataclass(frozen=True)
+class _PngParts:
+    width: int
+    height: int
+    depth: int
+    colour: int  # bit 0: palette, bit 1: colour, bit 2: alpha
+    orientation: int
+    stripped: bytes
+
+
+def _take_apart_png(data: bytes, limits: Limits) -> _PngParts:
+    """Return the header and a copy with nothing but the chunks that hold pixels. Raises RadiographError."""
+    kept, orientation, header, stop = [PNG], 1, b"", 0
+    for kind, at, stop in _chunks(data):
+        content = data[at + 8 : stop - 4]
+        if (kind == b"IHDR") == bool(header):
+            raise RadiographError("corrupt", "the PNG does not start with its one header")
+        if kind == b"IHDR":
+            header = _png_header(content, limits)
+        elif kind == b"acTL":
+            raise RadiographError("animated", "an animated PNG")
+        elif kind == b"eXIf":
+            orientation = _orientation(content)
+        if kind in _PNG_KEPT:
+            kept.append(data[at:stop])
+    if stop != len(data):
+        raise RadiographError("trailing-garbage", f"{len(data) - stop:,} bytes follow the end of the PNG")
+    width, height, depth, colour = struct.unpack(">IIBB", header[:10])
+    return _PngParts(width, height, depth, colour, orientation, b"".join(kept))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (type, start, stop) of each chunk up to the end chunk, its checksum proven."""
+    at, kind = len(PNG), b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            raise RadiographError("truncated", "the PNG has no end chunk")
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        stop = at + 12 + length
+        if stop > len(data):
+            raise RadiographError("truncated", f"a PNG chunk claims {length:,} bytes, more than the file has")
+        if zlib.crc32(memoryview(data)[at + 4 : stop - 4]) != struct.unpack(">I", data[stop - 4 : stop])[0]:
+            raise RadiographError("corrupt", f"the checksum of the PNG chunk at byte {at} is wrong")
+        yield kind, at, stop
+        at = stop
+
+
+def _png_header(header: bytes, limits: Limits) -> bytes:
+    if len(header) != 13:
+        raise RadiographError("corrupt", f"a PNG header of {len(header)} bytes")
+    width, height, depth, colour = struct.unpack(">IIBB", header[:10])
+    check_size(width, height, limits)
+    if depth == 16 and colour != 0:
+        raise RadiographError("deep-colour", "16-bit PNG with colour or alpha; save it as 16-bit grey")
+    if depth == 1 and colour == 0:
+        raise RadiographError("bilevel", "one bit per pixel")
+    return header
+
+
+def read_png(data: bytes, limits: Limits) -> Read:
+    """Read a PNG file. Raises RadiographError."""
+    parts = _take_apart_png(data, limits)
+    with turn(parts.width, parts.height):
+        image = PngImageFile(io.BytesIO(parts.stripped))
+        _loaded(image)
+        mode = image.mode
+        pixels = _upright(_png_grey(image), parts.orientation)
+    bits = parts.depth if mode != "P" else 8
+    return Read(Facts("png", pixels.shape[1], pixels.shape[0], mode, bits), pixels)
+
+
+def _png_grey(image: PngImageFile) -> Pixels:
+    if image.mode == "I;16":
+        return _opaque_16(image)
+    if image.mode == "L" and "transparency" not in image.info:
+        return np.asarray(image)
+    if image.mode in ("LA", "RGBA") or "transparency" in image.info:
+        whole = np.asarray(image.convert("RGBA"))
+        if (clear := int((whole[..., 3] != 255).sum())) > 0:
+            raise RadiographError("transparent", f"{clear:,} pixels are not fully opaque")
+        return _grey(whole[..., :3])
+    return _grey(np.asarray(image.convert("RGB")))
+
+
+def _opaque_16(image: PngImageFile) -> NDArray[np.uint16]:
+    pixels = np.asarray(image).astype(np.uint16)
+    clear = image.info.get("transparency")
+    if clear is not None and (pixels == clear).any():
+        raise RadiographError("transparent", "pixels of the transparent grey level")
+    return pixels
+
+
+# DICOM (PS3.5 for the encoding, PS3.3 for what the values mean).

@@ -22,8 +22,9 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from xray_pipeline import night
-from xray_pipeline.night import Request, Run
+from xray_pipeline import promotion
+from xray_pipeline.night import Run
+from xray_pipeline.promotion import Request
 
 
 def _run() -> Run:
@@ -47,7 +48,7 @@ def _run() -> Run:
 def xray_promote() -> None:
     @task
     def prepare() -> dict[str, Any]:
-        request = night.request_promotion(_run(), get_current_context()["params"]["version"])
+        request = promotion.request(_run(), get_current_context()["params"]["version"])
         if request.void:
             raise AirflowSkipException(request.void)
         return request.to_dict()
@@ -55,7 +56,7 @@ def xray_promote() -> None:
     approve = HITLOperator(
         task_id="approve",
         subject="Promote version {{ ti.xcom_pull(task_ids='prepare')['version'] }} to production?",
-        body="{{ ti.xcom_pull(task_ids='prepare')['evidence'] }}",
+        body="{{ ti.xcom_pull(task_ids='prepare')['text'] }}",
         options=["Approve", "Reject"],
         defaults=["Reject"],
         response_timeout=timedelta(hours=72),
@@ -65,7 +66,8 @@ def xray_promote() -> None:
 
     @task
     def settle(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-        return night.settle_promotion(_run(), Request.from_dict(request), answer)
+        run_id = get_current_context()["run_id"]
+        return promotion.settle(_run(), Request.from_dict(request), answer, f"xray_promote {run_id}")
 
     request = prepare()
     request >> approve

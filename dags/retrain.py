@@ -8,10 +8,10 @@ accuracy is higher. Every decision is written to the ledger with its reasons.
 | task | what it does | safe to repeat |
 | --- | --- | --- |
 | find_deliveries | lists settled deliveries that are not in the dataset yet | reads only |
-| check_delivery | judges each file, then the delivery; red when the delivery is rejected, the night goes on without it | yes |
+| check_delivery | judges each file, then the delivery; red when it is rejected: the night goes on without | yes |
 | commit_deliveries | stores the radiographs and the manifest of each fit delivery, names the snapshot | yes |
-| train | trains the candidate (queue and pool `gpu`); resumes from its last checkpoint; skipped when nothing is new | yes |
-| evaluate | candidate and champion on the same held-out radiographs | yes |
+| train | trains the candidate (queue and pool `gpu`); resumes from its last checkpoint | yes |
+| evaluate | candidate and champion on the same held-out radiographs; skipped when nothing is new | yes |
 | decide | the policy's verdict; a refusal is recorded | yes |
 | register | one version per candidate, alias `challenger` | yes |
 | promote | alias `champion`, only with promotion `auto` and the policy's consent | yes |
@@ -28,7 +28,7 @@ from datetime import timedelta
 from typing import Any
 
 import pendulum
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from xray_pipeline import night, summary
@@ -59,6 +59,74 @@ def _run() -> Run:
     return Run.of(context["params"], context["dag_run"].triggering_user_name or "schedule")
 
 
+@task
+def find_deliveries() -> list[str]:
+    return night.find_deliveries(_run())
+
+
+@task(map_index_template="{{ delivery }}")
+def check_delivery(delivery: str) -> None:
+    checked = night.check_delivery(_run(), delivery)
+    if not checked.fit:
+        raise AirflowFailException(f"delivery {checked.key} is rejected: {checked.why}")
+
+
+@task(trigger_rule="all_done")
+def commit_deliveries(found: list[str] | None) -> dict[str, Any]:
+    if found is None:
+        raise AirflowFailException("find_deliveries failed; see its log")
+    return night.commit_deliveries(_run(), found).to_dict()
+
+
+@task(**GPU, execution_timeout=timedelta(hours=8))
+def train(committed: dict[str, Any]) -> dict[str, Any]:
+    if not committed["snapshot"]:
+        raise AirflowSkipException("nothing to train on: no delivery was ever accepted")
+    return night.train(_run(), committed["snapshot"]).to_dict()
+
+
+@task(**GPU)
+def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
+    if trained["settled"]:
+        raise AirflowSkipException(trained["settled"])
+    return night.evaluate(_run(), Trained.from_dict(trained)).to_dict()
+
+
+@task
+def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
+    return night.decide(_run(), Evaluated.from_dict(evaluated)).to_dict()
+
+
+@task(outlets=[Asset("xray-registered")])
+def register(decided: dict[str, Any]) -> dict[str, Any]:
+    if decided["verdict"] == "refused":
+        raise AirflowSkipException(f"refused: {' '.join(decided['reasons'])}")
+    return night.register(_run(), Decided.from_dict(decided)).to_dict()
+
+
+@task
+def promote(registered: dict[str, Any]) -> dict[str, Any]:
+    if registered["waits"]:
+        raise AirflowSkipException(registered["waits"])
+    return night.promote(_run(), Registered.from_dict(registered)).to_dict()
+
+
+@task(trigger_rule="none_failed")
+def conclude(
+    found: list[str],
+    committed: dict[str, Any],
+    trained: dict[str, Any] | None,
+    evaluated: dict[str, Any] | None,
+    decided: dict[str, Any] | None,
+    registered: dict[str, Any] | None,
+    promoted: dict[str, Any] | None,
+) -> dict[str, Any]:
+    said = summary.conclude(_run(), found, committed, trained, evaluated, decided, registered, promoted)
+    if said["unchecked"]:
+        raise AirflowFailException(f"not checked, see check_delivery: {', '.join(said['unchecked'])}")
+    return said
+
+
 @dag(
     schedule=None if SCHEDULE == "none" else SCHEDULE,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
@@ -75,65 +143,6 @@ def _run() -> Run:
     },
 )
 def xray_retrain() -> None:
-    @task
-    def find_deliveries() -> list[str]:
-        return night.find_deliveries(_run())
-
-    @task(map_index_template="{{ delivery }}")
-    def check_delivery(delivery: str) -> None:
-        checked = night.check_delivery(_run(), delivery)
-        if not checked.fit:
-            raise AirflowFailException(f"delivery {checked.key} is rejected: {checked.why}")
-
-    @task(trigger_rule="all_done")
-    def commit_deliveries(found: list[str] | None) -> dict[str, Any]:
-        if found is None:
-            raise AirflowFailException("find_deliveries failed; see its log")
-        return night.commit_deliveries(_run(), found).to_dict()
-
-    @task(**GPU, execution_timeout=timedelta(hours=8))
-    def train(committed: dict[str, Any]) -> dict[str, Any]:
-        if not committed["snapshot"]:
-            raise AirflowSkipException("nothing to train on: no delivery was ever accepted")
-        return night.train(_run(), committed["snapshot"]).to_dict()
-
-    @task(**GPU)
-    def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
-        if trained["settled"]:
-            raise AirflowSkipException(trained["settled"])
-        return night.evaluate(_run(), Trained.from_dict(trained)).to_dict()
-
-    @task
-    def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
-        return night.decide(_run(), Evaluated.from_dict(evaluated)).to_dict()
-
-    @task
-    def register(decided: dict[str, Any]) -> dict[str, Any]:
-        if decided["verdict"] == "refused":
-            raise AirflowSkipException(f"refused: {' '.join(decided['reasons'])}")
-        return night.register(_run(), Decided.from_dict(decided)).to_dict()
-
-    @task
-    def promote(registered: dict[str, Any]) -> dict[str, Any]:
-        if registered["waits"]:
-            raise AirflowSkipException(registered["waits"])
-        return night.promote(_run(), Registered.from_dict(registered)).to_dict()
-
-    @task(trigger_rule="none_failed")
-    def conclude(
-        found: list[str],
-        committed: dict[str, Any],
-        trained: dict[str, Any] | None,
-        evaluated: dict[str, Any] | None,
-        decided: dict[str, Any] | None,
-        registered: dict[str, Any] | None,
-        promoted: dict[str, Any] | None,
-    ) -> dict[str, Any]:
-        said = summary.conclude(_run(), found, committed, trained, evaluated, decided, registered, promoted)
-        if said["unchecked"]:
-            raise AirflowFailException(f"not checked, see check_delivery: {', '.join(said['unchecked'])}")
-        return said
-
     found = find_deliveries()
     committed = commit_deliveries(found)
     check_delivery.expand(delivery=found) >> committed

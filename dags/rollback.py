@@ -1,9 +1,9 @@
 """
 ### xray_rollback: an earlier version becomes the champion again
 
-By hand, with a reason. Without a version it goes back to the previous champion. The target's files must be there, match
-the digest it was registered with and load; otherwise the champion stays and the run says why. The reason, the person and
-the moment are kept in the ledger.
+By hand, with a reason. Without a version it goes back to the previous champion. The target's files must be there,
+match the digest it was registered with and load; otherwise the champion stays and the run says why. The reason, the
+person and the moment are kept in the ledger.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pendulum
 from airflow.sdk import Param, dag, get_current_context, task
 
-from xray_pipeline import night
+from xray_pipeline import promotion
 from xray_pipeline.night import Run
 
 
@@ -36,7 +36,8 @@ def xray_rollback() -> None:
     def rollback() -> dict[str, Any]:
         context = get_current_context()
         who = context["dag_run"].triggering_user_name or "unknown"
-        return night.rollback(Run.of({}, who), context["params"]["version"], context["params"]["reason"])
+        version, reason = context["params"]["version"], context["params"]["reason"]
+        return promotion.rollback(Run.of({}, who), version, reason, f"xray_rollback {context['run_id']}")
 
     rollback()
 

@@ -117,11 +117,11 @@ def once(fault: str, method: str, part: str, times: int = 1) -> Decide:
 
 
 def at(number: int, fault: str) -> Decide:
-    """Decide on `fault` for the request of this number, counted from 1."""
+    """Decide on `fault` for the request of this number, counted from 1; downloads don't count."""
     count = [0]
 
     def decide(method: str, path: str) -> str:
-        count[0] += 1
-        return fault if count[0] == number else ""
+        count[0] += "artifacts" not in path
+        return fault if count[0] == number and "artifacts" not in path else ""
 
     return decide

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -72,18 +75,50 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def run_mlflow(folder: Path, port: int | None = None) -> Iterator[MlflowServer]:
-    """Start `mlflow server` on `folder`, where its database and artifacts are and stay."""
+def run_mlflow(folder: Path, port: int | None = None, database: str = "") -> Iterator[MlflowServer]:
+    """Start `mlflow server` on `folder`, where its database (unless another is given) and artifacts are and stay."""
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--backend-store-uri", database or f"sqlite:///{folder / 'mlflow.db'}"),
         *("--artifacts-destination", str(folder / "artifacts")),
     ]
     uri = f"http://127.0.0.1:{port}"
     with running(command, f"{uri}/health", folder / "mlflow.log") as process:
         yield MlflowServer(uri, folder, process)
+
+
+@contextmanager
+def run_postgres() -> Iterator[str]:
+    """Start a PostgreSQL server of our own; yield the URI of an empty database. Skips where there is none."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs or importlib.util.find_spec("psycopg2") is None:
+        pytest.skip("no PostgreSQL server or no psycopg2 is installed")
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    with tempfile.TemporaryDirectory(prefix="postgres-") as temporary:
+        folder, port = Path(temporary), free_port()
+        if user:
+            shutil.chown(folder, user)
+        subprocess.run(
+            [programs[-1] / "initdb", "-D", folder / "data", "-U", "mlflow", "-A", "trust", "--no-sync"],
+            check=True, user=user, cwd=folder, capture_output=True,
+        )  # fmt: skip
+        options = ["-p", str(port), "-c", f"unix_socket_directories={folder}", "-c", "listen_addresses=127.0.0.1"]
+        command = [programs[-1] / "postgres", "-D", folder / "data", *options, "-c", "fsync=off"]
+        with (folder / "postgres.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, user=user, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            ready = [programs[-1] / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            for _ in range(300):
+                if subprocess.run(ready, check=False).returncode == 0:
+                    break
+                time.sleep(0.1)
+            yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        finally:
+            end_group(process)
 
 
 @pytest.fixture(scope="session")

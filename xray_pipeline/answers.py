@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,17 @@ def predict_files(settings: Settings, model_uri: str, files: Sequence[Path]) -> 
                 {"file": str(file), "label": answer.label, "probabilities": probabilities, "error": answer.error}
             )
     return results
+
+
+def verify(settings: Settings) -> list[dict[str, Any]]:
+    """Check that ledger, registry and artifacts agree: invariant, holds and a sentence for each thing checked.
+
+    Raises RegistryUnavailable, StorageUnavailable.
+    """
+    from xray_pipeline import verify as checks
+    from xray_pipeline.registry import Registry
+
+    return [asdict(finding) for finding in checks.check(Registry(settings))]
 
 
 def history(settings: Settings, at: str | None = None) -> dict[str, Any]:

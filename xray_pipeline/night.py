@@ -1,8 +1,8 @@
 """The steps of the night in order, each callable from a DAG task, the command line and a test.
 
-Every step takes a `Run` (settings and recipe overrides) and the small outcome of the step before it, and can be repeated:
-what it leaves behind is found again by digest. Heavy packages are imported inside the steps, because the DAG file and
-quick commands import this module.
+Every step takes a `Run` (settings and recipe overrides) and the small outcome of the step before it, and can be
+repeated: what it leaves behind is found again by digest. Heavy packages are imported inside the steps, because the DAG
+file and quick commands import this module.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
 
     Raises EvaluationError, RegistryError or ModelRefused when either can't be scored: never "the candidate wins".
     """
-    from xray_pipeline import evaluation, operations, training
+    from xray_pipeline import operations, training
     from xray_pipeline.dataset import Dataset
     from xray_pipeline.gate import Evidence, effective_uses
 
@@ -301,7 +301,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
     """Apply the policy to the evidence; a refusal is recorded in the ledger. Raises ConfigError, LedgerError."""
     from xray_pipeline import operations, training
 
-    decision = _decision(run, evaluated.evidence)
+    decision = judged(run, evaluated.evidence)
     for reason in decision.reasons:
         log.info("%s", reason)
     if decision.verdict == "refused":
@@ -327,7 +327,7 @@ def register(run: Run, decided: Decided) -> Registered:
     """Make the candidate a version with alias `challenger`, once. Raises LostRace, RegistryError, ModelRefused."""
     from xray_pipeline import operations, training
 
-    decision = _decision(run, decided.evidence)
+    decision = judged(run, decided.evidence)
     candidate = training.find_candidate(run.store(), decided.candidate)
     why = " ".join(decision.reasons)
     entry = operations.register(
@@ -350,7 +350,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
     """Make the version the champion, with the policy's consent instead of a person's. Raises LostRace and its kin."""
     from xray_pipeline import operations
 
-    decision = _decision(run, registered.evidence)
+    decision = judged(run, registered.evidence)
     entry = operations.promote(
         run.registry(),
         registered.version,
@@ -394,7 +394,7 @@ def _measured(
                 resamples=resamples,
                 model_digest=model.digest,
                 snapshot=snapshot,
-            )  # fmt: skip
+            )
         )
     ours, theirs = models[0], models[-1]
     cuts = (ours.threshold, theirs.threshold)
@@ -414,7 +414,8 @@ def _measured(
     }
 
 
-def _decision(run: Run, evidence: str) -> Decision:
+def judged(run: Run, evidence: str) -> Decision:
+    """Return what the run's policy says of evidence that `evaluate` kept. Raises ConfigError, EvaluationError."""
     from xray_pipeline.gate import decide as judge
     from xray_pipeline.gate import load_policy
 

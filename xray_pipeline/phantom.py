@@ -87,8 +87,9 @@ def split_by_patient(source: Path, target: Path, patient_pattern: str) -> list[P
     """Make two deliveries, of 1/3 and 2/3 of the patients, from a labelled folder and return their folders.
 
     `source` is `<CLASS>/*` or `{train,val,test}/<CLASS>/*`. train and val are pooled, because patients are split anew;
-    what is in test stays test. The first group of `patient_pattern`, searched in the file's name, is the patient; without a
-    match the file is its own. Files are linked, or copied where that can't be. Raises DeliveryError without any image.
+    what is in test stays test. The first group of `patient_pattern`, searched in the file's name, is the patient;
+    without a match the file is its own. Files are linked, or copied where that can't be. Raises DeliveryError without
+    any image.
     """
     placed = list(_labelled(source))
     if not placed:
@@ -325,7 +326,7 @@ def _frame(image: Plane, shot: np.random.Generator) -> NDArray[np.uint16]:
     height = int(shot.integers(256, 513))
     width = int(np.clip(height * shot.uniform(0.9, 1.25), 256, 512))
     grown = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.rint(np.clip(np.asarray(grown), 0, 1) * 65535).astype(np.uint16)
+    return np.asarray(np.rint(np.clip(np.asarray(grown), 0, 1) * 65535), dtype=np.uint16)
 
 
 def _encode(patient: Patient, number: int) -> bytes:

@@ -1,8 +1,8 @@
 """From a snapshot and a recipe to a candidate: one MLflow run and its logged model.
 
-A candidate is named by what goes in, so training it again finds it. The MLflow run is made first and its id kept in the
-store, so that a retry goes on with the same run; `candidate.json`, written once, is the commit point. The fitting itself
-is in fitting.py.
+A candidate is named by what goes in, so training it again finds it. The MLflow run is made first and its id kept in
+the store, so that a retry goes on with the same run; `candidate.json`, written once, is the commit point. The fitting
+itself is in fitting.py.
 """
 
 from __future__ import annotations
@@ -138,14 +138,30 @@ def _run(folder: Store, settings: Settings, digest: str, snapshot: Snapshot, rec
                 raise
             log.warning("MLflow has lost run %s; another one is made", run_id)
             folder.delete("run.json")
-    experiment = mlflow.set_experiment(settings.experiment)
+    experiment = _experiment(client, settings)
     tags = {"xray.candidate": digest, "xray.snapshot": snapshot.digest, "xray.recipe": recipe.digest()}
     name = f"{recipe.name}-{digest[:8]}"
-    run_id = client.create_run(experiment.experiment_id, run_name=name, tags=tags).info.run_id
+    run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     if not folder.write_if_absent("run.json", json.dumps({"run_id": run_id}).encode()):
         client.delete_run(run_id)  # another process was first
         return str(json.loads(folder.read("run.json"))["run_id"])
     return run_id
+
+
+def _experiment(client: MlflowClient, settings: Settings) -> str:
+    """Return the id of the experiment, made when absent."""
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    # Without a server nobody but us says where artifacts go, and MLflow's default is the working directory.
+    place = None if "://" in settings.tracking_uri.replace("sqlite://", "") else (settings.home / "artifacts").as_uri()
+    try:
+        return str(client.create_experiment(settings.experiment, artifact_location=place))
+    except MlflowException:
+        found = client.get_experiment_by_name(settings.experiment)  # another process was first
+        if found is None:
+            raise
+        return str(found.experiment_id)
 
 
 def _metric_log(run_id: str) -> Callable[[int, Mapping[str, float]], None]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy, at, once, run_proxy
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, run_mlflow, run_postgres
 from small_models import Candidate, logged
 
 from xray_pipeline import operations
@@ -40,15 +40,29 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server on each kind of database: their ways to isolate two writers differ."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("mlflow_server")
+        return
+    with run_postgres() as uri, run_mlflow(tmp_path_factory.mktemp("mlflow-postgres"), database=uri) as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def model(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
     return logged(Settings(home=tmp_path_factory.mktemp("training"), tracking_uri=mlflow_server.uri))
 
 
+def registry_of(server: MlflowServer, home: Path) -> Registry:
+    return Registry(Settings(home=home, tracking_uri=server.uri, model_name=f"m{uuid.uuid4().hex}"))
+
+
 @pytest.fixture
 def direct(mlflow_server: MlflowServer, tmp_path: Path) -> Registry:
     """The registry without a proxy in between."""
-    return Registry(Settings(home=tmp_path, tracking_uri=mlflow_server.uri, model_name=f"m{uuid.uuid4().hex}"))
+    return registry_of(mlflow_server, tmp_path)
 
 
 @pytest.fixture
@@ -236,7 +250,9 @@ def _register_one(number: int, settings: Settings, model: Candidate) -> str:
     return str(register(settings, named(model, number), None).version)
 
 
-def test_two_processes_register_one_candidate_many_times(direct: Registry, model: Candidate) -> None:
+def test_two_processes_register_one_candidate_many_times(database: MlflowServer, tmp_path: Path) -> None:
+    direct = registry_of(database, tmp_path)
+    model = logged(direct.settings)
     works = [(_register_one, (direct.settings, model))] * 2
     for number, said in race(15, works, lambda number: None):
         assert said[0] == said[1]
@@ -259,9 +275,11 @@ def _promote_one(number: int, settings: Settings, odd: int) -> str:
     return "won"
 
 
-def test_two_processes_promote_at_once_many_times(direct: Registry, model: Candidate) -> None:
+def test_two_processes_promote_at_once_many_times(database: MlflowServer, tmp_path: Path) -> None:
     """Both decide against the same champion; one wins, and the other is told who did."""
     rounds = 25
+    direct = registry_of(database, tmp_path)
+    model = logged(direct.settings)
 
     def prepare(number: int) -> None:
         champion = direct.ledger.state().champion

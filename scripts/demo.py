@@ -1,0 +1,227 @@
+"""`make demo`: two nights on the embedded default, with real parts: Airflow, MLflow, Great Expectations.
+
+Everything it makes lies in one folder, xray-demo, which it makes anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from services import ROOT, Airflow, Failed, Stack, running
+
+from xray_pipeline import phantom
+from xray_pipeline.errors import XrayError
+from xray_pipeline.settings import Settings
+
+FOLDER = ROOT / "xray-demo"
+MARKER = FOLDER / ".xray-demo"
+DAG = "xray_retrain"
+TASKS = (
+    *("find_deliveries", "check_delivery", "commit_deliveries", "train", "evaluate"),
+    *("decide", "register", "promote", "conclude"),
+)
+COLOURS = {"success": "green", "failed": "red", "running": "yellow", "skipped": "dim", "up_for_retry": "red"}
+
+console = Console(highlight=False)
+
+
+def fresh_folder() -> None:
+    """Make the demo's folder anew; only a folder that the demo made is removed. Raises Failed."""
+    if FOLDER.exists():
+        if not MARKER.exists():
+            raise Failed(f"{FOLDER} is not a demo's folder; move it away")
+        shutil.rmtree(FOLDER)
+    (FOLDER / "incoming").mkdir(parents=True)
+    MARKER.touch()
+
+
+def lay(data: Path | None) -> tuple[list[Path], tuple[str, ...]]:
+    """Lay two deliveries beside the incoming folder; return them and the names of the classes. Raises XrayError."""
+    waiting = FOLDER / "waiting"
+    if data is None:
+        return phantom.lay(waiting), phantom.CLASSES
+    folders = phantom.split_by_patient(data.resolve(), waiting, Settings().rules.patient_pattern)
+    classes = tuple(sorted({path.name for folder in folders for path in folder.rglob("*") if is_class(path)}))
+    return folders, classes
+
+
+def is_class(path: Path) -> bool:
+    """Whether a folder of a delivery holds the images of one class."""
+    return (
+        path.is_dir() and path.name.lower() not in ("train", "val", "test") and any(p.is_file() for p in path.iterdir())
+    )
+
+
+def night(airflow: Airflow, number: int) -> dict[str, Any]:
+    """Run one night and show its tasks as they go; return what it concluded. Raises Failed with the failing log."""
+    run = airflow.trigger(DAG, {"promotion": "auto"})
+    start = time.monotonic()
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        shown: dict[str, str] = {}
+        while (state := airflow.state(DAG, run)) in ("queued", "running"):
+            tasks = airflow.tasks(DAG, run)
+            live.update(picture(number, tasks, time.monotonic() - start))
+            if not console.is_terminal:
+                say_changes(number, tasks, shown, time.monotonic() - start)
+            time.sleep(1)
+    tasks = airflow.tasks(DAG, run)
+    if state != "success":
+        failed = [task for task in tasks if task["state"] == "failed"]
+        raise Failed(f"night {number} ended {state}: {failed_log(airflow, run, failed)}")
+    said: dict[str, Any] = airflow.returned(DAG, run, "conclude")
+    said["seconds"] = time.monotonic() - start
+    said["tasks"] = {task["task_id"]: task["duration"] or 0.0 for task in tasks}
+    return said
+
+
+def picture(number: int, tasks: list[dict[str, Any]], seconds: float) -> Table:
+    """Draw the state of a night's tasks."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row(f"[bold]night {number}[/]", f"{seconds:.0f} s", "")
+    by_name = {task["task_id"]: task for task in tasks}
+    for name in TASKS:
+        task = by_name.get(name, {"state": None, "duration": None})
+        state = task["state"] or "waiting"
+        took = f"{task['duration']:.1f} s" if task["duration"] else ""
+        table.add_row(f"  {name}", f"[{COLOURS.get(state, 'white')}]{state}[/]", took)
+    return table
+
+
+def say_changes(number: int, tasks: list[dict[str, Any]], shown: dict[str, str], seconds: float) -> None:
+    """Print each task once when it starts or ends, for a log."""
+    for task in tasks:
+        state = str(task["state"])
+        if state in ("running", "success", "failed", "skipped", "up_for_retry") and shown.get(task["task_id"]) != state:
+            shown[task["task_id"]] = state
+            console.print(f"night {number}  {seconds:5.0f} s  {task['task_id']}: {state}")
+
+
+def failed_log(airflow: Airflow, run: str, failed: list[dict[str, Any]]) -> str:
+    """Return the end of the first failing task's log."""
+    if not failed:
+        return "no task failed; see airflow.log"
+    task = failed[0]
+    path = f"/dags/{DAG}/dagRuns/{run}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
+    events = airflow.call("GET", f"{path}?map_index={task['map_index']}&full_content=true")["content"]
+    lines = [str(event.get("event", event)) if isinstance(event, dict) else str(event) for event in events]
+    return f"task {task['task_id']}\n" + "\n".join(lines[-25:])
+
+
+def metrics(found: dict[str, Any] | None) -> list[str]:
+    """Return accuracy with its interval, AUC, sensitivity and specificity as text."""
+    if not found:
+        return ["-"] * 4
+    accuracy = found["accuracy"]
+    rest = [f"{found[name]['value']:.3f}" if found[name] else "-" for name in ("auc", "sensitivity", "specificity")]
+    return [f"{accuracy['value']:.3f} ({accuracy['low']:.3f}-{accuracy['high']:.3f})", *rest]
+
+
+def summary(nights: list[dict[str, Any]]) -> None:
+    """Print what both nights did."""
+    for number, said in enumerate(nights, 1):
+        console.print(f"\n[bold]Night {number}[/]")
+        for delivery in said["deliveries"]:
+            bad = ", ".join(f"{count} {reason}" for reason, count in sorted(delivery["quarantined"].items())) or "none"
+            console.print(f"  delivery {delivery['name']} {delivery['state']}: {delivery['accepted']} accepted")
+            console.print(f"  quarantined: {bad}")
+        held = said["held_out"]
+        console.print(
+            f"  dataset: {said['images']} radiographs of {said['patients']} patients; "
+            f"held out: {held['images']} of {held['patients']}"
+        )
+        table = Table("held-out", "accuracy (95 %)", "AUC", "sensitivity", "specificity", box=None, pad_edge=False)
+        table.add_row("  candidate", *metrics(said["candidate"]))
+        champion = said["champion"]
+        name = f"  champion, version {champion['version']}" if champion else "  champion"
+        table.add_row(name, *metrics(champion))
+        console.print(table)
+        for reason in said["decision"]["reasons"] if said["decision"] else [said["message"]]:
+            console.print(f"  {escape(reason)}")
+        if said["version"]:
+            console.print(f"  registered as version {said['version']}, alias {said['alias']}")
+
+
+def times(spent: dict[str, float], nights: list[dict[str, Any]]) -> None:
+    """Print where the time went."""
+    console.print("\n[bold]Where the time went[/]")
+    for what, seconds in spent.items():
+        console.print(f"  {what:<28}{seconds:6.1f} s")
+    for number, said in enumerate(nights, 1):
+        console.print(f"  {f'night {number}':<28}{said['seconds']:6.1f} s")
+        for name in TASKS:
+            console.print(f"    {name:<26}{said['tasks'].get(name, 0.0):6.1f} s")
+    total = sum(spent.values()) + sum(said["seconds"] for said in nights)
+    console.print(f"  {'all':<28}{total:6.1f} s")
+
+
+def demo(data: Path | None, then: Callable[[Stack, Airflow], None]) -> None:
+    """Run both nights, print the summary, then call `then` with everything still up. Raises Failed, XrayError."""
+    spent: dict[str, float] = {}
+    clock = time.monotonic()
+
+    def lap(what: str) -> None:
+        nonlocal clock
+        spent[what] = time.monotonic() - clock
+        clock = time.monotonic()
+
+    fresh_folder()
+    console.print("laying two deliveries" + ("" if data else " of synthetic radiographs"))
+    deliveries, classes = lay(data)
+    lap("laying deliveries")
+    settings = {
+        "XRAY_HOME": str(FOLDER),
+        "XRAY_SETTLE_SECONDS": "0",
+        "XRAY_SCHEDULE": "none",
+        "XRAY_CLASSES": '["' + '","'.join(classes) + '"]',
+    }
+    with running(FOLDER, settings, console.print) as stack:
+        airflow = Airflow(stack)
+        airflow.prepare(DAG)
+        lap("starting MLflow and Airflow")
+        nights = []
+        for number, delivery in enumerate(deliveries, 1):
+            delivery.rename(FOLDER / "incoming" / delivery.name)
+            nights.append(night(airflow, number))
+        summary(nights)
+        times(spent, nights)
+        console.print(f"\nAirflow  {stack.airflow}  user {stack.user}, password {stack.password}")
+        console.print(f"MLflow   {stack.mlflow}/#/models/chest-xray")
+        then(stack, airflow)
+
+
+def stay_up(stack: Stack, airflow: Airflow) -> None:
+    """Wait for Ctrl-C where a person sits at a terminal."""
+    if sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("CI") != "true":
+        console.print("\nBoth stay up until Ctrl-C.")
+        signal.pause()
+
+
+def main() -> None:
+    """Parse the command line, run, and stop everything whatever happens."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="your own labelled folder: <CLASS>/* or {train,val,test}/<CLASS>/*")
+    data = parser.parse_args().data
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        demo(data, stay_up)
+    except KeyboardInterrupt:
+        console.print("\nstopped")
+    except (Failed, XrayError) as error:
+        console.print(f"demo: {error}", style="red", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

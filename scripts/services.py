@@ -1,0 +1,237 @@
+"""A real MLflow server and `airflow standalone` on 127.0.0.1, for the demo, the screenshots and the browser tests.
+
+Both run in sessions of their own and are ended by session: `standalone` leaves its scheduler and API server behind when
+only it is told to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+"""Nothing is sent anywhere."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The running services: where they answer, who may log in, and the environment they run in."""
+
+    folder: Path
+    mlflow: str
+    airflow: str
+    user: str
+    password: str
+    environment: dict[str, str]
+
+
+class Failed(Exception):
+    """A service did not come up, or a run failed; the message holds the end of its log."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that nobody listens on at this moment."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+@contextmanager
+def running(folder: Path, settings: dict[str, str], told: Callable[[str], None] = lambda _: None) -> Iterator[Stack]:
+    """Start both services with their files in `folder` and XRAY_* `settings`; end them when the block ends.
+
+    `told` hears what is being done. Raises Failed.
+    """
+    mlflow_port, airflow_port = free_ports(2)
+    mlflow, airflow = f"http://127.0.0.1:{mlflow_port}", f"http://127.0.0.1:{airflow_port}"
+    user, password = "admin", secrets.token_urlsafe(12)
+    passwords = folder / "passwords.json"
+    with os.fdopen(os.open(passwords, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump({user: password}, file)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("XRAY_", "AIRFLOW", "MLFLOW_"))},
+        **QUIET,
+        **_airflow_settings(folder, airflow_port, passwords),
+        **settings,
+        "XRAY_TRACKING_URI": mlflow,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with _process(_mlflow_command(folder, mlflow_port), folder / "mlflow.log", environment) as server:
+        told("starting the MLflow server")
+        with _process(["airflow", "standalone"], folder / "airflow.log", environment) as standalone:
+            _wait(f"{mlflow}/health", server, folder / "mlflow.log")
+            told("starting Airflow")
+            _wait(f"{airflow}/api/v2/monitor/health", standalone, folder / "airflow.log", _is_healthy)
+            yield Stack(folder, mlflow, airflow, user, password, environment)
+
+
+def _mlflow_command(folder: Path, port: int) -> list[str]:
+    store = [f"--backend-store-uri=sqlite:///{folder / 'mlflow.db'}", f"--artifacts-destination={folder / 'artifacts'}"]
+    return ["mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1", *store]
+
+
+def _airflow_settings(folder: Path, port: int, passwords: Path) -> dict[str, str]:
+    return {
+        "AIRFLOW_HOME": str(folder / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+    }
+
+
+@contextmanager
+def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        end_session(process)
+
+
+def end_session(process: subprocess.Popen[bytes], seconds: float = 10) -> None:
+    """End every process of the session that `process` leads: SIGTERM, and SIGKILL for what is left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        members = _session(process.pid)
+        for member in members:
+            try:
+                member.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(members, timeout=seconds)
+    process.wait()
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _is_healthy(answer: httpx.Response) -> bool:
+    parts = answer.json()
+    return all(parts[name]["status"] == "healthy" for name in ("metadatabase", "scheduler", "dag_processor"))
+
+
+def _wait(
+    url: str,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    ready: Callable[[httpx.Response], bool] = lambda _: True,
+    seconds: float = 240,
+) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise Failed(f"{log.stem} ended with {process.returncode}: {tail(log)}")
+        with suppress(httpx.HTTPError):  # not up yet
+            answer = httpx.get(url, timeout=5)
+            if answer.status_code == 200 and ready(answer):
+                return
+        time.sleep(0.3)
+    raise Failed(f"{log.stem} did not answer at {url} within {seconds:.0f} s: {tail(log)}")
+
+
+def tail(log: Path, lines: int = 25) -> str:
+    """Return the last lines of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Airflow:
+    """Airflow's REST API, logged in."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        answer = httpx.post(
+            f"{stack.airflow}/auth/token", json={"username": stack.user, "password": stack.password}, timeout=30
+        )
+        answer.raise_for_status()
+        headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
+        self.client = httpx.Client(base_url=f"{stack.airflow}/api/v2", headers=headers, timeout=30)
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Call the API; return its JSON. Raises Failed with the answer when it refuses."""
+        answer = self.client.request(method, path, json=body)
+        if answer.is_error:
+            raise Failed(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}")
+        return answer.json() if answer.content else None
+
+    def prepare(self, *dags: str, seconds: float = 90) -> None:
+        """Make the pool `gpu` and let the DAGs run, once they are parsed."""
+        pools = self.call("GET", "/pools")["pools"]
+        if not any(pool["name"] == "gpu" for pool in pools):
+            self.call(
+                "POST", "/pools", {"name": "gpu", "slots": 1, "description": "one GPU", "include_deferred": False}
+            )
+        for dag in dags:
+            until = time.monotonic() + seconds
+            while self.client.get(f"/dags/{dag}").status_code == 404:
+                if time.monotonic() > until:
+                    errors = self.call("GET", "/importErrors")["import_errors"]
+                    raise Failed(f"DAG {dag} was not found; import errors: {errors}")
+                time.sleep(0.5)
+            self.call("PATCH", f"/dags/{dag}?update_mask=is_paused", {"is_paused": False})
+
+    def trigger(self, dag: str, conf: dict[str, Any]) -> str:
+        """Start a run; return its id."""
+        return str(self.call("POST", f"/dags/{dag}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"])
+
+    def state(self, dag: str, run: str) -> str:
+        """Return the state of a run."""
+        return str(self.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
+
+    def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
+        """Return the task instances of a run."""
+        found: list[dict[str, Any]] = self.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances?limit=100")[
+            "task_instances"
+        ]
+        return found
+
+    def returned(self, dag: str, run: str, task: str) -> Any:
+        """Return what a task returned."""
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/xcomEntries/return_value"
+        value = self.call("GET", f"{path}?deserialize=true")["value"]
+        return json.loads(value) if isinstance(value, str) else value

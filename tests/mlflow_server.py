@@ -93,8 +93,8 @@ def run_mlflow(folder: Path, port: int | None = None, database: str = "") -> Ite
 def run_postgres() -> Iterator[str]:
     """Start a PostgreSQL server of our own; yield the URI of an empty database. Skips where there is none."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs or importlib.util.find_spec("psycopg2") is None:
-        pytest.skip("no PostgreSQL server or no psycopg2 is installed")
+    if not programs or importlib.util.find_spec("psycopg") is None:
+        pytest.skip("no PostgreSQL server or no psycopg is installed")
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
     with tempfile.TemporaryDirectory(prefix="postgres-") as temporary:
         folder, port = Path(temporary), free_port()

@@ -184,6 +184,7 @@ def demo(data: Path | None, then: Callable[[Stack, Airflow], None]) -> None:
         "XRAY_HOME": str(FOLDER),
         "XRAY_SETTLE_SECONDS": "0",
         "XRAY_SCHEDULE": "none",
+        "XRAY_PATIENT_KEY": "demo key, not a secret",  # the same split each time, so the same figures
         "XRAY_CLASSES": '["' + '","'.join(classes) + '"]',
     }
     with running(FOLDER, settings, console.print) as stack:
@@ -213,7 +214,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="your own labelled folder: <CLASS>/* or {train,val,test}/<CLASS>/*")
     data = parser.parse_args().data
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         demo(data, stay_up)
     except KeyboardInterrupt:

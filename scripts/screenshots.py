@@ -31,9 +31,14 @@ def take(stack: Stack, airflow: Airflow) -> None:
         try:
             page = browser.new_page(viewport={"width": 1400, "height": 900})
             log_in(page, stack)
-            save(page, f"{stack.airflow}/dags/{DAG}/runs/{runs[0]['dag_run_id']}/graph", "airflow-run.png")
-            save(page, f"{stack.airflow}/dags/{DAG}?triggerDAGRun=true", "airflow-trigger.png")
-            save(page, f"{stack.mlflow}/#/models/chest-xray", "mlflow-registry.png")
+            page.goto(f"{stack.airflow}/dags/{DAG}/runs/{runs[0]['dag_run_id']}")
+            page.get_by_role("button", name="Graph").click()
+            save(page, "airflow-run.png")
+            page.goto(f"{stack.airflow}/dags/{DAG}")
+            page.get_by_role("button", name="Trigger").click()
+            save(page, "airflow-trigger.png")
+            page.goto(f"{stack.mlflow}/#/models/chest-xray")
+            save(page, "mlflow-registry.png")
         finally:
             browser.close()
 
@@ -45,14 +50,12 @@ def log_in(page: Page, stack: Stack) -> None:
     page.locator("input[type=password]").fill(stack.password)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{stack.airflow}/**")
-    page.wait_for_load_state("networkidle")
+    page.get_by_role("link", name="Dags").first.wait_for()
 
 
-def save(page: Page, url: str, name: str) -> None:
-    """Open a page, let it finish drawing, and save its picture."""
-    page.goto(url)
-    page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(4000)  # graphs are laid out after the last request
+def save(page: Page, name: str) -> None:
+    """Let the page finish drawing and save its picture."""
+    page.wait_for_timeout(6000)  # both pages poll for ever, so there is no moment of silence to wait for
     page.screenshot(path=DOCS / name)
     print(f"docs/{name}")
 

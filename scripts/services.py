@@ -65,7 +65,8 @@ def free_ports(count: int) -> list[int]:
 def running(folder: Path, settings: dict[str, str], told: Callable[[str], None] = lambda _: None) -> Iterator[Stack]:
     """Start both services with their files in `folder` and XRAY_* `settings`; end them when the block ends.
 
-    `told` hears what is being done. Raises Failed.
+    SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does, for the main thread. `told` hears what is
+    being done. Raises Failed.
     """
     mlflow_port, airflow_port = free_ports(2)
     mlflow, airflow = f"http://127.0.0.1:{mlflow_port}", f"http://127.0.0.1:{airflow_port}"
@@ -79,10 +80,13 @@ def running(folder: Path, settings: dict[str, str], told: Callable[[str], None] 
         **_airflow_settings(folder, airflow_port, passwords),
         **settings,
         "XRAY_TRACKING_URI": mlflow,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{_airflow_without_log_servers(folder)}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with _process(_mlflow_command(folder, mlflow_port), folder / "mlflow.log", environment) as server:
+    with (
+        _on_signals(_leave, signal.SIGTERM, signal.SIGHUP),
+        _process(_mlflow_command(folder, mlflow_port), folder / "mlflow.log", environment) as server,
+    ):
         told("starting the MLflow server")
         with _process(["airflow", "standalone"], folder / "airflow.log", environment) as standalone:
             _wait(f"{mlflow}/health", server, folder / "mlflow.log")
@@ -115,6 +119,23 @@ def _airflow_settings(folder: Path, port: int, passwords: Path) -> dict[str, str
     }
 
 
+def _airflow_without_log_servers(folder: Path) -> Path:
+    """Make a folder with an `airflow` for `standalone` to start its parts with, and return it.
+
+    Scheduler and triggerer serve their logs on fixed ports of every network interface unless told not to; on one
+    machine the API server reads the files.
+    """
+    script = folder / "bin" / "airflow"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in scheduler | triggerer) set -- "$@" --skip-serve-logs ;; esac\n'
+        f'exec "{Path(sys.executable).parent}/airflow" "$@"\n'
+    )
+    script.chmod(0o755)
+    return script.parent
+
+
 @contextmanager
 def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
@@ -127,17 +148,32 @@ def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iter
         end_session(process)
 
 
-def end_session(process: subprocess.Popen[bytes], seconds: float = 10) -> None:
+def end_session(process: subprocess.Popen[bytes], seconds: float = 5) -> None:
     """End every process of the session that `process` leads: SIGTERM, and SIGKILL for what is left."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        members = _session(process.pid)
-        for member in members:
-            try:
-                member.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(members, timeout=seconds)
-    process.wait()
+    # A second Ctrl-C must not leave half of them behind.
+    with _on_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            members = _session(process.pid)
+            for member in members:
+                with suppress(psutil.NoSuchProcess):
+                    member.send_signal(number)
+            psutil.wait_procs(members, timeout=seconds)
+        process.wait()
+
+
+@contextmanager
+def _on_signals(handler: Callable[[int, Any], Any] | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
+    """Handle signals so until the block ends."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _session(leader: int) -> list[psutil.Process]:

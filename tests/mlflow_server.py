@@ -45,7 +45,10 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: Sequence[str], health: str, log: Path, seconds: float = 120) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a process group of its own until the block ends; wait for `health` to answer first."""
+    """Run a server in a process group of its own until the block ends; wait for `health` to answer first.
+
+    A watcher in the group reads from us and ends the group when we die, even by SIGKILL.
+    """
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow starts uvicorn by name
@@ -55,13 +58,17 @@ def running(command: Sequence[str], health: str, log: Path, seconds: float = 120
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment, cwd=log.parent
-        )
+            ["sh", "-c", _WATCHED, "sh", *command], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True, env=environment, cwd=log.parent,
+        )  # fmt: skip
     try:
         _wait(health, process, log, seconds)
         yield process
     finally:
         end_group(process)
+
+
+_WATCHED = 'exec 3<&0; (read line <&3; kill -9 0) & exec "$@" </dev/null 3<&-'
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

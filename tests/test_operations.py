@@ -338,6 +338,22 @@ def test_undoing_keeps_a_challenger_registered_since(
     assert holds(two)
 
 
+def test_a_champion_the_ledger_never_knew_is_recorded_and_can_be_undone(
+    two: Registry, client: MlflowClient, model: Candidate
+) -> None:
+    client.create_model_version(two.name, model.model_uri, model_id=model.model_uri.removeprefix("models:/"))
+    client.set_registered_model_alias(two.name, "champion", "3")
+    assert operations.reconcile(two).champion == 3
+    with pytest.raises(ModelRefused, match="no record of its files"):
+        two.load(3)  # so a night stops here
+    assert {invariant for invariant, _ in failures(two)} == {"I1", "I3"}
+    with pytest.raises(ModelRefused):
+        operations.adopt(two, accept=True, who="alice", why="it looked good")
+    operations.adopt(two, accept=False, who="alice", why="nobody knows where it is from")
+    assert two.aliases()["champion"] == 2
+    assert holds(two)
+
+
 def test_a_version_deleted_by_hand_is_not_registered_again(
     two: Registry, client: MlflowClient, candidate: Callable[[int], Candidate]
 ) -> None:

@@ -81,9 +81,9 @@ def test_another_seed_is_another_candidate(grown: Settings) -> None:
 
 def test_trained_before_is_found(grown: Settings) -> None:
     first = trained(grown, epochs=1)
-    before = {path for path in Path(grown.store).rglob("*")}
+    before = set(Path(grown.store).rglob("*"))
     assert trained(grown, epochs=1) == first
-    assert {path for path in Path(grown.store).rglob("*")} == before
+    assert set(Path(grown.store).rglob("*")) == before
 
 
 def test_the_head_learns(grown: Settings) -> None:
@@ -218,7 +218,7 @@ def test_bad_recipe_values_are_named(values: dict[str, object], message: str) ->
 
 
 def test_an_unknown_recipe_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="one of .*head"):
+    with pytest.raises(ConfigError, match=r"one of .*head"):
         load_recipe("haed")
 
 

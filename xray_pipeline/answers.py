@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xray_pipeline.errors import ConfigError, EvaluationError
+from xray_pipeline.errors import ConfigError, DeliveryError, EvaluationError
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
@@ -37,8 +37,8 @@ BATCH = 64
 def preview_delivery(settings: Settings, uri: str, progress: Progress | None = None) -> dict[str, Any]:
     """Judge a delivery anywhere as the intake would, against the dataset as it is; write nothing.
 
-    Returns key, fit, accepted, quarantined (counts by reason), why, and the Great Expectations result.
-    Raises DeliveryError, StorageError.
+    Returns key, files, fit, accepted, quarantined (counts by reason), why, and the Great Expectations result; a
+    delivery that can't be judged at all is not fit. Raises DeliveryError when there is nothing to judge, StorageError.
     """
     from xray_pipeline import intake
     from xray_pipeline.dataset import Dataset, accounting
@@ -47,7 +47,12 @@ def preview_delivery(settings: Settings, uri: str, progress: Progress | None = N
     history = dataset.history()
     # Without a dataset there is no key yet, and a preview must not make one: any key gives the same verdicts.
     key = dataset.patient_key() if dataset.manifests() else secrets.token_bytes(32)
-    found = intake.check(intake.at(uri, settings, history, time.time()), settings, history, key, progress)
+    delivery = intake.at(uri, settings, history, time.time())
+    try:
+        found = intake.check(delivery, settings, history, key, progress)
+    except DeliveryError as error:
+        rejected = {"fit": False, "accepted": 0, "quarantined": {}, "why": str(error), "expectations": {}}
+        return {"key": delivery.key, "files": delivery.files, **rejected}
     counts = accounting([found.table])
     return {
         "key": found.delivery.key,

@@ -14,18 +14,15 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
-from xray_pipeline.errors import DeliveryError, EvaluationError
+from xray_pipeline.errors import DeliveryError, RegistryError
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from xray_pipeline.evaluation import Evaluation
     from xray_pipeline.gate import Decision, Evidence
     from xray_pipeline.intake import Delivery
     from xray_pipeline.registry import Registry
-    from xray_pipeline.serving import Classifier
     from xray_pipeline.training import Recipe
 
 log = logging.getLogger(__name__)
@@ -268,45 +265,36 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
 
     Raises EvaluationError, RegistryError or ModelRefused when either can't be scored: never "the candidate wins".
     """
-    from xray_pipeline import operations, training
-    from xray_pipeline.dataset import Dataset
-    from xray_pipeline.gate import Evidence, effective_uses
+    from xray_pipeline import comparing, operations
 
-    store, dataset, registry = run.store(), Dataset(run.settings), run.registry()
+    registry = run.registry()
     champion = operations.reconcile(registry).champion
-    candidate = training.find_candidate(store, trained.candidate)
-    rows = dataset.rows(dataset.open_snapshot(candidate.snapshot))
-    rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
-    if rows.empty:
-        raise EvaluationError(f"snapshot {candidate.snapshot[:12]} has no held-out radiographs; deliver more patients")
-    models = [registry.load_exactly(registry.resolve(candidate.model_uri), candidate.model_digest)]
-    if champion is not None:
-        models.append(registry.load(champion))
-    evidence = Evidence(
-        **_measured(run, candidate.snapshot, rows, models, progress),
-        champion_known=champion is not None,
-        snapshot=candidate.snapshot,
-        promotion=run.settings.promotion,
-        earlier_uses=effective_uses(_compared_patients(registry, candidate.digest), rows["patient"].nunique()),
-    )
-    key = f"evidence/{candidate.digest}/against-{champion or 'none'}.json"
-    store.write(key, _json(evidence.to_dict()))
-    for name, found in (("candidate", evidence.candidate), ("champion", evidence.champion)):
-        if found:
-            log.info("%s: %s; %d radiographs of %d patients", name, _headline(found), found.n, found.patients)
-    return Evaluated(candidate.digest, key, champion)
+    both = comparing.pair(run, registry, trained.candidate, champion, progress)
+    found = comparing.evidence(run, registry, both)
+    key = f"evidence/{trained.candidate}/against-{champion or 'none'}.json"
+    run.store().write(key, _json(found.to_dict()))
+    for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
+        if measured:
+            log.info("%s: %s; %d radiographs of %d patients", name, _headline(measured), measured.n, measured.patients)
+    return Evaluated(trained.candidate, key, champion)
 
 
 def decide(run: Run, evaluated: Evaluated) -> Decided:
-    """Apply the policy to the evidence; a refusal is recorded in the ledger. Raises ConfigError, LedgerError."""
-    from xray_pipeline import operations, training
+    """Apply the policy to the evidence and write the report; a refusal is recorded in the ledger.
 
-    decision = judged(run, evaluated.evidence)
+    Raises ConfigError, LedgerError, and what `evaluate` raises.
+    """
+    from xray_pipeline import comparing, operations, training
+
+    decision, registry = judged(run, evaluated.evidence), run.registry()
+    both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
+    page = comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
+    log.info("report: %s in %s", page, run.settings.store)
     for reason in decision.reasons:
         log.info("%s", reason)
     if decision.verdict == "refused":
         operations.refuse(
-            run.registry().ledger,
+            registry.ledger,
             training.find_candidate(run.store(), evaluated.candidate),
             who=run.who,
             why=" ".join(decision.reasons),
@@ -341,7 +329,7 @@ def register(run: Run, decided: Decided) -> Registered:
         description=why,
     )
     if entry.version is None:
-        raise EvaluationError(f"ledger entry {entry.sequence} registered no version")
+        raise RegistryError(f"ledger entry {entry.sequence} registered no version")
     waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {_why_waits(decision)}"
     return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits)
 
@@ -368,52 +356,6 @@ def _headline(evaluation: Evaluation) -> str:
     return ", ".join(f"{name} {evaluation.metrics[name].value:.3f}" for name in names if name in evaluation.metrics)
 
 
-def _measured(
-    run: Run, snapshot: str, rows: pd.DataFrame, models: list[Classifier], progress: Progress | None
-) -> dict[str, Any]:
-    """Score candidate and, if there is one, champion on the same rows: the measured part of the evidence."""
-    from xray_pipeline import evaluation
-    from xray_pipeline.dataset import Dataset
-    from xray_pipeline.pixels import PixelCache
-
-    labels, patients, classes = rows["label"].tolist(), rows["patient"].tolist(), run.settings.classes
-    resamples, read = run.settings.bootstrap, Dataset(run.settings).read
-    tables, found = [], []
-    for model in models:
-        if model.classes != classes:
-            raise EvaluationError(f"model {model.digest[:12]} knows classes {model.classes}, the dataset {classes}")
-        scores = evaluation.score(model, rows, PixelCache(run.settings.cache, model.side), read, run.store(), progress)
-        tables.append(scores[[f"p_{name}" for name in classes]].to_numpy())
-        found.append(
-            evaluation.evaluate(
-                tables[-1],
-                labels,
-                patients,
-                classes,
-                model.threshold,
-                resamples=resamples,
-                model_digest=model.digest,
-                snapshot=snapshot,
-            )
-        )
-    ours, theirs = models[0], models[-1]
-    cuts = (ours.threshold, theirs.threshold)
-    champion = len(models) == 2
-    comparison = None
-    if champion:
-        digests = (ours.digest, theirs.digest)
-        comparison = evaluation.compare(
-            tables[0], tables[1], labels, patients, classes, cuts, resamples=resamples, digests=digests
-        )
-    slices = evaluation.slices(rows, tables[0], tables[1] if champion else None, classes, cuts, resamples=resamples)
-    return {
-        "candidate": found[0],
-        "champion": found[1] if champion else None,
-        "comparison": comparison,
-        "slices": slices,
-    }
-
-
 def judged(run: Run, evidence: str) -> Decision:
     """Return what the run's policy says of evidence that `evaluate` kept. Raises ConfigError, EvaluationError."""
     from xray_pipeline.gate import decide as judge
@@ -426,15 +368,6 @@ def _recorded(decision: Decision, evidence: Evidence) -> dict[str, Any]:
     """What the ledger keeps of a decision: all of it, and how much of the held-out set's budget it used."""
     compared = evidence.comparison.patients if evidence.comparison else 0
     return {**decision.to_dict(), "compared_patients": compared}
-
-
-def _compared_patients(registry: Registry, candidate: str) -> list[int]:
-    """How many held-out patients each earlier comparison looked at; the candidate's own does not count against it."""
-    return [
-        entry.decision["compared_patients"]
-        for entry in registry.ledger.entries()
-        if entry.kind in ("registered", "refused") and entry.candidate != candidate
-    ]
 
 
 def _why_waits(decision: Decision) -> str:

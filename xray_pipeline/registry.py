@@ -156,6 +156,10 @@ class Registry:
             if not token:
                 return dict(sorted(found.items()))
 
+    def attach(self, run_id: str, name: str, text: str) -> None:
+        """Keep a text file with an MLflow run. Raises RegistryError, RegistryUnavailable."""
+        self._call(f"keeping {name}", self._client.log_text, run_id, text, name)
+
     def tag(self, version: int, tags: Mapping[str, str]) -> None:
         """Set tags on a version. Raises RegistryError, RegistryUnavailable."""
         for key, value in tags.items():
@@ -411,6 +415,7 @@ class _Missing(RegistryError):
 
 
 _REFUSALS = {
+    "BAD_REQUEST": RegistryError,
     "INVALID_PARAMETER_VALUE": RegistryError,
     "PERMISSION_DENIED": RegistryError,
     "UNAUTHENTICATED": RegistryError,
@@ -428,8 +433,14 @@ def _named(error: Exception, what: str, uri: str) -> RegistryError:
 
 
 def _busy(error: BaseException) -> bool:
-    """Whether MLflow's database asks to be tried again; connections are retried by MLflow's own HTTP client."""
-    return isinstance(error, MlflowException) and error.error_code in ("TEMPORARILY_UNAVAILABLE", "RESOURCE_CONFLICT")
+    """Whether MLflow's database asks to be tried again; connections are retried by MLflow's own HTTP client.
+
+    MLflow sets a tag or an alias by looking, then inserting: of two that do so at once, one hits the other's key.
+    """
+    if not isinstance(error, MlflowException):
+        return False
+    clash = error.error_code == "BAD_REQUEST" and re.search("unique|duplicate", str(error), re.IGNORECASE)
+    return bool(clash) or error.error_code in ("TEMPORARILY_UNAVAILABLE", "RESOURCE_CONFLICT")
 
 
 def _keep(folder: Path, kept: Path) -> None:

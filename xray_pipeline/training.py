@@ -104,6 +104,7 @@ def train(
         folder.delete("run.json")
     rows = dataset.rows(snapshot)
     _check_rows(rows, settings.classes)
+    folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
     run_id = _run(folder, settings, digest, snapshot, recipe)
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))

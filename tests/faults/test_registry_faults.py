@@ -233,6 +233,7 @@ def race(rounds: int, works: list[tuple[Callable[..., str], tuple[Any, ...]]], p
         ours, theirs = FORKS.Pipe()
         racers.append(FORKS.Process(target=_racer, args=(theirs, rounds, work, arguments)))
         racers[-1].start()
+        theirs.close()  # else nobody notices when that process dies
         pipes.append(ours)
     try:
         for number in range(rounds):

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import jpeg
+from small_models import small_classifier
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def xray(tmp_path: Path) -> Run:
+    """Run the command in a home of the test's own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XRAY_")}
+    environment |= {"XRAY_HOME": str(tmp_path / "home"), "XRAY_SETTLE_SECONDS": "0", "XRAY_DEVICE": "cpu"}
+
+    def run(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+        command = [Path(sys.executable).with_name("xray"), *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment | settings, cwd=tmp_path, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def delivery(tmp_path: Path) -> Path:
+    folder = tmp_path / "home" / "incoming" / "first"
+    for label, seeds in (("NORMAL", range(6)), ("PNEUMONIA", range(10, 16))):
+        (folder / label).mkdir(parents=True)
+        for seed in seeds:
+            (folder / label / f"patient{seed:04d}_1.jpeg").write_bytes(jpeg(seed=seed))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    small_classifier().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_check_says_yes_and_writes_nothing(xray: Run, delivery: Path, tmp_path: Path) -> None:
+    done = xray("check", delivery, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["fit"], said["files"], said["accepted"]) == (True, 12, 12)
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["incoming"]
+
+
+def test_a_misspelt_class_is_a_no_that_names_the_nearest(xray: Run, delivery: Path) -> None:
+    (delivery / "PNEUMONIA").rename(delivery / "PNEUMONA")
+    done = xray("check", delivery)
+    assert done.returncode == 3
+    assert "PNEUMONIA" in done.stdout
+
+
+def test_ingest_counts_every_file(xray: Run, delivery: Path) -> None:
+    (delivery / "NORMAL" / "empty.jpeg").write_bytes(b"")
+    done = xray("ingest", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["deliveries"][0]["accepted"] == 12
+    assert said["deliveries"][0]["quarantined"] == {"empty": 1}
+    assert said["dataset"]["images"] == 12
+    again = json.loads(xray("ingest", "--json").stdout)
+    assert again["deliveries"] == []
+    assert again["dataset"]["snapshot"] == said["dataset"]["snapshot"]
+
+
+def test_evaluate_gives_each_metric_with_its_interval(xray: Run, delivery: Path, model: Path) -> None:
+    done = xray("evaluate", model, "--data", delivery, "--json")
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert said["n"] == 12
+    assert 0 <= said["threshold"] <= 1
+    for name in ("accuracy", "auc", "sensitivity", "specificity"):
+        assert said[name]["low"] <= said[name]["value"] <= said[name]["high"]
+
+
+def test_evaluate_counts_copies_too(xray: Run, delivery: Path, model: Path) -> None:
+    (delivery / "NORMAL" / "copy.jpeg").write_bytes(jpeg(seed=0))
+    assert json.loads(xray("evaluate", model, "--data", delivery, "--json").stdout)["n"] == 13
+
+
+def test_predict_answers_each_file(xray: Run, delivery: Path, model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.jpeg"
+    page.write_text("<html>")
+    done = xray("predict", model, delivery / "NORMAL" / "patient0000_1.jpeg", page, "--json")
+    assert done.returncode == 3
+    good, bad = json.loads(done.stdout)
+    assert sum(good["probabilities"].values()) == pytest.approx(1)
+    assert "not-an-image" in bad["error"]
+
+
+def test_history_of_nothing(xray: Run) -> None:
+    done = xray("history", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"champion": None, "challenger": None, "entries": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (("evaluate", "models:/chest-xray@champion", "--data", "."), {}, "chest-xray"),
+        (("check", "nowhere"), {}, "does it exist?"),
+        (("history", "--at", "yesterday"), {}, "'yesterday' is not a time"),
+        (("history",), {"XRAY_SPLIT_HELD_OUT": "2"}, "XRAY_SPLIT_HELD_OUT"),
+        (("retrain", "--recipe", "haed"), {}, "no recipe 'haed'"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(
+    xray: Run, delivery: Path, arguments: tuple[str, ...], settings: dict[str, str], message: str
+) -> None:
+    done = xray(*arguments, **settings)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("xray: ")]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("frobnicate",), ("retrain", "--promotion", "maybe"), ("evaluate", "x")])
+def test_wrong_usage_exits_2(xray: Run, arguments: tuple[str, ...]) -> None:
+    assert xray(*arguments).returncode == 2

@@ -70,7 +70,7 @@ class Network(nn.Module):
         width = backbone.features
         if levels:
             for part in level_modules(self.backbone):
-                part.register_forward_hook(lambda _module, _input, output: self._seen.append(output))
+                part.register_forward_hook(self._look)
             width = self._width()
         self.head = nn.Linear(width, classes)
         self.to(memory_format=torch.channels_last)
@@ -89,6 +89,10 @@ class Network(nn.Module):
         pooled = [value for picture in self._seen for value in _pooled(picture)]
         self._seen.clear()
         return torch.cat([features, *pooled], dim=1)
+
+    def _look(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.ndim == 4:  # a classifier's layers have no picture
+            self._seen.append(output)
 
     def _width(self) -> int:
         training = self.backbone.training

@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench screenshots lock clean
+.PHONY: help setup demo test lint format bench fuzz screenshots lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,14 @@ lint: setup ## set-up, ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup ## measurements: intake beside bare decoding, the gate over 20 simulated years; JSON in bench/
+	@mkdir -p bench
+	$(BIN)/python benchmarks/intake.py --json bench/intake.json
+	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
+
+fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
+	PYTHONPATH=tests $(BIN)/python tests/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)
 
 format: setup ## format the code and sort its imports
 	$(BIN)/ruff check --quiet --fix-only --select I .

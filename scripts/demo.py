@@ -6,12 +6,14 @@ Everything it makes lies in one folder, xray-demo, which it makes anew each time
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,27 @@ COLOURS = {"success": "green", "failed": "red", "running": "yellow", "skipped": 
 console = Console(highlight=False)
 
 
-def fresh_folder() -> None:
-    """Make the demo's folder anew; only a folder that the demo made is removed. Raises Failed."""
-    if FOLDER.exists():
-        if not MARKER.exists():
-            raise Failed(f"{FOLDER} is not a demo's folder; move it away")
-        shutil.rmtree(FOLDER)
-    (FOLDER / "incoming").mkdir(parents=True)
-    MARKER.touch()
+@contextmanager
+def fresh_folder() -> Iterator[None]:
+    """Make the demo's folder anew and keep it ours until the block ends; only what a demo made is removed.
+
+    Raises Failed when the folder is something else, or another demo's that is still up.
+    """
+    if FOLDER.exists() and not MARKER.exists():
+        raise Failed(f"{FOLDER} is not a demo's folder; move it away")
+    FOLDER.mkdir(exist_ok=True)
+    with MARKER.open("a") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failed(f"another demo is up in {FOLDER}; stop it with Ctrl-C first") from error
+        for path in FOLDER.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != MARKER:
+                path.unlink()
+        (FOLDER / "incoming").mkdir()
+        yield
 
 
 def lay(data: Path | None) -> tuple[list[Path], tuple[str, ...]]:
@@ -166,6 +181,7 @@ def times(spent: dict[str, float], nights: list[dict[str, Any]]) -> None:
     console.print(f"  {'all':<28}{total:6.1f} s")
 
 
+@fresh_folder()
 def demo(data: Path | None, then: Callable[[Stack, Airflow], None]) -> None:
     """Run both nights, print the summary, then call `then` with everything still up. Raises Failed, XrayError."""
     spent: dict[str, float] = {}
@@ -176,7 +192,6 @@ def demo(data: Path | None, then: Callable[[Stack, Airflow], None]) -> None:
         spent[what] = time.monotonic() - clock
         clock = time.monotonic()
 
-    fresh_folder()
     console.print("laying two deliveries" + ("" if data else " of synthetic radiographs"))
     deliveries, classes = lay(data)
     lap("laying deliveries")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from demo import DAG, demo
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FloatRect, Page, sync_playwright
 from services import ROOT, Airflow, Failed, Stack
 
 from xray_pipeline.errors import XrayError
@@ -29,16 +29,17 @@ def take(stack: Stack, airflow: Airflow) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            page = browser.new_page(viewport={"width": 1400, "height": 900})
+            page = browser.new_page(viewport={"width": 1400, "height": 820})
             log_in(page, stack)
             page.goto(f"{stack.airflow}/dags/{DAG}/runs/{runs[0]['dag_run_id']}")
-            page.get_by_role("button", name="Graph").click()
             save(page, "airflow-run.png")
             page.goto(f"{stack.airflow}/dags/{DAG}")
             page.get_by_role("button", name="Trigger").click()
             save(page, "airflow-trigger.png")
+            page.set_viewport_size({"width": 1800, "height": 1300})
             page.goto(f"{stack.mlflow}/#/models/chest-xray")
-            save(page, "mlflow-registry.png")
+            # without the empty margin that MLflow keeps for its assistant
+            save(page, "mlflow-registry.png", {"x": 0, "y": 0, "width": 1335, "height": 1300})
         finally:
             browser.close()
 
@@ -53,10 +54,10 @@ def log_in(page: Page, stack: Stack) -> None:
     page.get_by_role("link", name="Dags").first.wait_for()
 
 
-def save(page: Page, name: str) -> None:
-    """Let the page finish drawing and save its picture."""
+def save(page: Page, name: str, clip: FloatRect | None = None) -> None:
+    """Let the page finish drawing and save its picture, or the part of it in `clip`."""
     page.wait_for_timeout(6000)  # both pages poll for ever, so there is no moment of silence to wait for
-    page.screenshot(path=DOCS / name)
+    page.screenshot(path=DOCS / name, clip=clip)
     print(f"docs/{name}")
 
 

@@ -61,16 +61,16 @@ def radiograph(patient: Patient, number: int) -> NDArray[np.uint16]:
     return _frame(density, shot)
 
 
-def lay(folder: Path, deliveries: int = 2, patients: int = 600, seed: int = 0) -> list[Path]:
+def lay(folder: Path, deliveries: int = 2, patients: int = 500, seed: int = 0) -> list[Path]:
     """Write deliveries of phantoms below `folder` and return their folders, 2026-01-01 first.
 
-    Each delivery brings new patients, the later ones twice as many as the first; odd ones sort files into class
+    Each delivery brings new patients, the later ones half as many again as the first; odd ones sort files into class
     folders, even ones are flat with a labels.csv. Each also holds five files that intake must quarantine: a truncated
     JPEG, a web page, an empty file, a copy of another file, a colour photograph. `_SUCCESS` is written last.
     """
     rng = np.random.default_rng([seed, 2])
-    share = patients // (2 * deliveries - 1)
-    sizes = [share] + [2 * share] * (deliveries - 1)
+    share = int(patients / (1.5 * deliveries - 0.5))
+    sizes = [share] + [share * 3 // 2] * (deliveries - 1)
     sizes[-1] += patients - sum(sizes)
     folders, first = [], 1
     for index, size in enumerate(sizes):
@@ -147,7 +147,7 @@ def _patient(rng: np.random.Generator, number: int, seed: int) -> Patient:
         label=label,
         severity=float(0.25 + 0.75 * rng.beta(1.6, 1.4)) if label == "PNEUMONIA" else 0.0,
         seed=seed * 1_000_003 + number,
-        images=int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.13, 0.07])),
+        images=int(rng.choice([1, 2, 3, 4], p=[0.75, 0.15, 0.07, 0.03])),
         scanner=int(rng.random() < 0.4),
         suffix=suffix,
     )

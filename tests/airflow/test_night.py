@@ -24,7 +24,7 @@ class Nights:
     def __init__(self, home: Path, server: MlflowServer) -> None:
         self.home = home
         self.waiting = home / "waiting"
-        phantom.lay(self.waiting, deliveries=2, patients=720, seed=3)
+        phantom.lay(self.waiting, deliveries=2, patients=500, seed=0)
         (home / "incoming").mkdir()
         self.settings = Settings(home=home, tracking_uri=server.uri, settle_seconds=0)
 
@@ -53,6 +53,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer
         patch.setenv("XRAY_HOME", str(home))
         patch.setenv("XRAY_TRACKING_URI", mlflow_server.uri)
         patch.setenv("XRAY_SETTLE_SECONDS", "0")
+        patch.setenv("XRAY_PATIENT_KEY", "demo key, not a secret")  # always the same split
         patch.setenv("XRAY_DEVICE", "cpu")
         yield Nights(home, mlflow_server)
 

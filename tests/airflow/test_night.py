@@ -15,6 +15,8 @@ from xray_pipeline import answers, phantom
 from xray_pipeline.registry import Registry
 from xray_pipeline.settings import Settings
 
+pytestmark = pytest.mark.timeout(900)  # two trainings in one test, on whatever cores there are
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -56,7 +56,7 @@ PARAMS = {
 
 def _run() -> Run:
     context = get_current_context()
-    return Run.of(context["params"], context["dag_run"].triggering_user_name or "schedule")
+    return Run.of(context["params"], context["dag_run"].triggering_user_name or "schedule", context["run_id"])
 
 
 @task

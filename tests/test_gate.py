@@ -55,7 +55,8 @@ def part(difference: float = 0.01, patients: int = 100, dimension: str = "view",
 
 
 FIRST = Evidence(model("new"), None, False, None, "s" * 64, "auto", None, None)
-BETTER = Evidence(model("new", accuracy=0.93), model("old"), True, versus(), "s" * 64, "auto", 0.0, (part(),))
+STRAINED = (part(dimension="stress"), part(-0.9, dimension="baseline"))
+BETTER = Evidence(model("new", accuracy=0.93), model("old"), True, versus(), "s" * 64, "auto", 0.0, (part(),), STRAINED)
 
 
 def failed(decision: Decision) -> list[str]:
@@ -117,6 +118,7 @@ def test_a_first_model_below_a_floor_is_refused(candidate: Evaluation, clause: s
         ({"candidate": model("new", accuracy=0.93, auc=0.88)}, "4.5"),
         ({"candidate": model("new", accuracy=0.93, ece=0.08)}, "4.6"),
         ({"slices": (part(), part(-0.05))}, "4.7"),
+        ({"stress": (*STRAINED, part(-0.05, dimension="stress", value="blur"))}, "4.8"),
     ],
 )
 def test_each_guard_rail_stops_a_promotion_but_not_registering(change: dict[str, Any], clause: str) -> None:
@@ -377,6 +379,7 @@ number = "4.8"
 rule = "stress"
 text = "Robust."
 at_most = 0.03
+min_patients = 30
 
 [[clause]]
 number = "4.9"
@@ -417,8 +420,8 @@ def _without(source: str, *rules: str) -> str:
         ("at_least = 0.80", "at_least = -1", "clause 3.3 .first-auc.: at_least is -1"),
         ("at_least = 0.80", "at_least = true", "clause 3.3 .first-auc.: at_least is True"),
         ('number = "4.7"', 'number = "4.6"', "uses the number '4.6' more than once"),
-        ("version = 1", "", "a policy has a name, a version"),
-        ("version = 1", "version = 1\nlenient = true", "a policy has a name, a version"),
+        ("version = 2", "", "a policy has a name, a version"),
+        ("version = 2", "version = 2\nlenient = true", "a policy has a name, a version"),
         ("[[clause]]", "[[clause", "is not TOML"),
     ],
 )

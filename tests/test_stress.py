@@ -125,7 +125,8 @@ def test_a_model_that_reads_lungs_fails_without_them_and_one_that_reads_markers_
     assert covered.candidate["auc"].value == 1
     assert covered.champion["auc"].value == pytest.approx(0.5, abs=0.2)
     assert border.difference["auc"].value < -0.2
-    assert {part.dimension for part in found.values()} == {"stress"}
+    assert {part.dimension for name, part in found.items() if name != stress.BASELINE} == {"stress"}
+    assert border.dimension == "baseline"
 
 
 def test_predictions_are_kept_by_model_and_perturbation(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_pipeline import evaluation, report, training
+from xray_pipeline import evaluation, rehearsal, report, stress, training
 from xray_pipeline.dataset import Dataset, Progress, Snapshot
 from xray_pipeline.errors import EvaluationError
 from xray_pipeline.gate import Decision, Evidence, effective_uses
@@ -21,6 +21,7 @@ from xray_pipeline.ledger import State
 from xray_pipeline.night import Run, checked
 from xray_pipeline.pixels import PixelCache
 from xray_pipeline.registry import Registry
+from xray_pipeline.rehearsal import Rehearsal
 from xray_pipeline.serving import Classifier
 from xray_pipeline.training import Candidate
 
@@ -66,8 +67,8 @@ def pair(run: Run, registry: Registry, digest: str, champion: int | None, progre
     return Pair(candidate, champion, snapshot, rows, models, tables)
 
 
-def evidence(run: Run, registry: Registry, both: Pair) -> Evidence:
-    """Measure a pair: metrics with intervals, the paired comparison, slices. Raises EvaluationError."""
+def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None = None) -> Evidence:
+    """Measure a pair: metrics with intervals, the paired comparison, slices, stress. Raises EvaluationError."""
     labels, patients, classes = both.rows["label"].tolist(), both.rows["patient"].tolist(), run.settings.classes
     resamples = run.settings.bootstrap
     found = [
@@ -100,7 +101,26 @@ def evidence(run: Run, registry: Registry, both: Pair) -> Evidence:
         promotion=run.settings.promotion,
         earlier_uses=effective_uses(_compared_patients(registry, both.candidate.digest), found[0].patients),
         slices=evaluation.slices(both.rows, both.tables[0], theirs, classes, cuts, resamples=resamples),
+        stress=stress.stress(
+            [(model, PixelCache(run.settings.cache, model.side)) for model in both.models],
+            both.rows,
+            [model.threshold for model in both.models],
+            Dataset(run.settings).read,
+            run.store(),
+            limit=run.settings.stress_images,
+            resamples=resamples,
+            progress=progress,
+        ),
     )
+
+
+def rehearse(run: Run, registry: Registry, both: Pair) -> Rehearsal:
+    """Check that the candidate's logged model answers in a fresh process as it was evaluated. Raises ModelRefused."""
+    sample = both.rows.sort_values("digest").head(rehearsal.RADIOGRAPHS)
+    read = Dataset(run.settings).read
+    files = [read(row.digest, row.suffix) for row in sample.itertuples()]
+    folder = registry.download(both.candidate.model_uri)
+    return rehearsal.rehearse(folder, files, both.tables[0][sample.index], both.models[0].classes)
 
 
 def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, decision: Decision) -> str:
@@ -125,7 +145,7 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
         arrivals=_arrivals(run, registry.ledger.state(), both),
         dataset={str(side): int(count) for side, count in sides.items()},
         recipe=recipe,
-        lineage=_lineage(both, decision),
+        lineage=_lineage(run, both, decision),
     )
     folder = f"reports/{both.candidate.digest}/against-{both.champion or 'none'}"
     for name, text in (("report.html", report.render(shown)), ("model-card.md", report.model_card(shown))):
@@ -156,11 +176,13 @@ def _arrivals(run: Run, state: State, both: Pair) -> tuple[report.Arrival, ...]:
     return tuple(found)
 
 
-def _lineage(both: Pair, decision: Decision) -> dict[str, str]:
+def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:
     facts: dict[str, Any] = {
         "candidate": both.candidate.digest,
         "model": both.candidate.model_digest,
         "MLflow run": both.candidate.run_id,
+        "Airflow run": run.name or "none: from the command line",
+        "asked by": run.who,
         "snapshot": both.snapshot.digest,
         "recipe": both.candidate.recipe,
         "policy": decision.policy,

@@ -32,18 +32,20 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of the night works with: the settings, what overrides the recipe, and who asked for it."""
+    """What one run of the night works with: the settings, what overrides the recipe, who asked for it, and its name
+    where it was started (the Airflow run; "" from the command line)."""
 
     settings: Settings
     overrides: Mapping[str, object] = field(default_factory=dict)
     who: str = "schedule"
+    name: str = ""
 
     @classmethod
-    def of(cls, params: Mapping[str, Any], who: str = "schedule") -> Run:
+    def of(cls, params: Mapping[str, Any], who: str = "schedule", name: str = "") -> Run:
         """Combine the configured settings with a form's values; None and "" mean the configured value."""
         given = {name: value for name, value in params.items() if value not in (None, "")}
         settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion", "policy") if name in given}
-        return cls(Settings(**settings), given, who)
+        return cls(Settings(**settings), given, who, name)
 
     def recipe(self) -> Recipe:
         """Return the recipe with its overrides. Raises ConfigError."""
@@ -270,7 +272,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     registry = run.registry()
     champion = operations.reconcile(registry).champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
-    found = comparing.evidence(run, registry, both)
+    found = comparing.evidence(run, registry, both, progress)
     key = f"evidence/{trained.candidate}/against-{champion or 'none'}.json"
     run.store().write(key, _json(found.to_dict()))
     for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
@@ -312,18 +314,22 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
 
 
 def register(run: Run, decided: Decided) -> Registered:
-    """Make the candidate a version with alias `challenger`, once. Raises LostRace, RegistryError, ModelRefused."""
-    from xray_pipeline import operations, training
+    """Make the candidate a version with alias `challenger`, once, after its logged model gave the same answers again.
 
-    decision = judged(run, decided.evidence)
+    Raises LostRace, RegistryError, ModelRefused.
+    """
+    from xray_pipeline import comparing, operations, training
+
+    decision, registry = judged(run, decided.evidence), run.registry()
     candidate = training.find_candidate(run.store(), decided.candidate)
+    rehearsal = comparing.rehearse(run, registry, comparing.pair(run, registry, candidate.digest, None))
     why = " ".join(decision.reasons)
     entry = operations.register(
-        run.registry(),
+        registry,
         candidate,
         who=run.who,
         why=why,
-        decision=_recorded(decision, run.evidence(decided.evidence)),
+        decision={**_recorded(decision, run.evidence(decided.evidence)), "rehearsal": rehearsal.to_dict()},
         champion_before=decided.champion,
         tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
         description=why,

@@ -202,8 +202,8 @@ def _drop(metric: str, sign: int) -> _Judge:
     return judge
 
 
-def _parts(which: Literal["slices", "stress"], metric: str, bound: Literal["value", "high"]) -> _Judge:
-    """Judge the part where the candidate loses most against the champion."""
+def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
+    """Judge the part where the candidate loses most against the champion, by the upper end of the interval."""
 
     def judge(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
         most = numbers["at_most"]
@@ -212,10 +212,10 @@ def _parts(which: Literal["slices", "stress"], metric: str, bound: Literal["valu
             return Finding(False, None, most, f"No {which} were measured.")
         losses: list[tuple[float, str]] = []
         for part in parts:
-            if part.patients < numbers.get("min_patients", 0):
+            if part.dimension == "baseline" or part.patients < numbers.get("min_patients", 0):
                 continue
             found = part.difference.get(metric)
-            value = number_of(getattr(found, bound)) if found else None
+            value = number_of(found.high) if found else None
             if value is None:
                 return Finding(False, None, most, f"{part.dimension} {part.value}: the difference is missing.")
             losses.append((-value, f"{part.dimension} {part.value}"))
@@ -223,8 +223,10 @@ def _parts(which: Literal["slices", "stress"], metric: str, bound: Literal["valu
             return Finding(True, "none large enough", most, f"None of the {which} has enough patients to be judged.")
         loss, where = max(losses)
         what = f"{metric.replace('_', ' ').replace('auc', 'AUC')}, candidate minus champion"
-        end = "the upper end of its interval is" if bound == "high" else "it is"
-        why = f"Worst of the {which}: {where}. Of {what}, {end} {-loss:+.4f}; no lower than {-most:+g} is allowed."
+        why = (
+            f"Worst of the {which}: {where}. Of {what}, the upper end of the interval is {-loss:+.4f}; no lower than "
+            f"{-most:+g} is allowed."
+        )
         return Finding(loss <= most, loss, most, why)
 
     return judge
@@ -262,8 +264,8 @@ RULES: Mapping[str, Rule] = {
     "specificity-drop": Rule("promote", _drop("specificity", 1), ("at_most",)),
     "auc-drop": Rule("promote", _drop("auc", 1), ("at_most",)),
     "ece-rise": Rule("promote", _drop("ece", -1), ("at_most",)),
-    "slices": Rule("promote", _parts("slices", "accuracy", "high"), ("at_most", "min_patients")),
-    "stress": Rule("promote", _parts("stress", "auc", "value"), ("at_most",)),
+    "slices": Rule("promote", _parts("slices", "accuracy"), ("at_most", "min_patients")),
+    "stress": Rule("promote", _parts("stress", "auc"), ("at_most", "min_patients")),
     "no-drift": Rule("release", _alarms),
     "approval": Rule("release", _approval, required=True),
 }

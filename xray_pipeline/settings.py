@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     promotion: Promotion = Field("approve", description="auto: promote at once what the policy allows")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     workers: int = Field(0, ge=0, description="threads for reading and decoding; 0: one per core")
+    stress_images: int = Field(100, ge=10, description="held-out radiographs scored under each perturbation")
     bootstrap: int = Field(1000, ge=100, description="patient-clustered bootstrap resamples")
 
     @field_validator("classes")

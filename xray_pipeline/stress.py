@@ -46,7 +46,8 @@ def stress(
     """Measure the candidate, and the champion when given second, on perturbed held-out radiographs.
 
     `rows` as for `evaluation.score`, with label and patient. Returns one slice for each of PERTURBATIONS, dimension
-    "stress". Predictions are kept under stress/<model digest>/, so a champion costs nothing the second night.
+    "stress"; that of BASELINE is "baseline": no model should do well on it, so none is judged by it. Predictions are
+    kept under stress/<model digest>/, so a champion costs nothing the second night.
     """
     sample = rows.sort_values("digest").head(limit)
     small = sample["patient"].nunique() < SMALL_SLICE
@@ -58,7 +59,8 @@ def stress(
         measured = [with_intervals(*pair)[0] for pair in zip(cases, draws, strict=True)]
         both = len(models) > 1
         against, difference = (measured[1], differences(cases, draws)) if both else ({}, {})
-        found.append(Slice("stress", name, len(sample), cases[0].count, small, measured[0], against, difference))
+        dimension = "baseline" if name == BASELINE else "stress"
+        found.append(Slice(dimension, name, len(sample), cases[0].count, small, measured[0], against, difference))
         if progress:
             progress(index + 1, len(PERTURBATIONS), "stress")
     return tuple(found)

@@ -218,14 +218,15 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
             value = number_of(found.high) if found else None
             if value is None:
                 return Finding(False, None, most, f"{part.dimension} {part.value}: the difference is missing.")
-            losses.append((-value, f"{part.dimension} {part.value}"))
+            losses.append((0.0 - value, part.value if which == "stress" else f"{part.dimension} {part.value}"))
         if not losses:
             return Finding(True, "none large enough", most, f"None of the {which} has enough patients to be judged.")
         loss, where = max(losses)
         what = f"{metric.replace('_', ' ').replace('auc', 'AUC')}, candidate minus champion"
+        parts_are = "slices" if which == "slices" else "perturbations"
         why = (
-            f"Worst of the {which}: {where}. Of {what}, the upper end of the interval is {-loss:+.4f}; no lower than "
-            f"{-most:+g} is allowed."
+            f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {-loss:+.4f}; no lower "
+            f"than {-most:+g} is allowed."
         )
         return Finding(loss <= most, loss, most, why)
 

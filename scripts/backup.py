@@ -43,7 +43,7 @@ def backup(stack: Compose, folder: Path) -> None:
 
 
 def restore(stack: Compose, folder: Path) -> None:
-    """Put a backup into empty volumes and start the stack. Raises Failed when it is not whole or not of these secrets."""
+    """Put a backup into empty volumes and start the stack. Raises Failed when it isn't whole."""
     manifest = checked(stack, folder)
     stack.up("postgres", "seaweedfs")
     script = "python accounts.py databases && python objects.py buckets incoming xray mlflow"

@@ -56,7 +56,7 @@ SECRETS: dict[str, Callable[[], str]] = {
 
 HEAD = """\
 # Secrets of this installation; keep a copy in a safe place, apart from the backups.
-# XRAY_PATIENT_KEY and AIRFLOW_FERNET_KEY must never change: the dataset's split and Airflow's stored secrets hang on them.
+# XRAY_PATIENT_KEY and AIRFLOW_FERNET_KEY must never change: the dataset's split and what Airflow encrypts need them.
 """
 
 

@@ -76,7 +76,7 @@ class Compose:
         return self.exec("postgres", *psql)
 
     def up(self, *services: str, build: bool = False) -> None:
-        """Start services (default: all of the profile) and wait until they are healthy. Raises Failed with their logs."""
+        """Start services (default: all of the profile) and wait until they are healthy. Raises Failed with logs."""
         options = ["--detach", "--wait", "--wait-timeout", "420", *(["--build"] if build else [])]
         try:
             self.run("up", *options, *services, seconds=1500)
@@ -107,7 +107,7 @@ def wait(ready: Callable[[], Any], otherwise: str, seconds: float, every: float 
 def call(
     method: str, url: str, body: object = None, headers: Mapping[str, str] | None = None, seconds: float = 30
 ) -> tuple[int, bytes]:
-    """Return status and body of an HTTP request; an answer that refuses is an answer too. Raises OSError when none comes."""
+    """Return status and body of an HTTP request, refusals too. Raises OSError when no answer comes."""
     data = None if body is None else json.dumps(body).encode()
     head = {"Content-Type": "application/json", **(headers or {})}
     request = urllib.request.Request(url, data, head, method=method)

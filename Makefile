@@ -6,7 +6,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help setup demo test lint format bench fuzz screenshots lock clean secrets up down smoke backup restore test-compose
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv from requirements.lock (quick when nothing changed)
 	@scripts/setup.sh

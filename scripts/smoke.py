@@ -2,8 +2,8 @@
 
 Lays phantom deliveries in S3, runs a night over Airflow's REST API, has a viewer refused and an operator approve,
 checks the champion; restarts every container in turn while nights run; takes a backup, destroys every volume and
-restores it. After each part the invariants are checked. The copy has a project, secrets, volumes and ports of its own: an
-installation on the same host is not touched. Needs Python and an engine with Compose.
+restores it. After each part the invariants are checked. The copy has a project, secrets, volumes and ports of its own:
+an installation on the same host is not touched. Needs Python and an engine with Compose.
 """
 
 from __future__ import annotations

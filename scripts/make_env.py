@@ -82,9 +82,9 @@ def main() -> None:
     given = dict(item.split("=", 1) for item in parsed.set)
     given.setdefault("COMPOSE_PROFILES", "gpu" if shutil.which("nvidia-smi") else "cpu")
     given.setdefault("GPU_WORKER_CPUS", str(os.cpu_count() or 2))
-    added = make(parsed.file, given)
-    if parsed.file.stat().st_mode & 0o077:
+    if parsed.file.exists() and parsed.file.stat().st_mode & 0o077:
         sys.exit(f"secrets: others may read {parsed.file}; run: chmod 600 {parsed.file}")
+    added = make(parsed.file, given)
     print(f"secrets: wrote {len(added)} values to {parsed.file}" if added else f"secrets: {parsed.file} is complete")
 
 

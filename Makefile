@@ -3,10 +3,10 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench fuzz screenshots lock clean
+.PHONY: help setup demo test lint format bench fuzz screenshots lock clean secrets up down smoke backup restore test-compose
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv from requirements.lock (quick when nothing changed)
 	@scripts/setup.sh
@@ -45,3 +45,24 @@ clean: ## remove the demo's files and caches; .venv stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@if [ -e xray-demo/.xray-demo ]; then rm -rf xray-demo; fi
+
+secrets: ## .env with random secrets for the compose stack; an existing value is never changed
+	@python3 scripts/make_env.py
+
+up: ## build and start the compose stack, and wait until it is healthy
+	docker compose up --detach --build --wait --wait-timeout 600
+
+down: ## stop the compose stack; its volumes stay
+	docker compose --profile '*' down
+
+smoke: ## drive a throw-away copy of the compose stack: nights, approval, restarts, backup and restore
+	@python3 scripts/smoke.py
+
+backup: ## databases and objects of the compose stack into backups/<time>; TO=<folder>
+	@python3 scripts/backup.py backup $(TO)
+
+restore: ## put a backup into empty volumes and start; FROM=<folder>
+	@python3 scripts/backup.py restore $(FROM)
+
+test-compose: ## `make smoke` with this machine's engine, or one that can be started here
+	@scripts/test-compose.sh

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs the smoke test with this machine's container engine; where there is none, with the one that tools beside the
+# checkout start (../shared/tools/docker-lab) and stop afterwards. Skips, and says why, where no engine can run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+lab=../shared/tools/docker-lab/docker-lab
+
+if docker compose version &>/dev/null && docker info &>/dev/null; then
+    exec python3 scripts/smoke.py
+fi
+if [ ! -x "$lab" ]; then
+    echo "test-compose: skipped: no Docker engine with Compose answers here"
+    exit 0
+fi
+if [ "$(id -u)" != 0 ]; then
+    echo "test-compose: skipped: no Docker engine with Compose answers here, and starting one takes root"
+    exit 0
+fi
+trap '"$lab" down' EXIT
+settings=$("$lab" up)
+eval "$settings"
+python3 scripts/smoke.py
+# The packages' layers are large, and a build makes them again from the lock.
+docker image prune --force >/dev/null

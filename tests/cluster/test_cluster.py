@@ -50,7 +50,7 @@ def test_a_night_spreads_over_workers(cluster: Cluster) -> None:
 
     said = cluster.airflow.returned(DAG, run, "conclude")
     assert said["alias"] == "champion", said
-    workers = {name: worker for name, worker in cluster.workers.items()}
+    workers = cluster.workers
     checks = {name: worker.task_logs(DAG, run, "check_delivery") for name, worker in workers.items()}
     assert sum(map(len, checks.values())) == 2, checks.keys()
     assert not checks["gpu-1"]

@@ -10,6 +10,7 @@ import base64
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -34,6 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 HEARTBEAT_TIMEOUT = 15
 """Seconds without a sign of life after which a task's worker counts as dead; Airflow's own value is 300."""
+
+VIEWER = ("viewer", secrets.token_urlsafe(12))
+"""A user of role viewer, and the password."""
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Cluster:
     stack: Stack
     s3: S3Server
     settings: dict[str, str]
+    databases: dict[str, str]
     workers: dict[str, Worker] = field(default_factory=dict)
 
     @property
@@ -82,6 +88,14 @@ class Cluster:
         """Return the settings that the workers have, with a home that is nobody's."""
         values = {name.removeprefix("XRAY_").lower(): value for name, value in self.settings.items()}
         return Settings(home=self.stack.folder / "reader", **values)  # type: ignore[arg-type]
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Every secret value that the processes are given, by the name of its variable."""
+        names = re.compile(r"_KEY$|SECRET|PASSWORD$|JWT|BROKER|SQL_ALCHEMY|RESULT_BACKEND")
+        given = {name: value for name, value in self.stack.environment.items() if names.search(name)}
+        given = {name: urlsplit(value).password or value for name, value in given.items()}
+        return {**given, "admin": self.stack.password}
 
     def start(self, name: str, queue: str) -> Worker:
         """Start a worker for one queue; it takes one task at a time."""
@@ -124,10 +138,13 @@ def run_cluster(folder: Path, settings: Mapping[str, str]) -> Iterator[Cluster]:
     with (
         s3_credentials(),
         run_s3(_made(folder / "s3")) as s3,
-        run_postgres() as database,
+        run_postgres() as unprotected,
         _redis(_made(folder / "redis")) as broker,
         pytest.MonkeyPatch.context() as patch,
     ):
+        database = unprotected.replace(
+            "mlflow@", f"mlflow:{secrets.token_urlsafe(12)}@"
+        )  # it takes any: a secret to find
         _create_databases(database, "airflow", "mlflow")
         patch.setenv("MLFLOW_S3_ENDPOINT_URL", s3.endpoint)
         port = free_port()
@@ -148,7 +165,7 @@ def run_cluster(folder: Path, settings: Mapping[str, str]) -> Iterator[Cluster]:
                 **settings,
             }
             with _airflow(folder, _named(database, "airflow"), broker, shared) as stack:
-                cluster = Cluster(stack, s3, shared)
+                cluster = Cluster(stack, s3, shared, {name: _named(database, name) for name in ("airflow", "mlflow")})
                 try:
                     yield cluster
                 finally:
@@ -162,9 +179,9 @@ def _airflow(folder: Path, database: str, broker: str, shared: Mapping[str, str]
     home = _made(folder / "airflow")
     port = free_port()
     user, password = "admin", secrets.token_urlsafe(12)
-    (folder / "passwords.json").write_text(json.dumps({user: password}))
+    (folder / "passwords.json").write_text(json.dumps({user: password, VIEWER[0]: VIEWER[1]}))
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("XRAY_", "AIRFLOW"))},
+        **{name: value for name, value in os.environ.items() if not name.startswith(("XRAY_", "AIRFLOW", "AWS_"))},
         **QUIET,
         **_airflow_settings(home, database, broker, port, folder / "passwords.json"),
         **shared,
@@ -199,7 +216,7 @@ def _airflow_settings(home: Path, database: str, broker: str, port: int, passwor
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
         "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"admin:admin,{VIEWER[0]}:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": alchemy,

@@ -19,6 +19,7 @@ from typing import Any
 
 from xray_pipeline.errors import XrayError
 from xray_pipeline.ledger import Ledger
+from xray_pipeline.logs import without_passwords
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 
@@ -108,7 +109,7 @@ def _registry(settings: Settings) -> str:
     wanted = {"champion": state.champion, "challenger": state.challenger}
     if found != wanted:
         raise _Ill(f"MLflow has {found}, the ledger says {wanted}; run `xray verify`")
-    return f"MLflow at {settings.tracking_uri} agrees with the ledger"
+    return f"MLflow at {without_passwords(settings.tracking_uri)} agrees with the ledger"
 
 
 def _cache(folder: Path) -> str:

@@ -160,6 +160,13 @@ def test_another_patient_key_is_refused(settings: Settings) -> None:
         Dataset(settings).patient_key()
 
 
+def test_machines_that_share_a_store_must_share_the_patient_key(settings: Settings, s3_env: None) -> None:
+    shared = settings.model_copy(update={"store": "s3://hospital/store"})
+    with pytest.raises(DatasetError, match="XRAY_PATIENT_KEY"):
+        Dataset(shared).patient_key()
+    assert not (settings.home / "patient.key").exists()
+
+
 def test_the_patient_key_is_private(settings: Settings) -> None:
     Dataset(settings).patient_key()
     assert (settings.home / "patient.key").stat().st_mode & 0o777 == 0o600

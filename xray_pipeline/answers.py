@@ -141,6 +141,13 @@ def verify(settings: Settings) -> list[dict[str, Any]]:
     return [asdict(finding) for finding in checks.check(Registry(settings))]
 
 
+def health(settings: Settings) -> list[dict[str, Any]]:
+    """Look at all that the next night needs: part, whether it is well, and a sentence for each."""
+    from xray_pipeline import health as parts
+
+    return [asdict(part) for part in parts.check(settings)]
+
+
 def history(settings: Settings, at: str | None = None) -> dict[str, Any]:
     """Return the ledger's entries up to a time (ISO 8601; without a zone it is UTC) and who was champion then.
 

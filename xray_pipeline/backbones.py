@@ -264,11 +264,16 @@ def _file_state(name: str, weights: str) -> Mapping[str, Tensor]:
     match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
     if not match:
         raise ConfigError(f"weights {place!r} need their digest: add #sha256=<64 hexadecimal digits>")
+    from xray_pipeline.settings import Settings
     from xray_pipeline.storage import open_store
 
     folder, _, file = place.rpartition("/")
     try:
-        data = open_store(folder or ".").read(file) if "://" in place else Path(place).expanduser().read_bytes()
+        data = (
+            open_store(folder or ".", Settings()).read(file)
+            if "://" in place
+            else Path(place).expanduser().read_bytes()
+        )
     except (StorageError, OSError) as error:
         raise WeightsError(f"weights {place!r} can't be read: {error}") from error
     state = _tensors(data, match[1], place)

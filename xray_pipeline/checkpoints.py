@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,11 @@ class Checkpoints:
             if not key.endswith(f"-{hashlib.sha256(data).hexdigest()}.pt"):
                 log.warning("checkpoint %s is broken: its bytes don't match its name; the one before it is used", key)
                 continue
-            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            try:
+                state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                log.warning("checkpoint %s holds more than tensors; it is not loaded, the one before it is used", key)
+                continue
             if state.pop("format", None) == FORMAT:
                 return state
             log.warning("checkpoint %s was written by another version; training starts before it", key)

@@ -175,6 +175,15 @@ def verify(as_json: Json = False) -> None:
 
 
 @app.command()
+def health(as_json: Json = False) -> None:
+    """Check that all the next night needs is there: store, ledger, registry, cache disk, Airflow's last night."""
+    findings = answers.health(_run().settings)
+    _print(findings, as_json, [f"{'ok ' if f['well'] else 'NOT'} {f['part']:<9} {f['text']}" for f in findings])
+    if not all(finding["well"] for finding in findings):
+        raise typer.Exit(NO)
+
+
+@app.command()
 def adopt(
     reason: Reason,
     undo: Annotated[bool, typer.Option("--undo", help="Put the aliases back instead.")] = False,

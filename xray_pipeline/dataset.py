@@ -128,12 +128,18 @@ class Dataset:
     def patient_key(self) -> bytes:
         """Return the key of the patient hash.
 
-        From the settings, else from `<home>/patient.key`, which is made once with mode 0600. Losing the key orphans
-        every patient's split, so a key that does not fit the dataset is refused. Raises DatasetError.
+        From the settings, else from `<home>/patient.key`, which is made once with mode 0600, but never for a store on
+        S3: several machines may share it, and each would make its own. Losing the key orphans every patient's split, so
+        a key that does not fit the dataset is refused. Raises DatasetError.
         """
         key = self.settings.patient_key.get_secret_value().encode()
         if not key:
             path = self.settings.home / "patient.key"
+            if self.settings.store.startswith("s3://") and not path.exists():
+                raise DatasetError(
+                    f"the store is {self.settings.store} and there is no patient key; set XRAY_PATIENT_KEY to the same "
+                    f"random value on every machine that works with it, for example from `openssl rand -hex 32`"
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

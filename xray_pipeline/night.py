@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
+from xray_pipeline import logs
 from xray_pipeline.errors import DeliveryError, RegistryError
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
@@ -191,6 +192,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Chec
     from xray_pipeline import intake as intakes
     from xray_pipeline.dataset import Dataset, accounting, to_parquet
 
+    logs.about(delivery=key)
     delivery = next((d for d in _deliveries(run) if d.key == key), None)
     if delivery is None:
         raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
@@ -230,6 +232,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
 
     store, dataset = run.store(), Dataset(run.settings)
     for key in keys:
+        logs.about(delivery=key)
         verdict = checked(store, key)
         if verdict is None or not verdict.fit:
             log.warning("delivery %s is not committed: %s", key, _verdict(verdict) if verdict else "it was not checked")
@@ -238,6 +241,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
         intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "")
         manifest = dataset.commit(intake, progress)
         log.info("delivery %s is committed: %d accepted, %d quarantined", key, manifest.accepted, manifest.quarantined)
+    logs.about()
     snapshot = dataset.snapshot()
     if snapshot is None:
         log.info("the dataset is empty: no delivery was ever accepted")
@@ -269,6 +273,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     """
     from xray_pipeline import comparing, operations
 
+    logs.about(candidate=trained.candidate)
     registry = run.registry()
     champion = operations.reconcile(registry).champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
@@ -288,6 +293,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
     """
     from xray_pipeline import comparing, operations, training
 
+    logs.about(candidate=evaluated.candidate)
     decision, registry = judged(run, evaluated.evidence), run.registry()
     both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
     page = comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
@@ -320,6 +326,7 @@ def register(run: Run, decided: Decided) -> Registered:
     """
     from xray_pipeline import comparing, operations, training
 
+    logs.about(candidate=decided.candidate)
     decision, registry = judged(run, decided.evidence), run.registry()
     candidate = training.find_candidate(run.store(), decided.candidate)
     rehearsal = comparing.rehearse(run, registry, comparing.pair(run, registry, candidate.digest, None))
@@ -344,6 +351,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
     """Make the version the champion, with the policy's consent instead of a person's. Raises LostRace and its kin."""
     from xray_pipeline import operations
 
+    logs.about(candidate=registered.candidate)
     decision = judged(run, registered.evidence)
     entry = operations.promote(
         run.registry(),

@@ -30,6 +30,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from xray_pipeline.errors import ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.ledger import Ledger, State, aliases_since
+from xray_pipeline.logs import without_passwords
 from xray_pipeline.serving import Classifier, artifact_digest, audit, inventory
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
@@ -257,7 +258,7 @@ class Registry:
         return model
 
     def _check_identity(self, model: Any, state: State) -> None:
-        where = f"MLflow at {self.settings.tracking_uri}"
+        where = f"MLflow at {without_passwords(self.settings.tracking_uri)}"
         if model is None:
             if state.registered:
                 raise RegistryError(
@@ -429,7 +430,8 @@ def _named(error: Exception, what: str, uri: str) -> RegistryError:
     code = getattr(error, "error_code", "")
     kind = _REFUSALS.get(code, RegistryUnavailable)
     reason = (str(error).splitlines() or [""])[0][:300]
-    return kind(f"{what}: MLflow at {uri} {'did not answer' if kind is RegistryUnavailable else 'refused'}: {reason}")
+    text = f"{what}: MLflow at {uri} {'did not answer' if kind is RegistryUnavailable else 'refused'}: {reason}"
+    return kind(without_passwords(text))
 
 
 def _busy(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import uuid
 from abc import ABC, abstractmethod
@@ -217,12 +218,15 @@ def _entry(key: str, item: os.DirEntry[str]) -> Entry:
     return Entry(key, info.st_size, f"{info.st_mtime_ns}-{info.st_ino}", max(info.st_mtime, info.st_ctime), kind)
 
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # no host, port, user or ARN can pass for a bucket
+
+
 class S3Store(Store):
     """An S3 bucket and prefix, through boto3 with its bounded retries and back-off."""
 
     def __init__(self, uri: str, endpoint: str = "") -> None:
         parts = urlsplit(uri)
-        if not parts.netloc:
+        if not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
             raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
         self.uri = uri.rstrip("/")
         self.endpoint = endpoint

@@ -116,7 +116,7 @@ def jpeg(images: Images, quality: int) -> Images:
     def again(image: Image.Image) -> Image.Image:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality)
-        return Image.open(buffer)
+        return Image.open(buffer, formats=("JPEG",))
 
     return _each(images, again)
 

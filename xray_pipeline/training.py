@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 import xray_pipeline
-from xray_pipeline import backbones
+from xray_pipeline import backbones, logs
 from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset, Snapshot
 from xray_pipeline.errors import ObjectNotFound, TrainingError
@@ -91,6 +91,7 @@ def train(
     """
     backbone = backbones.load(recipe.backbone, recipe.weights)
     digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
+    logs.about(candidate=digest)
     store = open_store(settings.store, settings)
     folder = store.child(f"candidates/{digest}")
     mlflow.set_tracking_uri(settings.tracking_uri)

@@ -44,6 +44,13 @@ PARAMS = {
     "backbone": Param(None, type=["null", "string"], title="Backbone", examples=["efficientnet_lite0", "resnet18"]),
     "epochs": Param(None, type=["null", "integer"], minimum=1, maximum=1000, title="Epochs"),
     "seed": Param(None, type=["null", "integer"], minimum=0, title="Seed"),
+    "overrides": Param(
+        None,
+        type=["null", "string"],
+        format="multiline",
+        title="Other values of the recipe",
+        description="KEY=VALUE a line (lr=0.01, augmentation.flip=0.5), or a JSON object",
+    ),
     "promotion": Param(
         None,
         type=["null", "string"],

@@ -18,7 +18,7 @@ def test_the_default_changes_nothing() -> None:
     assert torch.equal(drawn(0, Augmentation()), PICTURES)
 
 
-@pytest.mark.parametrize("name", ["head", "finetune", "article-finetune"])
+@pytest.mark.parametrize("name", ["head", "default", "partial", "article-finetune"])
 def test_shipped_augmentations_stay_in_range_and_differ(name: str) -> None:
     augmentation = load_recipe(name).augmentation
     one, two = drawn(0, augmentation, 48), drawn(1, augmentation, 48)
@@ -29,9 +29,25 @@ def test_shipped_augmentations_stay_in_range_and_differ(name: str) -> None:
     assert not torch.equal(one[0], one[1])
 
 
+def test_zooming_out_repeats_the_edge() -> None:
+    white = torch.full_like(PICTURES, 200)
+    assert torch.allclose(Augmentation(area=(1.5, 1.5))(white, 64), white)
+    far = drawn(0, Augmentation(area=(2.25, 2.25)))
+    assert float(((far == 0) | (far == 255)).float().mean()) > 0.2  # the first and last pixels, over and over
+
+
+def test_a_covered_border_is_black_and_the_middle_is_not_touched() -> None:
+    white = torch.full((40, 1, 64, 64), 200.0)
+    covered = Augmentation(border=0.25)(white, 64, torch.Generator().manual_seed(0))
+    assert set(covered.unique().tolist()) == {0.0, 200.0}
+    assert bool((covered[:, :, 16:48, 16:48] == 200).all())
+    corners = covered[:, 0, [0, 0, 63, 63], [0, 63, 0, 63]]
+    assert 0.6 < float((corners == 0).float().mean()) < 0.9  # of two edges that meet there, each in half of them
+
+
 def test_never_upside_down() -> None:
     """The gradient from top to bottom keeps its sign under the strongest shipped geometry."""
-    augmentation = load_recipe("head").augmentation
+    augmentation = load_recipe("head").augmentation.model_copy(update={"border": 0.0})
     for seed in range(20):
         rows = drawn(seed, augmentation).mean(dim=(1, 3))
         assert bool((rows[:, -8:].mean(1) > rows[:, :8].mean(1)).all())

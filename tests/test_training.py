@@ -15,13 +15,14 @@ import torch
 from pydantic import SecretStr
 from samples import jpeg, picture
 
-from xray_pipeline import night, training
+from xray_pipeline import night, operations, training
 from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset
 from xray_pipeline.errors import ConfigError, NonFiniteLoss, TrainingError
 from xray_pipeline.fitting import pick_device
 from xray_pipeline.night import Run
 from xray_pipeline.recipe import Recipe, load_recipe
+from xray_pipeline.registry import Registry
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 
@@ -93,6 +94,45 @@ def test_the_head_learns(grown: Settings) -> None:
     auc = MlflowClient().get_metric_history(candidate.run_id, "validation_auc")
     assert [metric.step for metric in auc] == list(range(1, 11))
     assert auc[-1].value > 0.75
+
+
+def test_patience_ends_training_early(grown: Settings) -> None:
+    """At this rate nothing changes, so no epoch after the first is better."""
+    candidate = trained(grown, mode="finetune", epochs=9, patience=2, learning_rate=1e-12, average=0.9)
+    from xray_pipeline.tracking import MlflowClient
+
+    assert len(MlflowClient().get_metric_history(candidate.run_id, "validation_auc")) <= 4
+
+
+def promoted(settings: Settings, candidate: training.Candidate, before: int | None) -> int:
+    registry = Registry(settings)
+    facts = {"who": "a test", "why": "a test", "decision": {"verdict": "registered", "may_promote": True}}
+    version = operations.register(registry, candidate, champion_before=before, **facts).version
+    assert version
+    operations.promote(registry, version, expected_champion=before, promotion="auto", **facts)
+    return version
+
+
+def test_a_warm_start_is_the_champion_then_and_stays_that_one(grown: Settings) -> None:
+    first = promoted(grown, trained(grown, mode="finetune", epochs=1), None)
+    overrides = {"mode": "finetune", "epochs": 1, "learning_rate": 1e-12, "warm_start": True}
+    warm = trained(grown, **overrides)
+    registry = Registry(grown)
+    champion, found = (registry.load(uri).network.head.weight for uri in (first, warm.model_uri))
+    assert torch.allclose(champion, found, atol=1e-6)
+    promoted(grown, warm, first)
+    assert trained(grown, **overrides) == warm
+
+
+def test_a_warm_start_without_champion_is_a_cold_one(grown: Settings) -> None:
+    overrides = {"mode": "finetune", "epochs": 1}
+    warm = trained(grown, **overrides, warm_start=True)
+    assert warm.model_digest == trained(grown, **overrides).model_digest
+
+
+def test_a_warm_start_of_mode_head_is_refused(grown: Settings) -> None:
+    with pytest.raises(TrainingError, match="warm_start is of no use to mode head"):
+        trained(grown, warm_start=True)
 
 
 SCRIPT = """

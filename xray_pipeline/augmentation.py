@@ -23,10 +23,11 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    area: tuple[float, float] = Field((1.0, 1.0), description="share of the picture that a crop keeps")
+    area: tuple[float, float] = Field((1.0, 1.0), description="share of the picture that a crop keeps; >1: zooms out")
     ratio: tuple[float, float] = Field((1.0, 1.0), description="width over height of a crop")
     degrees: float = Field(0.0, ge=0, le=45, description="largest rotation either way")
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    border: float = Field(0.0, ge=0, lt=0.5, description="largest share of the side covered in black, on each edge")
     brightness: float = Field(0.0, ge=0, lt=1, description="largest shift, as a share of full scale")
     contrast: float = Field(0.0, ge=0, lt=1, description="largest change of the factor around the mean")
     gamma: float = Field(0.0, ge=0, lt=2, description="largest natural logarithm of the exponent, either way")
@@ -50,6 +51,8 @@ class Augmentation(BaseModel):
             theta = self._geometry(draws).to(device)
             grid = F.affine_grid(theta, [count, 1, side, side], align_corners=False)
             picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+        if self.border:
+            picture = self._covered(picture, draws[:, _TRIES + 2 : _TRIES + 4].to(device))
         picture = self._blurred(picture, draws[:, _TRIES + 4, 0])
         return self._exposed(picture, draws[:, _TRIES + 5 :].to(device), generator)
 
@@ -57,7 +60,8 @@ class Augmentation(BaseModel):
         area = torch.empty_like(draws[:, :_TRIES, 0]).copy_(_between(draws[:, :_TRIES, 0], *self.area))
         ratio = torch.exp(_between(draws[:, :_TRIES, 1], *map(math.log, self.ratio)))
         width, height = torch.sqrt(area * ratio), torch.sqrt(area / ratio)
-        fits = (width <= 1) & (height <= 1)
+        limit = max(1.0, math.sqrt(self.area[1]))  # beyond the picture its edge is repeated
+        fits = (width <= limit) & (height <= limit)
         first = fits.int().argmax(1, keepdim=True)
         width = torch.where(fits.any(1), width.gather(1, first)[:, 0], 1.0)
         height = torch.where(fits.any(1), height.gather(1, first)[:, 0], 1.0)
@@ -68,6 +72,14 @@ class Augmentation(BaseModel):
         across = torch.stack([mirror * width * angle.cos(), -height * angle.sin(), right], 1)
         along = torch.stack([mirror * width * angle.sin(), height * angle.cos(), down], 1)
         return torch.stack([across, along], 1)
+
+    def _covered(self, picture: Tensor, draws: Tensor) -> Tensor:
+        """Cover edges as a collimator's shadow does, each with probability 1/2."""
+        side = picture.shape[-1]
+        covered = (2 * draws - 1).clamp(min=0) * self.border * side  # [N, across or down, first or last edge]
+        place = torch.arange(side, device=picture.device) + 0.5
+        open_ = (place >= covered[:, :, :1]) & (place <= side - covered[:, :, 1:])
+        return picture * (open_[:, 0, None, None, :] & open_[:, 1, None, :, None])
 
     def _blurred(self, picture: Tensor, draw: Tensor) -> Tensor:
         if not self.blur:

@@ -8,6 +8,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.metrics import roc_curve
 
+from xray_pipeline.recipe import Recipe
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -26,6 +28,15 @@ def temperature(logits: Floats, truth: Ints) -> float:
     return float(np.exp(found.x))
 
 
+def operating_threshold(probabilities: Floats, truth: Ints, recipe: Recipe) -> float:
+    """Return the cut in 0..1 on `probabilities` [N] of class 1 that the recipe asks for."""
+    if recipe.threshold == "balanced":
+        return balanced_threshold(probabilities, truth)
+    if recipe.threshold == "sensitivity":
+        return sensitivity_threshold(probabilities, truth, recipe.sensitivity)
+    return 0.5
+
+
 def balanced_threshold(probabilities: Floats, truth: Ints) -> float:
     """Return the cut in 0..1 on `probabilities` [N] of class 1 with the best balanced accuracy for `truth` [N].
 
@@ -37,3 +48,15 @@ def balanced_threshold(probabilities: Floats, truth: Ints) -> float:
     below = probabilities[probabilities < high]
     low = float(below.max()) if len(below) else 0.0
     return (high + low) / 2
+
+
+def sensitivity_threshold(probabilities: Floats, truth: Ints, sensitivity: float) -> float:
+    """Return the highest cut in 0..1 on `probabilities` [N] of class 1 that finds that share of class 1 in `truth` [N].
+
+    It lies half-way to the highest probability that it leaves out.
+    """
+    ill = np.sort(probabilities[truth == 1])
+    first = int(np.floor((1 - sensitivity) * len(ill) + 1e-9))
+    high = float(ill[first])
+    below = probabilities[probabilities < high]
+    return (high + float(below.max())) / 2 if len(below) else high / 2

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xray_pipeline import answers, night, promotion, summary
+from xray_pipeline import answers, night, overrides, promotion, summary
 from xray_pipeline.errors import ConfigError, XrayError
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ def retrain(
     recipe: Recipe = None,
     mode: Annotated[str | None, typer.Option("--promotion", help="approve or auto.")] = None,
     incoming: Annotated[str | None, typer.Option(help="Folder or s3:// prefix of deliveries.")] = None,
-    overrides: Set = None,
+    changes: Set = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole night: check, commit, train, evaluate, decide, register, promote."""
     if mode not in (None, "approve", "auto"):
         raise typer.BadParameter(f"{mode!r} is neither approve nor auto", param_hint="--promotion")
-    run = _run({"recipe": recipe, "promotion": mode, "incoming": incoming, **_parsed(overrides)})
+    run = _run({"recipe": recipe, "promotion": mode, "incoming": incoming, **_parsed(changes)})
     with _progress(as_json) as progress:
         result = summary.whole(run, progress)
     _print(result, as_json, [result["message"]])
@@ -221,17 +221,11 @@ def _settings_message(error: ValidationError) -> str:
     return f"{name}: {first['msg']}, got {first['input']!r}"
 
 
-def _parsed(overrides: list[str] | None) -> dict[str, Any]:
-    values = {}
-    for item in overrides or []:
-        name, equals, value = item.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="--set")
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
-            values[name] = value
-    return values
+def _parsed(items: list[str] | None) -> dict[str, Any]:
+    try:
+        return overrides.parse(items or [])
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--set") from error
 
 
 def _print(result: object, as_json: bool, lines: list[str]) -> None:

@@ -24,15 +24,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor, nn
 
 from xray_pipeline import augmentation, backbones
+from xray_pipeline.averaging import Average
 from xray_pipeline.backbones import Backbone, Network
-from xray_pipeline.calibration import balanced_threshold, temperature
+from xray_pipeline.calibration import operating_threshold, temperature
 from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset
 from xray_pipeline.errors import NonFiniteLoss, OutOfMemory, TrainingError
+from xray_pipeline.objective import HeadLoss
 from xray_pipeline.pixels import PixelCache, RowCache
 from xray_pipeline.recipe import Recipe
 from xray_pipeline.serving import Classifier
@@ -60,6 +63,7 @@ class Trainer:
         rows: pd.DataFrame,
         settings: Settings,
         progress: Progress | None = None,
+        start: Classifier | None = None,
     ) -> None:
         self.recipe, self.settings, self.progress = recipe, settings, progress
         self.device = pick_device(settings.device)
@@ -68,6 +72,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         classes = len(settings.classes)
         self.network = Network(replace(backbone, mean=mean, std=std), classes, recipe.crop, recipe.levels)
+        self.warm = start is not None
+        if start:
+            self.network.load_state_dict(start.network.state_dict())
         self.network.to(self.device)
         self.weights_digest = backbone.weights_digest
         self.pixels = PixelCache(settings.cache, recipe.side)
@@ -93,8 +100,8 @@ class Trainer:
         logits, truth = self._validation_logits().numpy(), self._labels("validation").numpy()
         heat = temperature(logits, truth)
         cut = 0.5
-        if logits.shape[1] == 2 and self.recipe.threshold == "balanced":
-            cut = balanced_threshold(1 / (1 + np.exp((logits[:, 0] - logits[:, 1]) / heat)), truth)
+        if logits.shape[1] == 2:
+            cut = operating_threshold(expit((logits[:, 1] - logits[:, 0]) / heat), truth, self.recipe)
         log.info("temperature %.3f, operating threshold %.3f", heat, cut)
         return Classifier(
             self.network.cpu(),
@@ -172,14 +179,14 @@ class Trainer:
         if kept:
             state.restore(kept)
             log.info("going on from epoch %d, step %d", state.epoch, state.step)
-        elif self.recipe.head_first:
+        elif self.recipe.head_first and not self.warm:
             fit = HeadFit(self.train_features(), labels, self.recipe, self._class_weights())
             while fit.round < self.recipe.head_first:
                 fit.advance()
             fit.into(self.network.head)
         loss = nn.CrossEntropyLoss(self._class_weights(), label_smoothing=self.recipe.label_smoothing)
         saved = time.monotonic()
-        while state.epoch < self.recipe.epochs:
+        while state.epoch < self.recipe.epochs and not state.exhausted:
             while state.step < state.steps:
                 self._step(state, loss, pixels, labels)
                 if stop.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -187,8 +194,9 @@ class Trainer:
                     saved = time.monotonic()
                 if stop.is_set():
                     raise TrainingError(f"told to stop in epoch {state.epoch}; a checkpoint is kept, run it again")
-            metrics = self._metrics(state.loss / state.seen, self._validation_logits())
-            state.close_epoch(metrics["validation_auc"])
+            with state.average.shown(self.network):
+                metrics = self._metrics(state.loss / state.seen, self._validation_logits())
+                state.close_epoch(metrics[f"validation_{self.recipe.best}"])
             self._end_epoch(state.epoch, metrics, record)
             checkpoints.save(state.number, state.to_dict())
             saved = time.monotonic()
@@ -264,7 +272,7 @@ class Trainer:
 
 
 class HeadFit:
-    """A linear layer by L-BFGS: weighted cross-entropy plus penalty / (2 n) times the squared weights.
+    """A linear layer by L-BFGS: `HeadLoss` plus penalty / (2 n) times the squared weights.
 
     `features` [views, n, F] are standardised first, and the layer that `into` writes takes them as they were.
     """
@@ -274,12 +282,11 @@ class HeadFit:
         self.mean = rows.mean(0)
         self.std = rows.std(0, correction=0).clamp_min(1e-6)
         self.rows = (rows - self.mean) / self.std
-        self.labels = labels.repeat(len(features)).to(rows.device)
         self.strength = recipe.penalty / len(labels)
         classes = int(labels.max()) + 1
         self.weight = torch.zeros(classes, rows.shape[1], device=rows.device, requires_grad=True)
         self.bias = torch.zeros(classes, device=rows.device, requires_grad=True)
-        self.loss = nn.CrossEntropyLoss(class_weights, label_smoothing=recipe.label_smoothing)
+        self.loss = HeadLoss(labels.to(rows.device), len(features), class_weights, recipe)
         self.optimizer = torch.optim.LBFGS(
             [self.weight, self.bias], max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
         )
@@ -290,9 +297,10 @@ class HeadFit:
 
         def objective() -> Tensor:
             self.optimizer.zero_grad()
-            entropy: Tensor = self.loss(nn.functional.linear(self.rows, self.weight, self.bias), self.labels)
+            logits = nn.functional.linear(self.rows, self.weight, self.bias)
+            entropy, change = self.loss(logits)
             self.entropies.append(float(entropy.detach()))
-            total: Tensor = entropy + self.strength / 2 * self.weight.square().sum()
+            total: Tensor = entropy + change + self.strength / 2 * self.weight.square().sum()
             total.backward()  # type: ignore[no-untyped-call]
             return total
 
@@ -343,8 +351,9 @@ class _State:
         )
         self.epoch = self.step = self.seen = 0
         self.loss = 0.0
-        self.best_auc = -1.0
+        self.best_score, self.best_epoch = -math.inf, 0
         self.best: dict[str, Tensor] = {}
+        self.average = Average(network, recipe.average)
 
     @property
     def number(self) -> int:
@@ -357,14 +366,20 @@ class _State:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        self.average.update(self.network, self.number + 1)
         self.step += 1
         self.loss += loss * examples
         self.seen += examples
 
-    def close_epoch(self, auc: float) -> None:
-        """Go to the next epoch; keep the network when it is the best so far."""
-        if auc > self.best_auc:
-            self.best_auc, self.best = auc, _copied(self.network)
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` epochs went by without a better one."""
+        return 0 < self.recipe.patience <= self.epoch - self.best_epoch
+
+    def close_epoch(self, score: float) -> None:
+        """Go to the next epoch; keep the network when its score is the best so far."""
+        if score > self.best_score:
+            self.best_score, self.best_epoch, self.best = score, self.epoch + 1, _copied(self.network)
         self.epoch, self.step, self.loss, self.seen = self.epoch + 1, 0, 0.0, 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -373,7 +388,9 @@ class _State:
             "network": _copied(self.network),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
-            "best_auc": self.best_auc,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "average": {name: tensor.cpu() for name, tensor in self.average.tensors.items()},
             "position": [self.epoch, self.step, self.seen],
             "loss": self.loss,
         }
@@ -382,7 +399,9 @@ class _State:
         """Inverse of `to_dict`."""
         self.network.load_state_dict(kept["network"])
         self.optimizer.load_state_dict(kept["optimizer"])
-        self.best, self.best_auc, self.loss = dict(kept["best"]), kept["best_auc"], kept["loss"]
+        self.best, self.best_score, self.loss = dict(kept["best"]), kept["best_score"], kept["loss"]
+        self.best_epoch = kept["best_epoch"]
+        self.average.restore(kept["average"])
         self.epoch, self.step, self.seen = kept["position"]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from xray_pipeline import logs
 from xray_pipeline.errors import DeliveryError, RegistryError
+from xray_pipeline.overrides import parse_text
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
 
@@ -45,6 +46,7 @@ class Run:
     def of(cls, params: Mapping[str, Any], who: str = "schedule", name: str = "") -> Run:
         """Combine the configured settings with a form's values; None and "" mean the configured value."""
         given = {name: value for name, value in params.items() if value not in (None, "")}
+        given |= parse_text(given.pop("overrides", ""))
         settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion", "policy") if name in given}
         return cls(Settings(**settings), given, who, name)
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xray_pipeline.augmentation import Augmentation
 from xray_pipeline.errors import ConfigError
+from xray_pipeline.overrides import merged
 
 Mode = Literal["head", "partial", "finetune"]
 
@@ -35,6 +36,9 @@ class Recipe(BaseModel):
     levels: bool = Field(False, description="the last layer also sees mean and deviation of every block group")
     penalty: float = Field(60.0, gt=0, description="of `head`: L2 on standardised features, over the radiographs")
     views: int = Field(1, ge=1, le=32, description="lasting views of a training radiograph that `head` learns from")
+    consistency: float = Field(
+        0.0, ge=0, le=100, description="of `head`: price of what the logits change between views"
+    )
     augmentation: Augmentation = Augmentation()
     epochs: int = Field(20, ge=1, le=1000, description="of `head`: rounds of 5 L-BFGS iterations")
     batch_size: int = Field(32, ge=1, le=4096, description="not of `head`, which looks at all features at once")
@@ -47,10 +51,17 @@ class Recipe(BaseModel):
     step_factor: float = Field(0.1, gt=0, le=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     balanced: bool = Field(True, description="classes weigh the same in the loss, however many radiographs they have")
+    best: Literal["auc", "accuracy"] = Field("auc", description="of validation: decides which epoch's network is kept")
+    patience: int = Field(0, ge=0, description="epochs without a better one after which training ends; 0: never")
+    average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: no average")
+    warm_start: bool = Field(False, description="start from the champion where it has the same network")
     head_first: int = Field(0, ge=0, le=100, description="rounds of `head` before the rest is let go")
     mean: tuple[float, float, float] | None = Field(None, description="of pixels in 0..1; None: the backbone's")
     std: tuple[float, float, float] | None = None
-    threshold: Literal["balanced", "half"] = Field("balanced", description="balanced: best balanced accuracy")
+    threshold: Literal["balanced", "sensitivity", "half"] = Field(
+        "balanced", description="chosen on validation: best balanced accuracy, or a fixed sensitivity; half: 0.5"
+    )
+    sensitivity: float = Field(0.95, gt=0, lt=1, description="of threshold `sensitivity`")
     seed: int = Field(0, ge=0)
 
     def digest(self) -> str:
@@ -76,7 +87,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {name_or_path!r} is not TOML: {error}") from error
     try:
-        return Recipe.model_validate({"name": Path(name_or_path).stem, **content, **(overrides or {})})
+        return Recipe.model_validate({"name": Path(name_or_path).stem, **merged(content, overrides or {})})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

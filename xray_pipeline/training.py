@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 import xray_pipeline
-from xray_pipeline import backbones, logs
+from xray_pipeline import backbones, logs, starting
 from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset, Snapshot
 from xray_pipeline.errors import ObjectNotFound, TrainingError
@@ -91,8 +91,10 @@ def train(
     """
     backbone = backbones.load(recipe.backbone, recipe.weights)
     digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
-    logs.about(candidate=digest)
     store = open_store(settings.store, settings)
+    start = starting.champion(recipe, settings, store, digest) if recipe.warm_start else None
+    digest = starting.digest_from(digest, start)
+    logs.about(candidate=digest)
     folder = store.child(f"candidates/{digest}")
     mlflow.set_tracking_uri(settings.tracking_uri)
     if folder.exists("candidate.json"):
@@ -109,7 +111,7 @@ def train(
     run_id = _run(folder, settings, digest, snapshot, recipe)
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))
-    trainer = Trainer(recipe, backbone, dataset, rows, settings, progress)
+    trainer = Trainer(recipe, backbone, dataset, rows, settings, progress, start)
     trainer.fit(checkpoints, _metric_log(run_id))
     classifier = trainer.classifier()
     candidate = _log(classifier, digest, run_id, snapshot, recipe, rows)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from xray_pipeline.calibration import operating_threshold, sensitivity_threshold, temperature
+from xray_pipeline.recipe import Recipe
+
+RANDOM = np.random.default_rng(5)
+TRUTH = np.repeat([0, 1], 400)
+LOGIT = RANDOM.normal(np.where(TRUTH == 1, 1.5, -1.5), 1.5)
+PROBABILITIES = expit(LOGIT)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
+def test_temperature_undoes_a_factor(factor: float) -> None:
+    """For these two normal distributions the honest logit is 2 x 1.5 / 1.5^2 times the value."""
+    logits = np.stack([np.zeros(800), LOGIT * 4 / 3 * factor], axis=1)
+    assert temperature(logits, TRUTH) == pytest.approx(factor, rel=0.15)
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.9, 0.95, 0.999])
+def test_a_fixed_sensitivity_is_reached_and_not_overshot(wanted: float) -> None:
+    cut = sensitivity_threshold(PROBABILITIES, TRUTH, wanted)
+    found = float((PROBABILITIES[TRUTH == 1] >= cut).mean())
+    assert wanted <= found < wanted + 1 / 400 + 1e-9
+
+
+def test_a_fixed_sensitivity_with_one_patient() -> None:
+    assert sensitivity_threshold(np.array([0.8]), np.array([1]), 0.95) == pytest.approx(0.4)
+
+
+def test_the_recipe_decides_the_threshold() -> None:
+    balanced = operating_threshold(PROBABILITIES, TRUTH, Recipe(threshold="balanced"))
+    fixed = operating_threshold(PROBABILITIES, TRUTH, Recipe(threshold="sensitivity", sensitivity=0.99))
+    assert operating_threshold(PROBABILITIES, TRUTH, Recipe(threshold="half")) == 0.5
+    assert balanced == pytest.approx(0.5, abs=0.15)
+    assert fixed < balanced

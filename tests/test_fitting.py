@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from xray_pipeline.averaging import Average
+from xray_pipeline.fitting import HeadFit
+from xray_pipeline.recipe import Recipe
+
+LABELS = torch.arange(200) % 2
+
+
+def features(seed: int) -> torch.Tensor:
+    """Two views of 200 radiographs: column 0 shows the class, column 1 too but in view 0 only; the rest is noise."""
+    drawn = torch.randn(2, 200, 6, generator=torch.Generator().manual_seed(seed))
+    sign = 2.0 * LABELS - 1
+    drawn[:, :, 0] = 1.5 * sign + torch.randn(200, generator=torch.Generator().manual_seed(seed + 1))
+    drawn[0, :, 1] += 3 * sign
+    return drawn
+
+
+def fitted(rows: torch.Tensor, **values: float) -> torch.Tensor:
+    """Weights [2, F] of a layer fitted to the rows."""
+    fit = HeadFit(rows, LABELS, Recipe(penalty=1, views=len(rows), **values), None)
+    for _ in range(10):
+        fit.advance()
+    head = nn.Linear(6, 2)
+    fit.into(head)
+    return head.weight.detach()
+
+
+def test_without_a_price_the_shortcut_is_taken() -> None:
+    weight = torch.sub(*fitted(features(0)[:1]).flip(0))
+    assert float(weight[1]) > float(weight[0]) > 0
+
+
+def test_what_changes_between_views_is_left_alone_for_a_price() -> None:
+    rows = features(0)
+    free, dear = (fitted(rows, consistency=price) for price in (0.0, 2.0))
+    share = [float((w[1] - w[0])[1].abs() / (w[1] - w[0])[0].abs()) for w in (free, dear)]
+    assert share[1] < share[0] / 3
+    assert share[1] < 0.1
+
+
+def test_a_price_on_views_that_agree_changes_nothing() -> None:
+    rows = features(1)[:1].repeat(2, 1, 1)
+    assert torch.allclose(fitted(rows), fitted(rows, consistency=5.0), atol=1e-5)
+
+
+def test_the_average_forgets_where_training_began_and_gives_the_network_back() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = Average(network, 0.9)
+    with torch.no_grad():
+        for step in range(1, 200):
+            network[0].weight.fill_(2.0 + (-1) ** step)
+            average.update(network, step)
+    own = network[0].weight.clone()
+    with average.shown(network):
+        assert network[0].weight.flatten().tolist() == pytest.approx([2.0] * 4, abs=0.1)
+    assert torch.equal(network[0].weight, own)
+
+
+def test_no_average_is_the_network_itself() -> None:
+    network = nn.Linear(2, 2)
+    average = Average(network, 0)
+    average.update(network, 1)
+    before = network.weight.clone()
+    with average.shown(network):
+        assert torch.equal(network.weight, before)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from xray_pipeline.errors import ConfigError
+from xray_pipeline.night import Run
+from xray_pipeline.overrides import parse, parse_text
+from xray_pipeline.recipe import load_recipe
+
+
+def test_values_are_json_where_they_can_be() -> None:
+    found = parse(["lr=0.01", "levels=false", "backbone = resnet18", "augmentation.area=[0.5, 1]", "weights="])
+    assert found == {
+        "lr": 0.01,
+        "levels": False,
+        "backbone": "resnet18",
+        "augmentation.area": [0.5, 1],
+        "weights": "",
+    }
+
+
+@pytest.mark.parametrize("item", ["epochs", "=3", ""])
+def test_what_is_not_key_value_is_named(item: str) -> None:
+    with pytest.raises(ConfigError, match="is not KEY=VALUE"):
+        parse([item])
+
+
+@pytest.mark.parametrize("text", ["epochs=3\nlr=0.5\n", "epochs=3; lr=0.5", '{"epochs": 3, "lr": 0.5}'])
+def test_the_form_takes_lines_or_json(text: str) -> None:
+    run = Run.of({"recipe": "head", "epochs": None, "overrides": text, "seed": 7})
+    recipe = run.recipe()
+    assert (recipe.epochs, recipe.learning_rate, recipe.seed) == (3, 0.5, 7)
+
+
+def test_broken_json_says_what_to_write() -> None:
+    with pytest.raises(ConfigError, match="KEY=VALUE lines"):
+        parse_text("{epochs: 3}")
+
+
+@pytest.mark.parametrize("changes", [{"augmentation.flip": 0.5}, {"augmentation": {"flip": 0.5}}])
+def test_one_value_of_a_table_leaves_the_others(changes: dict[str, object]) -> None:
+    before, after = load_recipe("head").augmentation, load_recipe("head", changes).augmentation
+    assert after == before.model_copy(update={"flip": 0.5})
+
+
+def test_a_value_is_no_table() -> None:
+    with pytest.raises(ConfigError, match="epochs is one value"):
+        load_recipe("head", {"epochs.flip": 1})

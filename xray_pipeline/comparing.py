@@ -66,6 +66,14 @@ def pair(run: Run, registry: Registry, digest: str, champion: int | None, progre
     return Pair(candidate, champion, snapshot, rows, models, tables)
 
 
+def sample(run: Run, registry: Registry, digest: str, count: int) -> tuple[pd.DataFrame, np.ndarray, Dataset]:
+    """Return `count` held-out rows of a candidate's snapshot, spread over it, what it said of them [count, C], and
+    the dataset that holds them. Raises as `pair` does."""
+    both = pair(run, registry, digest, None)
+    chosen = np.unique(np.linspace(0, len(both.rows) - 1, count).astype(int))
+    return both.rows.iloc[chosen], both.tables[0][chosen], Dataset(run.settings)
+
+
 def evidence(run: Run, registry: Registry, both: Pair) -> Evidence:
     """Measure a pair: metrics with intervals, the paired comparison, slices. Raises EvaluationError."""
     labels, patients, classes = both.rows["label"].tolist(), both.rows["patient"].tolist(), run.settings.classes

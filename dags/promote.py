@@ -117,7 +117,8 @@ def xray_promote() -> None:
         defaults=[REJECT],
         response_timeout=timedelta(hours=SETTINGS.approval_hours),
         assigned_users=[{"id": name, "name": name} for name in SETTINGS.approvers] or None,
-        params={"reason": Param("", type="string", minLength=3, title="Reason, kept in the ledger")},
+        # Required by the form because it is an empty string; `settle` asks for a real reason.
+        params={"reason": Param("", type="string", title="Reason, kept in the ledger")},
         notifiers=notices.notifiers(
             "approval wanted", "Version {{ ti.xcom_pull(task_ids='prepare')['version'] }} waits for approval."
         ),

@@ -205,7 +205,8 @@ def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
 def _returned(session: Session, dag_id: str, run_id: str, *tasks: str) -> dict[str, dict[str, Any]]:
     """What tasks of a run returned, by task, of those that returned an object."""
     query = XComModel.get_many(run_id=run_id, key="return_value", dag_ids=dag_id, task_ids=tasks)
-    values = {row.task_id: XComModel.deserialize_value(row) for row in session.scalars(query)}
+    rows: list[Any] = list(session.scalars(query))
+    values = {row.task_id: XComModel.deserialize_value(row) for row in rows}
     return {task: value for task, value in values.items() if isinstance(value, dict)}
 
 

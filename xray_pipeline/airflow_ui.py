@@ -1,7 +1,7 @@
 """Airflow plugin: the report as a tab of the DAG run, and a page with the champion and its history.
 
-It is an entry point, so it is there wherever the package is installed. Airflow loads plugins into each of its processes,
-workers too; the web application behind the pages is made only when the API server asks for it.
+It is an entry point, so it is there wherever the package is installed. Airflow loads plugins into each of its
+processes, workers too; the web application behind the pages is made only when the API server asks for it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ROOT = urlsplit(BASE).path.rstrip("/")
 """The path Airflow itself is served under."""
 
 
-class XrayPlugin(AirflowPlugin):  # type: ignore[misc]
+class XrayPlugin(AirflowPlugin):
     """Registers the pages with Airflow's user interface."""
 
     name = "xray"
-    external_views = [
+    external_views = [  # noqa: RUF012 - as Airflow declares it
         {
             "name": "Report",
             "href": f"{ROOT}{PREFIX}/runs/{{DAG_ID}}/{{RUN_ID}}",
@@ -34,7 +34,7 @@ class XrayPlugin(AirflowPlugin):  # type: ignore[misc]
         }
     ]
     # A frame of Airflow's can't open links; this page has many.
-    react_apps = [
+    react_apps = [  # noqa: RUF012
         {
             "name": "Champion",
             "bundle_url": f"{ROOT}{PREFIX}/champion.js",
@@ -45,7 +45,7 @@ class XrayPlugin(AirflowPlugin):  # type: ignore[misc]
     ]
 
     @cached_property
-    def fastapi_apps(self) -> list[dict[str, Any]]:
+    def fastapi_apps(self) -> list[Any]:  # type: ignore[override]
         """The application with the pages."""
         return [{"app": _application(), "url_prefix": PREFIX, "name": "xray"}]
 

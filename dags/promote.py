@@ -2,14 +2,17 @@
 ### xray_promote: a version becomes the champion
 
 Starts when `xray_retrain` registers a version, or by hand with a version. It looks at the evidence again, against the
-champion of this moment, and asks a person unless the policy and the run say `auto`. The request waits without holding
-a worker and never blocks the next night; no answer within the time limit means no.
+champion of this moment, boots the model server on the version, and asks a person unless policy and settings say `auto`.
+The request waits without holding a worker and never blocks the next night; no answer within the time limit means no.
 
 | task | what it does |
 | --- | --- |
-| prepare | the version's evidence against the present champion, as a table; skipped when there is nothing to decide |
+| prepare | the version's evidence against the present champion; skipped when there is nothing to decide |
+| try_server | boots MLflow's model server on the version and compares its answers with the stored predictions |
+| ask | goes on to `approve`, or to `promote` when nobody is to be asked |
 | approve | asks in *Required Actions*: approve or reject, with a reason |
-| settle | records the answer in the ledger; promotes exactly what was asked about, or says why the request is void |
+| settle | records the answer in the ledger, or why the request is void: another champion, a newer challenger |
+| promote | alias `champion`, for exactly what was asked about |
 """
 
 from __future__ import annotations
@@ -22,18 +25,69 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from xray_pipeline import promotion
+from xray_pipeline import airflow_links, model_server, notices, promotion
 from xray_pipeline.night import Run
-from xray_pipeline.promotion import Request
+from xray_pipeline.promotion import APPROVE, REJECT, Request
+from xray_pipeline.settings import Settings
+
+REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
+SETTINGS = Settings()
 
 
 def _run() -> Run:
-    context = get_current_context()
-    return Run.of({}, context["dag_run"].triggering_user_name or "xray_retrain")
+    return Run.of({}, get_current_context()["dag_run"].triggering_user_name or "xray_promote")
+
+
+def _name() -> str:
+    return f"xray_promote {get_current_context()['run_id']}"
+
+
+@task
+def prepare() -> dict[str, Any]:
+    version, skip = airflow_links.asked_version(get_current_context(), REGISTERED)
+    if skip:
+        raise AirflowSkipException(skip)
+    request = promotion.request(_run(), version)
+    if request.void:
+        raise AirflowSkipException(request.void)
+    return request.to_dict()
+
+
+@task(retries=1, execution_timeout=timedelta(minutes=10))
+def try_server(request: dict[str, Any]) -> float:
+    return model_server.check_answers(_run(), request["candidate"], request["version"])
+
+
+@task.branch
+def ask(request: dict[str, Any]) -> str:
+    return "promote" if request["automatic"] else "approve"
+
+
+@task
+def settle(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    return promotion.settle(_run(), Request.from_dict(request), answer, _name())
+
+
+@task(
+    trigger_rule="none_failed",
+    outlets=[CHAMPION],
+    on_success_callback=notices.notifiers(
+        "promoted", "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion."
+    ),
+)
+def promote(request: dict[str, Any] | None, settled: dict[str, Any] | None) -> dict[str, Any]:
+    if request is None:
+        raise AirflowSkipException("nothing to decide, see prepare")
+    if not request["automatic"] and (settled is None or settled["outcome"] != "approved"):
+        raise AirflowSkipException(f"not promoted: {settled['outcome'] if settled else 'no answer'}, see settle")
+    who, why = (settled["who"], settled["why"]) if settled else (_run().who, "the policy allows it; nobody is asked")
+    promoted = promotion.promote(_run(), Request.from_dict(request), who, why, _name()).to_dict()
+    get_current_context()["outlet_events"][CHAMPION].extra = {**promoted, "who": who, "why": why}
+    return promoted
 
 
 @dag(
-    schedule=Asset("xray-registered"),
+    schedule=REGISTERED,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     params={
@@ -43,35 +97,39 @@ def _run() -> Run:
     },
     tags=["xray", "ops"],
     doc_md=__doc__,
-    default_args={"retries": 3, "retry_delay": timedelta(seconds=20), "retry_exponential_backoff": True},
+    default_args={
+        "retries": 3,
+        "retry_delay": timedelta(seconds=20),
+        "retry_exponential_backoff": True,
+        "on_failure_callback": notices.notifiers("failed", notices.FAILED),
+    },
 )
 def xray_promote() -> None:
-    @task
-    def prepare() -> dict[str, Any]:
-        request = promotion.request(_run(), get_current_context()["params"]["version"])
-        if request.void:
-            raise AirflowSkipException(request.void)
-        return request.to_dict()
-
+    request = prepare()
+    tried = try_server(request)
+    branch = ask(request)
     approve = HITLOperator(
         task_id="approve",
         subject="Promote version {{ ti.xcom_pull(task_ids='prepare')['version'] }} to production?",
-        body="{{ ti.xcom_pull(task_ids='prepare')['text'] }}",
-        options=["Approve", "Reject"],
-        defaults=["Reject"],
-        response_timeout=timedelta(hours=72),
-        params={"reason": Param("", type="string", minLength=3, title="Reason, kept in the ledger")},
+        body="{{ ti.xcom_pull(task_ids='prepare')['text'] }}\n\n"
+        "[Report](" + airflow_links.REPORT_OF_REQUEST + ") | [Champion and history](" + airflow_links.HISTORY + ")",
+        options=[APPROVE, REJECT],
+        defaults=[REJECT],
+        response_timeout=timedelta(hours=SETTINGS.approval_hours),
+        assigned_users=[{"id": name, "name": name} for name in SETTINGS.approvers] or None,
+        # Required by the form because it is an empty string; `settle` asks for a real reason.
+        params={"reason": Param("", type="string", title="Reason, kept in the ledger")},
+        notifiers=notices.notifiers(
+            "approval wanted", "Version {{ ti.xcom_pull(task_ids='prepare')['version'] }} waits for approval."
+        ),
         retries=0,
     )
-
-    @task
-    def settle(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-        run_id = get_current_context()["run_id"]
-        return promotion.settle(_run(), Request.from_dict(request), answer, f"xray_promote {run_id}")
-
-    request = prepare()
-    request >> approve
-    settle(request, approve.output)
+    tried >> branch >> approve
+    settled = settle(request, approve.output)
+    promoted = promote(request, settled)
+    branch >> promoted
+    airflow_links.put(airflow_links.MlflowRun(), request)
+    airflow_links.put(airflow_links.MlflowVersion(), request, settled, promoted)
 
 
 xray_promote()

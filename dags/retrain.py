@@ -31,12 +31,13 @@ import pendulum
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from xray_pipeline import night, summary
+from xray_pipeline import airflow_links, night, notices, summary
 from xray_pipeline.night import Decided, Evaluated, Registered, Run, Trained
 from xray_pipeline.settings import Settings
 
 GPU = {"queue": "gpu", "pool": "gpu"}
 SCHEDULE = Settings().schedule
+REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 
 PARAMS = {
     "incoming": Param(None, type=["null", "string"], title="Incoming folder", description="folder or s3:// prefix"),
@@ -104,18 +105,33 @@ def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
     return night.decide(_run(), Evaluated.from_dict(evaluated)).to_dict()
 
 
-@task(outlets=[Asset("xray-registered")])
+@task(
+    outlets=[REGISTERED],
+    on_skipped_callback=notices.notifiers(
+        "refused", "The candidate is refused: {{ ti.xcom_pull(task_ids='decide')['reasons'] | join(' ') }}"
+    ),
+)
 def register(decided: dict[str, Any]) -> dict[str, Any]:
     if decided["verdict"] == "refused":
         raise AirflowSkipException(f"refused: {' '.join(decided['reasons'])}")
-    return night.register(_run(), Decided.from_dict(decided)).to_dict()
+    registered = night.register(_run(), Decided.from_dict(decided)).to_dict()
+    about = {name: registered[name] for name in ("version", "candidate", "champion")}
+    get_current_context()["outlet_events"][REGISTERED].extra = {**about, "promotes": not registered["waits"]}
+    return registered
 
 
-@task
+@task(
+    outlets=[CHAMPION],
+    on_success_callback=notices.notifiers(
+        "promoted", "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion; nobody was asked."
+    ),
+)
 def promote(registered: dict[str, Any]) -> dict[str, Any]:
     if registered["waits"]:
         raise AirflowSkipException(registered["waits"])
-    return night.promote(_run(), Registered.from_dict(registered)).to_dict()
+    promoted = night.promote(_run(), Registered.from_dict(registered)).to_dict()
+    get_current_context()["outlet_events"][CHAMPION].extra = {**promoted, "who": _run().who}
+    return promoted
 
 
 @task(trigger_rule="none_failed")
@@ -142,7 +158,9 @@ def conclude(
     params=PARAMS,
     tags=["xray", "nightly"],
     doc_md=__doc__,
+    deadline=notices.deadlines("A night of xray_retrain has not ended in time.") or None,
     default_args={
+        "on_failure_callback": notices.notifiers("failed", notices.FAILED),
         "retries": 3,
         "retry_delay": timedelta(seconds=20),
         "retry_exponential_backoff": True,
@@ -159,6 +177,8 @@ def xray_retrain() -> None:
     registered = register(decided)
     promoted = promote(registered)
     conclude(found, committed, trained, evaluated, decided, registered, promoted)
+    airflow_links.put(airflow_links.MlflowRun(), trained, evaluated, decided)
+    airflow_links.put(airflow_links.MlflowVersion(), registered, promoted)
 
 
 dag_object = xray_retrain()

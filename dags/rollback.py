@@ -11,10 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import pendulum
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import Asset, Param, dag, get_current_context, task
 
-from xray_pipeline import promotion
+from xray_pipeline import airflow_links, notices, promotion
 from xray_pipeline.night import Run
+
+CHAMPION = Asset("xray-champion")
 
 
 @dag(
@@ -30,16 +32,24 @@ from xray_pipeline.night import Run
     },
     tags=["xray", "ops"],
     doc_md=__doc__,
+    default_args={"on_failure_callback": notices.notifiers("failed", notices.FAILED)},
 )
 def xray_rollback() -> None:
-    @task
+    @task(
+        outlets=[CHAMPION],
+        on_success_callback=notices.notifiers(
+            "rolled back", "Version {{ ti.xcom_pull(task_ids='rollback')['version'] }} is the champion again."
+        ),
+    )
     def rollback() -> dict[str, Any]:
         context = get_current_context()
         who = context["dag_run"].triggering_user_name or "unknown"
         version, reason = context["params"]["version"], context["params"]["reason"]
-        return promotion.rollback(Run.of({}, who), version, reason, f"xray_rollback {context['run_id']}")
+        back = promotion.rollback(Run.of({}, who), version, reason, f"xray_rollback {context['run_id']}")
+        context["outlet_events"][CHAMPION].extra = back
+        return back
 
-    rollback()
+    airflow_links.put(airflow_links.MlflowVersion(), rollback())
 
 
 xray_rollback()

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,7 +150,7 @@ def promote(version: int, reason: Reason, as_json: Json = False) -> None:
         if asked.void:
             _print({"promoted": False, **asked.to_dict()}, as_json, [asked.void])
             raise typer.Exit(NO)
-        entry = promotion.promote(run, asked, run.who, reason)
+        entry = promotion.promote(run, replace(asked, automatic=False), run.who, reason).entry
     _print({"promoted": True, "version": version, "entry": entry}, as_json, [f"version {version} is the champion"])
 
 

@@ -67,6 +67,14 @@ def pair(run: Run, registry: Registry, digest: str, champion: int | None, progre
     return Pair(candidate, champion, snapshot, rows, models, tables)
 
 
+def sample(run: Run, registry: Registry, digest: str, count: int) -> tuple[pd.DataFrame, np.ndarray, Dataset]:
+    """Return `count` held-out rows of a candidate's snapshot, spread over it, what it said of them [count, C], and
+    the dataset that holds them. Raises as `pair` does."""
+    both = pair(run, registry, digest, None)
+    chosen = np.unique(np.linspace(0, len(both.rows) - 1, count).astype(int))
+    return both.rows.iloc[chosen], both.tables[0][chosen], Dataset(run.settings)
+
+
 def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None = None) -> Evidence:
     """Measure a pair: metrics with intervals, the paired comparison, slices, stress. Raises EvaluationError."""
     labels, patients, classes = both.rows["label"].tolist(), both.rows["patient"].tolist(), run.settings.classes
@@ -114,13 +122,11 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
     )
 
 
-def rehearse(run: Run, registry: Registry, both: Pair) -> Rehearsal:
-    """Check that the candidate's logged model answers in a fresh process as it was evaluated. Raises ModelRefused."""
-    sample = both.rows.sort_values("digest").head(rehearsal.RADIOGRAPHS)
-    read = Dataset(run.settings).read
-    files = [read(row.digest, row.suffix) for row in sample.itertuples()]
-    folder = registry.download(both.candidate.model_uri)
-    return rehearsal.rehearse(folder, files, both.tables[0][sample.index], both.models[0].classes)
+def rehearse(run: Run, registry: Registry, candidate: Candidate) -> Rehearsal:
+    """Check that the logged model answers in a fresh process as it was evaluated. Raises ModelRefused, and as `pair`."""
+    rows, expected, dataset = sample(run, registry, candidate.digest, rehearsal.RADIOGRAPHS)
+    files = [dataset.read(row.digest, row.suffix) for row in rows.itertuples()]
+    return rehearsal.rehearse(registry.download(candidate.model_uri), files, expected, run.settings.classes)
 
 
 def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, decision: Decision) -> str:

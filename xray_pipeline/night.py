@@ -331,7 +331,7 @@ def register(run: Run, decided: Decided) -> Registered:
     logs.about(candidate=decided.candidate)
     decision, registry = judged(run, decided.evidence), run.registry()
     candidate = training.find_candidate(run.store(), decided.candidate)
-    rehearsal = comparing.rehearse(run, registry, comparing.pair(run, registry, candidate.digest, None))
+    rehearsal = comparing.rehearse(run, registry, candidate)
     why = " ".join(decision.reasons)
     entry = operations.register(
         registry,

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from xray_pipeline.errors import LedgerError
 from xray_pipeline.ledger import Entry, Ledger, LostRace, State
 from xray_pipeline.registry import Registry
+from xray_pipeline.story import tell, why_void
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def register(
     entry = _commit(ledger, decide)
     registry.follow()
     registry.tag(version, {"xray.ledger-entry": f"{entry.sequence} {entry.digest}"})
+    tell_story(registry)
     return entry
 
 
@@ -162,20 +164,6 @@ def refuse(
         snapshot=candidate.snapshot,
         request=f"refuse {candidate.digest} against {champion_before}",
     )
-
-
-def why_void(ledger: Ledger, version: int, expected_champion: int | None) -> str:
-    """Say why a question about promoting `version` over `expected_champion` is void; "" while it stands."""
-    state = ledger.state()
-    if version not in state.registered:
-        return f"version {version} is not in the ledger"
-    if state.champion != expected_champion:
-        by = f" ({state.since.summary()})" if state.since else ""
-        return f"the champion is now {_name(state.champion)}, was {_name(expected_champion)} when asked{by}"
-    if state.challenger not in (version, None):
-        return f"version {state.challenger} was registered meanwhile; decide on that, or reject it first"
-    rejected = [e for e in ledger.entries() if e.kind == "rejected" and e.version == version]
-    return f"it was rejected: {rejected[-1].summary()}" if rejected else ""
 
 
 def approve(
@@ -322,6 +310,7 @@ def adopt(registry: Registry, *, accept: bool, who: str, why: str) -> Entry:
 
     entry = _commit(ledger, decide)
     registry.follow()
+    tell_story(registry)
     return entry
 
 
@@ -409,10 +398,24 @@ def _rollback_target(ledger: Ledger, state: State, to: int | None) -> int:
     return to
 
 
+def tell_story(registry: Registry) -> None:
+    """Write on each version what became of it, for someone who only opens MLflow; says what is not said yet.
+
+    Raises RegistryError, RegistryUnavailable.
+    """
+    versions = registry.versions()
+    for version, tale in tell(registry.ledger.entries()).items():
+        missing = {key: text for key, text in tale.tags.items() if versions.get(version, {}).get(key) != text}
+        if missing and version in versions:
+            registry.describe(version, tale.description)
+            registry.tag(version, missing)  # last: they say that the rest is said
+
+
 def _tell(registry: Registry, entry: Entry) -> None:
-    """Leave the story of a change of champion on the version, for someone who only opens MLflow."""
+    """Leave the story of a change of champion on the version and on those it concerns."""
     if entry.version is not None:
         registry.tag(entry.version, {f"xray.{entry.kind}": f"{entry.at} by {entry.who}: {entry.why}"})
+    tell_story(registry)
 
 
 def _since(state: State) -> str:

@@ -167,6 +167,13 @@ class Registry:
             what = f"tagging version {version}"
             self._call(what, self._client.set_model_version_tag, self.name, str(version), key, value)
 
+    def describe(self, version: int, change: Callable[[str], str]) -> None:
+        """Set a version's description to what `change` makes of the present one. Raises RegistryError."""
+        what = f"describing version {version}"
+        present = self._call(what, self._client.get_model_version, self.name, str(version)).description or ""
+        if (wanted := change(present)) != present:
+            self._call(what, self._client.update_model_version, self.name, str(version), wanted)
+
     # Aliases
 
     def aliases(self) -> dict[str, int | None]:

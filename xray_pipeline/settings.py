@@ -73,6 +73,13 @@ class Settings(BaseSettings):
     airflow_url: str = Field("", description="Airflow's address, for `xray health`; empty: it is not asked")
     airflow_user: str = Field("", description="who asks Airflow when the last night succeeded; a viewer is enough")
     airflow_password: SecretStr = Field(SecretStr(""), description="of airflow_user")
+    mlflow_url: str = Field("", description="MLflow's address for people's browsers; tracking_uri where that is http")
+    approvers: tuple[str, ...] = Field((), description="Airflow's ids of who may approve; none: all it lets")
+    approval_hours: float = Field(72, gt=0, description="a request nobody answers for so long is rejected")
+    notify_webhook: SecretStr = Field(SecretStr(""), description="http(s) address that gets notifications as JSON")
+    notify_slack: SecretStr = Field(SecretStr(""), description="address of a Slack incoming webhook")
+    notify_email: tuple[str, ...] = Field((), description="addresses, through Airflow's connection smtp_default")
+    night_hours: float = Field(6, gt=0, description="a night that takes longer is reported as missed")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     workers: int = Field(0, ge=0, description="threads for reading and decoding; 0: one per core")
     stress_images: int = Field(100, ge=10, description="held-out radiographs scored under each perturbation")
@@ -102,6 +109,12 @@ class Settings(BaseSettings):
         if self.split_validation + self.split_held_out >= 1:
             raise ValueError("split_validation + split_held_out must leave a share for training")
         return self
+
+    @cached_property
+    def mlflow_page(self) -> str:
+        """MLflow's address for a browser, without a slash at its end; "" where there is no server."""
+        address = self.mlflow_url or self.tracking_uri
+        return address.rstrip("/") if address.startswith(("http://", "https://")) else ""
 
     @cached_property
     def positive(self) -> str:

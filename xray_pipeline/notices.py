@@ -1,0 +1,95 @@
+"""Notifications: Airflow notifiers for what the settings name, and none where they name nothing.
+
+A notifier's text is a Jinja template over the task's context, so a message is made where the task ran, from what it
+returned. A message that can't be delivered is logged by Airflow and never fails a task: the ledger is the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import urllib.request
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseNotifier
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+
+from xray_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+log = logging.getLogger(__name__)
+
+SECONDS = 10.0
+FAILED = "{{ ti.dag_id }}: task {{ ti.task_id }} failed; see its log."
+
+
+class WebhookNotifier(BaseNotifier):
+    """POSTs {"event", "text", "dag", "run"} as JSON; for Slack only "text", which is what its incoming webhooks take.
+
+    `setting` names the setting that holds the address: addresses are secrets and stay out of the serialized DAG.
+    """
+
+    template_fields: Sequence[str] = ("text",)
+
+    def __init__(self, event: str, text: str, setting: str = "notify_webhook", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.event, self.text, self.setting = event, text, setting
+
+    def notify(self, context: Context) -> None:
+        """Send the message. Raises OSError when nobody takes it."""
+        url = getattr(Settings(), self.setting).get_secret_value()
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"XRAY_{self.setting.upper()} is not an http(s) address")
+        content = {"text": self.text}
+        if self.setting != "notify_slack":
+            run = context.get("dag_run")
+            content |= {"event": self.event, "dag": run.dag_id if run else "", "run": run.run_id if run else ""}
+        request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=SECONDS):
+            log.info("told the %s of: %s", self.setting.removeprefix("notify_"), self.event)
+
+    async def async_notify(self, context: Context) -> None:
+        """Send the message without holding up the triggerer."""
+        await asyncio.to_thread(self.notify, context)
+
+
+def notifiers(event: str, text: str) -> list[BaseNotifier]:
+    """Return a notifier for each way that the settings name; `text` is a Jinja template over the task's context."""
+    return [notifier(**arguments) for notifier, arguments in _wanted(event, text)]
+
+
+def _wanted(event: str, text: str) -> list[tuple[type[BaseNotifier], dict[str, Any]]]:
+    settings = Settings()
+    found: list[tuple[type[BaseNotifier], dict[str, Any]]] = [
+        (WebhookNotifier, {"event": event, "text": text, "setting": setting})
+        for setting in ("notify_webhook", "notify_slack")
+        if getattr(settings, setting).get_secret_value()
+    ]
+    if settings.notify_email:
+        from airflow.providers.smtp.notifications.smtp import SmtpNotifier
+
+        subject, body = f"{settings.model_name}: {event}", f"<p>{text}</p>"
+        found.append((SmtpNotifier, {"to": list(settings.notify_email), "subject": subject, "html_content": body}))
+    return found
+
+
+def deadlines(text: str) -> list[DeadlineAlert]:
+    """Return alerts for a run that has not ended `night_hours` after it was queued; none where nobody is notified.
+
+    The triggerer sends them, so a night that hangs, or waits for a dead worker, is noticed; a dead scheduler is not.
+    """
+    return [
+        DeadlineAlert(
+            reference=DeadlineReference.DAGRUN_QUEUED_AT,
+            interval=timedelta(hours=Settings().night_hours),
+            callback=AsyncCallback(notifier, kwargs=arguments),
+            name="missed night",
+        )
+        for notifier, arguments in _wanted("missed night", text)
+    ]

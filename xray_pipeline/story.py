@@ -1,0 +1,96 @@
+"""What the ledger says of each version, as tags and lines for somebody who only opens MLflow.
+
+Functions of the entries alone, so they can be told again after a crash and are never the source of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from xray_pipeline.ledger import Entry, Ledger
+
+HEADING = "**What became of it**"
+
+
+@dataclass
+class Tale:
+    """The present status of a version, the entry that made it so, and one line for each decision about it."""
+
+    status: str
+    entry: Entry
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags a version should carry."""
+        entry = self.entry
+        return {"xray.status": self.status, "xray.since": entry.at, "xray.by": entry.who, "xray.why": entry.why}
+
+    def description(self, present: str) -> str:
+        """Return the version's description (Markdown): what was written when it was registered, then the lines."""
+        first = present.partition(HEADING)[0].rstrip()
+        return "\n\n".join([first, HEADING, "\n".join(f"- {line}" for line in self.lines)]) if self.lines else first
+
+
+def tell(entries: Iterable[Entry]) -> dict[int, Tale]:
+    """Return the tale of every registered version."""
+    tales: dict[int, Tale] = {}
+    champion: int | None = None
+    for entry in entries:
+        version = entry.version
+        if entry.kind == "registered" and version is not None:
+            _pass_over(tales, entry)
+            tales[version] = Tale("challenger", entry)
+        elif version is not None and version in tales:
+            _next(tales, champion, entry, version)
+            if entry.kind in ("promoted", "rolled-back", "manual-change"):
+                champion = version
+    return tales
+
+
+def _pass_over(tales: dict[int, Tale], entry: Entry) -> None:
+    """Of two challengers the newer one waits; what was asked about the older one is void."""
+    for tale in tales.values():
+        if tale.status == "challenger":
+            tale.status, tale.entry = "superseded", entry
+            tale.lines.append(f"{entry.at[:19]}Z superseded by version {entry.version}")
+
+
+_WORDS = {"promoted": "champion", "rolled-back": "champion", "rejected": "rejected", "manual-change": "champion"}
+_LEFT = {"rolled-back": "rolled back"}
+
+
+def _next(tales: dict[int, Tale], champion: int | None, entry: Entry, version: int) -> None:
+    tale = tales[version]
+    said = f"by {entry.who}: {entry.why}"
+    what = {"rolled-back": "made champion again", "manual-change": "made champion by hand in MLflow"}
+    status = _WORDS.get(entry.kind)
+    if entry.kind == "manual-change" and version == champion:
+        return
+    tale.lines.append(f"{entry.at[:19]}Z {what.get(entry.kind, entry.kind)} {said}")
+    if status is None:
+        return
+    tale.status, tale.entry = status, entry
+    if status == "champion" and champion is not None and champion != version and champion in tales:
+        before = tales[champion]
+        before.status, before.entry = _LEFT.get(entry.kind, "replaced"), entry
+        before.lines.append(f"{entry.at[:19]}Z {before.status}: version {version} is champion, {said}")
+
+
+def why_void(ledger: Ledger, version: int, expected_champion: int | None) -> str:
+    """Say why a question about promoting `version` over `expected_champion` is void; "" while it stands."""
+    state = ledger.state()
+    if version not in state.registered:
+        return f"version {version} is not in the ledger"
+    if state.champion != expected_champion:
+        by = f" ({state.since.summary()})" if state.since else ""
+        return f"the champion is now {_name(state.champion)}, was {_name(expected_champion)} when asked{by}"
+    if state.challenger not in (version, None):
+        return f"version {state.challenger} was registered meanwhile; decide on that, or reject it first"
+    rejected = [e for e in ledger.entries() if e.kind == "rejected" and e.version == version]
+    return f"it was rejected: {rejected[-1].summary()}" if rejected else ""
+
+
+def _name(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_pipeline import evaluation, report, training
+from xray_pipeline import alarms, evaluation, report, screening, training
 from xray_pipeline.dataset import Dataset, Progress, Snapshot
 from xray_pipeline.errors import EvaluationError
 from xray_pipeline.gate import Decision, Evidence, effective_uses
 from xray_pipeline.ledger import State
 from xray_pipeline.night import Run, checked
 from xray_pipeline.pixels import PixelCache
+from xray_pipeline.recipe import Recipe
 from xray_pipeline.registry import Registry
 from xray_pipeline.serving import Classifier
 from xray_pipeline.training import Candidate
@@ -70,6 +71,8 @@ def evidence(run: Run, registry: Registry, both: Pair) -> Evidence:
     """Measure a pair: metrics with intervals, the paired comparison, slices. Raises EvaluationError."""
     labels, patients, classes = both.rows["label"].tolist(), both.rows["patient"].tolist(), run.settings.classes
     resamples = run.settings.bootstrap
+    recipe = Recipe.model_validate_json(run.store().read(f"candidates/{both.candidate.digest}/recipe.json"))
+    screening.screen(run, both.snapshot, recipe)
     found = [
         evaluation.evaluate(
             table,
@@ -100,6 +103,7 @@ def evidence(run: Run, registry: Registry, both: Pair) -> Evidence:
         promotion=run.settings.promotion,
         earlier_uses=effective_uses(_compared_patients(registry, both.candidate.digest), found[0].patients),
         slices=evaluation.slices(both.rows, both.tables[0], theirs, classes, cuts, resamples=resamples),
+        alarms=alarms.standing(run.store(), both.snapshot.manifests),
     )
 
 
@@ -126,6 +130,7 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
         dataset={str(side): int(count) for side, count in sides.items()},
         recipe=recipe,
         lineage=_lineage(both, decision),
+        suspects=_suspects(run, dataset, both),
     )
     folder = f"reports/{both.candidate.digest}/against-{both.champion or 'none'}"
     for name, text in (("report.html", report.render(shown)), ("model-card.md", report.model_card(shown))):
@@ -152,8 +157,32 @@ def _arrivals(run: Run, state: State, both: Pair) -> tuple[report.Arrival, ...]:
     for key in both.snapshot.manifests:
         verdict = checked(run.store(), key)
         if key not in before and verdict is not None:
-            found.append(report.Arrival(key, verdict.fit, verdict.accepted, verdict.quarantined))
+            notes = (*verdict.warnings, *_standing(run, key))
+            found.append(report.Arrival(key, verdict.fit, verdict.accepted, verdict.quarantined, notes))
     return tuple(found)
+
+
+def _standing(run: Run, key: str) -> tuple[str, ...]:
+    names = alarms.of_delivery(run.store(), key)
+    return (f"Drift alarm nobody acknowledged: {', '.join(names)}.",) if names else ()
+
+
+def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
+    """The suspects of the snapshot, the worst of each kind with its picture."""
+    listed = screening.listed(run.store(), both.snapshot.digest)
+    if listed is None:
+        return None
+    rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
+    cache = PixelCache(run.settings.cache, both.models[0].side)
+    shown = []
+    for kind in ("mislabel", "outlier"):
+        worst = [suspect for suspect in listed if suspect.kind == kind and suspect.digest in rows.index]
+        worst = worst[: report.SUSPECTS]
+        part = rows.loc[[suspect.digest for suspect in worst]]
+        cache.ensure(part, dataset.read)
+        shown += list(zip(worst, cache.get(list(part["digest"])), strict=True))
+    counts = {kind: sum(suspect.kind == kind for suspect in listed) for kind in ("mislabel", "outlier")}
+    return report.Suspects(int((rows["side"] != "held-out").sum()), counts, tuple(shown))
 
 
 def _lineage(both: Pair, decision: Decision) -> dict[str, str]:

@@ -37,10 +37,12 @@ BATCH = 64
 def preview_delivery(settings: Settings, uri: str, progress: Progress | None = None) -> dict[str, Any]:
     """Judge a delivery anywhere as the intake would, against the dataset as it is; write nothing.
 
-    Returns key, files, fit, accepted, quarantined (counts by reason), why, and the Great Expectations result; a
-    delivery that can't be judged at all is not fit. Raises DeliveryError when there is nothing to judge, StorageError.
+    Returns key, files, fit, accepted, quarantined (counts by reason), why, warnings, accounting (how the files add up)
+    and the Great Expectations result; a delivery that can't be judged at all is not fit. Raises DeliveryError when
+    there is nothing to judge, StorageError.
     """
     from xray_pipeline import intake
+    from xray_pipeline.bookkeeping import balance
     from xray_pipeline.dataset import Dataset, accounting
 
     dataset = Dataset(settings)
@@ -52,7 +54,7 @@ def preview_delivery(settings: Settings, uri: str, progress: Progress | None = N
         found = intake.check(delivery, settings, history, key, progress)
     except DeliveryError as error:
         rejected = {"fit": False, "accepted": 0, "quarantined": {}, "why": str(error), "expectations": {}}
-        return {"key": delivery.key, "files": delivery.files, **rejected}
+        return {"key": delivery.key, "files": delivery.files, **rejected, "warnings": [], "accounting": None}
     counts = accounting([found.table])
     return {
         "key": found.delivery.key,
@@ -61,6 +63,8 @@ def preview_delivery(settings: Settings, uri: str, progress: Progress | None = N
         "accepted": counts.pop("accepted", 0),
         "quarantined": counts,
         "why": " ".join(found.failures),
+        "warnings": list(found.warnings),
+        "accounting": asdict(balance(found.table, delivery.files)),
         "expectations": found.result,
     }
 
@@ -131,14 +135,18 @@ def predict_files(settings: Settings, model_uri: str, files: Sequence[Path]) -> 
 
 
 def verify(settings: Settings) -> list[dict[str, Any]]:
-    """Check that ledger, registry and artifacts agree: invariant, holds and a sentence for each thing checked.
+    """Check that ledger, registry, artifacts and bookkeeping agree: invariant, holds, a sentence for each thing.
 
     Raises RegistryUnavailable, StorageUnavailable.
     """
+    from xray_pipeline import bookkeeping
     from xray_pipeline import verify as checks
+    from xray_pipeline.night import Run
     from xray_pipeline.registry import Registry
 
-    return [asdict(finding) for finding in checks.check(Registry(settings))]
+    findings = checks.check(Registry(settings))
+    holds, text = bookkeeping.verify(Run(settings))
+    return [asdict(finding) for finding in (*findings, checks.Finding("I4", holds, text))]
 
 
 def health(settings: Settings) -> list[dict[str, Any]]:

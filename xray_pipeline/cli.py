@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xray_pipeline import answers, night, overrides, promotion, summary
+from xray_pipeline import alarms, answers, bookkeeping, night, overrides, promotion, summary, written_rules
 from xray_pipeline.errors import ConfigError, XrayError
 
 if TYPE_CHECKING:
@@ -54,6 +54,49 @@ def check(delivery: Annotated[str, typer.Argument(help="Folder or s3:// prefix."
 
 
 @app.command()
+def quarantine(
+    delivery: Annotated[str, typer.Option(help="Only of this delivery.")] = "",
+    reason: Annotated[str, typer.Option(help="Only with this reason, for example truncated.")] = "",
+    paths: Annotated[bool, typer.Option("--paths", help="Show paths too; they may name patients.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the quarantined files of committed deliveries."""
+    found = bookkeeping.quarantine(_run(), delivery, reason, paths)
+    lines = [
+        f"{row['delivery']} row {row['row']}: {row['reason']}, {row['detail']}" + (f", {row['file']}" if paths else "")
+        for row in found
+    ]
+    _print(found, as_json, lines or ["nothing is quarantined"])
+
+
+@app.command()
+def rejudge(delivery: Annotated[str, typer.Argument(help="Its name.")], as_json: Json = False) -> None:
+    """Judge the quarantined files of a committed delivery anew, after a rule changed; what is fit now is added."""
+    with _progress(as_json) as progress:
+        result = bookkeeping.rejudge(_run(), delivery, progress)
+    lines = [f"{result['judged']} files judged anew, {result['accepted']} accepted", *filter(None, [result["why"]])]
+    _print(result, as_json, lines)
+    if not result["fit"]:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def acknowledge(
+    delivery: Annotated[str, typer.Argument(help="Its key.")], reason: Reason, as_json: Json = False
+) -> None:
+    """Settle the drift alarms of a delivery: you are the person who looked at it."""
+    run = _run()
+    result = alarms.acknowledge(run.store(), delivery, run.who, reason)
+    _print(result, as_json, [f"delivery {delivery}: alarms of {', '.join(result['alarms'])} acknowledged"])
+
+
+@app.command()
+def rules() -> None:
+    """Print the rules of the intake as Markdown (docs/intake-rules.md)."""
+    typer.echo(written_rules.page(), nl=False)
+
+
+@app.command()
 def ingest(
     deliveries: Annotated[list[str] | None, typer.Argument(help="Names; all that wait if none.")] = None,
     as_json: Json = False,
@@ -64,6 +107,7 @@ def ingest(
         keys = deliveries or night.find_deliveries(run)
         results = [night.check_delivery(run, key, progress).to_dict() for key in keys]
         committed = night.commit_deliveries(run, keys, progress)
+        results = [{**result, "accounting": bookkeeping.of_delivery(run, result["key"])} for result in results]
     lines = [line for result in results for line in _delivery_lines(result)]
     lines.append(_dataset_line(committed.to_dict()) if committed.snapshot else "the dataset is empty")
     _print({"deliveries": results, "dataset": committed.to_dict()}, as_json, lines)
@@ -237,7 +281,14 @@ def _delivery_lines(result: Mapping[str, Any]) -> list[str]:
     verdict = "fit" if result["fit"] else "rejected"
     lines = [f"delivery {result['key']}: {verdict}, {result['accepted']} files accepted"]
     lines += [f"  {count} quarantined: {reason}" for reason, count in sorted(result["quarantined"].items())]
-    return [*lines, f"  {result['why']}"] if result["why"] else lines
+    if result["why"]:
+        lines.append(f"  {result['why']}")
+    lines += [f"  warning: {warning}" for warning in result["warnings"]]
+    if kept := result["accounting"]:
+        adds_up = "each once" if kept["holds"] else "WHICH DOES NOT ADD UP"
+        sums = f"{kept['files']} files = {kept['accepted']} accepted + {kept['quarantined']} quarantined"
+        lines.append(f"  {sums}, {adds_up}; digest {kept['digest'][:12]}")
+    return lines
 
 
 def _dataset_line(committed: Mapping[str, Any]) -> str:

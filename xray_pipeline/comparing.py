@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_pipeline import evaluation, rehearsal, report, stress, training
+from xray_pipeline import alarms, evaluation, rehearsal, report, screening, stress, training
 from xray_pipeline.dataset import Dataset, Progress, Snapshot
 from xray_pipeline.errors import EvaluationError
 from xray_pipeline.gate import Decision, Evidence, effective_uses
 from xray_pipeline.ledger import State
 from xray_pipeline.night import Run, checked
 from xray_pipeline.pixels import PixelCache
+from xray_pipeline.recipe import Recipe
 from xray_pipeline.registry import Registry
 from xray_pipeline.rehearsal import Rehearsal
 from xray_pipeline.serving import Classifier
@@ -79,6 +80,8 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
     """Measure a pair: metrics with intervals, the paired comparison, slices, stress. Raises EvaluationError."""
     labels, patients, classes = both.rows["label"].tolist(), both.rows["patient"].tolist(), run.settings.classes
     resamples = run.settings.bootstrap
+    recipe = Recipe.model_validate_json(run.store().read(f"candidates/{both.candidate.digest}/recipe.json"))
+    screening.screen(run, both.snapshot, recipe)
     found = [
         evaluation.evaluate(
             table,
@@ -119,11 +122,12 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
             resamples=resamples,
             progress=progress,
         ),
+        alarms=alarms.standing(run.store(), both.snapshot.manifests),
     )
 
 
 def rehearse(run: Run, registry: Registry, candidate: Candidate) -> Rehearsal:
-    """Check that the logged model answers in a fresh process as it was evaluated. Raises ModelRefused, and as `pair`."""
+    """Check that the logged model answers in a fresh process as evaluated. Raises ModelRefused, and as `pair`."""
     rows, expected, dataset = sample(run, registry, candidate.digest, rehearsal.RADIOGRAPHS)
     files = [dataset.read(row.digest, row.suffix) for row in rows.itertuples()]
     return rehearsal.rehearse(registry.download(candidate.model_uri), files, expected, run.settings.classes)
@@ -152,6 +156,7 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
         dataset={str(side): int(count) for side, count in sides.items()},
         recipe=recipe,
         lineage=_lineage(run, both, decision),
+        suspects=_suspects(run, dataset, both),
     )
     folder = f"reports/{both.candidate.digest}/against-{both.champion or 'none'}"
     for name, text in (("report.html", report.render(shown)), ("model-card.md", report.model_card(shown))):
@@ -178,8 +183,32 @@ def _arrivals(run: Run, state: State, both: Pair) -> tuple[report.Arrival, ...]:
     for key in both.snapshot.manifests:
         verdict = checked(run.store(), key)
         if key not in before and verdict is not None:
-            found.append(report.Arrival(key, verdict.fit, verdict.accepted, verdict.quarantined))
+            notes = (*verdict.warnings, *_standing(run, key))
+            found.append(report.Arrival(key, verdict.fit, verdict.accepted, verdict.quarantined, notes))
     return tuple(found)
+
+
+def _standing(run: Run, key: str) -> tuple[str, ...]:
+    names = alarms.of_delivery(run.store(), key)
+    return (f"Drift alarm nobody acknowledged: {', '.join(names)}.",) if names else ()
+
+
+def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
+    """The suspects of the snapshot, the worst of each kind with its picture."""
+    listed = screening.listed(run.store(), both.snapshot.digest)
+    if listed is None:
+        return None
+    rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
+    cache = PixelCache(run.settings.cache, both.models[0].side)
+    shown = []
+    for kind in ("mislabel", "outlier"):
+        worst = [suspect for suspect in listed if suspect.kind == kind and suspect.digest in rows.index]
+        worst = worst[: report.SUSPECTS]
+        part = rows.loc[[suspect.digest for suspect in worst]]
+        cache.ensure(part, dataset.read)
+        shown += list(zip(worst, cache.get(list(part["digest"])), strict=True))
+    counts = {kind: sum(suspect.kind == kind for suspect in listed) for kind in ("mislabel", "outlier")}
+    return report.Suspects(int((rows["side"] != "held-out").sum()), counts, tuple(shown))
 
 
 def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:

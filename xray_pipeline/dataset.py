@@ -101,6 +101,13 @@ class History:
         """Return the side a committed patient is on; None for a new patient."""
         return self._sides.get(patient)
 
+    def reference(self) -> pd.DataFrame:
+        """Return the committed radiographs that a delivery is compared with: digest, patient, label, statistics."""
+        columns = ["digest", "patient", "label", "statistics"]
+        # Manifests of earlier versions have no statistics.
+        tables = [t.loc[t["verdict"] == "accepted"].reindex(columns=columns) for t in self._tables.values()]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
     @cached_property
     def _accepted(self) -> pd.DataFrame:
         tables = [

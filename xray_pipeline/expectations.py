@@ -12,7 +12,7 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import jinja2
 import pandas as pd
 
 from xray_pipeline import intake
+from xray_pipeline.drift import Channel, Drift, level_of
 from xray_pipeline.settings import IntakeRules, Settings
 
 if TYPE_CHECKING:
@@ -34,22 +35,27 @@ _ROWS = "{:,.0f} rows differ".format
 
 @dataclass(frozen=True)
 class Finding:
-    """One expectation as a person reads it: what must hold, what was seen, what was asked for, and whether it held."""
+    """One expectation as a person reads it: what must hold, what was seen, what was asked for, and whether it held.
+
+    One that does not hold rejects the delivery, unless `stops` is false: then it only warns.
+    """
 
     sentence: str
     observed: str
     threshold: str
     success: bool
+    stops: bool = True
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether the delivery is fit, the sentences of what failed, the JSON-able result and the page."""
+    """Whether the delivery is fit, the sentences of what failed and of what only warns, the result and the page."""
 
     fit: bool
     failures: tuple[str, ...]
     result: dict[str, Any]
     page: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,17 +67,30 @@ class _Rule:
     threshold: str
     expectation: Any
     says: Callable[[float], str] = "{:,.0f}".format
+    stops: bool = True
 
 
-def judge(delivery: Delivery, table: pd.DataFrame, settings: Settings, bookkeeping: Sequence[str] = ()) -> Outcome:
+def judge(
+    delivery: Delivery,
+    table: pd.DataFrame,
+    settings: Settings,
+    bookkeeping: Sequence[str] = (),
+    drift: Drift | None = None,
+    acknowledged: Collection[str] = (),
+) -> Outcome:
     """Validate an intake table (columns of `intake.Row`) and return the verdict on its delivery.
 
-    `bookkeeping` names the delivery's files that have no row (labels.csv, _SUCCESS).
+    `bookkeeping` names the delivery's files that have no row (labels.csv, _SUCCESS); `drift` is how the delivery
+    compares with the dataset, and `acknowledged` names the channels whose alarm a person has settled.
     """
-    batches = _batches(table)
-    findings = _validate(batches, _rules(settings))
-    fit = all(finding.success for finding in findings)
-    failures = tuple(f"{f.sentence}: {f.observed}, wanted {f.threshold}." for f in findings if not f.success)
+    batches = _batches(table, drift, acknowledged)
+    findings = _validate(batches, [*_rules(settings), *_drift_rules(drift, settings.rules, acknowledged)])
+    failed = [finding for finding in findings if not finding.success]
+    fit = not any(finding.stops for finding in failed)
+    failures, warnings = (
+        tuple(f"{f.sentence}: {f.observed}, wanted {f.threshold}." for f in failed if f.stops is stops)
+        for stops in (True, False)
+    )
     result = {
         "delivery": delivery.key,
         "fingerprint": delivery.fingerprint,
@@ -83,20 +102,33 @@ def judge(delivery: Delivery, table: pd.DataFrame, settings: Settings, bookkeepi
         "accepted": len(batches["accepted"]),
         "quarantined": _counts(batches["quarantined"], "reason"),
         "bookkeeping": list(bookkeeping),
+        "drift": drift.to_dict() if drift else None,
     }
-    return Outcome(fit, failures, result, _page(delivery, table, findings, fit, bookkeeping))
+    page = _page(delivery, table, findings, fit, bookkeeping, drift)
+    return Outcome(fit, failures, result, page, warnings)
 
 
-def _batches(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def written(settings: Settings) -> list[tuple[str, str, bool]]:
+    """Return every expectation in words: what must hold, what is asked for, and whether it stops a delivery."""
+    unmeasured = Drift(0, 0, tuple(Channel(name, None, level_of(settings.rules), "") for name in _ALIKE))
+    rules = [*_rules(settings), *_drift_rules(unmeasured, settings.rules, ())]
+    return [(rule.sentence, rule.threshold, rule.stops) for rule in rules]
+
+
+def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[str]) -> dict[str, pd.DataFrame]:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
     counted = len(table) - int(quarantined["reason"].isin(intake.NOT_COUNTED).sum())
     shares = accepted["label"].value_counts(normalize=True)
-    summary = {
+    summary: dict[str, float | None] = {
         "accepted": len(accepted),
         "quarantined_share": (counted - len(accepted)) / counted if counted else 0.0,
         "class_share": float(shares.max()) if len(shares) else 0.0,
     }
+    for channel in drift.channels if drift else ():
+        # What can't be said, or was settled by a person, is no reason to stop.
+        settled = channel.p is None or channel.name in acknowledged
+        summary[f"drift_{channel.name}"] = 1.0 if settled else channel.p
     return {
         "files": table,
         "accepted": accepted.assign(
@@ -194,6 +226,35 @@ def _share_rules(rules: IntakeRules) -> list[_Rule]:
     ]
 
 
+_ALIKE = {"pixels": "Pixels look like the dataset's", "labels": "The mix of classes is the dataset's"}
+
+
+def _drift_rules(drift: Drift | None, rules: IntakeRules, acknowledged: Collection[str]) -> list[_Rule]:
+    core = _core()
+
+    def says(channel: Channel) -> Callable[[float], str]:
+        p = channel.text if channel.p is None else f"p = {channel.p:.4f}; {channel.text}"
+        settled = "; the alarm is acknowledged" if channel.alarm and channel.name in acknowledged else ""
+        return lambda _: p + settled
+
+    return [
+        _Rule(
+            "summary",
+            _ALIKE[channel.name],
+            f"p above {channel.level:.4f}",
+            core.ExpectColumnMinToBeBetween(
+                column=f"drift_{channel.name}",
+                min_value=channel.level,
+                strict_min=True,
+                severity="critical" if rules.drift == "stop" else "warning",
+            ),
+            says(channel),
+            rules.drift == "stop",
+        )
+        for channel in (drift.channels if drift else ())
+    ]
+
+
 def _validate(batches: dict[str, pd.DataFrame], rules: list[_Rule]) -> list[Finding]:
     """Run the expectations, one validation a batch, and return their findings in the order of the rules."""
     from great_expectations import ExpectationSuite
@@ -210,7 +271,8 @@ def _validate(batches: dict[str, pd.DataFrame], rules: list[_Rule]) -> list[Find
         results = {_identity(result.expectation_config): result for result in validated.results}
         for number, rule in numbered:
             result = results[_identity(rule.expectation.configuration)]
-            found[number] = Finding(rule.sentence, _observed(rule, result), rule.threshold, bool(result.success))
+            observed = _observed(rule, result)
+            found[number] = Finding(rule.sentence, observed, rule.threshold, bool(result.success), rule.stops)
     return [found[number] for number in range(len(rules))]
 
 
@@ -260,7 +322,12 @@ def _counts(frame: pd.DataFrame, column: str) -> dict[str, int]:
 
 
 def _page(
-    delivery: Delivery, table: pd.DataFrame, findings: list[Finding], fit: bool, bookkeeping: Sequence[str]
+    delivery: Delivery,
+    table: pd.DataFrame,
+    findings: list[Finding],
+    fit: bool,
+    bookkeeping: Sequence[str],
+    drift: Drift | None,
 ) -> str:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
@@ -279,7 +346,9 @@ def _page(
         delivery=delivery,
         fit=fit,
         findings=findings,
-        failures=[finding for finding in findings if not finding.success],
+        failures=[finding for finding in findings if not finding.success and finding.stops],
+        warnings=[finding for finding in findings if not finding.success and not finding.stops],
+        drift=drift,
         files=len(table),
         accepted=len(accepted),
         patients=accepted["patient"].nunique(),

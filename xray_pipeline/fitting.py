@@ -140,6 +140,10 @@ class Trainer:
         views = self.recipe.views if self.recipe.mode == "head" else 1
         return torch.stack([self._features("train", view) for view in range(views)])
 
+    def features(self, side: str) -> Tensor:
+        """Kept features [N, F] of a side's radiographs, in the order of its rows; of a fresh network only."""
+        return self._features(side, 0)
+
     def _features(self, side: str, view: int) -> Tensor:
         recipe, digests = self.recipe, list(self.rows[side]["digest"])
         drawn = recipe.augmentation.model_dump_json() if view else ""

@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +28,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from xray_pipeline import radiograph
+from xray_pipeline import appearance, drift, radiograph
 from xray_pipeline.dataset import side_of
+from xray_pipeline.drift import Drift
 from xray_pipeline.errors import (
     ConfigError,
     DeliveryError,
@@ -73,7 +74,8 @@ class Row(NamedTuple):
 
     `file` is the path inside the delivery with undecodable bytes, control characters and backslashes as \\xNN;
     `source_digest` and `digest` are SHA-256 of the file and of what is stored; `patient` is a keyed hash; ages are
-    years. Text is "" and numbers are 0 (age NaN) where unknown.
+    years; `statistics` says how the pixels look (`appearance.to_text`). Text is "" and numbers are 0 (age NaN) where
+    unknown.
     """
 
     file: str
@@ -98,6 +100,7 @@ class Row(NamedTuple):
     detail: str = ""
     digest: str = ""
     suffix: str = ""
+    statistics: str = ""
 
 
 COLUMNS: Final = Row._fields
@@ -117,6 +120,9 @@ class History(Protocol):
     def side(self, patient: str) -> str | None:
         """Return the side of the split that a committed patient is on, None for a new one."""
 
+    def reference(self) -> pd.DataFrame:
+        """Return the committed radiographs that a delivery is compared with: digest, patient, label, statistics."""
+
 
 class _NoHistory:
     def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
@@ -127,6 +133,9 @@ class _NoHistory:
 
     def side(self, patient: str) -> str | None:
         return None
+
+    def reference(self) -> pd.DataFrame:
+        return pd.DataFrame(columns=["digest", "patient", "label", "statistics"])
 
 
 EMPTY: Final[History] = _NoHistory()
@@ -158,8 +167,9 @@ class Delivery:
 class Intake:
     """The verdict on one delivery.
 
-    `table` has one `Row` per file, sorted by file; `failures` are the sentences of failed expectations; `result` is the
-    Great Expectations outcome as JSON-able values; `page` is one self-contained HTML page.
+    `table` has one `Row` per file, sorted by file; `failures` are the sentences of failed expectations, `warnings` of
+    those that don't reject a delivery; `result` is the Great Expectations outcome as JSON-able values; `page` is one
+    self-contained HTML page; `drift` is None where it was not measured.
     """
 
     delivery: Delivery
@@ -168,6 +178,8 @@ class Intake:
     failures: tuple[str, ...]
     result: dict[str, Any]
     page: str
+    warnings: tuple[str, ...] = ()
+    drift: Drift | None = None
 
 
 def limits(rules: IntakeRules) -> Limits:
@@ -276,8 +288,9 @@ def check(
     history: History,
     patient_key: bytes,
     progress: Progress | None = None,
+    acknowledged: Collection[str] = (),
 ) -> Intake:
-    """Read and judge every new file of a delivery.
+    """Read and judge every new file of a delivery. `acknowledged` names the drift alarms that a person has settled.
 
     Writes nothing, except that the scan of a large delivery keeps a journal in `settings.cache` until it is through.
     Raises DeliveryError when the delivery can't be judged as a whole (unknown class, unreadable labels.csv, changed
@@ -298,10 +311,11 @@ def check(
     rows += [Row(escape(file), 0, "", reason="missing", detail="named in labels.csv only") for file in missing]
     table = rejudge(_table(rows), history, settings)
     bookkeeping = sorted(entry.key for entry in entries if entry.key in BOOKKEEPING)
-    outcome = expectations.judge(delivery, table, settings, bookkeeping)
+    found = drift.of_table(table, history.reference(), settings.rules)
+    outcome = expectations.judge(delivery, table, settings, bookkeeping, found, acknowledged)
     accepted = int((table["verdict"] == "accepted").sum())
     log.info("delivery %s: %d of %d files accepted", delivery.key, accepted, len(table))
-    return Intake(delivery, table, outcome.fit, outcome.failures, outcome.result, outcome.page)
+    return Intake(delivery, table, outcome.fit, outcome.failures, outcome.result, outcome.page, outcome.warnings, found)
 
 
 def _scan(
@@ -501,6 +515,7 @@ class _Reader:
             patient=patient,
             digest=found.digest,
             suffix=found.suffix,
+            statistics=appearance.to_text(appearance.measure(found.pixels)),
         )
         s = self._settings
         side = side_of(patient, place.given, s.split_mode, s.split_validation, s.split_held_out)

@@ -98,6 +98,7 @@ class Checked(Outcome):
     accepted: int
     quarantined: Mapping[str, int]
     why: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Chec
     A delivery that can't be judged at all (an unknown class, say) is rejected with that reason.
     Raises DeliveryError when `key` is no waiting delivery, StorageError.
     """
+    from xray_pipeline import alarms
     from xray_pipeline import intake as intakes
     from xray_pipeline.dataset import Dataset, accounting, to_parquet
 
@@ -206,7 +208,8 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Chec
         return earlier
     store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
     try:
-        intake = intakes.check(delivery, run.settings, dataset.history(), dataset.patient_key(), progress)
+        settled = alarms.acknowledged(store, key, delivery.fingerprint)
+        intake = intakes.check(delivery, run.settings, dataset.history(), dataset.patient_key(), progress, settled)
     except DeliveryError as error:
         result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
     else:
@@ -215,7 +218,9 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Chec
         store.write(f"intake/{key}/table.parquet", to_parquet(intake.table, {"delivery": delivery.name}))
         store.write(f"intake/{key}/expectations.json", _json(intake.result))
         store.write(f"intake/{key}/page.html", intake.page.encode())
-        result = Checked(key, asdict(delivery), rules, intake.fit, accepted, counts, " ".join(intake.failures))
+        alarms.keep(store, key, delivery.fingerprint, intake.drift)
+        why = " ".join(intake.failures)
+        result = Checked(key, asdict(delivery), rules, intake.fit, accepted, counts, why, intake.warnings)
     store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
     log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
     return result
@@ -421,7 +426,7 @@ def _json(content: object) -> bytes:
 def _verdict(result: Checked) -> str:
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(result.quarantined.items())) or "none"
     head = f"{'fit' if result.fit else 'REJECTED'}; {result.accepted} files accepted; quarantined: {counts}"
-    return f"{head}; {result.why}" if result.why else head
+    return "; ".join([head, *filter(None, [result.why]), *result.warnings])
 
 
 def _deliveries(run: Run) -> list[Delivery]:

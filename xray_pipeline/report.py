@@ -28,11 +28,13 @@ from xray_pipeline.wording import EXPLAINED, LOWER_IS_BETTER, Cell, candidate_of
 
 if TYPE_CHECKING:
     from xray_pipeline.serving import Classifier
+    from xray_pipeline.suspects import Suspect
 
 Images = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
 LISTED = 12  # slices of one dimension shown without unfolding
+SUSPECTS = 12  # of each kind with a picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,16 @@ class Arrival:
 
 
 @dataclass(frozen=True, eq=False)
+class Suspects:
+    """Probable mislabels and outliers among `looked_at` radiographs: counts by kind, and the worst of each kind with
+    their pixels uint8 [S, S]."""
+
+    looked_at: int
+    counts: Mapping[str, int]
+    shown: tuple[tuple[Suspect, Images], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """Everything a page and a card are made from.
 
@@ -86,6 +98,7 @@ class Report:
     dataset: Mapping[str, int] = field(default_factory=dict)
     recipe: Mapping[str, object] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
+    suspects: Suspects | None = None
 
 
 def render(report: Report) -> str:
@@ -193,6 +206,7 @@ def _context(report: Report, plots: bool = True) -> dict[str, Any]:
         **shown,
         "plots": [(name, _plots(report, c)) for c, name in _rated(ours)],
         "galleries": _galleries(report),
+        "suspects": _suspects(report),
         "as_data": as_data,
     }
 
@@ -342,6 +356,30 @@ def _card(example: Example, report: Report) -> dict[str, Any]:
             )
             tiles.append((who, figures.overlay(example.pixels, map_) if map_ is not None else "", text))
     return {"digest": example.digest[:12], "label": example.label, "tiles": tiles}
+
+
+def _suspects(report: Report) -> list[dict[str, Any]]:
+    """Each kind of suspect: its title and text, how many there are, and the worst with their pictures."""
+    if report.suspects is None:
+        return []
+    kinds = {
+        "mislabel": ("Probable mislabels", "A model trained without the patient is sure of another class."),
+        "outlier": ("Outliers", "Unlike the radiographs of all other patients."),
+    }
+    found = []
+    for kind, (title, text) in kinds.items():
+        cards = [
+            {
+                "digest": suspect.digest[:12],
+                "picture": figures.overlay(pixels),
+                "label": suspect.label,
+                "says": f"{suspect.says} {suspect.p:.2f}",
+            }
+            for suspect, pixels in report.suspects.shown
+            if suspect.kind == kind
+        ]
+        found.append({"title": title, "text": text, "count": report.suspects.counts.get(kind, 0), "cards": cards})
+    return found
 
 
 def _shown(value: float | str | None) -> str:

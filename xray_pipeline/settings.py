@@ -30,6 +30,10 @@ class IntakeRules(BaseModel):
     max_quarantined_share: float = Field(0.2, ge=0, le=1, description="of a delivery's files, duplicates aside")
     min_files: int = Field(1, ge=1, description="accepted files a delivery must bring")
     max_class_share: float = Field(1.0, gt=0, le=1, description="largest share one class may have of what is accepted")
+    drift: Literal["warn", "stop"] = Field("warn", description="stop: a delivery with a drift alarm is rejected")
+    drift_false_alarms: float = Field(0.01, gt=0, le=0.2, description="share of like deliveries that raise an alarm")
+    drift_min_patients: int = Field(10, ge=2, description="patients a delivery needs for drift to be measured")
+    drift_min_dataset: int = Field(100, ge=10, description="patients the dataset needs for drift to be measured")
     patient_pattern: str = Field(
         r"^(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|patient\d+)(?=[-_.])",
         description="regular expression on a file's name; its first group is the patient",

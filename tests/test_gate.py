@@ -54,9 +54,11 @@ def part(difference: float = 0.01, patients: int = 100, dimension: str = "view",
     return Slice(dimension, value, patients, patients, False, {"accuracy": at(0.9)}, {"accuracy": at(0.9)}, found)
 
 
-FIRST = Evidence(model("new"), None, False, None, "s" * 64, "auto", None, None)
+FIRST = Evidence(model("new"), None, False, None, "s" * 64, "auto", None, None, alarms=())
 STRAINED = (part(dimension="stress"), part(-0.9, dimension="baseline"))
-BETTER = Evidence(model("new", accuracy=0.93), model("old"), True, versus(), "s" * 64, "auto", 0.0, (part(),), STRAINED)
+BETTER = Evidence(
+    *(model("new", accuracy=0.93), model("old"), True, versus(), "s" * 64, "auto", 0.0, (part(),), STRAINED), alarms=()
+)
 
 
 def failed(decision: Decision) -> list[str]:
@@ -190,6 +192,8 @@ def test_a_metric_that_is_missing_or_no_number_is_refused(who: str, name: str, b
         ({"slices": ()}, "4.7"),
         ({"slices": (replace(part(), difference={}),)}, "4.7"),
         ({"slices": (part(math.nan),)}, "4.7"),
+        ({"alarms": None}, "4.9"),
+        ({"alarms": ("2026-11-24: pixels",)}, "4.9"),
         ({"promotion": "later"}, "5.1"),
     ],
 )
@@ -220,6 +224,7 @@ anything = st.builds(
     st.sampled_from(["auto", "approve", "", "never"]),
     numbers,
     st.none() | st.lists(st.builds(part, numbers, st.integers(0, 100))).map(tuple),
+    alarms=st.none() | st.lists(st.text()).map(tuple),
 )
 
 
@@ -234,6 +239,20 @@ def test_it_answers_whatever_it_is_given(evidence: Evidence) -> None:
         assert evidence.candidate
         assert evidence.champion
         assert evidence.candidate.metrics["accuracy"].value > evidence.champion.metrics["accuracy"].value
+
+
+@given(anything, st.lists(st.text()).map(tuple))
+def test_a_standing_alarm_never_helps_and_never_changes_registering(evidence: Evidence, more: tuple[str, ...]) -> None:
+    quiet = decide(replace(evidence, alarms=()), DEFAULT)
+    loud = decide(replace(evidence, alarms=more), DEFAULT)
+    assert loud.verdict == quiet.verdict
+    assert loud.may_promote == (quiet.may_promote and not more)
+    assert not decide(replace(evidence, alarms=None), DEFAULT).may_promote
+
+
+def test_a_first_model_waits_too_while_an_alarm_stands() -> None:
+    found = decide(replace(FIRST, alarms=("a: labels",)), DEFAULT)
+    assert (found.verdict, found.automatic, failed(found)) == ("registered", False, ["4.9"])
 
 
 shares = st.floats(0.5, 1.0)
@@ -301,6 +320,7 @@ def test_the_order_of_held_out_rows_changes_no_decision(seed: int) -> None:
             "s" * 64,
             "auto",
             3.0,
+            alarms=(),
         )
         return decide(evidence, DEFAULT)
 

@@ -87,8 +87,7 @@ def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -
     `reference` has the columns digest, patient, label and statistics. Rows without statistics (of manifests that an
     earlier version wrote) don't count.
     """
-    new = table[(table["verdict"] == "accepted") & table["statistics"].map(appearance.is_text)]
-    kept = reference[reference["statistics"].map(appearance.is_text)]
+    new, kept = _measured(table[table["verdict"] == "accepted"]), _measured(reference)
     if why := not_enough(new["patient"].nunique(), kept["patient"].nunique(), rules):
         return _unsaid(new, kept, ("pixels", "labels"), why, rules)
     new, kept = sampled(new, MOST_NEW), sampled(kept, MOST_KEPT)
@@ -99,6 +98,10 @@ def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -
         Channel("labels", draws.labels(new["label"], kept["label"]), level_of(rules), _mix(new, kept)),
     )
     return Drift(new["patient"].nunique(), kept["patient"].nunique(), found)
+
+
+def _measured(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[np.array([appearance.is_text(text) for text in rows["statistics"]], dtype=bool)]
 
 
 def of_features(new: pd.DataFrame, kept: pd.DataFrame, vectors: Mapping[str, Vectors], rules: IntakeRules) -> Drift:

@@ -26,6 +26,7 @@ bench: setup ## measurements: intake beside bare decoding, the gate over 20 simu
 	@mkdir -p bench
 	$(BIN)/python benchmarks/intake.py --json bench/intake.json
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
+	$(BIN)/python benchmarks/drift.py $(if $(DATA),--data "$(DATA)") --json bench/drift.json
 
 fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
 	PYTHONPATH=tests $(BIN)/python tests/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)

@@ -1,13 +1,14 @@
 """How often the drift test is wrong, and how often it is right: false alarms and power, measured on real radiographs.
 
-    python benchmarks/drift.py --data FOLDER [--other FOLDER] [--deliveries 1000] [--json FILE]
+    python benchmarks/drift.py --data FOLDER [--other FOLDER] [--features PATIENTS] [--deliveries 300] [--json FILE]
 
 `--data` is a labelled folder in any delivery layout. False alarms: deliveries of 20, 50 and 200 radiographs, whole
 patients, are drawn from it and compared with the rest at the default setting; the share with any alarm is given with
-its 95 % interval (Wilson). Power: the share of deliveries that raise the alarm when they are inverted, brightened by 25
-of 255 grey levels, synthetic (phantoms), of `--other`, or of one family of file names that the dataset does not hold.
-The families act as sites. `pixels` and `labels` are separate, because a family of one class shows in the labels alone;
-for families the delivery and the dataset are also compared within that class only (`same class`).
+its 95 % interval (Wilson). With `--features`, of so many patients, the third channel is compared too. Power: the share
+of deliveries that raise the alarm when they are inverted, brightened by 25 of 255 grey levels, synthetic (phantoms), of
+`--other`, or of one family of file names that the dataset does not hold. The families act as sites. `pixels` and
+`labels` are separate, because a family of one class shows in the labels alone; for families the delivery and the
+dataset are also compared within that class only (`same class`).
 """
 
 from __future__ import annotations
@@ -33,22 +34,17 @@ RULES = IntakeRules()
 FAMILY = re.compile(r"^(?:person\d+_(bacteria|virus)|(NORMAL2)-IM-|(IM)-)")
 KINDS: dict[str, Callable[[Any], Any]] = {
     "as it is": lambda pixels: pixels,
-    "inverted": lambda pixels: 255 - pixels,
+    "inverted": lambda pixels: np.iinfo(pixels.dtype).max - pixels,
     "brightened": lambda pixels: np.minimum(255, pixels.astype(np.int16) + 25).astype(np.uint8),
 }
 
 
-def measured(folder: Path, squashed: bool = False) -> pd.DataFrame:
-    """Return a row per radiograph below the folder: patient, label, family, and the numbers of each kind.
-
-    `squashed` brings them to 224 x 224 first, so that size says nothing.
-    """
+def measured(folder: Path) -> pd.DataFrame:
+    """Return a row per radiograph below the folder: patient, label, family, and the numbers of each kind."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
 
     def one(path: Path) -> dict[str, str]:
         pixels = radiograph.normalise(path.read_bytes(), radiograph.Limits()).pixels
-        if squashed:
-            pixels = radiograph.square(pixels, 224)
         return {kind: appearance.to_text(appearance.measure(change(pixels))) for kind, change in KINDS.items()}
 
     with ThreadPoolExecutor() as pool:
@@ -88,30 +84,63 @@ def without(rows: pd.DataFrame, delivery: pd.DataFrame) -> pd.DataFrame:
     return rows[~rows["patient"].isin(delivery["patient"])]
 
 
-def alarms(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> dict[str, Any]:
+def seen(folder: Path, rows: pd.DataFrame) -> dict[str, drift.Vectors]:
+    """Return the frozen features of rows by digest, as the default recipe sees them."""
+    import torch
+
+    from xray_pipeline import backbones
+    from xray_pipeline.recipe import load_recipe
+
+    recipe = load_recipe("head")
+    network = backbones.Network(backbones.load(recipe.backbone), 2, recipe.crop, recipe.levels).eval()
+    found = {}
+    for start in range(0, len(rows), 64):
+        names = list(rows["digest"].iloc[start : start + 64])
+        data = [radiograph.load((folder / name).read_bytes(), radiograph.Limits(), recipe.side) for name in names]
+        with torch.inference_mode():
+            found |= dict(zip(names, network.features(torch.from_numpy(np.stack(data))).numpy(), strict=True))
+    return found
+
+
+def alarms(
+    pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], vectors: dict[str, drift.Vectors] | None = None
+) -> dict[str, Any]:
     """Compare each delivery with its dataset; return how many raise an alarm, by channel and in all."""
-    found = [drift.of_table(new, kept, RULES) for new, kept in pairs]
-    counts = {name: sum(name in one.alarms for one in found) for name in ("pixels", "labels")}
-    unsaid = sum(one.channels[0].p is None for one in found)
-    return {"deliveries": len(found), "any": sum(bool(one.alarms) for one in found), **counts, "not enough": unsaid}
+    found = []
+    for new, kept in pairs:
+        channels = drift.of_table(new, kept, RULES).channels
+        if vectors is not None:
+            channels += drift.of_features(new, kept, vectors, RULES).channels
+        found.append(channels)
+    counts = {channel.name: 0 for channels in found for channel in channels}
+    for channels in found:
+        for channel in channels:
+            counts[channel.name] += channel.alarm
+    unsaid = sum(channels[0].p is None for channels in found)
+    anyway = sum(any(channel.alarm for channel in channels) for channels in found)
+    return {"deliveries": len(found), "any": anyway, **counts, "not enough": unsaid}
 
 
 def with_rate(counts: dict[str, Any]) -> dict[str, Any]:
-    """Add the share of deliveries with any alarm and its 95 % interval (Wilson 1927)."""
-    n, share, z = counts["deliveries"], counts["any"] / counts["deliveries"], 1.96
+    """Add the share of compared deliveries with any alarm and its 95 % interval (Wilson 1927)."""
+    n = max(1, counts["deliveries"] - counts["not enough"])
+    share, z = counts["any"] / n, 1.96
     middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
     return {**counts, "share": share, "interval": [max(0.0, low), high]}
 
 
-def false_alarms(rows: pd.DataFrame, deliveries: int) -> dict[str, Any]:
-    """Draw deliveries of each size from the rows and compare them with the rest."""
-    found = {}
+def false_alarms(
+    rows: pd.DataFrame, deliveries: int, vectors: dict[str, drift.Vectors] | None = None
+) -> dict[str, Any]:
+    """Draw deliveries of each size from the rows and compare them with the rest; "all" adds the sizes up."""
+    found: dict[str, dict[str, Any]] = {}
     for size in SIZES:
         rng = np.random.default_rng([size, 0])
         pairs = [(new, without(rows, new)) for new in (drawn(rows, size, rng) for _ in range(deliveries))]
-        found[str(size)] = with_rate(alarms(pairs))
-    return found
+        found[str(size)] = alarms(pairs, vectors)
+    found["all"] = {name: sum(counts[name] for counts in found.values()) for name in found[str(SIZES[0])]}
+    return {size: with_rate(counts) for size, counts in found.items()}
 
 
 def power(rows: pd.DataFrame, others: dict[str, pd.DataFrame], deliveries: int) -> dict[str, Any]:
@@ -134,11 +163,19 @@ def power(rows: pd.DataFrame, others: dict[str, pd.DataFrame], deliveries: int) 
     return found
 
 
+def with_features(folder: Path, rows: pd.DataFrame, asked: argparse.Namespace) -> dict[str, Any]:
+    """Return the false alarms of all three channels, on some of the patients."""
+    chosen = np.random.default_rng(2).permutation(sorted(set(rows["patient"])))[: asked.features]
+    some = rows[rows["patient"].isin(chosen)]
+    return {"radiographs": len(some), **false_alarms(some, asked.deliveries, seen(folder, some))}
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="labelled folder; without it, phantoms are compared with phantoms")
-    parser.add_argument("--other", type=Path, help="labelled folder of another source; brought to 224 x 224")
+    parser.add_argument("--other", type=Path, help="labelled folder of another source")
+    parser.add_argument("--features", type=int, default=0, help="patients whose frozen features are compared too")
     parser.add_argument("--deliveries", type=int, default=300, help="of each size, for the false alarms")
     parser.add_argument("--power", type=int, default=20, help="deliveries of each size and kind, for the power")
     parser.add_argument("--json", type=Path)
@@ -150,13 +187,14 @@ def main() -> None:
     if asked.data:
         rows, others = measured(asked.data), {"phantoms": made}
     if asked.other:
-        others["other source"] = measured(asked.other, squashed=True)
+        others["other source"] = measured(asked.other)
     result: dict[str, Any] = {
         "radiographs": len(rows),
         "patients": int(rows["patient"].nunique()),
         "asked": RULES.drift_false_alarms,
-        "channels": "pixels and labels, each at a third of the rate",
+        "channels": "each at a third of the rate",
         "false_alarms": false_alarms(rows, asked.deliveries),
+        **({"with_features": with_features(asked.data, rows, asked)} if asked.features else {}),
         "power": power(rows, others, asked.power) if asked.data else {},
     }
     text = json.dumps({**result, "seconds": time.perf_counter() - start}, indent=1)

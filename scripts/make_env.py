@@ -49,6 +49,7 @@ SECRETS: dict[str, Callable[[], str]] = {
     "REDIS_PASSWORD": _password,
     "S3_ADMIN_SECRET": _password,
     "S3_PIPELINE_SECRET": _password,
+    "S3_VIEWER_SECRET": _password,
     "S3_MLFLOW_SECRET": _password,
     "S3_DELIVERY_SECRET": _password,
 }

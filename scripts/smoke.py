@@ -100,10 +100,9 @@ class Smoke:
 
     # Nights
 
-    def deliver(self, patients: int, deliveries: int, first: int) -> None:
+    def deliver(self, patients: int, deliveries: int) -> None:
         """Lay phantom deliveries in the bucket where they arrive."""
-        numbers = ("--patients", str(patients), "--deliveries", str(deliveries), "--first", str(first))
-        self.tools("objects", "deliver", *numbers)
+        self.tools("objects", "deliver", "--patients", str(patients), "--deliveries", str(deliveries))
         self.ok("deliveries are laid in S3")
 
     def tools(self, *command: str) -> str:
@@ -111,14 +110,15 @@ class Smoke:
         return self.stack.text("run", "--rm", "--no-deps", "-T", "tools", *command)
 
     def night(self, conf: Mapping[str, object], during: Callable[[], bool] = lambda: False) -> tuple[str, str]:
-        """Run a night to its end; return its id and state. `during` is called while it runs until it says False."""
+        """Run a night to its end; return its id and state. `during` is called while a task runs until False."""
         run = self.operator.trigger(DAG, conf)
         until = time.monotonic() + 900
         busy = True
         while (state := self.operator.state(DAG, run)) in ACTIVE:
             if time.monotonic() > until:
                 raise Failed(f"the night is {state} after 900 s: {self.operator.tasks(DAG, run)}")
-            busy = busy and during()
+            if busy and "running" in self.operator.tasks(DAG, run).values():
+                busy = during()
             time.sleep(1)
         return run, state
 
@@ -313,7 +313,7 @@ def run(folder: Path, parts: str) -> int:
         stack.run("up", "--no-deps", "--exit-code-from", "init", "init")
         smoke.ok("the init job can be run again")
         smoke.doors()
-        smoke.deliver(patients=500, deliveries=2, first=0)
+        smoke.deliver(patients=500, deliveries=2)
         smoke.first_night()
         smoke.holds("after the first night")
         smoke.unchanged_night()

@@ -94,13 +94,13 @@ def load() -> None:
     print(f"objects: restored {count}", file=sys.stderr)
 
 
-def deliver(bucket: str, patients: int, deliveries: int, seed: int, first: int) -> None:
-    """Lay phantom deliveries in a bucket; `first` numbers of them are left out. _SUCCESS is written last."""
+def deliver(bucket: str, patients: int, deliveries: int, seed: int) -> None:
+    """Lay phantom deliveries in a bucket, _SUCCESS last in each."""
     from xray_pipeline import phantom
 
     s3 = client()
     with tempfile.TemporaryDirectory() as folder:
-        for delivery in phantom.lay(Path(folder), deliveries=deliveries, patients=patients, seed=seed)[first:]:
+        for delivery in phantom.lay(Path(folder), deliveries=deliveries, patients=patients, seed=seed):
             files = sorted(path for path in delivery.rglob("*") if path.is_file())
             for path in sorted(files, key=lambda path: path.name == "_SUCCESS"):
                 s3.upload_file(str(path), bucket, str(path.relative_to(folder)))
@@ -119,7 +119,6 @@ def main() -> None:
     laying.add_argument("--patients", type=int, default=300)
     laying.add_argument("--deliveries", type=int, default=1)
     laying.add_argument("--seed", type=int, default=0)
-    laying.add_argument("--first", type=int, default=0)
     given = vars(parser.parse_args())
     {"buckets": buckets, "save": save, "load": load, "deliver": deliver}[given.pop("command")](**given)
 

@@ -3,10 +3,10 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench fuzz screenshots lock clean secrets up down smoke backup restore test-compose
+.PHONY: help setup demo test lint format bench bench-cluster fuzz audit screenshots lock clean secrets up down smoke backup restore test-compose
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv from requirements.lock (quick when nothing changed)
 	@scripts/setup.sh
@@ -28,12 +28,20 @@ bench: setup ## measurements: intake beside bare decoding, the gate over 20 simu
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
 	$(BIN)/python benchmarks/drift.py $(if $(DATA),--data "$(DATA)") --json bench/drift.json
 
+bench-cluster: setup ## the intake of many deliveries with one Celery worker and with two; bytes and seconds per image
+	@mkdir -p bench
+	PYTHONPATH=tests:scripts $(BIN)/python benchmarks/cluster.py --json bench/cluster.json
+	$(BIN)/python benchmarks/scaling.py --json bench/scaling.json
+
 fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
 	PYTHONPATH=tests $(BIN)/python tests/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)
 
 format: setup ## format the code and sort its imports
 	$(BIN)/ruff check --quiet --fix-only --select I .
 	$(BIN)/ruff format .
+
+audit: setup ## look up every package of requirements.lock in the OSV database of vulnerabilities; needs the network
+	@$(BIN)/python scripts/audit.py
 
 screenshots: setup ## take the pictures in docs/ anew, from a demo run
 	@$(BIN)/python scripts/screenshots.py

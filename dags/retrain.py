@@ -35,8 +35,11 @@ from xray_pipeline import airflow_links, night, notices, summary
 from xray_pipeline.night import Decided, Evaluated, Registered, Run, Trained
 from xray_pipeline.settings import Settings
 
-GPU = {"queue": "gpu", "pool": "gpu"}
-SCHEDULE = Settings().schedule
+SETTINGS = Settings()
+SCHEDULE = SETTINGS.schedule
+# Celery goes by the queue, Kubernetes by the pod's template; each leaves the other's word alone.
+POD = {"executor_config": {"pod_template_file": SETTINGS.gpu_pod_template}} if SETTINGS.gpu_pod_template else {}
+GPU: dict[str, Any] = {"queue": "gpu", "pool": "gpu", **POD}
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 
 PARAMS = {

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -323,3 +324,14 @@ def test_test_pickles_are_dangerous(tmp_path: Path) -> None:
     """The planted object does what the tests above say it could not do."""
     pickle.loads(pickle.dumps(_Dropper(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()
+
+
+# The document
+
+
+def test_the_document_names_tests_that_exist() -> None:
+    tests = Path(__file__).parent
+    named = set(re.findall(r"`(test_\w+)`", (tests.parent / "docs" / "security.md").read_text()))
+    written = set(re.findall(r"^def (test_\w+)", "\n".join(p.read_text() for p in tests.rglob("test_*.py")), re.M))
+    assert len(named) > 30
+    assert named - written == set()

@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     recipe: str = Field("head", description="recipe name or TOML file")
     policy: str = Field("default", description="policy name or TOML file")
     promotion: Promotion = Field("approve", description="auto: promote at once what the policy allows")
+    gpu_pod_template: str = Field("", description="on Kubernetes: file with the pod of training and evaluation")
     airflow_url: str = Field("", description="Airflow's address, for `xray health`; empty: it is not asked")
     airflow_user: str = Field("", description="who asks Airflow when the last night succeeded; a viewer is enough")
     airflow_password: SecretStr = Field(SecretStr(""), description="of airflow_user")

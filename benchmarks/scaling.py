@@ -1,0 +1,210 @@
+"""What one radiograph, delivery, decision and night cost, and what that comes to at ten million and a billion.
+
+    python benchmarks/scaling.py [--patients 150] [--rows 100000 400000] [--entries 500] [--json FILE]
+
+Constants are measured: a whole night on phantoms (seconds by step, bytes by folder), manifests of made rows (bytes,
+seconds and memory of reading them all, which every check of a delivery does), ledger entries. `at` is arithmetic:
+constant x count, for one process, with nothing in its favour; docs/scaling.md says what it means. Sizes of radiographs
+are those of phantoms; `--bytes` sets those of one's own. Each measurement of memory has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xray_pipeline import backbones, night, phantom
+from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
+from xray_pipeline.fitting import Trainer
+from xray_pipeline.intake import COLUMNS
+from xray_pipeline.ledger import Ledger
+from xray_pipeline.night import Run
+from xray_pipeline.settings import Settings
+from xray_pipeline.storage import open_store
+
+COUNTS = (10_000_000, 1_000_000_000)
+ROWS_PER_MANIFEST = 10_000
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def whole_night(patients: int) -> dict[str, Any]:
+    """Run a night on one delivery: seconds by step, bytes by folder and per radiograph."""
+    with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
+        home = Path(name, "home")
+        phantom.lay(home / "incoming", deliveries=1, patients=patients)
+        run = Run(Settings(home=home, settle_seconds=0, patient_key="a benchmark's key"), {}, "benchmark")  # type: ignore[arg-type]
+        seconds: dict[str, float] = {}
+
+        def timed(step: str, function: Callable[..., Any], *values: Any) -> Any:
+            start = time.perf_counter()
+            result = function(run, *values)
+            seconds[step] = time.perf_counter() - start
+            return result
+
+        found = timed("find_deliveries", night.find_deliveries)
+        for key in found:
+            timed("check_delivery", night.check_delivery, key)
+        committed = timed("commit_deliveries", night.commit_deliveries, found)
+        trained = timed("train", night.train, committed.snapshot)
+        evaluated = timed("evaluate", night.evaluate, trained)
+        timed("decide", night.decide, evaluated)
+        store, cache = home / "store", home / "cache"
+        sides = (
+            Dataset(run.settings).rows(Dataset(run.settings).open_snapshot(committed.snapshot))["side"].value_counts()
+        )
+        features = {path.name: folder_bytes(path) for path in cache.glob("features-*")}
+        recipe = run.recipe()
+        backbone = backbones.load(recipe.backbone, recipe.weights)
+        dataset = Dataset(run.settings)
+        trainer = Trainer(
+            recipe, backbone, dataset, dataset.rows(dataset.open_snapshot(committed.snapshot)), run.settings
+        )
+        return {
+            "radiographs": committed.images,
+            "train": int(sides["train"]),
+            "views": recipe.views,
+            "seconds": seconds,
+            "stored_bytes_per_radiograph": folder_bytes(store / "dataset" / "radiographs") / committed.images,
+            "pixel_cache_bytes_per_radiograph": recipe.side**2,
+            "feature_bytes_per_view": trainer.network.head.in_features * 4,
+            "feature_cache_bytes": sum(features.values()),
+            "bytes_per_night": {
+                part: folder_bytes(store / part) for part in ("intake", "candidates", "evidence", "reports", "ledger")
+            },
+            "mlflow_artifact_bytes_per_candidate": folder_bytes(home / "artifacts"),
+        }
+
+
+def made_manifest(number: int, rows: int = ROWS_PER_MANIFEST) -> bytes:
+    """A manifest of made rows, as wide as a real one; names and digests don't compress, as real ones don't."""
+    rng = np.random.default_rng(number)
+    hexes = [rng.bytes(32).hex() for _ in range(rows)]
+    table = pd.DataFrame({name: [""] * rows for name in COLUMNS}).astype("str")
+    table["file"] = [f"NORMAL/{digest[:12]}_1.jpeg" for digest in hexes]
+    table["version"] = [digest[20:40] for digest in hexes]
+    table["digest"], table["source_digest"], table["patient"] = hexes, hexes[::-1], [d[:32] for d in hexes]
+    table["label"], table["side"] = ["NORMAL", "PNEUMONIA"] * (rows // 2), "train"
+    table["verdict"], table["suffix"], table["format"], table["mode"] = "accepted", ".jpg", "jpeg", "L"
+    for name in ("size", "width", "height", "bits"):
+        table[name] = rng.integers(1000, 1_000_000, rows)
+    table["age_years"] = rng.uniform(0, 90, rows)
+    return to_parquet(table, {"delivery": f"made-{number}"})
+
+
+def reading_manifests(rows: int) -> dict[str, Any]:
+    """Read a dataset's whole history, as each check of a delivery does: bytes, seconds, memory."""
+    with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
+        settings = Settings(home=Path(name))
+        store = open_store(settings.store).child("dataset")
+        count = rows // ROWS_PER_MANIFEST
+        for number in range(count):
+            store.write(f"manifests/made-{number:05}.parquet", made_manifest(number))
+        written = folder_bytes(Path(name))
+        from_parquet(store.read("manifests/made-00000.parquet"), "the first")  # imports are not what is measured
+        before, start = peak_bytes(), time.perf_counter()
+        history = Dataset(settings).history()
+        history.labels("")
+        history.side("")
+        history.seen("made-00000")
+        seconds = time.perf_counter() - start
+    return {
+        "rows": rows,
+        "bytes_per_row": written / rows,
+        "microseconds_per_row": 1e6 * seconds / rows,
+        "memory_bytes_per_row": (peak_bytes() - before) / rows,
+    }
+
+
+def ledger(entries: int) -> dict[str, Any]:
+    """Append entries as large as those of a night, then replay them."""
+    decision = {"clauses": [{"number": n, "text": "x" * 100, "why": "y" * 100, "passed": True} for n in range(15)]}
+    with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
+        book = Ledger(open_store(name))
+        start = time.perf_counter()
+        for number in range(entries):
+            book.append("refused", who="benchmark", why="z" * 200, candidate=f"{number:064x}", decision=decision)
+        appended = time.perf_counter() - start
+        start = time.perf_counter()
+        Ledger.beside(book).state()
+        replayed = time.perf_counter() - start
+        size = folder_bytes(Path(name))
+    return {
+        "entries": entries,
+        "bytes_per_entry": size / entries,
+        "milliseconds_per_append": 1000 * appended / entries,
+        "microseconds_per_entry_replayed": 1e6 * replayed / entries,
+    }
+
+
+def at(count: int, measured: dict[str, Any], own_bytes: int) -> dict[str, Any]:
+    """What the constants come to for `count` radiographs: hours of one process, bytes, objects."""
+    done, rows = measured["night"], measured["manifests"][-1]
+    images, hour = done["radiographs"], 3600
+    stored = own_bytes or done["stored_bytes_per_radiograph"]
+    training = 0.7 * count
+    return {
+        "radiographs": count,
+        "stored_terabytes": stored * count / 1e12,
+        "check_and_commit_hours": count
+        * (done["seconds"]["check_delivery"] + done["seconds"]["commit_deliveries"])
+        / images
+        / hour,
+        "manifest_gigabytes": rows["bytes_per_row"] * count / 1e9,
+        "history_gigabytes_of_memory": rows["memory_bytes_per_row"] * count / 1e9,
+        "history_hours": rows["microseconds_per_row"] * count / 1e6 / hour,
+        "pixel_cache_terabytes": done["pixel_cache_bytes_per_radiograph"] * count / 1e12,
+        "features_in_memory_gigabytes": done["feature_bytes_per_view"] * done["views"] * training / 1e9,
+        "list_calls_of_1000": count // 1000,
+    }
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def alone(function: Callable[..., Any], *values: Any) -> Any:
+    """Call a function in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, values)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patients", type=int, default=150)
+    parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 400_000])
+    parser.add_argument("--entries", type=int, default=500)
+    parser.add_argument("--bytes", type=int, default=0, help="bytes of a stored radiograph, for `at`")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    measured: dict[str, Any] = {
+        "cores": os.cpu_count(),
+        "night": alone(whole_night, asked.patients),
+        "manifests": [alone(reading_manifests, rows) for rows in asked.rows],
+        "ledger": alone(ledger, asked.entries),
+    }
+    measured["at"] = [at(count, measured, asked.bytes) for count in COUNTS]
+    text = json.dumps(measured, indent=1)
+    print(text)
+    if asked.json:
+        asked.json.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

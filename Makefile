@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench bench-cluster fuzz audit screenshots lock clean secrets up down smoke backup restore test-compose
+.PHONY: help setup demo test test-browser lint format bench bench-cluster fuzz audit screenshots lock clean secrets up down smoke backup restore test-compose
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: setup ## two nights on Airflow and MLflow; DATA=<folder> for your own imag
 
 test: lint ## set-up, lint, types, all tests
 	$(BIN)/pytest $(ARGS)
+
+test-browser: setup ## operate it in headless Chromium, on real Airflow and MLflow (part of `make test`)
+	$(BIN)/pytest tests/browser $(ARGS)
 
 lint: setup ## set-up, ruff and mypy
 	$(BIN)/ruff check .
@@ -43,8 +46,8 @@ format: setup ## format the code and sort its imports
 audit: setup ## look up every package of requirements.lock in the OSV database of vulnerabilities; needs the network
 	@$(BIN)/python scripts/audit.py
 
-screenshots: setup ## take the pictures in docs/ anew, from a demo run
-	@$(BIN)/python scripts/screenshots.py
+screenshots: setup ## take the pictures in docs/ anew, from the browser tests
+	$(BIN)/pytest tests/browser --screenshots
 
 lock: setup ## pin what pyproject.toml asks for in requirements.lock; ARGS=--upgrade for newer versions
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \

@@ -20,6 +20,11 @@ from xray_pipeline.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--screenshots: the browser tests save the pictures of the documentation."""
+    parser.addoption("--screenshots", action="store_true", help="save the pictures in docs/")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real X-rays: $XRAY_SHARED, or `shared` beside the repository."""

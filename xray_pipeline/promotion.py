@@ -96,7 +96,8 @@ def question(decision: Decision, version: int, champion: int | None, found: Evid
             lines.append(f"| {name} | {_cell(found.candidate, name)} | {_cell(found.champion, name)} |")
     lines += ["", "| clause | found | held |", "| --- | --- | --- |"]
     held = {True: "yes", False: "**no**"}
-    lines += [f"| {c.number} | {_short(c.why)} | {held[c.passed]} |" for c in decision.clauses if c.passed is not None]
+    asked = [c for c in decision.clauses if c.passed is not None and (c.stage != "evidence" or not c.passed)]
+    lines += [f"| {c.number} | {_short(c.why)} | {held[c.passed is True]} |" for c in asked]
     return "\n".join(lines)
 
 

@@ -1,0 +1,207 @@
+"""A person at the screen: a night through the form, its report, an approval, a rollback; in the order of this file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from operated_site import Site
+from playwright.sync_api import Locator, Page, expect
+from services import Failed
+
+pytestmark = pytest.mark.timeout(600)
+
+Shoot = Callable[..., None]
+
+
+def ended(site: Site, dag: str, run: str, seconds: float = 240) -> str:
+    """Wait for a run to end; return its state."""
+    return reached(lambda: site.airflow.state(dag, run), ("success", "failed"), seconds)
+
+
+def reached(look: Callable[[], str], states: tuple[str, ...], seconds: float = 120) -> str:
+    until = time.monotonic() + seconds
+    while (found := look()) not in states:
+        if time.monotonic() > until:
+            raise Failed(f"it is still {found} after {seconds:.0f} s")
+        time.sleep(0.5)
+    return found
+
+
+def newest_run(site: Site, dag: str) -> str:
+    """Wait for a DAG to have a run; return the newest one's id."""
+
+    def look() -> str:
+        runs = site.airflow.call("GET", f"/dags/{dag}/dagRuns?order_by=-run_after&limit=1")["dag_runs"]
+        return str(runs[0]["dag_run_id"]) if runs else ""
+
+    reached(lambda: "there" if look() else "none", ("there",))
+    return look()
+
+
+def task_state(site: Site, dag: str, run: str, task: str) -> str:
+    return str(site.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}")["state"])
+
+
+def open_form(page: Page, site: Site, dag: str) -> Locator:
+    page.goto(f"{site.stack.airflow}/dags/{dag}")
+    page.get_by_role("button", name="Trigger").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("[name^='element_']").first.wait_for()
+    return dialog
+
+
+def send(dialog: Locator, site: Site, dag: str) -> str:
+    """Press the form's button; return the run's id."""
+
+    def count() -> str:
+        return str(site.airflow.call("GET", f"/dags/{dag}/dagRuns")["total_entries"])
+
+    before = int(count())
+    dialog.get_by_role("button", name="Trigger").click()
+    reached(count, (str(before + 1),))
+    return newest_run(site, dag)
+
+
+def champion_page(page: Page, site: Site) -> Locator:
+    page.goto(f"{site.stack.airflow}/plugin/xray-champion")
+    shown = page.get_by_test_id("xray-champion")
+    shown.get_by_role("heading", name="chest-xray").wait_for()
+    return shown
+
+
+def test_a_night_is_started_through_the_form(page: Page, site: Site, shoot: Shoot) -> None:
+    site.deliver("2026-01-01")
+    form = open_form(page, site, "xray_retrain")
+    shoot("airflow-trigger.png")
+    form.locator("[name='element_epochs']").fill("1")
+    form.get_by_role("combobox").last.fill("auto")
+    page.keyboard.press("Enter")
+    expect(form.locator("[name='element_promotion']")).to_have_value("auto")
+    run = send(form, site, "xray_retrain")
+    assert ended(site, "xray_retrain", run) == "success"
+    said: dict[str, Any] = site.airflow.returned("xray_retrain", run, "conclude")
+    assert said["alias"] == "champion", said["message"]
+    assert ended(site, "xray_promote", newest_run(site, "xray_promote")) == "success"
+    assert task_state(site, "xray_promote", newest_run(site, "xray_promote"), "prepare") == "skipped"
+
+
+def test_the_run_shows_its_report(page: Page, site: Site, shoot: Shoot) -> None:
+    site.deliver("2026-01-02")
+    run = site.airflow.trigger("xray_retrain", {})
+    assert ended(site, "xray_retrain", run) == "success"
+    page.goto(f"{site.stack.airflow}/dags/xray_retrain/runs/{quote(run)}")
+    page.get_by_role("link", name="Report").wait_for()
+    shoot("airflow-run.png")
+    page.get_by_role("link", name="Report").click()
+    report = page.frame_locator("iframe[title=Report]")
+    expect(report.get_by_role("heading", level=1)).to_contain_text("chest-xray")
+    expect(report.get_by_text("is above the champion's").first).to_be_visible()
+    shoot("airflow-report.png")
+
+
+def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoot: Shoot) -> None:
+    run = newest_run(site, "xray_promote")
+    waits = reached(lambda: task_state(site, "xray_promote", run, "approve"), ("awaiting_input", "failed", "skipped"))
+    assert waits == "awaiting_input"
+    shown = champion_page(page, site)
+    expect(shown.locator(".role.champion")).to_contain_text("Version 1")
+    expect(shown.locator(".role.challenger")).to_contain_text("Version 2")
+    expect(shown.get_by_role("link", name="Approve or reject version 2")).to_be_visible()
+    shoot("airflow-champion.png")
+
+    with page.context.expect_page() as opened:
+        shown.get_by_role("link", name="Approve or reject version 2").click()
+    request = opened.value
+    expect(request.get_by_text("Promote version 2 to production?").first).to_be_visible()
+    request.locator("[name='element_reason']").fill("the report is convincing")
+    shoot("airflow-approve.png", page=request)
+    request.get_by_role("button", name="Approve", exact=True).click()
+    assert ended(site, "xray_promote", run) == "success"
+    request.close()
+
+    shown = champion_page(page, site)
+    expect(shown.locator(".role.champion")).to_contain_text("Version 2")
+    expect(shown.locator(".role.champion")).to_contain_text("the report is convincing")
+    page.goto(f"{site.stack.mlflow}/#/models/chest-xray/versions/2")
+    expect(page.get_by_text("champion").first).to_be_visible()
+    expect(page.get_by_text("promoted by admin: the report is convincing").first).to_be_visible()
+    shoot("mlflow-version.png")
+
+
+def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
+    form = open_form(page, site, "xray_rollback")
+    form.locator("[name='element_reason']").fill("complaints from ward 3")
+    shoot("airflow-rollback.png")
+    assert ended(site, "xray_rollback", send(form, site, "xray_rollback")) == "success"
+    shown = champion_page(page, site)
+    expect(shown.locator(".role.champion")).to_contain_text("Version 1")
+    expect(shown.locator("tbody tr").first).to_contain_text("rolled-back version 1")
+    expect(shown.locator("tbody tr").first).to_contain_text("complaints from ward 3")
+    shoot("airflow-history.png")
+    page.set_viewport_size({"width": 1800, "height": 1100})
+    page.goto(f"{site.stack.mlflow}/#/models/chest-xray")
+    expect(page.get_by_text("Version 2").first).to_be_visible()
+    shoot("mlflow-registry.png", {"x": 0, "y": 0, "width": 1335, "height": 1100})  # without MLflow's empty margin
+    page.set_viewport_size({"width": 1400, "height": 820})
+
+
+def test_what_was_notified(site: Site) -> None:
+    assert site.events() == ["promoted", "approval wanted", "promoted", "rolled back"]
+
+
+def test_the_asset_graph_carries_the_versions(site: Site) -> None:
+    events = site.airflow.call("GET", "/assets/events?order_by=timestamp")["asset_events"]
+    seen = [(event["name"], event["source_dag_id"], event["extra"]["version"]) for event in events]
+    assert seen == [
+        ("xray-registered", "xray_retrain", 1),
+        ("xray-champion", "xray_retrain", 1),
+        ("xray-registered", "xray_retrain", 2),
+        ("xray-champion", "xray_promote", 2),
+        ("xray-champion", "xray_rollback", 1),
+    ]
+
+
+@pytest.mark.parametrize("path", ["champion", "champion.js", f"reports/{'0' * 64}/none", "runs/xray_retrain/x"])
+def test_pages_ask_for_airflows_login(site: Site, path: str) -> None:
+    address = f"{site.stack.airflow}/xray/{path}"
+    assert httpx.get(address, timeout=60).status_code == 401
+    assert httpx.get(address, headers={"Authorization": "Bearer forged"}, timeout=60).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"reports/{'0' * 64}/none",
+        "reports/..%2F..%2Fledger/1",
+        f"reports/{'0' * 64}/..%2F..",
+        "runs/..%2F..%2Fetc/passwd",
+        "champion?before=../../etc",
+        "docs",
+        "openapi.json",
+    ],
+)
+def test_what_is_not_there_is_not_found(site: Site, path: str) -> None:
+    answer = get(site, path)
+    assert answer.status_code in (404, 422)
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+def test_pages_may_load_and_run_nothing(site: Site) -> None:
+    policy = get(site, "champion").headers["Content-Security-Policy"]
+    assert "script-src" not in policy
+    assert "unsafe" not in policy
+    run = newest_run(site, "xray_retrain")
+    policy = get(site, f"runs/xray_retrain/{quote(run)}").headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert policy.endswith("sandbox")
+
+
+def get(site: Site, path: str) -> httpx.Response:
+    """Ask for a page of the plugin, logged in."""
+    headers = dict(site.airflow.client.headers)
+    return httpx.get(f"{site.stack.airflow}/xray/{path}", headers=headers, timeout=60)

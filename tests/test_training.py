@@ -96,6 +96,18 @@ def test_the_head_learns(grown: Settings) -> None:
     assert auc[-1].value > 0.75
 
 
+def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None:
+    candidate = trained(grown, epochs=2, threshold="sensitivity", sensitivity=0.9)
+    from xray_pipeline.tracking import MlflowClient
+
+    run = MlflowClient().get_run(candidate.run_id)
+    files = {file.path for file in MlflowClient().list_artifacts(candidate.run_id)}
+    assert {"learning-curves.png", "training-batch.png", "validation-answers.png"} <= files
+    assert run.data.metrics["operating_threshold"] == candidate.threshold
+    assert {"threshold": "sensitivity", "sensitivity": "0.9"}.items() <= run.data.params.items()
+    assert run.data.metrics["temperature"] > 0
+
+
 def test_patience_ends_training_early(grown: Settings) -> None:
     """At this rate nothing changes, so no epoch after the first is better."""
     candidate = trained(grown, mode="finetune", epochs=9, patience=2, learning_rate=1e-12, average=0.9)

@@ -28,7 +28,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor, nn
 
-from xray_pipeline import augmentation, backbones
+from xray_pipeline import augmentation, backbones, pictures
 from xray_pipeline.averaging import Average
 from xray_pipeline.backbones import Backbone, Network
 from xray_pipeline.calibration import operating_threshold, temperature
@@ -111,6 +111,17 @@ class Trainer:
             threshold=cut,
             temperature=heat,
         )
+
+    def sample(self, side: str) -> tuple[np.ndarray, list[str]]:
+        """Return pixels uint8 [N, side, side] and labels of some radiographs of one side of the split."""
+        rows = self.rows[side].iloc[pictures.spread(list(self.rows[side]["label"]))]
+        return self.pixels.get(list(rows["digest"])), list(rows["label"])
+
+    def augmented(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels uint8 [N, S, S] as training sees them."""
+        side, batch = self.recipe.crop or self.recipe.side, torch.from_numpy(pixels).unsqueeze(1)
+        drawn = self.recipe.augmentation(batch, side, _generator(self.recipe.seed, "sample"))
+        return np.asarray(drawn[:, 0].byte().numpy())
 
     # The last layer
 
@@ -453,7 +464,7 @@ def _copied(network: Network) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def _generator(*numbers: object) -> torch.Generator:
     seed = hashlib.sha256(repr(numbers).encode()).digest()[:7]
     return torch.Generator().manual_seed(int.from_bytes(seed, "big"))
 

@@ -13,14 +13,15 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
 import xray_pipeline
-from xray_pipeline import backbones, logs, starting
+from xray_pipeline import backbones, logs, pictures, starting
 from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset, Snapshot
 from xray_pipeline.errors import ObjectNotFound, TrainingError
@@ -34,6 +35,8 @@ from xray_pipeline.tracking import MlflowClient, MlflowException, mlflow
 __all__ = ["Candidate", "Recipe", "candidate_digest", "find_candidate", "load_recipe", "train"]
 
 log = logging.getLogger(__name__)
+
+CURVES, BATCH, ANSWERS = "learning-curves.png", "training-batch.png", "validation-answers.png"
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,10 @@ def train(
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))
     trainer = Trainer(recipe, backbone, dataset, rows, settings, progress, start)
-    trainer.fit(checkpoints, _metric_log(run_id))
+    with _system_metrics(run_id):
+        trainer.fit(checkpoints, _metric_log(run_id))
     classifier = trainer.classifier()
+    _log_pictures(run_id, trainer, classifier)
     candidate = _log(classifier, digest, run_id, snapshot, recipe, rows)
     if not folder.write_if_absent("candidate.json", json.dumps(asdict(candidate), indent=1).encode()):
         log.warning("candidate %s was trained by another process meanwhile; its result stands", digest[:12])
@@ -198,6 +203,34 @@ def _log(
             tags = {"xray.candidate": digest, "xray.snapshot": snapshot.digest, "xray.recipe": recipe.digest()}
             uri = log_model(folder, tags)
     return Candidate(digest, run_id, uri, model_digest, snapshot.digest, recipe.digest(), classifier.threshold)
+
+
+@contextmanager
+def _system_metrics(run_id: str) -> Iterator[None]:
+    """Record load, memory and GPU use of this machine with the run while it trains."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)  # type: ignore[no-untyped-call]
+    monitor.start()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        monitor.finish()  # type: ignore[no-untyped-call]
+
+
+def _log_pictures(run_id: str, trainer: Trainer, classifier: Classifier) -> None:
+    """Log a training batch as it is augmented, the learning curves, and validation answers beside the truth."""
+    client, metrics = MlflowClient(), ("train_loss", "validation_loss", "validation_accuracy", "validation_auc")
+    found = {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in metrics}
+    client.log_figure(run_id, pictures.curves({name: points for name, points in found.items() if points}), CURVES)
+    batch, labels = trainer.sample("train")
+    client.log_figure(run_id, pictures.gallery(trainer.augmented(batch), labels), BATCH)
+    shown, truth = trainer.sample("validation")
+    probabilities = classifier.probabilities(shown)
+    said = classifier.label(probabilities)
+    titles = [f"{label}, said {name} {p:.2f}" for label, name, p in zip(truth, said, probabilities.max(1), strict=True)]
+    wrong = [label != name for label, name in zip(truth, said, strict=True)]
+    client.log_figure(run_id, pictures.gallery(shown, titles, wrong), ANSWERS)
 
 
 def _log_dataset(snapshot: Snapshot, rows: pd.DataFrame) -> None:

@@ -30,6 +30,7 @@ class IntakeRules(BaseModel):
     max_quarantined_share: float = Field(0.2, ge=0, le=1, description="of a delivery's files, duplicates aside")
     min_files: int = Field(1, ge=1, description="accepted files a delivery must bring")
     max_class_share: float = Field(1.0, gt=0, le=1, description="largest share one class may have of what is accepted")
+    max_leak_share: float = Field(0.1, ge=0, le=1, description="files whose image or patient is on another side too")
     patient_pattern: str = Field(
         r"^(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|patient\d+)(?=[-_.])",
         description="regular expression on a file's name; its first group is the patient",

@@ -206,8 +206,8 @@ def test_a_manifest_of_another_version_is_refused_by_name(settings: Settings) ->
     ingest(settings)
     path = Path(settings.store) / "dataset" / "dataset.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "format": 2}))
-    with pytest.raises(DatasetError, match="format 2, now 1"):
+    path.write_text(json.dumps({**content, "format": 1}))
+    with pytest.raises(DatasetError, match="format 1, now 2"):
         Dataset(settings).patient_key()
 
 

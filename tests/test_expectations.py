@@ -34,6 +34,7 @@ def row(number: int, **fields: Any) -> Row:
         "verdict": "accepted",
         "digest": f"{number:064x}",
         "suffix": ".jpg",
+        "phash": f"{number:064x}",
     }
     return Row(f"NORMAL/{number:04}.jpg", 100, "v", **{**usual, **fields})
 

@@ -30,6 +30,7 @@ from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
 from xray_pipeline.errors import ConfigError, DeliveryError
 from xray_pipeline.intake import COLUMNS, EMPTY, RULES, Delivery, Intake, check, find, rejudge
 from xray_pipeline.layout import Place, escape, unescape
+from xray_pipeline.near_duplicates import Prints, no_prints
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import DirectoryStore, Entry, open_store
 
@@ -62,6 +63,10 @@ class Past:
 
     def reference(self) -> pd.DataFrame:
         return EMPTY.reference()
+
+    @property
+    def prints(self) -> Prints:
+        return no_prints()
 
 
 def lay(folder: Path, files: dict[str, bytes]) -> Path:

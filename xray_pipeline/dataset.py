@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xray_pipeline.errors import DatasetError, ObjectNotFound
+from xray_pipeline.near_duplicates import Prints
 from xray_pipeline.settings import Settings, SplitMode
 from xray_pipeline.storage import Store, open_store
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # 2: rows carry a perceptual hash and a thumbnail, without which copies go unnoticed
 SIDES = ("train", "validation", "held-out")
 
 Progress = Callable[[int, int, str], None]
@@ -109,11 +110,15 @@ class History:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
     @cached_property
+    def prints(self) -> Prints:
+        """The fingerprints of the committed radiographs, in the order of the manifests' keys. Raises DatasetError."""
+        return Prints.of(self._accepted)
+
+    @cached_property
     def _accepted(self) -> pd.DataFrame:
-        tables = [
-            t.loc[t["verdict"] == "accepted", ["digest", "label", "patient", "side"]] for t in self._tables.values()
-        ]
-        return pd.concat(tables) if tables else pd.DataFrame(columns=["digest", "label", "patient", "side"])
+        columns = ["digest", "label", "patient", "side", "phash", "thumbnail"]
+        tables = [t.loc[t["verdict"] == "accepted", columns] for t in self._tables.values()]
+        return pd.concat(tables) if tables else pd.DataFrame(columns=columns)
 
     @cached_property
     def _labels(self) -> dict[str, str]:

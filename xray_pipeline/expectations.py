@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _SHA256, _HASH = r"^[0-9a-f]{64}$", r"^[0-9a-f]{32}$"
 _SIDES = ["train", "validation", "held-out"]
+_LEAKS = ("copy-across-split", "patient-on-two-sides")
+_NEAR_LISTED = 1000  # near copies listed in a result
 _EXAMPLES = 12  # row numbers shown for one reason
 _ROWS = "{:,.0f} rows differ".format
 
@@ -101,6 +103,7 @@ def judge(
         "rows": len(table),
         "accepted": len(batches["accepted"]),
         "quarantined": _counts(batches["quarantined"], "reason"),
+        "near_copies": near_copies(table),
         "bookkeeping": list(bookkeeping),
         "drift": drift.to_dict() if drift else None,
     }
@@ -115,6 +118,25 @@ def written(settings: Settings) -> list[tuple[str, str, bool]]:
     return [(rule.sentence, rule.threshold, rule.stops) for rule in rules]
 
 
+def near_copies(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the near copies of an intake table as JSON-able values: `across_split` and `same_side` count files.
+
+    `listed` has the first 1,000 as {"row", "of", "verdict"}, where `of` is "row N" or "dataset <digest, 12 digits>".
+    """
+    here = {str(digest): int(row) for row, digest in table.loc[table["verdict"] == "accepted", "digest"].items()}
+    near = table[table["near_copy"] != ""]
+    accepted = near["verdict"] == "accepted"
+    listed = [
+        {
+            "row": int(row),
+            "of": f"row {here[digest]}" if digest in here else f"dataset {digest[:12]}",
+            "verdict": str(verdict),
+        }
+        for row, digest, verdict in near[["near_copy", "verdict"]].head(_NEAR_LISTED).itertuples(name=None)
+    ]
+    return {"across_split": int((~accepted).sum()), "same_side": int(accepted.sum()), "listed": listed}
+
+
 def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[str]) -> dict[str, pd.DataFrame]:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
@@ -124,6 +146,7 @@ def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[
         "accepted": len(accepted),
         "quarantined_share": (counted - len(accepted)) / counted if counted else 0.0,
         "class_share": float(shares.max()) if len(shares) else 0.0,
+        "leak_share": int(quarantined["reason"].isin(_LEAKS).sum()) / len(table) if len(table) else 0.0,
     }
     for channel in drift.channels if drift else ():
         # What can't be said, or was settled by a person, is no reason to stop.
@@ -187,6 +210,7 @@ def _file_rules(settings: Settings) -> list[_Rule]:
         _Rule("accepted", sentence, threshold, expectation, _ROWS)
         for sentence, threshold, expectation in (
             ("Accepted images have a digest", "SHA-256", matches(column="digest", regex=_SHA256)),
+            ("Accepted images have a perceptual hash", "64 digits", matches(column="phash", regex=_SHA256)),
             ("No accepted image comes twice", "all different", unique(column="digest")),
             ("Patients are keyed hashes", "32 digits", matches(column="patient", regex=_HASH)),
             ("Sides are of the split", ", ".join(_SIDES), in_set(column="side", value_set=_SIDES)),
@@ -221,6 +245,13 @@ def _share_rules(rules: IntakeRules) -> list[_Rule]:
             "No class crowds out the others",
             f"{mixed:.1%} or less",
             between(column="class_share", max_value=mixed),
+            percent,
+        ),
+        _Rule(
+            "summary",
+            "Few images or patients are on two sides of the split",
+            f"{rules.max_leak_share:.1%} or less",
+            between(column="leak_share", max_value=rules.max_leak_share),
             percent,
         ),
     ]
@@ -353,6 +384,8 @@ def _page(
         accepted=len(accepted),
         patients=accepted["patient"].nunique(),
         reasons=reasons,
+        near=near_copies(table),
+        examples=_EXAMPLES,
         sides=_SIDES,
         split=[(str(label), [int(count) for count in row]) for label, row in split.iterrows()],
         patients_by_side=[int(accepted.loc[accepted["side"] == side, "patient"].nunique()) for side in _SIDES],

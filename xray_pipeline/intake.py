@@ -3,7 +3,7 @@
 A delivery is only listed and read, never changed, and nothing in it is believed: links are not followed, content and
 not the name decides a file's format, and what a folder or labels.csv says of a file is checked against what the dataset
 knows. Files are read and decoded by a pool of threads; only a row of each is kept, so memory follows the number of
-threads and the largest file, plus about 2 KB per file. The trade-off: a file that is accepted is read a second
+threads and the largest file, plus about 4 KB per file. The trade-off: a file that is accepted is read a second
 time when it is committed, which also proves that it did not change in between.
 
 Rows are named by their number in the table, from 0, in order of the file's path: in messages and on the page a path is
@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from xray_pipeline import appearance, drift, radiograph
+from xray_pipeline import appearance, drift, near_duplicates, radiograph
 from xray_pipeline.dataset import side_of
 from xray_pipeline.drift import Drift
 from xray_pipeline.errors import (
@@ -41,6 +41,7 @@ from xray_pipeline.errors import (
 )
 from xray_pipeline.journal import Journal
 from xray_pipeline.layout import BOOKKEEPING, LABELS, SUCCESS, Place, escape, places, side_named, unescape
+from xray_pipeline.near_duplicates import Prints
 from xray_pipeline.radiograph import Limits, Normalised, Rule
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import Entry, Store, open_store
@@ -63,6 +64,12 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("label-conflict", "quarantined", "the same image has two labels, here or against the dataset; both are out"),
     Rule("duplicate", "quarantined", "the same image is in the delivery already (first path wins) or in the dataset"),
     Rule("patient-on-two-sides", "quarantined", "the patient is on another side of the split, here or in the dataset"),
+    Rule(
+        "copy-across-split",
+        "quarantined",
+        "an exact or near copy (re-encoded, resized, cropped by a few pixels, brighter, darker) is on another side of "
+        "the split: the dataset's stays, and in a delivery held-out before validation before train",
+    ),
     Rule("no-given-split", "quarantined", "split mode is `given` and nothing says which side the file is on"),
 )
 _JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
@@ -74,8 +81,9 @@ class Row(NamedTuple):
 
     `file` is the path inside the delivery with undecodable bytes, control characters and backslashes as \\xNN;
     `source_digest` and `digest` are SHA-256 of the file and of what is stored; `patient` is a keyed hash; ages are
-    years; `statistics` says how the pixels look (`appearance.to_text`). Text is "" and numbers are 0 (age NaN) where
-    unknown.
+    years; `statistics` says how the pixels look (`appearance.to_text`); `phash` and `thumbnail` are of
+    `near_duplicates`; `near_copy` is the digest of a near copy, accepted here or in the dataset. Text is "" and numbers
+    are 0 (age NaN) where unknown.
     """
 
     file: str
@@ -101,6 +109,9 @@ class Row(NamedTuple):
     digest: str = ""
     suffix: str = ""
     statistics: str = ""
+    phash: str = ""
+    thumbnail: str = ""
+    near_copy: str = ""
 
 
 COLUMNS: Final = Row._fields
@@ -123,6 +134,10 @@ class History(Protocol):
     def reference(self) -> pd.DataFrame:
         """Return the committed radiographs that a delivery is compared with: digest, patient, label, statistics."""
 
+    @property
+    def prints(self) -> Prints:
+        """The fingerprints of the committed radiographs."""
+
 
 class _NoHistory:
     def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
@@ -136,6 +151,10 @@ class _NoHistory:
 
     def reference(self) -> pd.DataFrame:
         return pd.DataFrame(columns=["digest", "patient", "label", "statistics"])
+
+    @property
+    def prints(self) -> Prints:
+        return near_duplicates.no_prints()
 
 
 EMPTY: Final[History] = _NoHistory()
@@ -363,12 +382,17 @@ def reread(store: Store, file: str, limits: Limits) -> Normalised:
 def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.DataFrame:
     """Judge the accepted rows of an intake table once more against each other and the dataset.
 
-    Quarantines label conflicts, duplicates and patients on two sides; rows that are quarantined already stay so.
+    Quarantines label conflicts, duplicates, patients on two sides and copies across the split, and notes near copies on
+    the same side; rows that are quarantined already stay so. Raises DatasetError.
     """
     table = table.copy()
     accepted = table[table["verdict"] == "accepted"]
     found = _same_images(accepted, history)
     found |= _two_sides(accepted.drop(index=list(found)), history)
+    rest = accepted.drop(index=list(found))
+    copies, kept = _near_copies(rest, history, settings.workers)
+    found |= {row: ("copy-across-split", detail) for row, (_, detail) in copies.items()}
+    table.loc[rest.index, "near_copy"] = [kept.get(row) or copies.get(row, ("", ""))[0] for row in rest.index]
     if found:
         out = list(found)
         table.loc[out, ["verdict", "side"]] = ["quarantined", ""]
@@ -378,24 +402,65 @@ def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.Dat
 
 
 _Findings = dict[int, tuple[str, str]]
+_KEPT_FIRST: Final = ("held-out", "validation", "train")
 
 
 def _same_images(accepted: pd.DataFrame, history: History) -> _Findings:
-    by_digest: dict[str, list[tuple[int, str]]] = {}
-    for row, digest, label in zip(accepted.index, accepted["digest"], accepted["label"], strict=True):
-        by_digest.setdefault(digest, []).append((row, label))
+    by_digest: dict[str, list[tuple[int, str, str]]] = {}
+    for row, digest, *said in accepted[["digest", "label", "side"]].itertuples(name=None):
+        by_digest.setdefault(digest, []).append((row, *said))
     found: _Findings = {}
     for digest, same in by_digest.items():
         known = history.labels(digest)
-        labels = sorted({label for _, label in same} | ({known} if known else set()))
+        labels = sorted({label for _, label, _ in same} | ({known} if known else set()))
         if len(labels) > 1:
             where = "in the dataset and here" if known else "in this delivery"
-            found |= {row: ("label-conflict", f"labelled {' and '.join(labels)} {where}") for row, _ in same}
+            found |= {row: ("label-conflict", f"labelled {' and '.join(labels)} {where}") for row, *_ in same}
         elif known:
-            found |= {row: ("duplicate", "the dataset holds this image") for row, _ in same}
+            found |= _copies(same, history.prints.side.get(digest, ""), "the dataset holds this image")
         else:
-            found |= {row: ("duplicate", f"the same image as row {same[0][0]}") for row, _ in same[1:]}
+            row, _, side = min(same, key=lambda one: (_KEPT_FIRST.index(one[2]), one[0]))
+            found |= _copies([one for one in same if one[0] != row], side, f"the same image as row {row}")
     return found
+
+
+def _copies(copies: Iterable[tuple[int, str, str]], kept: str, detail: str) -> _Findings:
+    """Return the findings for exact copies (row, label, side) of an image that stays on side `kept`."""
+    return {
+        row: ("copy-across-split", f"{detail}, in {kept}") if kept and side != kept else ("duplicate", detail)
+        for row, _, side in copies
+    }
+
+
+def _near_copies(accepted: pd.DataFrame, history: History, workers: int) -> tuple[_Findings, dict[int, str]]:
+    """Return the rows that a near copy on another side puts out, as (digest of that copy, detail), and for the others
+    the digest of a near copy on their own side. What the dataset holds stays, then held-out before the rest."""
+    out: _Findings = {}
+    kept: dict[int, str] = {}
+    known, staying = history.prints.by_side, dict[str, Prints]()
+    for side in _KEPT_FIRST:
+        rows = accepted.index[accepted["side"] == side].tolist()
+        mine = Prints.of(accepted.loc[rows])
+        for other in _KEPT_FIRST:
+            if other != side:
+                for where, prints in (("the dataset", known), ("this delivery", staying)):
+                    for row, digest in _copied(rows, mine, prints.get(other), workers):
+                        out.setdefault(row, (digest, f"near copy of an image in {other}, in {where}"))
+        left = [at for at, row in enumerate(rows) if row not in out]
+        rows, mine = [rows[at] for at in left], mine.take(left)
+        for same in (known.get(side), mine):
+            for row, digest in _copied(rows, mine, same, workers):
+                kept.setdefault(row, digest)
+        staying[side] = mine
+    return out, kept
+
+
+def _copied(rows: Sequence[int], mine: Prints, others: Prints | None, workers: int) -> Iterator[tuple[int, str]]:
+    """Yield the rows that have a near copy among the others, with its digest."""
+    if others is not None:
+        for row, place in zip(rows, near_duplicates.nearest(mine, others, workers, itself=mine is others), strict=True):
+            if place >= 0:
+                yield row, others.digests[place]
 
 
 def _two_sides(accepted: pd.DataFrame, history: History) -> _Findings:
@@ -516,6 +581,7 @@ class _Reader:
             digest=found.digest,
             suffix=found.suffix,
             statistics=appearance.to_text(appearance.measure(found.pixels)),
+            **near_duplicates.fingerprint(found.pixels)._asdict(),
         )
         s = self._settings
         side = side_of(patient, place.given, s.split_mode, s.split_validation, s.split_held_out)

@@ -34,6 +34,7 @@ class IntakeRules(BaseModel):
     drift_false_alarms: float = Field(0.01, gt=0, le=0.2, description="share of like deliveries that raise an alarm")
     drift_min_patients: int = Field(10, ge=2, description="patients a delivery needs for drift to be measured")
     drift_min_dataset: int = Field(100, ge=10, description="patients the dataset needs for drift to be measured")
+    max_leak_share: float = Field(0.1, ge=0, le=1, description="files whose image or patient is on another side too")
     patient_pattern: str = Field(
         r"^(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|patient\d+)(?=[-_.])",
         description="regular expression on a file's name; its first group is the patient",

@@ -1,0 +1,295 @@
+"""Near copies: the same exposure re-encoded, resized, cropped by a few pixels, or made brighter, darker or harder.
+
+Three steps, each cheaper than the next and none reading a file again. (1) Each radiograph leaves a thumbnail of 40 x 40
+pixels and a perceptual hash in its row: 255 bits, the signs of the low cosine frequencies of the thumbnail's grey ranks
+(after Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"); ranks do not change with
+brightness, contrast or gamma. (2) Candidates are what a scan of all hashes leaves; each image asks three times, as it
+is and as if cropped and padded, so that a crop on either side is found. (3) Of each candidate pair the two thumbnails
+are laid over each other (shift and stretch, Gauss-Newton) and their fine structure is correlated: ribs of two patients,
+or of one patient on two days, do not coincide.
+
+Trade-off: the scan is exact and linear (half a millisecond per question and million images, 32 bytes an image), which
+measured better than tables of hash bits at the distances that a crop of 3 % needs. What is not found: turned, mirrored
+or inverted copies, and crops of much more than 3 % a side. `benchmarks/near_duplicates.py` measures all of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from xray_pipeline.errors import DatasetError
+from xray_pipeline.radiograph import Pixels
+
+SIDE: Final = 40  # of a thumbnail, in pixels
+ALIKE: Final = 0.84  # correlation of fine structure from which two images are near copies; see the benchmark
+_TERMS = 16  # cosine frequencies per axis
+_COARSE, _APART = 12, 52  # bits that may differ: of the first 64, of all 255
+_MARGINS = (0.0, 0.015, -0.015)  # of each side, cropped off (or, negative, padded) before asking
+_BLOCK = 1 << 15  # hashes compared at once: they fit the processor's cache
+_PAIRS = 32  # pairs laid over each other at once: 20 MB a thread
+_ASKED = 64  # questions a thread takes at once
+_ROUNDS = (0, 1, 4, 16, 64)  # candidates of one image are looked at in rounds, until one is a copy
+_STEPS = 8  # of Gauss-Newton
+_MOST_MOVED = 0.15  # of half the side, and of the scale
+
+Hashes = NDArray[np.uint64]  # (n, 4)
+Thumbnails = NDArray[np.uint8]  # (n, SIDE, SIDE)
+Floats = NDArray[np.float64]
+
+
+class Fingerprint(NamedTuple):
+    """What a row keeps of its radiograph: the hash (64 hexadecimal digits), the thumbnail (base64 of 1,600 bytes)."""
+
+    phash: str
+    thumbnail: str
+
+
+def fingerprint(pixels: Pixels) -> Fingerprint:
+    """Return the fingerprint of pixels (H, W). The same pixels give the same text on every machine."""
+    shallow = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(shallow))
+    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING, reducing_gap=3.0))
+    return Fingerprint(hashes(small[None])[0].tobytes().hex(), base64.b64encode(small.tobytes()).decode())
+
+
+def hashes(thumbnails: Thumbnails, margin: float = 0.0) -> Hashes:
+    """Return the hashes (n, 4) of thumbnails; with a margin, as if that share of each side were cropped off.
+
+    All numbers before the median are whole and below 2**53 when the margin is 0, so that no rounding decides a bit.
+    """
+    ranks = _ranks(thumbnails)
+    if margin:
+        taken = _resampling(np.array([-2 * margin]), np.array([0.0]))[0][0]
+        ranks = taken @ ranks @ taken.T
+    terms = (_COSINES @ ranks @ _COSINES.T).reshape(len(ranks), -1)[:, _ORDER]
+    bits = terms > np.median(terms, axis=1, keepdims=True)
+    packed = np.packbits(np.pad(bits, ((0, 0), (0, 1))), axis=1)
+    return np.ascontiguousarray(packed).view("<u8")
+
+
+def _ranks(thumbnails: Thumbnails) -> Floats:
+    """Return each pixel's grey rank within its thumbnail, -SIDE**2 to SIDE**2, whole numbers; equal greys share one."""
+    flat = thumbnails.reshape(len(thumbnails), -1)
+    ranks = np.empty(flat.shape)
+    for row, values in enumerate(flat):
+        counts = np.bincount(values, minlength=256)
+        ranks[row] = (2 * np.cumsum(counts) - counts - SIDE * SIDE)[values]
+    return ranks.reshape(-1, SIDE, SIDE)
+
+
+_COSINES: Final = np.rint(
+    4096 * np.cos(np.pi * np.arange(_TERMS)[:, None] * (np.arange(SIDE)[None] + 0.5) / SIDE)
+)  # DCT-II in whole numbers
+_ORDER: Final = np.array(sorted(range(1, _TERMS**2), key=lambda at: (max(divmod(at, _TERMS)), at)))  # coarse first
+
+
+@dataclass(frozen=True, eq=False)
+class Prints:
+    """Fingerprints of n radiographs, with what tells them apart; `hashes` is (n, 4)."""
+
+    digests: Sequence[str]
+    sides: Sequence[str]
+    hashes: Hashes
+    thumbnails: pd.Series
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame) -> Prints:
+        """Take them from accepted rows of intake tables. Raises DatasetError when a row has none."""
+        try:
+            packed = np.frombuffer(bytes.fromhex("".join(rows["phash"])), "<u8").reshape(len(rows), 4)
+        except ValueError as error:
+            raise DatasetError(
+                "accepted radiographs without a perceptual hash can't be compared with new ones; ingest them again"
+            ) from error
+        return cls(rows["digest"].tolist(), rows["side"].tolist(), packed, rows["thumbnail"].reset_index(drop=True))
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def take(self, which: Sequence[int]) -> Prints:
+        """Return some of them, in that order."""
+        at = np.asarray(which, np.int64)
+        digests, sides = ([values[n] for n in which] for values in (self.digests, self.sides))
+        return Prints(digests, sides, self.hashes[at], self.thumbnails.iloc[at].reset_index(drop=True))
+
+    def pictures(self, which: Sequence[int]) -> Thumbnails:
+        """Return the thumbnails of some (n, SIDE, SIDE). Raises DatasetError."""
+        data = b"".join(base64.b64decode(text) for text in self.thumbnails.iloc[np.asarray(which, np.int64)])
+        try:
+            return np.frombuffer(data, np.uint8).reshape(len(which), SIDE, SIDE)
+        except ValueError as error:
+            raise DatasetError(
+                f"thumbnails of another size than {SIDE} pixels; ingest the radiographs again"
+            ) from error
+
+    @cached_property
+    def side(self) -> dict[str, str]:
+        """The side of the split by digest."""
+        return dict(zip(self.digests, self.sides, strict=True))
+
+    @cached_property
+    def by_side(self) -> dict[str, Prints]:
+        """Those on each side of the split."""
+        return {name: self.take([n for n, side in enumerate(self.sides) if side == name]) for name in set(self.sides)}
+
+
+def no_prints() -> Prints:
+    """Return the fingerprints of nothing."""
+    return Prints((), (), np.empty((0, 4), np.uint64), pd.Series(dtype=object))
+
+
+def nearest(asked: Prints, known: Prints, workers: int = 0, itself: bool = False) -> NDArray[np.int64]:
+    """Return for each of `asked` the place in `known` of a near copy (of several the nearest by hash), -1 for none.
+
+    With `itself` the two are the same and nothing is its own copy. `workers` threads search (0: one per core). Only the
+    64 nearest by hash are looked at, so that a delivery of nothing but copies takes no quadratic time.
+    """
+    found = np.full(len(asked), -1, np.int64)
+    if not len(asked) or not len(known):
+        return found
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        near = _candidates(asked, known, itself, pool)
+        for start, stop in pairwise(_ROUNDS):
+            pairs = [(q, n) for q in np.flatnonzero(found < 0).tolist() for n in near[q][start:stop].tolist()]
+            parts = [list(zip(*pairs[at : at + _PAIRS], strict=True)) for at in range(0, len(pairs), _PAIRS)]
+            alike = pool.map(lambda part: _alike(asked.pictures(part[0]), known.pictures(part[1])), parts)
+            for (question, place), same in zip(pairs, (value for part in alike for value in part), strict=True):
+                if same and found[question] < 0:
+                    found[question] = place
+    return found
+
+
+def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExecutor) -> list[NDArray[np.int64]]:
+    """Return for each question the places of the hashes that are near any form of it, nearest first."""
+    coarse = np.ascontiguousarray(known.hashes[:, 0])
+
+    def group(places: list[int]) -> list[NDArray[np.int64]]:
+        forms = np.stack([hashes(asked.pictures(places), margin) for margin in _MARGINS], axis=1)
+        return [_scan(forms[n], known.hashes, coarse, place if itself else -1) for n, place in enumerate(places)]
+
+    every = list(range(len(asked)))
+    groups = pool.map(group, (every[at : at + _ASKED] for at in range(0, len(every), _ASKED)))
+    return [near for found in groups for near in found]
+
+
+def _scan(forms: Hashes, known: Hashes, coarse: NDArray[np.uint64], own: int) -> NDArray[np.int64]:
+    """Return the places of the nearest hashes to any form (forms, 4) of one question, but not its own place."""
+    differ, count = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint8)
+    places, distances = [], []
+    for start in range(0, len(coarse), _BLOCK):
+        block = coarse[start : start + _BLOCK]
+        for form in forms:
+            np.bitwise_xor(block, form[0], out=differ[: len(block)])
+            np.bitwise_count(differ[: len(block)], out=count[: len(block)])
+            near = np.flatnonzero(count[: len(block)] <= _COARSE) + start
+            apart = np.bitwise_count(known[near] ^ form).sum(axis=1, dtype=np.int64)
+            places.append(near[apart <= _APART])
+            distances.append(apart[apart <= _APART])
+    place = np.concatenate(places)
+    order = np.lexsort((place, np.concatenate(distances)))
+    first = np.unique(place[order], return_index=True)[1]
+    nearest_first = place[order][np.sort(first)]
+    return np.asarray(nearest_first[nearest_first != own][: _ROUNDS[-1]])
+
+
+def _alike(first: Thumbnails, second: Thumbnails) -> NDArray[np.bool_]:
+    """Return which pairs are near copies, whichever of the two is laid over the other."""
+    scores = likeness(first, second)
+    unsure = (scores < ALIKE) & (scores > ALIKE - 0.2)
+    if unsure.any():
+        scores[unsure] = np.maximum(scores[unsure], likeness(second[unsure], first[unsure]))
+    return np.asarray(scores >= ALIKE)
+
+
+def likeness(first: Thumbnails, second: Thumbnails) -> Floats:
+    """Return for each pair of thumbnails (n, SIDE, SIDE) how well their fine structure agrees, -1 to 1.
+
+    The second is shifted and stretched along each axis, by at most 15 %, until its grey ranks fit the first's best
+    (least squares with gain and offset, Gauss-Newton; Lucas and Kanade 1981). What is correlated is what a Gaussian
+    blur of one pixel takes away, where both images have pixels.
+    """
+    a, b = _ranks(first), _ranks(second)
+    moved = np.zeros((len(a), 4))  # stretch and shift along x, then along y
+    best, best_moved = np.full(len(a), -np.inf), moved
+    for step in range(_STEPS + 1):
+        laid, both = _laid(b, moved)
+        score = _correlation(a, laid, both)
+        best_moved = np.where((score > best)[:, None], moved, best_moved)
+        best = np.maximum(score, best)
+        if step < _STEPS:
+            moved = np.clip(moved + _improvement(a, laid, both), -_MOST_MOVED, _MOST_MOVED)
+    laid, both = _laid(b, best_moved)
+    both[:, [0, -1]] = both[:, :, [0, -1]] = 0.0  # the blur sees past the edge there
+    return _correlation(_fine(a), _fine(laid), both)
+
+
+def _resampling(stretch: Floats, shift: Floats) -> tuple[Floats, Floats]:
+    """Return linear maps (n, SIDE, SIDE) that sample a line of pixels at (1 + stretch) u + shift, u from -1 to 1.
+
+    The second result (n, SIDE) is 1 where the sample lies on the line, else 0.
+    """
+    u = (np.arange(SIDE) + 0.5) * 2 / SIDE - 1
+    at = ((1 + stretch[:, None]) * u + shift[:, None] + 1) * SIDE / 2 - 0.5
+    inside = (at >= -0.5) & (at <= SIDE - 0.5)
+    at = np.clip(at, 0, SIDE - 1)
+    left = np.minimum(at.astype(np.int64), SIDE - 2)
+    maps = np.zeros((len(at), SIDE, SIDE))
+    rows = np.arange(len(at))[:, None], np.arange(SIDE)[None]
+    maps[*rows, left] = 1 - (at - left)
+    maps[*rows, left + 1] = at - left
+    return maps, inside.astype(np.float64)
+
+
+def _laid(images: Floats, moved: Floats) -> tuple[Floats, Floats]:
+    """Return the images moved, and where they still have pixels (both (n, SIDE, SIDE))."""
+    along_x, on_x = _resampling(moved[:, 0], moved[:, 1])
+    along_y, on_y = _resampling(moved[:, 2], moved[:, 3])
+    return along_y @ images @ along_x.transpose(0, 2, 1), on_y[:, :, None] * on_x[:, None, :]
+
+
+def _improvement(a: Floats, laid: Floats, both: Floats) -> Floats:
+    """Return the Gauss-Newton step (n, 4) that brings the laid images nearer to `a`."""
+    u = (np.arange(SIDE) + 0.5) * 2 / SIDE - 1
+    by_y, by_x = (np.gradient(laid, axis=axis) * SIDE / 2 for axis in (1, 2))
+    slopes = np.stack([by_x * u, by_x, by_y * u[:, None], by_y, laid, np.ones_like(laid)], axis=-1)
+    slopes = (slopes * both[..., None]).reshape(len(a), -1, 6)
+    across = slopes.transpose(0, 2, 1)
+    normal = across @ slopes
+    # A featureless image leaves the equations singular: a little damping keeps them solvable.
+    normal += (1e-6 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-9) * np.eye(6)
+    solved = np.linalg.solve(normal, across @ (a * both).reshape(len(a), -1, 1))[..., 0]
+    gain = np.where(np.abs(solved[:, 4]) > 0.2, solved[:, 4], 1.0)
+    return np.asarray(np.clip(solved[:, :4] / gain[:, None], -0.1, 0.1))
+
+
+def _correlation(a: Floats, b: Floats, where: Floats) -> Floats:
+    """Return Pearson's correlation of pairs of images where the weight is 1; 0 for featureless ones."""
+    count = np.maximum(where.sum(axis=(1, 2), keepdims=True), 1.0)
+    a, b = ((x - (x * where).sum(axis=(1, 2), keepdims=True) / count) * where for x in (a, b))
+    power = np.sqrt((a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2)))
+    return np.asarray((a * b).sum(axis=(1, 2)) / np.where(power > 1e-6, power, np.inf))
+
+
+def _fine(images: Floats) -> Floats:
+    return np.asarray(images - _BLUR @ images @ _BLUR.T)
+
+
+def _blur() -> NDArray[Any]:
+    distance = np.arange(SIDE)[:, None] - np.arange(SIDE)[None]
+    weights = np.exp(-0.5 * distance.astype(np.float64) ** 2)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+_BLUR: Final = _blur()

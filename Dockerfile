@@ -3,11 +3,17 @@
 # are one layer that changes only with the lock; the project itself is a small layer on top. torch is the CUDA build: the
 # same image runs the light tasks and the GPU worker, so a model is loaded by the code that trained it.
 
+# What the project needs, apart from the rest of pyproject.toml: the packages' layer stays while this list does.
+FROM python:3.11-slim-bookworm AS wanted
+COPY pyproject.toml /
+RUN python -c "import tomllib; print(*tomllib.load(open('/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    >/requirements.txt
+
+# At the lock's versions; its development tools stay out.
 FROM python:3.11-slim-bookworm AS packages
 WORKDIR /build
-COPY pyproject.toml requirements.lock ./
-COPY deploy/compose/install-packages.sh ./
-# What the project needs, at the lock's versions; the lock's development tools stay out.
+COPY --from=wanted /requirements.txt ./
+COPY requirements.lock deploy/compose/install-packages.sh ./
 RUN --mount=type=cache,target=/root/.cache sh install-packages.sh /opt/venv
 
 FROM python:3.11-slim-bookworm AS wheel

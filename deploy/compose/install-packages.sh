@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what pyproject.toml asks for, at the versions of requirements.lock, into a new virtual environment: $1.
+# Installs requirements.txt, at the versions of requirements.lock, into a new virtual environment: $1.
 # uv is quick but doesn't read pip's settings: an own index or certificate of the build machine is handed over.
 set -eu
 venv=$1
@@ -10,12 +10,6 @@ setting() { # all values of one of pip's keys, one a line
 
 python -m venv "$venv"
 pip install --quiet --disable-pip-version-check --no-cache-dir --constraint requirements.lock uv
-python - >requirements.txt <<'PYTHON'
-import tomllib
-from pathlib import Path
-
-print("\n".join(tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]))
-PYTHON
 
 links=$(setting find-links | paste -sd ,)
 extra=$(setting extra-index-url | paste -sd ' ')

@@ -2,10 +2,11 @@
 
     python benchmarks/scaling.py [--patients 150] [--rows 100000 400000] [--entries 500] [--json FILE]
 
-Constants are measured: a whole night on phantoms (seconds by the clock and of the processors by step, bytes by folder), manifests of made rows (bytes,
-seconds and memory of reading them all, which every check of a delivery does), ledger entries. `at` is arithmetic:
-constant x count, for one process, with nothing in its favour; docs/scaling.md says what it means. Sizes of radiographs
-are those of phantoms; `--bytes` sets those of one's own. Each measurement of memory has a process of its own.
+Constants are measured: a whole night on phantoms (seconds by the clock and of the processors by step, bytes by
+folder), manifests of made rows (bytes, CPU time and memory of reading them all, which every check of a delivery does),
+ledger entries. `at` is arithmetic: constant x count; docs/scaling.md says what it means. Sizes of radiographs are those
+of phantoms; `--bytes` sets those of one's own. CPU time is little disturbed by other load on the machine. Each
+measurement of memory has a process of its own.
 """
 
 from __future__ import annotations

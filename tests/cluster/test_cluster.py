@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import boto3
 import httpx
@@ -19,6 +20,7 @@ from cluster_stack import VIEWER, Cluster, Worker, run_cluster
 from s3_server import BUCKET
 
 from xray_pipeline import health, phantom
+from xray_pipeline.airflow_links import PREFIX
 from xray_pipeline.registry import Registry
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
@@ -224,6 +226,10 @@ def test_no_secret_is_written_anywhere(cluster: Cluster, night: str, interrupted
         ("POST", "/api/v2/dags/xray_rollback/dagRuns"),
         ("GET", "/api/v2/connections"),
         ("GET", "/api/v2/config"),
+        ("GET", f"{PREFIX}/champion"),
+        ("GET", f"{PREFIX}/champion.js"),
+        ("GET", f"{PREFIX}/reports/{'0' * 64}/none"),
+        ("GET", f"{PREFIX}/runs/{DAG}/any"),
         ("GET", f"/execution/dags/{DAG}"),
         ("GET", f"/execution/xcoms/{DAG}/any/conclude/return_value"),
     ],
@@ -231,6 +237,30 @@ def test_no_secret_is_written_anywhere(cluster: Cluster, night: str, interrupted
 def test_airflow_answers_nobody_without_a_token(cluster: Cluster, method: str, path: str) -> None:
     answer = httpx.request(method, f"{cluster.stack.airflow}{path}", json={"logical_date": None}, timeout=30)
     assert answer.status_code in (401, 403), answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/reports/../none",
+        "/reports/..%2f..%2fledger%2f00000000.json/none",
+        f"/reports/{'0' * 64}/..%2f..%2f..%2fdataset%2fdataset.json",
+        "/runs/..%2f..%2fetc/passwd",
+        f"/runs/{DAG}/..%2f..%2f..%2fetc%2fpasswd",
+        "/..%2f..%2f..%2f..%2fetc%2fpasswd",
+    ],
+)
+def test_a_path_given_to_the_plugin_leads_nowhere(cluster: Cluster, night: str, path: str) -> None:
+    answer = cluster.airflow.client.get(f"{cluster.stack.airflow}{PREFIX}{path}")
+    assert answer.status_code in (403, 404, 422), answer.text
+    assert "root:" not in answer.text
+    assert "patient_key" not in answer.text
+
+
+def test_the_plugin_shows_the_nights_report_to_who_may_see_it(cluster: Cluster, night: str) -> None:
+    answer = cluster.airflow.client.get(f"{cluster.stack.airflow}{PREFIX}/runs/{DAG}/{quote(night, safe='')}")
+    assert answer.status_code == 200, answer.text
+    assert planted.PATIENT.search(answer.content) is None
 
 
 def as_viewer(cluster: Cluster, method: str, path: str, body: dict[str, Any]) -> int:

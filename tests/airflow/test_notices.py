@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import asyncio
+import email
+import json
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from smtp_server import run_smtp
+from webhook import run_webhook
+
+from xray_pipeline import notices
+
+CONTEXT: Any = {"dag_run": SimpleNamespace(dag_id="xray_promote", run_id="run 1"), "version": 7}
+TEXT = "Version {{ version }} is the champion."
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("XRAY_")]:
+        monkeypatch.delenv(name)
+
+
+def test_nobody_is_notified_unless_settings_say_so() -> None:
+    assert notices.notifiers("promoted", TEXT) == []
+    assert notices.deadlines(TEXT) == []
+
+
+def test_a_webhook_gets_event_text_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
+        [notifier] = notices.notifiers("promoted", TEXT)
+        notifier(CONTEXT)
+    sent = {"event": "promoted", "text": "Version 7 is the champion.", "dag": "xray_promote", "run": "run 1"}
+    assert webhook.received == [sent]
+
+
+def test_slack_gets_what_its_webhooks_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_SLACK", webhook.uri)
+        [notifier] = notices.notifiers("promoted", TEXT)
+        notifier(CONTEXT)
+    assert webhook.received == [{"text": "Version 7 is the champion."}]
+
+
+def test_an_e_mail_is_sent_through_airflows_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_smtp() as server:
+        extra = {"disable_ssl": True, "disable_tls": True, "from_email": "xray@hospital.example"}
+        connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": server.port, "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
+        monkeypatch.setenv("XRAY_NOTIFY_EMAIL", '["ops@hospital.example"]')
+        [notifier] = notices.notifiers("promoted", TEXT)
+        notifier(CONTEXT)
+    [message] = map(email.message_from_string, server.messages)
+    assert (message["To"], message["Subject"]) == ("ops@hospital.example", "chest-xray: promoted")
+    [text] = message.get_payload()
+    assert text.get_payload(decode=True) == b"<p>Version 7 is the champion.</p>"
+
+
+def test_a_missed_night_is_told_from_the_triggerer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
+        [alert] = notices.deadlines("The night has not ended.")
+        assert alert.interval.total_seconds() == 6 * 3600
+        asyncio.run(_await(notices.WebhookNotifier(**alert.callback.kwargs, context={})))
+    assert [sent["event"] for sent in webhook.received] == ["missed night"]
+
+
+async def _await(notifier: notices.WebhookNotifier) -> None:
+    await notifier
+
+
+def test_addresses_stay_out_of_what_airflow_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", "https://hooks.example/secret-part")
+    [notifier] = notices.notifiers("promoted", TEXT)
+    [alert] = notices.deadlines(TEXT)
+    assert "secret-part" not in repr(vars(notifier)) + repr(alert.callback.serialize())
+
+
+def test_a_webhook_is_an_http_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", "file:///etc/passwd")
+    [notifier] = notices.notifiers("promoted", TEXT)
+    with pytest.raises(ValueError, match="XRAY_NOTIFY_WEBHOOK is not an http"):
+        notifier(CONTEXT)

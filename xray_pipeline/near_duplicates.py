@@ -43,7 +43,7 @@ _CROPS = (  # shares of width and height off left, right, top, bottom; a questio
     (0, 0.02, 0.02, 0),
     (0, 0.02, 0, 0.02),
 )
-_BLOCK = 1 << 15  # hashes compared at once: they fit the processor's cache
+_BLOCK = 1 << 12  # hashes compared at once: they fit the processor's cache
 _PAIRS = 32  # pairs laid over each other at once: 20 MB a thread
 _ASKED = 64  # questions a thread takes at once
 _ROUNDS = (0, 1, 4, 16, 64)  # candidates of one image are looked at in rounds, until one is a copy
@@ -90,7 +90,15 @@ def _forms(thumbnails: Thumbnails) -> Hashes:
 
 
 def _signs(ranks: Floats) -> Hashes:
-    terms = (_COSINES @ ranks @ _COSINES.T).reshape(len(ranks), -1)[:, _ORDER]
+    return _packed(_terms(ranks))
+
+
+def _terms(ranks: Floats) -> Floats:
+    """Return the low cosine frequencies (n, 255) of ranks, the coarse ones first."""
+    return np.asarray((_COSINES @ ranks @ _COSINES.T).reshape(len(ranks), -1)[:, _ORDER])
+
+
+def _packed(terms: Floats) -> Hashes:
     bits = terms > np.median(terms, axis=1, keepdims=True)
     packed = np.packbits(np.pad(bits, ((0, 0), (0, 1))), axis=1)
     return np.ascontiguousarray(packed).view("<u8")
@@ -203,17 +211,17 @@ def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExec
 
 def _scan(forms: Hashes, known: Hashes, coarse: NDArray[np.uint64], own: int) -> NDArray[np.int64]:
     """Return the places of the nearest hashes to any form (forms, 4) of one question, but not its own place."""
-    differ, count = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint8)
     places, distances = [], []
     for start in range(0, len(coarse), _BLOCK):
-        block = coarse[start : start + _BLOCK]
-        for form in forms:
-            np.bitwise_xor(block, form[0], out=differ[: len(block)])
-            np.bitwise_count(differ[: len(block)], out=count[: len(block)])
-            near = np.flatnonzero(count[: len(block)] <= _COARSE) + start
-            apart = np.bitwise_count(known[near] ^ form).sum(axis=1, dtype=np.int64)
-            places.append(near[apart <= _APART])
-            distances.append(apart[apart <= _APART])
+        differ = np.bitwise_count(coarse[start : start + _BLOCK] ^ forms[:, :1])
+        if differ.min() > _COARSE:
+            continue
+        form, near = np.nonzero(differ <= _COARSE)
+        apart = np.bitwise_count(known[near + start] ^ forms[form]).sum(axis=1, dtype=np.int64)
+        places.append(near[apart <= _APART] + start)
+        distances.append(apart[apart <= _APART])
+    if not places:
+        return np.empty(0, np.int64)
     place = np.concatenate(places)
     order = np.lexsort((place, np.concatenate(distances)))
     first = np.unique(place[order], return_index=True)[1]

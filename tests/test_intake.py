@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,62 @@ def test_stray_files_hidden_folders_and_links_beside_deliveries_are_ignored(tmp_
     lay(tmp_path, {"in/a/NORMAL/1.jpg": b"1", "in/README.txt": b"hello", "in/.trash/NORMAL/1.jpg": b"1", "out/1": b""})
     (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
     assert [d.name for d in find(open_store(tmp_path / "in"), EMPTY, 0, NOW)] == ["a"]
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Without root's right to read everything."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def test_a_delivery_with_an_unreadable_folder_is_left_out_alone(caplog: pytest.LogCaptureFixture) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = lay(Path(name), {f"{d}/{c}/1.jpg": b"1" for d in "abc" for c in ("NORMAL", "PNEUMONIA")})
+        folder.chmod(0o755)
+        (folder / "b" / "PNEUMONIA").chmod(0)
+        with nobody():
+            found = find(open_store(folder), EMPTY, 0, NOW)
+        assert [(d.name, d.files) for d in found] == [("a", 2), ("c", 2)]
+        assert "delivery b is left out: a folder in it can't be listed (Permission denied)" in caplog.text
+        assert [d.name for d in find(open_store(folder), EMPTY, 0, NOW)] == ["a", "b", "c"] or os.geteuid() != 0
+
+
+def test_stray_files_are_seen_beside_an_unreadable_folder() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = lay(Path(name), {"b/NORMAL/1.jpg": b"1", "z.jpeg": b"1"})
+        folder.chmod(0o755)
+        (folder / "b").chmod(0)
+        with nobody(), pytest.raises(DeliveryError, match="point at its parent"):
+            find(open_store(folder), EMPTY, 0, NOW)
+
+
+def test_incoming_that_can_not_be_listed_is_an_error() -> None:
+    from xray_pipeline.errors import StorageUnavailable
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = lay(Path(name) / "in", {"b/NORMAL/1.jpg": b"1"})
+        folder.parent.chmod(0o755)
+        folder.chmod(0)
+        with nobody(), pytest.raises(StorageUnavailable, match="Permission denied"):
+            find(open_store(folder), EMPTY, 0, NOW)
+        folder.chmod(0o755)
+
+
+def test_a_store_that_does_not_answer_is_an_error_for_all(tmp_path: Path) -> None:
+    from xray_pipeline.errors import StorageUnavailable
+
+    class Dead(DirectoryStore):
+        def list(self, prefix: str = "") -> Iterator[Entry]:
+            raise StorageUnavailable("no answer") from OSError(5, "Input/output error")
+
+    with pytest.raises(StorageUnavailable):
+        find(Dead(tmp_path), EMPTY, 0, NOW)
 
 
 def test_missing_incoming_holds_nothing(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import correct_ambiguous_vr
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID
 
-from xray_pipeline.errors import RadiographError
+from xray_pipeline.errors import DecoderUnavailable, RadiographError
+from xray_pipeline.frame_decoder import Died, NotStarted, Refused, Workers, decoded
 from xray_pipeline.raster import APPLICATION, EOI, FRAMES, RESTART_INTERVAL, SOS, Pixels, frame_header, segments
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ DECODERS: Final = {
     "1.2.840.10008.1.2.4.91": "pillow",  # JPEG 2000
     _RLE: "pydicom",
 }
+GUARDED: Final = frozenset(DECODERS) - {"1.2.840.10008.1.2.4.50", JPEG_EXTENDED, _RLE}
+workers = Workers()
 
 
 class ImagePixels(NamedTuple):
@@ -217,9 +219,7 @@ def _check_rle(frame: bytes, image: ImagePixels) -> None:
 
 
 def _decompressed(image: ImagePixels, frame: bytes) -> NDArray[Any]:
-    padded = frame + b"\0" * (len(frame) % 2)
-    buffer = struct.pack("<III", 0xE000FFFE, 0, 0xE000FFFE) + struct.pack("<I", len(padded)) + padded
-    buffer += struct.pack("<II", 0xE0DDFFFE, 0)
+    """Return the decoder's values. Raises RadiographError, DecoderUnavailable, and what an unguarded decoder likes."""
     options: dict[str, Any] = {
         "rows": image.rows,
         "columns": image.columns,
@@ -232,8 +232,18 @@ def _decompressed(image: ImagePixels, frame: bytes) -> NDArray[Any]:
         "pixel_keyword": "PixelData",
     }
     plugin = DECODERS[image.syntax]
-    values, _ = get_decoder(image.syntax).as_array(buffer, raw=True, decoding_plugin=plugin, **options)
-    return values
+    if image.syntax not in GUARDED:
+        return decoded(image.syntax, plugin, frame, options)
+    try:
+        return workers.decode(image.syntax, plugin, frame, options)
+    except Refused as error:
+        reason = "bomb" if str(error) == "MemoryError" else "corrupt"
+        raise RadiographError(reason, f"the decoder gave up ({error})") from None
+    except Died as error:
+        how = "did not finish" if error.late else "crashed"
+        raise RadiographError("undecodable", f"the decoder {how}") from None
+    except NotStarted as error:
+        raise DecoderUnavailable(f"a process to decode DICOM in can't be started: {error}") from error
 
 
 def displayed(image: ImagePixels, stored: NDArray[np.int32], tags: Elements) -> Pixels:

@@ -6,6 +6,7 @@
     │   ├── ObjectNotFound       the key isn't there
     │   └── StorageUnavailable   the store did not answer in time, or refused
     ├── RadiographError          one file is not a radiograph we take (carries the quarantine reason)
+    ├── DecoderUnavailable       no process to decode in could be started: this machine's fault, not the file's
     ├── DeliveryError            a whole delivery can't be judged (unknown class, unreadable labels.csv, ...)
     ├── DatasetError             the dataset on disk disagrees with itself, the settings or this version of the code
     ├── WeightsError             pretrained weights are missing or not what their digest says
@@ -55,6 +56,10 @@ class RadiographError(XrayError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class DecoderUnavailable(XrayError):
+    """No process to decode in could be started."""
 
 
 class DeliveryError(XrayError):

@@ -13,6 +13,7 @@ never shown, because it may name a patient.
 from __future__ import annotations
 
 import collections
+import errno
 import hashlib
 import hmac
 import json
@@ -212,10 +213,11 @@ def find(
     """Return the deliveries under `incoming` that hold files the dataset has not seen, sorted by name.
 
     A delivery is settled when it carries `_SUCCESS` or nothing in it was modified for `settle_seconds` before `now`
-    (Unix seconds). Raises DeliveryError when `incoming` itself looks like a delivery; `classes` helps to tell.
+    (Unix seconds). A delivery with a folder that can't be listed is left out, with a warning; it is found once it can.
+    Raises DeliveryError when `incoming` itself looks like a delivery; `classes` helps to tell.
     """
     listings: dict[str, list[Entry]] = {}
-    for entry in incoming.list():
+    for entry in _entries(incoming):
         folder, slash, key = entry.key.partition("/")
         if not slash:
             _check_stray(entry, incoming)
@@ -231,6 +233,33 @@ def find(
         for folder, entries in listings.items()
     )
     return sorted((delivery for delivery in found if delivery is not None), key=lambda delivery: delivery.name)
+
+
+def _entries(incoming: Store) -> list[Entry]:
+    """List everything in one go; where that fails at a folder, list folder by folder and leave out what can't be."""
+    found: list[Entry] = []
+    try:
+        found.extend(incoming.list())
+        return found
+    except StorageUnavailable as error:
+        if not _is_of_one_folder(error):
+            raise
+    found = [entry for entry in found if "/" not in entry.key]  # all of them: a store lists its root first
+    for folder in incoming.folders():
+        try:
+            found += [replace(entry, key=f"{folder}/{entry.key}") for entry in incoming.child(folder).list()]
+        except StorageUnavailable as error:
+            if not _is_of_one_folder(error):
+                raise
+            why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "no permission"
+            log.warning("delivery %s is left out: a folder in it can't be listed (%s)", _safe_name(folder), why)
+    return found
+
+
+def _is_of_one_folder(error: StorageUnavailable) -> bool:
+    """Whether a listing failed for what one folder is, and not because the store did not answer."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 def at(uri: str, settings: Settings, history: History, now: float) -> Delivery:

@@ -3,14 +3,14 @@
 Three steps, each cheaper than the next and none reading a file again. (1) Each radiograph leaves a thumbnail of 40 x 40
 pixels and a perceptual hash in its row: 255 bits, the signs of the low cosine frequencies of the thumbnail's grey ranks
 (after Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"); ranks do not change with
-brightness, contrast or gamma. (2) Candidates are what a scan of all hashes leaves; each image asks three times, as it
-is and as if cropped and padded, so that a crop on either side is found. (3) Of each candidate pair the two thumbnails
-are laid over each other (shift and stretch, Gauss-Newton) and their fine structure is correlated: ribs of two patients,
-or of one patient on two days, do not coincide.
+brightness, contrast or gamma. (2) Candidates are what a scan of all hashes leaves; each image asks eleven times, as it
+is and as if cropped or padded a little, so that a crop on either side is found. (3) Of each candidate pair the two
+thumbnails are laid over each other (shift and stretch, Gauss-Newton) and their fine structure is correlated: ribs of
+two patients, or of one patient on two days, do not coincide.
 
-Trade-off: the scan is exact and linear (half a millisecond per question and million images, 32 bytes an image), which
-measured better than tables of hash bits at the distances that a crop of 3 % needs. What is not found: turned, mirrored
-or inverted copies, and crops of much more than 3 % a side. `benchmarks/near_duplicates.py` measures all of it.
+Trade-off: the scan is exact and linear, half a millisecond per form asked and million images, 32 bytes an image. Tables
+of hash bits would spare nothing: at the distance that a crop of 3 % needs they must look into thousands of buckets. Not
+found: turned, mirrored or inverted copies, crops of over 3 % a side. `benchmarks/near_duplicates.py` measures all this.
 """
 
 from __future__ import annotations
@@ -35,9 +35,15 @@ from xray_pipeline.radiograph import Pixels
 SIDE: Final = 40  # of a thumbnail, in pixels
 ALIKE: Final = 0.84  # correlation of fine structure from which two images are near copies; see the benchmark
 _TERMS = 16  # cosine frequencies per axis
-_COARSE, _APART = 12, 52  # bits that may differ: of the first 64, of all 255
-_MARGINS = (0.0, 0.015, -0.015)  # of each side, cropped off (or, negative, padded) before asking
-_BLOCK = 1 << 15  # hashes compared at once: they fit the processor's cache
+_COARSE, _APART = 10, 52  # bits that may differ: of the first 64, of all 255
+_CROPS = (  # shares of width and height off left, right, top, bottom; a question takes each as crop and as padding
+    (0.015,) * 4,
+    (0.02, 0, 0.02, 0),
+    (0.02, 0, 0, 0.02),
+    (0, 0.02, 0.02, 0),
+    (0, 0.02, 0, 0.02),
+)
+_BLOCK = 1 << 12  # hashes compared at once: they fit the processor's cache
 _PAIRS = 32  # pairs laid over each other at once: 20 MB a thread
 _ASKED = 64  # questions a thread takes at once
 _ROUNDS = (0, 1, 4, 16, 64)  # candidates of one image are looked at in rounds, until one is a copy
@@ -64,16 +70,35 @@ def fingerprint(pixels: Pixels) -> Fingerprint:
     return Fingerprint(hashes(small[None])[0].tobytes().hex(), base64.b64encode(small.tobytes()).decode())
 
 
-def hashes(thumbnails: Thumbnails, margin: float = 0.0) -> Hashes:
-    """Return the hashes (n, 4) of thumbnails; with a margin, as if that share of each side were cropped off.
+def hashes(thumbnails: Thumbnails) -> Hashes:
+    """Return the hashes (n, 4) of thumbnails.
 
-    All numbers before the median are whole and below 2**53 when the margin is 0, so that no rounding decides a bit.
+    All numbers before the median are whole and below 2**53, so that no rounding decides a bit.
     """
+    return _signs(_ranks(thumbnails))
+
+
+def _forms(thumbnails: Thumbnails) -> Hashes:
+    """Return the hashes (n, forms, 4) of thumbnails as they are, cropped, and padded at the edges."""
     ranks = _ranks(thumbnails)
-    if margin:
-        taken = _resampling(np.array([-2 * margin]), np.array([0.0]))[0][0]
-        ranks = taken @ ranks @ taken.T
-    terms = (_COSINES @ ranks @ _COSINES.T).reshape(len(ranks), -1)[:, _ORDER]
+    forms = [_signs(ranks)]
+    for crop in _CROPS:
+        for left, right, top, bottom in (np.array(crop), -np.array(crop)):
+            x, y = (_resampling(np.array([-a - b]), np.array([a - b]))[0][0] for a, b in ((left, right), (top, bottom)))
+            forms.append(_signs(y @ ranks @ x.T))
+    return np.stack(forms, axis=1)
+
+
+def _signs(ranks: Floats) -> Hashes:
+    return _packed(_terms(ranks))
+
+
+def _terms(ranks: Floats) -> Floats:
+    """Return the low cosine frequencies (n, 255) of ranks, the coarse ones first."""
+    return np.asarray((_COSINES @ ranks @ _COSINES.T).reshape(len(ranks), -1)[:, _ORDER])
+
+
+def _packed(terms: Floats) -> Hashes:
     bits = terms > np.median(terms, axis=1, keepdims=True)
     packed = np.packbits(np.pad(bits, ((0, 0), (0, 1))), axis=1)
     return np.ascontiguousarray(packed).view("<u8")
@@ -176,7 +201,7 @@ def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExec
     coarse = np.ascontiguousarray(known.hashes[:, 0])
 
     def group(places: list[int]) -> list[NDArray[np.int64]]:
-        forms = np.stack([hashes(asked.pictures(places), margin) for margin in _MARGINS], axis=1)
+        forms = _forms(asked.pictures(places))
         return [_scan(forms[n], known.hashes, coarse, place if itself else -1) for n, place in enumerate(places)]
 
     every = list(range(len(asked)))
@@ -186,17 +211,17 @@ def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExec
 
 def _scan(forms: Hashes, known: Hashes, coarse: NDArray[np.uint64], own: int) -> NDArray[np.int64]:
     """Return the places of the nearest hashes to any form (forms, 4) of one question, but not its own place."""
-    differ, count = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint8)
     places, distances = [], []
     for start in range(0, len(coarse), _BLOCK):
-        block = coarse[start : start + _BLOCK]
-        for form in forms:
-            np.bitwise_xor(block, form[0], out=differ[: len(block)])
-            np.bitwise_count(differ[: len(block)], out=count[: len(block)])
-            near = np.flatnonzero(count[: len(block)] <= _COARSE) + start
-            apart = np.bitwise_count(known[near] ^ form).sum(axis=1, dtype=np.int64)
-            places.append(near[apart <= _APART])
-            distances.append(apart[apart <= _APART])
+        differ = np.bitwise_count(coarse[start : start + _BLOCK] ^ forms[:, :1])
+        if differ.min() > _COARSE:
+            continue
+        form, near = np.nonzero(differ <= _COARSE)
+        apart = np.bitwise_count(known[near + start] ^ forms[form]).sum(axis=1, dtype=np.int64)
+        places.append(near[apart <= _APART] + start)
+        distances.append(apart[apart <= _APART])
+    if not places:
+        return np.empty(0, np.int64)
     place = np.concatenate(places)
     order = np.lexsort((place, np.concatenate(distances)))
     first = np.unique(place[order], return_index=True)[1]

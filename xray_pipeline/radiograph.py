@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xray_pipeline.dicom import read_dicom
-from xray_pipeline.errors import RadiographError
+from xray_pipeline.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.raster import PNG, Facts, Limits, Pixels, Read, png_bytes, read_jpeg, read_png
 
 __all__ = ["RULES", "Facts", "Limits", "Normalised", "Pixels", "Rule", "decode", "load", "normalise", "sniff", "square"]
@@ -49,6 +49,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("polyglot", "quarantined", "a DICOM file whose preamble makes it a second kind of file"),
     Rule("truncated", "quarantined", "the file ends before its image does"),
     Rule("corrupt", "quarantined", "the file breaks its own format, or its decoder gave up"),
+    Rule("undecodable", "quarantined", "the decoder crashed on the file or did not finish; it runs in a process apart"),
     Rule("trailing-garbage", "quarantined", "bytes follow the end of the image"),
     Rule("bomb", "quarantined", "the header claims more pixels than allowed, or data inflates beyond the size limit"),
     Rule("too-small", "quarantined", "the shorter side has fewer pixels than the rules ask for"),
@@ -158,7 +159,7 @@ def _read(data: bytes, limits: Limits) -> Read:
     reader = {"jpeg": read_jpeg, "png": read_png, "dicom": _read_honest_dicom}.get(sniff(data) or "", _refuse)
     try:
         read = reader(data, limits)
-    except RadiographError:
+    except (RadiographError, DecoderUnavailable):
         raise
     except MemoryError:
         raise RadiographError("bomb", "decoding ran out of memory") from None

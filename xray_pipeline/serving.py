@@ -218,7 +218,17 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
 
 
 # What a logged model may hold, and nothing else.
-_TRAVELLERS = ("__init__", "backbones", "dicom", "dicom_pixels", "errors", "radiograph", "raster", "serving")
+_TRAVELLERS = (
+    "__init__",
+    "backbones",
+    "dicom",
+    "dicom_pixels",
+    "errors",
+    "frame_decoder",
+    "radiograph",
+    "raster",
+    "serving",
+)
 _CODE = frozenset({"served.py", *(f"code/xray_pipeline/{name}.py" for name in _TRAVELLERS)})
 _TENSORS = f"artifacts/classifier/{WEIGHTS}"
 _REQUIRED = frozenset({"MLmodel", _TENSORS, f"artifacts/classifier/{FACTS}", *_CODE})

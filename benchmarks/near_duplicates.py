@@ -1,0 +1,263 @@
+"""How many near copies are found, how many different images are taken for copies, and what a question costs.
+
+    python benchmarks/near_duplicates.py [--data ../shared/data] [--images 200] [--full 20] [--sizes ...] [--json FILE]
+
+Recall: copies of real images are made, encoded and read as the intake reads files, then looked for among all originals;
+each kind is asked twice, as the copy that arrives later and as the original that arrives later. False alarms: every
+pair of different images of the data set. Time: questions against made hashes that have the means and correlations of
+the real ones; their thumbnails are real ones in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from xray_pipeline import near_duplicates, radiograph
+from xray_pipeline.near_duplicates import Prints, fingerprint, nearest
+from xray_pipeline.settings import IntakeRules
+
+Grey = NDArray[np.uint8]
+Kind = tuple[Callable[[Grey, np.random.Generator, Any], bytes], Any]  # how to make it, and how strongly
+LIMITS = radiograph.Limits()
+
+
+def jpeg(pixels: Grey, quality: int = 90) -> bytes:
+    """A JPEG of the pixels."""
+    return _saved(Image.fromarray(np.ascontiguousarray(pixels)), "JPEG", quality=quality)
+
+
+def png(pixels: NDArray[Any]) -> bytes:
+    """A PNG of the pixels, 8 or 16 bits."""
+    return _saved(Image.fromarray(np.ascontiguousarray(pixels)), "PNG", compress_level=1)
+
+
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def dicom(pixels: Grey) -> bytes:
+    """A 12-bit MONOCHROME1 DICOM file whose window shows the pixels a little harder than they were."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = "1.2.840.10008.5.1.4.1.1.1", ExplicitVRLittleEndian
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["made"])
+    image = FileDataset("", {}, b"\0" * 128, meta)
+    image.SOPClassUID, image.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    image.Modality, image.PhotometricInterpretation, image.SamplesPerPixel = "CR", "MONOCHROME1", 1
+    image.Rows, image.Columns = pixels.shape
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
+    image.WindowCenter, image.WindowWidth = 2048, 3600
+    image.PixelData = ((255 - pixels.astype(np.uint16)) * 16).tobytes()
+    image["PixelData"].VR = "OW"
+    out = io.BytesIO()
+    image.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def resized(pixels: Grey, scale: float) -> Grey:
+    """The pixels at another size (bicubic)."""
+    height, width = pixels.shape
+    size = max(64, round(width * scale)), max(64, round(height * scale))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BICUBIC))
+
+
+def corner(pixels: Grey, rng: np.random.Generator, share: float) -> Grey:
+    """Without `share` of width and height, taken off at one corner drawn at random."""
+    rows, columns = (max(1, round(length * share)) for length in pixels.shape)
+    top, left = rng.integers(0, 2, 2)
+    pixels = pixels[rows:] if top else pixels[:-rows]
+    return pixels[:, columns:] if left else pixels[:, :-columns]
+
+
+def border(pixels: Grey, share: float) -> Grey:
+    """Without `share` of width and height at each of the four sides."""
+    rows, columns = (max(1, round(length * share)) for length in pixels.shape)
+    return pixels[rows:-rows, columns:-columns]
+
+
+def levels(pixels: Grey, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Grey:
+    """Other grey levels: `change` of 0 to 1, clipped."""
+    return np.rint(255 * np.clip(change(np.arange(256) / 255), 0, 1)).astype(np.uint8)[pixels]
+
+
+def everything(pixels: Grey, rng: np.random.Generator) -> bytes:
+    """Cropped by 3 % at a corner, 70 % of the size, brighter, JPEG of quality 50."""
+    return jpeg(levels(resized(corner(pixels, rng, 0.03), 0.7), lambda x: x + 0.08), 50)
+
+
+KINDS: dict[str, Kind] = {
+    **{f"JPEG quality {q}": (lambda p, r, q: jpeg(p, q), q) for q in (30, 50, 70, 90)},
+    **{f"resized to {s} %": (lambda p, r, s: jpeg(resized(p, s / 100)), s) for s in (50, 75, 125, 150)},
+    **{f"{s} % off a corner": (lambda p, r, s: jpeg(corner(p, r, s / 100)), s) for s in (1, 2, 3)},
+    **{f"{s} % off each side": (lambda p, r, s: jpeg(border(p, s / 100)), s) for s in (1, 2, 3)},
+    **{f"brightness {b:+d}": (lambda p, r, b: jpeg(levels(p, lambda x: x + b / 255)), b) for b in (-30, 30)},
+    **{f"contrast {c}": (lambda p, r, c: jpeg(levels(p, lambda x: (x - 0.5) * c + 0.5)), c) for c in (0.7, 1.4)},
+    **{f"gamma {g}": (lambda p, r, g: jpeg(levels(p, lambda x: x**g)), g) for g in (0.6, 1.6)},
+    "PNG, 8 bits": (lambda p, r, _: png(p), 0),
+    "PNG, 16 bits": (lambda p, r, _: png(p.astype(np.uint16) * 257), 0),
+    "DICOM, windowed": (lambda p, r, _: dicom(p), 0),
+    "crop, size, light, JPEG": (lambda p, r, _: everything(p, r), 0),
+}
+
+
+def prints(images: list[Any]) -> Prints:
+    """Fingerprints of pixels, all on one side."""
+    rows = [(f"{n:064x}", "train", *fingerprint(pixels)) for n, pixels in enumerate(images)]
+    return Prints.of(pd.DataFrame(rows, columns=["digest", "side", "phash", "thumbnail"]))
+
+
+def grey(path: Path) -> Grey:
+    """The pixels of a file as the intake sees them."""
+    pixels = radiograph.normalise(path.read_bytes(), LIMITS).pixels
+    assert pixels.dtype == np.uint8
+    return pixels
+
+
+def recall(originals: list[Grey], among: Prints, places: list[int], same: list[int]) -> dict[str, dict[str, float]]:
+    """Return by kind the share of copies found when the copy comes later and when the original does.
+
+    `places` are the originals' places in `among`; `same` gives for each place the first with the same pixels.
+    """
+    found = {}
+    own = among.take(places)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, (make, strength) in KINDS.items():
+            rng = np.random.default_rng(0)
+            files = [make(pixels, rng, strength) for pixels in originals]
+            copies = prints(list(pool.map(lambda data: radiograph.normalise(data, LIMITS).pixels, files)))
+            later = nearest(copies, among)
+            right = [at >= 0 and same[at] == same[place] for at, place in zip(later, places, strict=True)]
+            earlier = nearest(own, copies)
+            back = [at >= 0 and same[places[at]] == same[place] for at, place in zip(earlier, places, strict=True)]
+            found[name] = {"copy_later": float(np.mean(right)), "original_later": float(np.mean(back))}
+            print(f"{name:>26} {found[name]['copy_later']:10.1%} {found[name]['original_later']:16.1%}", flush=True)
+    return found
+
+
+def alarms(among: Prints, paths: list[Path], same: list[int]) -> dict[str, Any]:
+    """Return what is taken for near copies within the data set, all pairs of different pixels, by patient."""
+    pattern = re.compile(IntakeRules().patient_pattern)
+    patients = [f"{path.parent.name} {found[1]}" if (found := pattern.search(path.name)) else "" for path in paths]
+    first = sorted(set(same))  # one of each group of identical pixels
+    alone = among.take(first)
+    near = nearest(alone, alone, itself=True)
+    pairs = {tuple(sorted((first[n], first[at]))) for n, at in enumerate(near) if at >= 0}
+    counts = pd.Series([patients[at] for at in first]).value_counts()
+    of_one = int((counts * (counts - 1) // 2).sum())
+    return {
+        "images": len(first),
+        "pairs": len(first) * (len(first) - 1) // 2,
+        "pairs_of_one_patient": of_one,
+        "alarms": len(pairs),
+        "alarms_of_one_patient": sum(patients[a] == patients[b] for a, b in pairs),
+        "which": [f"{paths[a].name} {paths[b].name}" for a, b in sorted(pairs)],
+    }
+
+
+def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, float]]:
+    """Return for made collections of each size what a question costs, and the memory of the collection."""
+    pictures = among.pictures(range(len(among)))
+    terms = near_duplicates._terms(near_duplicates._ranks(pictures))
+    mean, spread = terms.mean(axis=0), np.linalg.cholesky(np.cov(terms.T) + np.eye(terms.shape[1]))
+    rng, found = np.random.default_rng(0), []
+    asked = among.take(rng.choice(len(among), questions, replace=False).tolist())
+    for size in sizes:
+        made = [
+            near_duplicates._packed(mean + rng.standard_normal((min(50_000, size - at), len(mean))) @ spread.T)
+            for at in range(0, size, 50_000)
+        ]
+        before = psutil.Process().memory_info().rss
+        start = time.perf_counter()
+        thumbnails = pd.Series(among.thumbnails.astype("str").array.take(np.arange(size) % len(among)))
+        known = Prints(np.full(size, ""), np.full(size, ""), np.concatenate(made), thumbnails)
+        built, memory = time.perf_counter() - start, psutil.Process().memory_info().rss - before
+        with ThreadPoolExecutor(1) as pool:
+            start = time.perf_counter()
+            candidates = near_duplicates._candidates(asked, known, False, pool)
+            scan = time.perf_counter() - start
+        start = time.perf_counter()
+        alarms_seen = int((nearest(asked, known) >= 0).sum())
+        whole = time.perf_counter() - start
+        found.append(
+            {
+                "images": size,
+                "built_seconds": built,
+                "megabytes": memory / 1e6,
+                "scan_ms_a_question_on_one_core": 1000 * scan / questions,
+                "ms_a_question_all_cores": 1000 * whole / questions,
+                "candidates_a_question": float(np.mean([len(near) for near in candidates])),
+                "alarms": alarms_seen,
+            }
+        )
+        f = found[-1]
+        print(
+            f"{size:>9,} {f['scan_ms_a_question_on_one_core']:9.2f} {f['ms_a_question_all_cores']:9.2f} "
+            f"{f['candidates_a_question']:10.2f} {f['megabytes']:9.0f}",
+            flush=True,
+        )
+    return found
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--images", type=int, default=200, help="224-pixel originals to make copies of")
+    parser.add_argument("--full", type=int, default=20, help="full-resolution originals to make copies of")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    result: dict[str, Any] = {"cores": os.cpu_count()}
+
+    paths = sorted((asked.data / "chest_xray").rglob("*.jpeg"))
+    full = sorted((asked.data / "fullres_sample").rglob("*.jpeg"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        small = list(pool.map(grey, paths))
+        large = list(pool.map(grey, full))
+    everyone, seen = [*small, *large], dict[bytes, int]()
+    same = [
+        seen.setdefault(pixels.shape[0].to_bytes(4, "big") + pixels.tobytes(), n) for n, pixels in enumerate(everyone)
+    ]
+    rng = np.random.default_rng(1)
+    for name, start, images, count in (
+        ("recall_224", 0, small, asked.images),
+        ("recall_full", len(small), large, asked.full),
+    ):
+        chosen = sorted(rng.choice(len(images), min(count, len(images)), replace=False).tolist())
+        print(f"\nRecall, {len(chosen)} originals among {len(images):,}: {'copy later':>12} {'original later':>16}")
+        among = prints(images)
+        result[name] = recall(
+            [images[n] for n in chosen], among, chosen, [same[start + n] - start for n in range(len(images))]
+        )
+    among = prints(small)
+    result["false_alarms"] = found = alarms(among, paths, same[: len(small)])
+    print(
+        f"\nFalse alarms: {found['alarms']} of {found['pairs']:,} pairs of different images, "
+        f"{found['alarms_of_one_patient']} of {found['pairs_of_one_patient']:,} of one patient: {found['which']}"
+    )
+    print(f"\n{'images':>9} {'scan ms':>9} {'all ms':>9} {'candidates':>10} {'megabytes':>9}   per question")
+    result["scale"] = scale(among, asked.sizes, 100)
+    if asked.json:
+        asked.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -127,20 +127,22 @@ def verify(run: Run) -> tuple[bool, str]:
     dataset = Dataset(run.settings)
     taken: Counter[tuple[Any, ...]] = Counter()
     digests: Counter[str] = Counter()
-    files = 0
+    files: set[tuple[Any, ...]] = set()
     for key in dataset.manifests():
         table = dataset.manifest(key)
         found = balance(table)
-        files += found.files
         if not found.holds:
             return False, f"the rows of manifest {key} do not add up: {asdict(found)}"
-        accepted = table[table["verdict"] == "accepted"]
-        digests.update(accepted["digest"])
-        taken.update((_name(key), *file) for file in accepted[["file", "size", "version"]].to_numpy().tolist())
-    twice = [count for counts in (taken, digests) for count in counts.values() if count > 1]
+        accepted = table["verdict"] == "accepted"
+        digests.update(table.loc[accepted, "digest"])
+        rows = [(_name(key), *row) for row in table[["file", "size", "version"]].itertuples(index=False, name=None)]
+        taken.update(row for row, is_in in zip(rows, accepted, strict=True) if is_in)
+        files.update(row for row, reason in zip(rows, table["reason"], strict=True) if reason not in NOT_FILES)
+    twice = sum(count > 1 for counts in (taken, digests) for count in counts.values())
     if twice:
-        return False, f"{len(twice)} files or radiographs were accepted more than once"
-    return True, f"{files} files of {len(dataset.manifests())} manifests, each accepted or quarantined once"
+        return False, f"{twice} files or radiographs were accepted more than once"
+    deliveries = len({_name(key) for key in dataset.manifests()})
+    return True, f"{len(files)} files of {deliveries} deliveries, each accepted or quarantined once"
 
 
 class _Reopened:

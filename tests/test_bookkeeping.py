@@ -1,0 +1,227 @@
+"""Every file of every delivery ends once; the quarantine can be listed and judged anew."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import jpeg, picture, png
+
+from xray_pipeline import bookkeeping, night, written_rules
+from xray_pipeline.bookkeeping import balance, quarantine, rejudge, verify
+from xray_pipeline.dataset import Dataset
+from xray_pipeline.errors import DeliveryError
+from xray_pipeline.night import Run
+from xray_pipeline.settings import IntakeRules, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = picture(77, 48, 48)
+
+
+def lay(settings: Settings, name: str, files: dict[str, bytes]) -> None:
+    for file, data in files.items():
+        path = Path(settings.incoming, name, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def run_of(settings: Settings, **rules: Any) -> Run:
+    return Run(settings.model_copy(update={"rules": IntakeRules(max_quarantined_share=0.9, **rules)}))
+
+
+def ingest(run: Run) -> None:
+    keys = night.find_deliveries(run)
+    for key in keys:
+        night.check_delivery(run, key)
+    night.commit_deliveries(run, keys)
+
+
+@pytest.fixture
+def committed(settings: Settings) -> Run:
+    """A delivery of two good files, a small one, an empty one, a copy and a text file."""
+    lay(
+        settings,
+        "first",
+        {
+            "NORMAL/patient1_1.jpg": jpeg(seed=1),
+            "NORMAL/patient2_1.png": png(SMALL),
+            "NORMAL/patient3_1.jpg": b"",
+            "PNEUMONIA/patient4_1.jpg": jpeg(seed=4),
+            "PNEUMONIA/patient5_1.txt": b"a note",
+            "PNEUMONIA/patient6_1.jpg": jpeg(seed=4),
+        },
+    )
+    run = run_of(settings)
+    ingest(run)
+    return run
+
+
+def manifests(run: Run) -> dict[str, str]:
+    folder = Path(run.settings.store, "dataset", "manifests")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+# counting
+
+
+def test_a_delivery_adds_up_by_count_and_digest(committed: Run) -> None:
+    found = bookkeeping.of_delivery(committed, "first")
+    assert found is not None
+    assert (found["files"], found["accepted"], found["quarantined"], found["holds"]) == (6, 2, 4, True)
+    table = Dataset(committed.settings).manifest("first")
+    assert balance(table, 6).digest == found["digest"]
+    shuffled = table.sample(frac=1, random_state=0)
+    assert balance(shuffled, 6).digest == found["digest"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda table: table.iloc[1:],
+        lambda table: table.assign(file=[table["file"].iloc[0], *table["file"].iloc[:-1]]),
+        lambda table: table.assign(verdict="lost"),
+        lambda table: table.assign(reason=""),
+    ],
+    ids=["a row is gone", "a file twice", "no verdict", "no reason"],
+)
+def test_books_that_do_not_add_up_are_told(committed: Run, broken: Any) -> None:
+    table = Dataset(committed.settings).manifest("first")
+    assert not balance(broken(table), 6).holds
+
+
+def test_any_change_of_a_verdict_changes_the_digest(committed: Run) -> None:
+    table = Dataset(committed.settings).manifest("first")
+    other = table.assign(reason=table["reason"].replace("empty", "truncated"))
+    assert balance(other, 6).digest != balance(table, 6).digest
+
+
+def test_files_that_are_only_named_are_counted_apart(settings: Settings) -> None:
+    lay(settings, "listed", {"a.jpg": jpeg(seed=1), "labels.csv": b"file,label\na.jpg,NORMAL\nb.jpg,NORMAL\n"})
+    run = run_of(settings)
+    ingest(run)
+    found = bookkeeping.of_delivery(run, "listed")
+    assert found is not None
+    assert (found["files"], found["missing"], found["holds"]) == (1, 1, True)
+
+
+def test_a_rejected_delivery_is_counted_from_its_check(settings: Settings) -> None:
+    lay(settings, "first", {"NORMAL/a.jpg": b"", "NORMAL/b.jpg": jpeg(seed=1)})
+    run = Run(settings)
+    night.check_delivery(run, "first")
+    found = bookkeeping.of_delivery(run, "first")
+    assert found is not None
+    assert (found["accepted"], found["quarantined"], found["holds"]) == (1, 1, True)
+    assert bookkeeping.of_delivery(run, "never") is None
+
+
+# the quarantine
+
+
+def test_the_quarantine_is_listed_without_paths_unless_asked(committed: Run) -> None:
+    found = quarantine(committed)
+    assert [(row["delivery"], row["reason"]) for row in found] == [
+        ("first", "too-small"),
+        ("first", "empty"),
+        ("first", "not-an-image"),
+        ("first", "duplicate"),
+    ]
+    assert "patient" not in str(found)
+    assert [row["file"] for row in quarantine(committed, paths=True)][1] == "NORMAL/patient3_1.jpg"
+    assert found[1]["source_digest"] == hashlib.sha256(b"").hexdigest()
+
+
+def test_the_quarantine_is_narrowed_by_delivery_and_reason(committed: Run) -> None:
+    lay(committed.settings, "second", {"NORMAL/patient9_1.jpg": b"", "NORMAL/patient8_1.jpg": jpeg(seed=8)})
+    ingest(committed)
+    assert [row["delivery"] for row in quarantine(committed, reason="empty")] == ["first", "second"]
+    assert len(quarantine(committed, "second")) == 1
+    with pytest.raises(DeliveryError, match="no delivery third"):
+        quarantine(committed, "third")
+
+
+# judging anew
+
+
+def test_a_changed_rule_adds_a_part_and_leaves_the_old_manifest_alone(committed: Run) -> None:
+    before = manifests(committed)
+    run = run_of(committed.settings, min_side=32)
+    found = rejudge(run, "first")
+    assert (found["key"], found["judged"], found["accepted"]) == ("first+2", 4, 1)
+    assert found["quarantined"] == {"duplicate": 1, "empty": 1, "not-an-image": 1}
+    after = manifests(run)
+    assert after["first.parquet"] == before["first.parquet"]
+    assert set(after) == {"first.parquet", "first+2.parquet"}
+    assert len(Dataset(run.settings).manifest("first+2")) == 1
+    snapshot = Dataset(run.settings).snapshot()
+    assert snapshot is not None
+    assert snapshot.images == 3
+    assert [row["reason"] for row in quarantine(run)] == ["empty", "not-an-image", "duplicate"]
+    assert verify(run) == (True, "6 files of 1 deliveries, each accepted or quarantined once")
+
+
+def test_judging_twice_changes_nothing_more(committed: Run) -> None:
+    run = run_of(committed.settings, min_side=32)
+    rejudge(run, "first")
+    before = manifests(run)
+    again = rejudge(run, "first")
+    assert (again["key"], again["accepted"]) == ("", 0)
+    assert manifests(run) == before
+    assert night.find_deliveries(run) == []
+
+
+def test_without_a_changed_rule_nothing_is_added(committed: Run) -> None:
+    before = manifests(committed)
+    assert rejudge(committed, "first")["why"] == "every one of them is quarantined again"
+    assert manifests(committed) == before
+
+
+def test_new_files_are_left_to_the_next_night(committed: Run) -> None:
+    lay(committed.settings, "first", {"NORMAL/patient20_1.jpg": jpeg(seed=20)})
+    run = run_of(committed.settings, min_side=32)
+    found = rejudge(run, "first")
+    assert found["accepted"] == 1
+    assert night.find_deliveries(run) == ["first+3"]
+    ingest(run)
+    assert verify(run)[0]
+    snapshot = Dataset(run.settings).snapshot()
+    assert snapshot is not None
+    assert snapshot.images == 4
+
+
+def test_what_is_gone_or_was_never_committed_is_said(committed: Run) -> None:
+    with pytest.raises(DeliveryError, match="no delivery second"):
+        rejudge(committed, "second")
+    for path in Path(committed.settings.incoming, "first").rglob("*.*"):
+        path.unlink()
+    assert "nothing in delivery first" in rejudge(committed, "first")["why"]
+
+
+def test_a_killed_rejudging_is_repeated_to_the_same_end(committed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(committed.settings, min_side=32)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "_store_radiographs", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rejudge(run, "first")
+    assert set(manifests(run)) == {"first.parquet"}
+    assert rejudge(run, "first")["accepted"] == 1
+
+
+# all of it
+
+
+def test_verify_tells_a_radiograph_that_was_taken_twice(committed: Run) -> None:
+    assert verify(committed) == (True, "6 files of 1 deliveries, each accepted or quarantined once")
+    folder = Path(committed.settings.store, "dataset", "manifests")
+    (folder / "other.parquet").write_bytes((folder / "first.parquet").read_bytes())
+    assert verify(committed) == (False, "2 files or radiographs were accepted more than once")
+
+
+def test_the_written_rules_are_those_of_the_code() -> None:
+    kept = (ROOT / "docs" / "intake-rules.md").read_text()
+    assert kept == written_rules.page(), "run `xray rules > docs/intake-rules.md`"

@@ -150,12 +150,12 @@ def test_a_warm_start_of_mode_head_is_refused(grown: Settings) -> None:
 SCRIPT = """
 import sys
 from xray_pipeline.dataset import Dataset
-from xray_pipeline import fitting, training
+from xray_pipeline import training
 from xray_pipeline.recipe import load_recipe
 from xray_pipeline.settings import Settings
 import json
-fitting.CHECKPOINT_SECONDS = 0.0  # one after each step, so that a kill between any two is likely
-settings = Settings(**json.loads(sys.argv[1]))
+# A checkpoint after each step, so that a kill between any two is likely.
+settings = Settings(**json.loads(sys.argv[1]), checkpoint_steps=1)
 dataset = Dataset(settings)
 print("started", flush=True)
 training.train(dataset, dataset.snapshot(), load_recipe("head", json.loads(sys.argv[2])), settings)
@@ -164,7 +164,9 @@ print("done", flush=True)
 
 
 def subprocess_of(settings: Settings, overrides: dict[str, Any]) -> subprocess.Popen[str]:
-    values = json.loads(settings.model_dump_json()) | {"patient_key": settings.patient_key.get_secret_value()}
+    values = json.loads(settings.model_dump_json(exclude={"checkpoint_steps"})) | {
+        "patient_key": settings.patient_key.get_secret_value()
+    }
     command = [sys.executable, "-c", SCRIPT, json.dumps(values), json.dumps({**SMALL, **overrides})]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -156,6 +156,17 @@ def health(settings: Settings) -> list[dict[str, Any]]:
     return [asdict(part) for part in parts.check(settings)]
 
 
+def reproduce(settings: Settings, version: int, progress: Progress | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Train a registered version again and compare: the result's fields, and lines for a person.
+
+    Raises RegistryError, ModelRefused, TrainingError, StorageError.
+    """
+    from xray_pipeline import reproducing
+
+    found = reproducing.reproduce(settings, version, progress)
+    return asdict(found), found.lines()
+
+
 def history(settings: Settings, at: str | None = None) -> dict[str, Any]:
     """Return the ledger's entries up to a time (ISO 8601; without a zone it is UTC) and who was champion then.
 

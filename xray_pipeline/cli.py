@@ -229,6 +229,16 @@ def health(as_json: Json = False) -> None:
 
 
 @app.command()
+def reproduce(version: int, as_json: Json = False) -> None:
+    """Train a registered version again from its record and compare the weights bit by bit; changes nothing."""
+    with _progress(as_json) as progress:
+        result, lines = answers.reproduce(_run().settings, version, progress)
+    _print(result, as_json, lines)
+    if not result["reproduced"]:
+        raise typer.Exit(NO)
+
+
+@app.command()
 def adopt(
     reason: Reason,
     undo: Annotated[bool, typer.Option("--undo", help="Put the aliases back instead.")] = False,

@@ -16,6 +16,7 @@ import pandas as pd
 from xray_pipeline import alarms, evaluation, rehearsal, report, screening, stress, training
 from xray_pipeline.dataset import Dataset, Progress, Snapshot
 from xray_pipeline.errors import EvaluationError
+from xray_pipeline.features import kept_scorer
 from xray_pipeline.gate import Decision, Evidence, effective_uses
 from xray_pipeline.ledger import State
 from xray_pipeline.night import Run, checked
@@ -62,8 +63,11 @@ def pair(run: Run, registry: Registry, digest: str, champion: int | None, progre
             raise EvaluationError(
                 f"model {model.digest[:12]} knows classes {model.classes}, the dataset {run.settings.classes}"
             )
-        cache = PixelCache(run.settings.cache, model.side)
-        scores = evaluation.score(model, rows, cache, dataset.read, store, progress)
+        if kept := kept_scorer(model, run.settings):
+            scores = evaluation.score(kept, rows, kept, dataset.read, store, progress)
+        else:
+            cache = PixelCache(run.settings.cache, model.side)
+            scores = evaluation.score(model, rows, cache, dataset.read, store, progress)
         tables.append(scores[[f"p_{name}" for name in model.classes]].to_numpy())
     return Pair(candidate, champion, snapshot, rows, models, tables)
 

@@ -9,8 +9,6 @@ CPU, with the same number of threads). Temperature and operating threshold are c
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import signal
@@ -19,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -28,15 +26,19 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor, nn
 
-from xray_pipeline import augmentation, backbones, pictures
+from xray_pipeline import backbones, pictures
 from xray_pipeline.averaging import Average
 from xray_pipeline.backbones import Backbone, Network
 from xray_pipeline.calibration import operating_threshold, temperature
 from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset
-from xray_pipeline.errors import NonFiniteLoss, OutOfMemory, TrainingError
+from xray_pipeline.errors import NonFiniteLoss, TrainingError
+from xray_pipeline.features import Features, Standardised
+from xray_pipeline.feeding import Feeder, generator_of
+from xray_pipeline.memory import halved, halving, is_out_of_memory
 from xray_pipeline.objective import HeadLoss
-from xray_pipeline.pixels import PixelCache, RowCache
+from xray_pipeline.pixels import MappedRows, PixelCache
+from xray_pipeline.precision import Precision
 from xray_pipeline.recipe import Recipe
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
@@ -46,8 +48,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 Record = Callable[[int, Mapping[str, float]], None]
 
-CHECKPOINT_SECONDS = 60.0
-FEATURE_BATCH = 64
+VALIDATION_BATCH = 64
 ITERATIONS = 5
 """L-BFGS iterations in a round of `head`."""
 
@@ -76,11 +77,10 @@ class Trainer:
         if start:
             self.network.load_state_dict(start.network.state_dict())
         self.network.to(self.device)
-        self.weights_digest = backbone.weights_digest
         self.pixels = PixelCache(settings.cache, recipe.side)
-        used = pd.concat(self.rows.values())
-        decoded = self.pixels.ensure(used, dataset.read, settings.workers, progress)
-        log.info("%d of %d radiographs decoded; the rest was kept from earlier", decoded, len(used))
+        self.extracted = Features(self.network, recipe.backbone, backbone.weights_digest, self.pixels, settings.cache)
+        self.history: list[dict[str, float]] = []
+        self.dataset = dataset
 
     def fit(self, checkpoints: Checkpoints, record: Record) -> None:
         """Train from the newest checkpoint on; `record(epoch, metrics)` gets each epoch's losses, accuracy and AUC.
@@ -89,6 +89,7 @@ class Trainer:
         StorageUnavailable.
         """
         kept = checkpoints.load()
+        self.history = list(kept["history"]) if kept else []
         with _deterministic(), _terminable() as stop:
             if self.recipe.mode == "head":
                 self._fit_head(checkpoints, record, stop, kept)
@@ -115,12 +116,13 @@ class Trainer:
     def sample(self, side: str) -> tuple[np.ndarray, list[str]]:
         """Return pixels uint8 [N, side, side] and labels of some radiographs of one side of the split."""
         rows = self.rows[side].iloc[pictures.spread(list(self.rows[side]["label"]))]
+        self._decode(rows)
         return self.pixels.get(list(rows["digest"])), list(rows["label"])
 
     def augmented(self, pixels: np.ndarray) -> np.ndarray:
         """Return pixels uint8 [N, S, S] as training sees them."""
         side, batch = self.recipe.crop or self.recipe.side, torch.from_numpy(pixels).unsqueeze(1)
-        drawn = self.recipe.augmentation(batch, side, _generator(self.recipe.seed, "sample"))
+        drawn = self.recipe.augmentation(batch, side, generator_of(self.recipe.seed, "sample"))
         return np.asarray(drawn[:, 0].byte().numpy())
 
     # The last layer
@@ -128,7 +130,7 @@ class Trainer:
     def _fit_head(
         self, checkpoints: Checkpoints, record: Record, stop: threading.Event, kept: Mapping[str, Any] | None
     ) -> None:
-        fit = HeadFit(self.train_features(), self._labels("train"), self.recipe, self._class_weights())
+        fit = self._head_fit(self._labels("train"))
         validation = self._features("validation", 0)
         if kept:
             fit.restore(kept)
@@ -141,105 +143,136 @@ class Trainer:
             with torch.inference_mode():
                 metrics = self._metrics(value, self.network.head(validation))
             self._end_epoch(fit.round, metrics, record)
-            checkpoints.save(fit.round, fit.to_dict())
+            checkpoints.save(fit.round, {**fit.to_dict(), "history": self.history})
             if stop.is_set() and fit.round < self.recipe.epochs:
                 raise TrainingError(f"told to stop after round {fit.round}; a checkpoint is kept, run it again")
         fit.into(self.network.head)
 
-    def train_features(self) -> Tensor:
-        """Kept features [views, N, F] of the training radiographs; view 0 is the radiograph itself."""
-        views = self.recipe.views if self.recipe.mode == "head" else 1
-        return torch.stack([self._features("train", view) for view in range(views)])
+    def _head_fit(self, labels: Tensor) -> HeadFit:
+        views = [self._rows("train", view) for view in range(self.recipe.views if self.recipe.mode == "head" else 1)]
+        features = Standardised(views, self.settings.cache / "scratch", self.device)
+        return HeadFit(features, labels, self.recipe, self._class_weights())
+
+    def _rows(self, side: str, view: int) -> MappedRows:
+        """Kept features [N, F] of one side; view 0 is the radiograph itself."""
+        rows, drawn, what = self.rows[side], self.recipe.augmentation, f"features, {side}, view {view}"
+        missing = set(self.extracted.cache(view, drawn).missing(rows["digest"]))
+        self._decode(rows[rows["digest"].isin(missing)])
+        return self.extracted.rows(list(rows["digest"]), view, drawn, self.progress, what)
+
+    def _decode(self, rows: pd.DataFrame) -> None:
+        decoded = self.pixels.ensure(rows, self.dataset.read, self.settings.workers, self.progress)
+        if decoded:
+            log.info("%d of %d radiographs decoded; the rest was kept from earlier", decoded, len(rows))
 
     def features(self, side: str) -> Tensor:
         """Kept features [N, F] of a side's radiographs, in the order of its rows; of a fresh network only."""
         return self._features(side, 0)
 
     def _features(self, side: str, view: int) -> Tensor:
-        recipe, digests = self.recipe, list(self.rows[side]["digest"])
-        drawn = recipe.augmentation.model_dump_json() if view else ""
-        facts = [recipe.backbone, self.weights_digest, recipe.side, recipe.crop, recipe.levels]
-        key = json.dumps([*facts, self.network.mean, self.network.std, view, drawn])
-        folder = self.settings.cache / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        width = self.network.head.in_features
-        cache = RowCache(folder, (width,), np.float32)
-        missing = cache.missing(digests)
-        fresh = np.empty((len(missing), width), np.float32)
-        for start in range(0, len(missing), FEATURE_BATCH):
-            block = missing[start : start + FEATURE_BATCH]
-            fresh[start : start + len(block)] = self._seen(block, view)
-            if self.progress:
-                self.progress(start + len(block), len(missing), f"features, {side}, view {view}")
-        if missing:
-            log.info("features of view %d computed for %d radiographs of side %s", view, len(missing), side)
-            cache.add(missing, fresh)
-        return torch.from_numpy(cache.get(digests)).to(self.device)
-
-    def _seen(self, digests: list[str], view: int) -> np.ndarray:
-        pixels = torch.from_numpy(self.pixels.get(digests)).unsqueeze(1)
-        if view:
-            pixels = augmentation.view(self.recipe.augmentation, pixels, self.recipe.side, digests, view)
-        self.network.eval()
-        with torch.inference_mode():
-            return self.network.features(pixels.to(self.device)).cpu().numpy()
+        rows = self._rows(side, view)
+        return torch.from_numpy(rows[np.arange(len(rows))]).to(self.device)
 
     # The network
 
     def _fit_network(
         self, checkpoints: Checkpoints, record: Record, stop: threading.Event, kept: Mapping[str, Any] | None
     ) -> None:
+        self._decode(pd.concat(self.rows.values()))
         labels = self._labels("train")
-        pixels = self.pixels.get(list(self.rows["train"]["digest"]))
-        state = _State(self.network, self.recipe, math.ceil(len(labels) / self.recipe.batch_size))
+        pixels = self.pixels.rows.view(list(self.rows["train"]["digest"]))
+        state = _State(self.network, self.recipe, len(labels), Precision(self.device, self.recipe.precision))
         if kept:
             state.restore(kept)
             log.info("going on from epoch %d, step %d", state.epoch, state.step)
         elif self.recipe.head_first and not self.warm:
-            fit = HeadFit(self.train_features(), labels, self.recipe, self._class_weights())
+            fit = self._head_fit(labels)
             while fit.round < self.recipe.head_first:
                 fit.advance()
             fit.into(self.network.head)
         loss = nn.CrossEntropyLoss(self._class_weights(), label_smoothing=self.recipe.label_smoothing)
-        saved = time.monotonic()
-        while state.epoch < self.recipe.epochs and not state.exhausted:
-            while state.step < state.steps:
-                self._step(state, loss, pixels, labels)
-                if stop.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    checkpoints.save(state.number, state.to_dict())
-                    saved = time.monotonic()
-                if stop.is_set():
-                    raise TrainingError(f"told to stop in epoch {state.epoch}; a checkpoint is kept, run it again")
-            with state.average.shown(self.network):
-                metrics = self._metrics(state.loss / state.seen, self._validation_logits())
-                state.close_epoch(metrics[f"validation_{self.recipe.best}"])
-            self._end_epoch(state.epoch, metrics, record)
-            checkpoints.save(state.number, state.to_dict())
-            saved = time.monotonic()
+        network = self.network
+        if self.recipe.compile:
+            network = cast(Network, torch.compile(network))
+        with Feeder(pixels, labels, self.recipe.batch_size, self.recipe.seed, self.device) as feeder:
+            while state.epoch < self.recipe.epochs and not state.exhausted:
+                speed = self._epoch(state, feeder, loss, network, checkpoints, stop)
+                with state.average.shown(self.network):
+                    metrics = self._metrics(state.loss / state.seen, self._validation_logits()) | speed
+                    state.close_epoch(metrics[f"validation_{self.recipe.best}"])
+                self._end_epoch(state.epoch, metrics, record)
+                self._save(checkpoints, state)
         self.network.load_state_dict(state.best)
 
-    def _step(self, state: _State, loss: nn.Module, pixels: np.ndarray, labels: Tensor) -> None:
-        recipe, start = self.recipe, state.step * self.recipe.batch_size
-        # Every draw of this step comes from here: order, augmentation, dropout.
-        order = torch.randperm(len(labels), generator=_generator(recipe.seed, state.epoch, -1))
-        indices = order[start : start + recipe.batch_size]
-        generator = _generator(recipe.seed, state.epoch, state.step)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        self.network.train()
-        _hold_fixed(self.network, recipe)
-        try:
-            batch = torch.from_numpy(pixels[indices.numpy()]).unsqueeze(1).to(self.device)
-            seen = recipe.augmentation(batch, recipe.crop or recipe.side, generator)
-            found: Tensor = loss(self.network(seen), labels[indices].to(self.device))
-            state.optimizer.zero_grad(set_to_none=True)
-            found.backward()  # type: ignore[no-untyped-call]
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"batch size {recipe.batch_size} does not fit {self.device}; set a smaller one (--set batch_size=...)"
-            ) from error
-        value = found.item()
+    def _epoch(
+        self,
+        state: _State,
+        feeder: Feeder,
+        loss: nn.CrossEntropyLoss,
+        network: Network,
+        checkpoints: Checkpoints,
+        stop: threading.Event,
+    ) -> dict[str, float]:
+        """Go to the end of the epoch; return how fast that was."""
+        seconds, steps = self.settings.checkpoint_seconds, self.settings.checkpoint_steps
+        began, waited, seen = time.perf_counter(), feeder.waited, state.seen
+        saved = time.monotonic()
+        while state.step < state.steps:
+            self._step(state, feeder, loss, network)
+            due = time.monotonic() - saved > seconds or bool(steps and state.number % steps == 0)
+            if stop.is_set() or due:
+                self._save(checkpoints, state)
+                saved = time.monotonic()
+            if stop.is_set():
+                raise TrainingError(f"told to stop in epoch {state.epoch}; a checkpoint is kept, run it again")
+        taken = time.perf_counter() - began
+        return {
+            "images_per_second": (state.seen - seen) / taken,
+            "share_waiting": (feeder.waited - waited) / taken,
+        }
+
+    def _save(self, checkpoints: Checkpoints, state: _State) -> None:
+        checkpoints.save(state.number, {**state.to_dict(), "history": self.history})
+
+    def _step(self, state: _State, feeder: Feeder, loss: nn.CrossEntropyLoss, network: Network) -> None:
+        # Every draw of this step comes from here: augmentation, dropout. The order comes from the epoch.
+        recipe, generator = self.recipe, generator_of(self.recipe.seed, state.epoch, state.step)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        batch, truth = feeder.take(state.epoch, state.step)
+        seen = recipe.augmentation(batch, recipe.crop or recipe.side, generator)
+        while True:
+            buffers = [buffer.clone() for buffer in self.network.buffers()]
+            try:
+                value = self._gradients(state, loss, network, seen, truth, seed)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                state.micro = halved(min(state.micro, len(seen)), self.device, error)
+                for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss is {value} in epoch {state.epoch}, step {state.step}; lower the rate")
-        state.advance(value, len(indices))
+        state.advance(value, len(truth))
+
+    def _gradients(
+        self, state: _State, loss: nn.CrossEntropyLoss, network: Network, seen: Tensor, truth: Tensor, seed: int
+    ) -> float:
+        """Leave the gradients of a batch's loss, in parts of `state.micro` radiographs; return the loss."""
+        torch.manual_seed(seed)
+        self.network.train()
+        _hold_fixed(self.network, self.recipe)
+        state.optimizer.zero_grad(set_to_none=True)
+        weights = loss.weight[truth] if loss.weight is not None else torch.ones(len(truth), device=truth.device)
+        total = torch.zeros((), device=truth.device)
+        for start in range(0, len(seen), state.micro):
+            part = slice(start, start + state.micro)
+            share = weights[part].sum() / weights.sum()  # of a weighted mean
+            with state.precision.cast():
+                found: Tensor = loss(network(seen[part]), truth[part]) * share
+            state.precision.scaler.scale(found).backward()  # type: ignore[no-untyped-call]
+            total += found.detach()
+        return total.item()
 
     # Both
 
@@ -260,12 +293,12 @@ class Trainer:
                 logits: Tensor = self.network.head(self._features("validation", 0)).double().cpu()
                 return logits
         self.network.eval()
-        digests = list(self.rows["validation"]["digest"])
+        rows = self.pixels.rows.view(list(self.rows["validation"]["digest"]))
         parts = []
         with torch.inference_mode():
-            for start in range(0, len(digests), FEATURE_BATCH):
-                pixels = torch.from_numpy(self.pixels.get(digests[start : start + FEATURE_BATCH]))
-                parts.append(self.network(pixels.to(self.device)).double().cpu())
+            for start in range(0, len(rows), VALIDATION_BATCH):
+                pixels = torch.from_numpy(rows[np.arange(start, min(start + VALIDATION_BATCH, len(rows)))])
+                parts.append(halving(lambda part: self.network(part.to(self.device)).double().cpu(), pixels))
         return torch.cat(parts)
 
     def _metrics(self, loss: float, logits: Tensor) -> dict[str, float]:
@@ -280,6 +313,7 @@ class Trainer:
         }
 
     def _end_epoch(self, epoch: int, metrics: Mapping[str, float], record: Record) -> None:
+        self.history.append({"epoch": epoch, **metrics})
         record(epoch, metrics)
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         if self.progress:
@@ -289,35 +323,43 @@ class Trainer:
 class HeadFit:
     """A linear layer by L-BFGS: `HeadLoss` plus penalty / (2 n) times the squared weights.
 
-    `features` [views, n, F] are standardised first, and the layer that `into` writes takes them as they were.
+    `features` are standardised, and the layer that `into` writes takes them as they were. `labels` [n] are those of the
+    radiographs, of which each view has all.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, recipe: Recipe, class_weights: Tensor | None) -> None:
-        rows = features.flatten(0, 1)
-        self.mean = rows.mean(0)
-        self.std = rows.std(0, correction=0).clamp_min(1e-6)
-        self.rows = (rows - self.mean) / self.std
+    def __init__(self, features: Standardised, labels: Tensor, recipe: Recipe, class_weights: Tensor | None) -> None:
+        self.features, device = features, features.device
         self.strength = recipe.penalty / len(labels)
         classes = int(labels.max()) + 1
-        self.weight = torch.zeros(classes, rows.shape[1], device=rows.device, requires_grad=True)
-        self.bias = torch.zeros(classes, device=rows.device, requires_grad=True)
-        self.loss = HeadLoss(labels.to(rows.device), len(features), class_weights, recipe)
+        self.weight = torch.zeros(classes, features.width, device=device, requires_grad=True)
+        self.bias = torch.zeros(classes, device=device, requires_grad=True)
+        self.loss = HeadLoss(labels.to(device), len(features.views), class_weights, recipe)
         self.optimizer = torch.optim.LBFGS(
             [self.weight, self.bias], max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
         )
         self.round = 0
 
     def advance(self) -> float:
-        """Make one round of iterations; return the cross-entropy it started from."""
+        """Make one round of iterations; return the cross-entropy it ended with."""
 
         def objective() -> Tensor:
-            self.optimizer.zero_grad()
-            logits = nn.functional.linear(self.rows, self.weight, self.bias)
-            entropy, change = self.loss(logits)
+            # Only the logits of all rows are held at once; the layer's gradient follows from theirs.
+            with torch.no_grad():
+                parts = [nn.functional.linear(rows, self.weight, self.bias) for rows in self.features]
+            logits = torch.cat(parts).requires_grad_()
+            with torch.enable_grad():
+                entropy, change = self.loss(logits)
+                cost = entropy + change
+            (slope,) = torch.autograd.grad(cost, logits)
             self.entropies.append(float(entropy.detach()))
-            total: Tensor = entropy + change + self.strength / 2 * self.weight.square().sum()
-            total.backward()  # type: ignore[no-untyped-call]
-            return total
+            with torch.no_grad():
+                gradient = self.strength * self.weight
+                start = 0
+                for rows in self.features:
+                    gradient += slope[start : start + len(rows)].T @ rows
+                    start += len(rows)
+                self.weight.grad, self.bias.grad = gradient, slope.sum(0)
+                return cost.detach() + self.strength / 2 * self.weight.square().sum()
 
         self.entropies: list[float] = []
         self.optimizer.step(objective)  # type: ignore[no-untyped-call]
@@ -327,9 +369,9 @@ class HeadFit:
     def into(self, head: nn.Linear) -> None:
         """Write the layer for features that are not standardised."""
         with torch.no_grad():
-            scaled = self.weight / self.std
+            scaled = self.weight / self.features.std
             head.weight.copy_(scaled)
-            head.bias.copy_(self.bias - scaled @ self.mean)
+            head.bias.copy_(self.bias - scaled @ self.features.mean)
 
     def to_dict(self) -> dict[str, Any]:
         """Return tensors and plain values."""
@@ -352,17 +394,19 @@ class HeadFit:
 class _State:
     """All that changes while a network is trained: it is what a checkpoint holds."""
 
-    def __init__(self, network: Network, recipe: Recipe, steps: int) -> None:
-        self.network, self.recipe, self.steps = network, recipe, steps
+    def __init__(self, network: Network, recipe: Recipe, count: int, precision: Precision) -> None:
+        self.network, self.recipe, self.count, self.precision = network, recipe, count, precision
+        self.steps = math.ceil(count / recipe.batch_size)
+        self.micro = recipe.batch_size
         network.requires_grad_(False)
         parameters = list(_trainable(network, recipe))
         for parameter in parameters:
             parameter.requires_grad_(True)
         rate, decay = recipe.learning_rate, recipe.weight_decay
         self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+            torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
             if recipe.optimizer == "adamw"
-            else torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay)
+            else torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
         )
         self.epoch = self.step = self.seen = 0
         self.loss = 0.0
@@ -380,7 +424,8 @@ class _State:
         rate = _rate(self.recipe, self.number, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
         self.average.update(self.network, self.number + 1)
         self.step += 1
         self.loss += loss * examples
@@ -408,6 +453,8 @@ class _State:
             "average": {name: tensor.cpu() for name, tensor in self.average.tensors.items()},
             "position": [self.epoch, self.step, self.seen],
             "loss": self.loss,
+            "micro": self.micro,
+            "scaler": self.precision.scaler.state_dict(),
         }
 
     def restore(self, kept: Mapping[str, Any]) -> None:
@@ -418,6 +465,8 @@ class _State:
         self.best_epoch = kept["best_epoch"]
         self.average.restore(kept["average"])
         self.epoch, self.step, self.seen = kept["position"]
+        self.micro = kept["micro"]
+        self.precision.scaler.load_state_dict(kept["scaler"])
 
 
 def pick_device(name: str) -> torch.device:
@@ -462,11 +511,6 @@ def _hold_fixed(network: Network, recipe: Recipe) -> None:
 
 def _copied(network: Network) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-
-
-def _generator(*numbers: object) -> torch.Generator:
-    seed = hashlib.sha256(repr(numbers).encode()).digest()[:7]
-    return torch.Generator().manual_seed(int.from_bytes(seed, "big"))
 
 
 @contextmanager

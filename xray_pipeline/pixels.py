@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,36 @@ Progress = Callable[[int, int, str], None]
 Read = Callable[[str, str], bytes]
 
 SHARD = 1024  # rows: 51 MB of pixels at side 224
+
+
+class MappedRows:
+    """Rows of a cache in a given order, read from the memory map when asked for: [N, *shape]."""
+
+    def __init__(
+        self, shards: Sequence[npt.NDArray[np.generic]], places: npt.NDArray[np.int64], cache: RowCache
+    ) -> None:
+        self._shards, self._places = shards, places
+        self.shape, self.dtype = (len(places), *cache.shape), cache.dtype
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the rows at some positions, in that order, as an array of their own."""
+        places = self._places[indices]
+        rows = np.empty((len(places), *self.shape[1:]), self.dtype)
+        order = np.argsort(places[:, 0], kind="stable")
+        shards, starts = np.unique(places[order, 0], return_index=True)
+        for shard, at in zip(shards, np.split(order, starts[1:]), strict=True):
+            rows[at] = self._shards[shard][places[at, 1]]
+        return rows
+
+    def release(self) -> None:
+        """Give mapped pages back, so that going over all rows does not count as memory; they stay in the page cache."""
+        for shard in self._shards:
+            mapped = getattr(shard, "_mmap", None)
+            if mapped is not None:
+                mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class RowCache:
@@ -58,6 +90,12 @@ class RowCache:
             to, places = zip(*pairs, strict=True)
             rows[list(to)] = self._shards[shard][list(places)]
         return rows
+
+    def view(self, digests: Sequence[str]) -> MappedRows:
+        """Return the rows of the digests, in order, not read yet. Raises KeyError for one that is missing."""
+        self._refresh()
+        places = np.array([self._places[digest] for digest in digests], np.int64).reshape(-1, 2)
+        return MappedRows(self._shards, places, self)
 
     def add(self, digests: Sequence[str], rows: npt.NDArray[np.generic]) -> None:
         """Keep rows as one more shard. Raises StorageUnavailable when the disk is full; no torn shard is left."""

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     workers: int = Field(0, ge=0, description="threads for reading and decoding; 0: one per core")
     stress_images: int = Field(100, ge=10, description="held-out radiographs scored under each perturbation")
+    checkpoint_seconds: float = Field(60, ge=0, description="seconds between checkpoints within an epoch")
+    checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints, beside the seconds; 0: seconds only")
     bootstrap: int = Field(1000, ge=100, description="patient-clustered bootstrap resamples")
 
     @field_validator("classes")

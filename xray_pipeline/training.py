@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
 
 import xray_pipeline
 from xray_pipeline import backbones, logs, pictures, starting
@@ -76,6 +78,24 @@ def versions() -> dict[str, str]:
     return {"xray-retrain": xray_pipeline.__version__, **{name: importlib.metadata.version(name) for name in names}}
 
 
+def environment(device: torch.device, weights_digest: str) -> dict[str, Any]:
+    """Return what beside snapshot and recipe can change the weights' bits, for `xray reproduce`."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "weights": weights_digest,
+        "versions": versions(),
+    }
+
+
+def _note_environment(folder: Store, now: dict[str, Any]) -> None:
+    """Keep where a candidate is trained; each further place, when training goes on in another, is added."""
+    kept = json.loads(folder.read("environment.json")) if folder.exists("environment.json") else []
+    if now not in kept[-1:]:
+        folder.write("environment.json", json.dumps([*kept, now], indent=1).encode())
+
+
 def find_candidate(store: Store, digest: str) -> Candidate:
     """Return a candidate that was trained. Raises TrainingError when there is none."""
     try:
@@ -108,6 +128,7 @@ def train(
         log.warning("candidate %s was trained before, but MLflow has lost its model: training again", digest[:12])
         folder.delete("candidate.json")
         folder.delete("run.json")
+        folder.delete("environment.json")
     rows = dataset.rows(snapshot)
     _check_rows(rows, settings.classes)
     folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
@@ -115,6 +136,7 @@ def train(
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))
     trainer = Trainer(recipe, backbone, dataset, rows, settings, progress, start)
+    _note_environment(folder, environment(trainer.device, backbone.weights_digest))
     with _system_metrics(run_id):
         trainer.fit(checkpoints, _metric_log(run_id))
     classifier = trainer.classifier()

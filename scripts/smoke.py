@@ -136,9 +136,13 @@ class Smoke:
         return self.stack.exec("worker", "sh", "-c", script, check=False)[-6000:]
 
     def first_night(self) -> None:
-        """The first night registers; a viewer can't approve; an operator does; the version is the champion."""
+        """The first night registers a version, which waits as challenger. Raises Failed."""
         said = self.whole_night()
         self.expect("the night registers version 1", 1, said["version"])
+        self.expect("which waits for a person", "challenger", said["alias"])
+
+    def approval(self) -> None:
+        """A viewer can't approve; an operator does; the version is the champion. Raises Failed."""
         run, task = wait(self.asked, "xray_promote asks nobody", 240)
         self.ok("xray_promote asks for approval")
         path = f"/dags/{PROMOTE}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
@@ -315,6 +319,7 @@ def run(folder: Path, parts: str) -> int:
         smoke.doors()
         smoke.deliver(patients=500, deliveries=2)
         smoke.first_night()
+        smoke.approval()
         smoke.holds("after the first night")
         smoke.unchanged_night()
         if "r" in parts:

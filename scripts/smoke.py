@@ -112,11 +112,11 @@ class Smoke:
     def night(self, conf: Mapping[str, object], during: Callable[[], bool] = lambda: False) -> tuple[str, str]:
         """Run a night to its end; return its id and state. `during` is called while a task runs until False."""
         run = self.operator.trigger(DAG, conf)
-        until = time.monotonic() + 900
+        until = time.monotonic() + 1800
         busy = True
         while (state := self.operator.state(DAG, run)) in ACTIVE:
             if time.monotonic() > until:
-                raise Failed(f"the night is {state} after 900 s: {self.operator.tasks(DAG, run)}")
+                raise Failed(f"the night is {state} after 1800 s: {self.operator.tasks(DAG, run)}")
             if busy and "running" in self.operator.tasks(DAG, run).values():
                 busy = during()
             time.sleep(1)
@@ -143,7 +143,7 @@ class Smoke:
 
     def approval(self) -> None:
         """A viewer can't approve; an operator does; the version is the champion. Raises Failed."""
-        run, task = wait(self.asked, "xray_promote asks nobody", 240)
+        run, task = wait(self.asked, "xray_promote asks nobody", 900)
         self.ok("xray_promote asks for approval")
         path = f"/dags/{PROMOTE}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
         detail = self.operator.json("GET", path)
@@ -151,7 +151,7 @@ class Smoke:
         answer = {"chosen_options": [yes], "params_input": {"reason": "smoke test: the figures are good"}}
         self.expect("a viewer can't approve: 403", 403, self.viewer.status("PATCH", path, answer)[0])
         self.operator.json("PATCH", path, answer)
-        state = wait(lambda: self.ended(PROMOTE, run), "xray_promote does not end", 300)
+        state = wait(lambda: self.ended(PROMOTE, run), "xray_promote does not end", 600)
         self.expect("xray_promote ends well", "success", state)
         history = self.history()
         self.expect("version 1 is the champion", 1, history["champion"])

@@ -1,6 +1,6 @@
 """What one radiograph, delivery, decision and night cost, and what that comes to at ten million and a billion.
 
-    python benchmarks/scaling.py [--patients 150] [--rows 100000 400000] [--entries 500] [--json FILE]
+    python benchmarks/scaling.py [--patients 150] [--rows 50000 200000] [--entries 500] [--json FILE]
 
 Constants are measured: a whole night on phantoms (seconds by the clock and of the processors by step, bytes by
 folder), manifests of made rows (bytes, CPU time and memory of reading them all, which every check of a delivery does),
@@ -12,6 +12,7 @@ measurement of memory has a process of its own.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import multiprocessing
 import os
@@ -25,11 +26,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_pipeline import backbones, night, phantom
+from xray_pipeline import appearance, backbones, night, phantom
 from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
 from xray_pipeline.fitting import Trainer
 from xray_pipeline.intake import COLUMNS
 from xray_pipeline.ledger import Ledger
+from xray_pipeline.near_duplicates import SIDE
 from xray_pipeline.night import Run
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
@@ -93,6 +95,7 @@ def whole_night(patients: int) -> dict[str, Any]:
             "views": recipe.views,
             "seconds": seconds,
             "cpu_seconds": processor,
+            "manifest_bytes_per_row": folder_bytes(store / "dataset" / "manifests") / committed.images,
             "stored_bytes_per_radiograph": folder_bytes(store / "dataset" / "radiographs") / committed.images,
             "pixel_cache_bytes_per_radiograph": recipe.side**2,
             "feature_bytes_per_view": trainer.network.head.in_features * 4,
@@ -105,14 +108,17 @@ def whole_night(patients: int) -> dict[str, Any]:
 
 
 def made_manifest(number: int, rows: int = ROWS_PER_MANIFEST) -> bytes:
-    """A manifest of made rows, as wide as a real one; names and digests don't compress, as real ones don't."""
+    """A manifest of made rows, as wide as a real one; nothing in it compresses, while real thumbnails do a little."""
     rng = np.random.default_rng(number)
+    statistics = appearance.to_text(appearance.measure(rng.integers(0, 256, (64, 64), np.uint8)))
     hexes = [rng.bytes(32).hex() for _ in range(rows)]
     table = pd.DataFrame({name: [""] * rows for name in COLUMNS}).astype("str")
     table["file"] = [f"NORMAL/{digest[:12]}_1.jpeg" for digest in hexes]
     table["version"] = [digest[20:40] for digest in hexes]
     table["digest"], table["source_digest"], table["patient"] = hexes, hexes[::-1], [d[:32] for d in hexes]
     table["label"], table["side"] = ["NORMAL", "PNEUMONIA"] * (rows // 2), "train"
+    table["statistics"], table["phash"] = statistics, [rng.bytes(32).hex() for _ in range(rows)]
+    table["thumbnail"] = [base64.b64encode(rng.bytes(SIDE * SIDE)).decode() for _ in range(rows)]
     table["verdict"], table["suffix"], table["format"], table["mode"] = "accepted", ".jpg", "jpeg", "L"
     for name in ("size", "width", "height", "bits"):
         table[name] = rng.integers(1000, 1_000_000, rows)
@@ -135,6 +141,8 @@ def reading_manifests(rows: int) -> dict[str, Any]:
         history.labels("")
         history.side("")
         history.seen("made-00000")
+        history.reference()
+        history.prints  # noqa: B018 - made when it is first asked for
         seconds = time.process_time() - start
     return {
         "rows": rows,
@@ -200,7 +208,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patients", type=int, default=150)
-    parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 400_000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[50_000, 200_000])
     parser.add_argument("--entries", type=int, default=500)
     parser.add_argument("--bytes", type=int, default=0, help="bytes of a stored radiograph, for `at`")
     parser.add_argument("--json", type=Path)

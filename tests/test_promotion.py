@@ -196,10 +196,11 @@ def nights(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory
         "patient_key": "demo key, not a secret",
     }
     where: dict[str, Any] = {"home": home, "tracking_uri": mlflow_server.uri, "model_name": f"m{uuid.uuid4().hex}"}
-    settings = Settings(**where, **quick, settle_seconds=0, bootstrap=200, device="cpu")
+    settings = Settings(**where, **quick, settle_seconds=0, bootstrap=200, stress_images=10, device="cpu")
+    weak = {"epochs": 1, "levels": False, "penalty": 100_000}
     waiting = phantom.lay(home / "waiting", deliveries=2, patients=300, seed=0)
     (home / "incoming").mkdir()
-    for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), ({"epochs": 1}, {}), strict=True):
+    for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), (weak, {}), strict=True):
         delivery.rename(home / "incoming" / delivery.name)
         summary.whole(Run(settings.model_copy(update={"promotion": promotes}), overrides, "schedule"))
     return Run(settings, who="alice")

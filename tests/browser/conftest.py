@@ -43,11 +43,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "XRAY_SCHEDULE": "none",
             "XRAY_DEVICE": "cpu",
             "XRAY_BOOTSTRAP": "200",
+            "XRAY_STRESS_IMAGES": "10",
             "XRAY_PATIENT_KEY": "demo key, not a secret",  # always the same split
             "XRAY_RECIPE": str(here / "quick.toml"),
             "XRAY_POLICY": str(here / "lenient.toml"),
             "XRAY_APPROVERS": '["admin"]',
             "XRAY_NOTIFY_WEBHOOK": webhook.uri,
+            "XRAY_NIGHT_HOURS": "0.002",  # no night is that fast, so each is reported
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,clerk:op",
         }
         with running(folder, settings) as stack:

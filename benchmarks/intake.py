@@ -4,12 +4,12 @@
                                 [--json FILE]
 
 `bare` opens each file with Pillow, makes it grey and resizes it to 224 pixels. `intake` reads it, takes SHA-256 of what
-was read and of what is stored, checks structure, limits, colour and metadata, decodes, takes the perceptual hash and the
-statistics of the drift check, and resizes just so. Both use a thread per core and take turns; the ratio is of medians, by CPU seconds (which other load on
-the machine leaves alone) and by the clock. `cleanvision` is CleanVision's default set of checks on the same files with
-a process per core, in turn with the others, its own import and pool included only in what the clock says; it is
-installed into a folder that is thrown away. `lossless` decodes a DICOM file in JPEG lossless in this process and in a
-process apart. Small files are made here, each with another picture; memory is the process's peak.
+was read and of what is stored, checks structure, limits, colour and metadata, decodes, takes the perceptual hash and
+the statistics of the drift check, and resizes just so. Both use a thread per core and take turns; the ratio is of
+medians, by CPU seconds (which other load on the machine leaves alone) and by the clock. `cleanvision` is CleanVision's
+default set of checks on the same files with a process per core, in turn with the others, timed without its import; it
+is installed into a folder that is thrown away. `lossless` decodes DICOM in JPEG lossless in this process and in one
+apart. Small files are made here, each with another picture; memory is the process's peak.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from xray_pipeline.radiograph import Pixels
 
 SIDE: Final = 40  # of a thumbnail, in pixels
 ALIKE: Final = 0.84  # correlation of fine structure from which two images are near copies; see the benchmark
-_ENOUGH = 320  # pixels along the shorter side that a thumbnail is made from; of more, every second, third, ... is taken
+_ENOUGH = 200  # pixels along the shorter side that a thumbnail is made from; of more, every second, third, ... is taken
 _TERMS = 16  # cosine frequencies per axis
 _COARSE, _APART = 10, 52  # bits that may differ: of the first 64, of all 255
 _CROPS = (  # shares of width and height off left, right, top, bottom; a question takes each as crop and as padding
@@ -66,7 +66,7 @@ class Fingerprint(NamedTuple):
 def fingerprint(pixels: Pixels) -> Fingerprint:
     """Return the fingerprint of pixels (H, W). The same pixels give the same text on every machine."""
     step = max(1, min(pixels.shape) // _ENOUGH)
-    some = pixels[::step, ::step]
+    some: NDArray[Any] = np.ascontiguousarray(pixels[::step])[:, ::step]
     image = Image.fromarray(np.ascontiguousarray(some if some.dtype == np.uint8 else (some >> 8).astype(np.uint8)))
     small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING))
     return Fingerprint(hashes(small[None])[0].tobytes().hex(), base64.b64encode(small.tobytes()).decode())

@@ -28,6 +28,7 @@ lint: setup ## set-up, ruff and mypy
 bench: setup ## measurements: intake beside bare decoding, the gate over 20 simulated years; JSON in bench/
 	@mkdir -p bench
 	$(BIN)/python benchmarks/intake.py --json bench/intake.json
+	$(BIN)/python benchmarks/near_duplicates.py --json bench/near_duplicates.json
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
 	$(BIN)/python benchmarks/drift.py $(if $(DATA),--data "$(DATA)") --json bench/drift.json
 

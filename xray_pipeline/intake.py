@@ -435,29 +435,33 @@ _KEPT_FIRST: Final = ("held-out", "validation", "train")
 
 
 def _same_images(accepted: pd.DataFrame, history: History) -> _Findings:
-    by_digest: dict[str, list[tuple[int, str, str]]] = {}
-    for row, digest, *said in accepted[["digest", "label", "side"]].itertuples(name=None):
+    by_digest: dict[str, list[tuple[int, str, str, str]]] = {}
+    for row, digest, *said in accepted[["digest", "label", "side", "given_split"]].itertuples(name=None):
         by_digest.setdefault(digest, []).append((row, *said))
     found: _Findings = {}
     for digest, same in by_digest.items():
         known = history.labels(digest)
-        labels = sorted({label for _, label, _ in same} | ({known} if known else set()))
+        labels = sorted({label for _, label, *_ in same} | ({known} if known else set()))
         if len(labels) > 1:
             where = "in the dataset and here" if known else "in this delivery"
             found |= {row: ("label-conflict", f"labelled {' and '.join(labels)} {where}") for row, *_ in same}
         elif known:
             found |= _copies(same, history.prints.side.get(digest, ""), "the dataset holds this image")
         else:
-            row, _, side = min(same, key=lambda one: (_KEPT_FIRST.index(one[2]), one[0]))
+            row, _, side, _ = min(same, key=lambda one: (_KEPT_FIRST.index(one[2]), one[0]))
             found |= _copies([one for one in same if one[0] != row], side, f"the same image as row {row}")
     return found
 
 
-def _copies(copies: Iterable[tuple[int, str, str]], kept: str, detail: str) -> _Findings:
-    """Return the findings for exact copies (row, label, side) of an image that stays on side `kept`."""
+def _copies(copies: Iterable[tuple[int, str, str, str]], kept: str, detail: str) -> _Findings:
+    """Return the findings for exact copies (row, label, side, given side) of an image that stays on side `kept`.
+
+    It is a leak when the delivery itself puts the copy on another side. A side drawn for a patient of whom nothing is
+    known but this file says nothing: that is an image delivered again.
+    """
     return {
-        row: ("copy-across-split", f"{detail}, in {kept}") if kept and side != kept else ("duplicate", detail)
-        for row, _, side in copies
+        row: ("copy-across-split", f"{detail}, in {kept}") if kept and kept != given == side else ("duplicate", detail)
+        for row, _, side, given in copies
     }
 
 

@@ -153,6 +153,8 @@ def _patient(rng: np.random.Generator, number: int, seed: int) -> Patient:
     )
 
 
+_BEND = 0.02  # of the side, deviation
+
 # ---- anatomy, as densities: 0 is air, 1 is the densest bone -------------------------------------------------------
 
 
@@ -173,6 +175,9 @@ def _chest(patient: Patient, body: np.random.Generator, shot: np.random.Generato
     turn = np.deg2rad(shot.normal(0, 2.5))
     x = (_X * np.cos(turn) + (_Y - 0.5) * np.sin(turn)) / width + shot.normal(0, 0.012)
     y = (_Y - 0.5) * np.cos(turn) - _X * np.sin(turn) + 0.5 + shot.normal(0, 0.012)
+    # No two bodies are built alike: a smooth bend of their own, or the intake would take strangers for copies.
+    bend = np.random.default_rng([patient.seed, 2])
+    x, y = x + _BEND * _noise(bend, 4), y + _BEND * _noise(bend, 4)
     torso = _soft(np.abs(x) - (0.47 + 0.02 * y), 0.03) * _soft(
         0.04 - y + 1.5 * np.maximum(np.abs(x) - 0.13, 0) ** 1.6, 0.03
     )

@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser lint format bench bench-cluster fuzz audit screenshots lock clean secrets up down smoke backup restore test-compose
+.PHONY: help setup demo test test-browser lint format bench bench-cluster bench-quality fuzz audit screenshots lock clean secrets up down smoke backup restore test-compose
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ bench-cluster: setup ## the intake of many deliveries with one Celery worker and
 	@mkdir -p bench
 	PYTHONPATH=tests:scripts $(BIN)/python benchmarks/cluster.py --json bench/cluster.json
 	$(BIN)/python benchmarks/scaling.py --json bench/scaling.json
+
+bench-quality: setup ## recipes on unseen patients, under stress, and on unseen sources; DATA=<folder>; an hour or two
+	@mkdir -p bench
+	$(BIN)/python benchmarks/quality.py --sources $(if $(DATA),--data "$(DATA)") --json bench/quality.json
 
 fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
 	PYTHONPATH=tests $(BIN)/python tests/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)

@@ -26,7 +26,7 @@ from torch import Tensor
 from xray_pipeline import augmentation, backbones
 from xray_pipeline.augmentation import Augmentation
 from xray_pipeline.backbones import Network
-from xray_pipeline.memory import halving
+from xray_pipeline.memory import batch_for, halving
 from xray_pipeline.pixels import MappedRows, PixelCache, Read, RowCache
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 Floats = npt.NDArray[np.float32]
 
-BATCH = 64
 MULTIPLE = 8
 """Batches are filled up to a multiple of this: one radiograph alone may take another path through a convolution."""
 BLOCK_BYTES = 64 * 2**20
@@ -76,8 +75,9 @@ class Features:
         cache = self.cache(view, drawn)
         missing = cache.missing(digests)
         fresh = np.empty((len(missing), *cache.shape), np.float32)
-        for start in range(0, len(missing), BATCH):
-            block = missing[start : start + BATCH]
+        batch = batch_for(self.network.head.weight.device)
+        for start in range(0, len(missing), batch):
+            block = missing[start : start + batch]
             fresh[start : start + len(block)] = self._computed(block, view, drawn)
             if progress:
                 progress(start + len(block), len(missing), what)

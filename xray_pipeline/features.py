@@ -28,6 +28,7 @@ from xray_pipeline.augmentation import Augmentation
 from xray_pipeline.backbones import Network
 from xray_pipeline.memory import batch_for, halving
 from xray_pipeline.pixels import MappedRows, PixelCache, Read, RowCache
+from xray_pipeline.precision import Precision
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
 
@@ -44,14 +45,24 @@ IN_MEMORY = 2**30
 
 
 class Features:
-    """Features float32 [F] of radiographs, for one network."""
+    """Features float32 [F] of radiographs, for one network; computed in float32 unless a precision is given."""
 
-    def __init__(self, network: Network, backbone: str, weights_digest: str, pixels: PixelCache, folder: Path) -> None:
+    def __init__(
+        self,
+        network: Network,
+        backbone: str,
+        weights_digest: str,
+        pixels: PixelCache,
+        folder: Path,
+        precision: Precision | None = None,
+    ) -> None:
         self.network, self.pixels, self.folder = network, pixels, folder
+        self.precision = precision or Precision(network.head.weight.device, "float32")
         self.facts = [
             *(backbone, weights_digest, pixels.side, network.crop, network.levels, network.mean, network.std),
             *(importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")),
             f"{network.head.weight.device.type} {torch.backends.cpu.get_cpu_capability()}",
+            *([str(self.precision.dtype)] if self.precision.dtype else []),
         ]
 
     def cache(self, view: int = 0, drawn: Augmentation | None = None) -> RowCache:
@@ -94,8 +105,8 @@ class Features:
         pixels = torch.cat([pixels, pixels[:1].expand(short, -1, -1, -1)])
         device = self.network.head.weight.device
         self.network.eval()
-        with torch.inference_mode():
-            found = halving(lambda part: self.network.features(part.to(device)).cpu(), pixels, MULTIPLE)
+        with torch.inference_mode(), self.precision.cast():
+            found = halving(lambda part: self.network.features(part.to(device)).float().cpu(), pixels, MULTIPLE)
         return np.asarray(found[: len(digests)].numpy())
 
 

@@ -77,7 +77,11 @@ class Trainer:
             self.network.load_state_dict(start.network.state_dict())
         self.network.to(self.device)
         self.pixels = PixelCache(settings.cache, recipe.side)
-        self.extracted = Features(self.network, recipe.backbone, backbone.weights_digest, self.pixels, settings.cache)
+        # As it is served, in float32, unless the recipe asks for less even on a CPU.
+        precision = Precision(self.device, "bfloat16" if recipe.precision == "bfloat16" else "float32")
+        self.extracted = Features(
+            self.network, recipe.backbone, backbone.weights_digest, self.pixels, settings.cache, precision
+        )
         self.history: list[dict[str, float]] = []
         self.saved = time.monotonic()
         self.dataset = dataset

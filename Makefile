@@ -25,11 +25,13 @@ lint: setup ## set-up, ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup ## measurements: intake beside bare decoding, the gate over 20 simulated years; JSON in bench/
+bench: setup ## measurements; JSON in bench/. FULL=, SMALL=, DATA=<folders of radiographs by class>, QUICK=1: small sizes
 	@mkdir -p bench
 	$(BIN)/python benchmarks/intake.py --json bench/intake.json
 	$(BIN)/python benchmarks/near_duplicates.py --json bench/near_duplicates.json
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
+	$(BIN)/python benchmarks/training.py $(if $(FULL),--data "$(FULL)") $(if $(SMALL),--small "$(SMALL)") \
+		$(if $(QUICK),--images 60 --epochs 2 --base 60 --new 60 --factors 1 4 --rows 100000) --json bench/training.json
 	$(BIN)/python benchmarks/drift.py $(if $(DATA),--data "$(DATA)") --json bench/drift.json
 
 bench-cluster: setup ## the intake of many deliveries with one Celery worker and with two; bytes and seconds per image

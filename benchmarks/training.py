@@ -6,7 +6,8 @@ Parts (all without any named; those whose folder is not given are left out):
   features   recipe article-features on kept features beside the script, from empty and from full caches
   finetune   recipe article-finetune beside the script
   feeding    one core: pixels from the memory map beside ImageFolder, with and without augmentation and normalising
-  nights     a night with the same number of new radiographs after short and long histories, then one with none
+  nights     a night with the same number of new radiographs after short and long histories, then one with none; what
+             costs the same each night is kept small (10 radiographs under stress), so that it can't hide what grows
   rows       snapshot, split and head of a dataset of made features: seconds and the process's peak memory
   gpu        recipe article-finetune at batches a GPU likes: radiographs a second, share of time waiting for data, and
              model FLOP utilisation (multiply-adds that the network needs over what the card can do)
@@ -199,7 +200,9 @@ def nights(source: Path, base: int, new: int, factors: list[int]) -> dict[str, A
     found = []
     for factor in factors:
         with tempfile.TemporaryDirectory() as name:
-            settings = Settings(home=Path(name, "home"), settle_seconds=0, patient_key=KEY, promotion="auto")
+            settings = Settings(
+                home=Path(name, "home"), settle_seconds=0, patient_key=KEY, promotion="auto", stress_images=10
+            )
             deliver(settings, "history", source, 0, base * factor)
             _night(Run(settings))
             deliver(settings, "new", source, base * factor, new)

@@ -26,8 +26,9 @@ from torch import Tensor
 from xray_pipeline import augmentation, backbones
 from xray_pipeline.augmentation import Augmentation
 from xray_pipeline.backbones import Network
-from xray_pipeline.memory import halving
+from xray_pipeline.memory import batch_for, halving
 from xray_pipeline.pixels import MappedRows, PixelCache, Read, RowCache
+from xray_pipeline.precision import Precision
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
 
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 Floats = npt.NDArray[np.float32]
 
-BATCH = 64
 MULTIPLE = 8
 """Batches are filled up to a multiple of this: one radiograph alone may take another path through a convolution."""
 BLOCK_BYTES = 64 * 2**20
@@ -45,14 +45,24 @@ IN_MEMORY = 2**30
 
 
 class Features:
-    """Features float32 [F] of radiographs, for one network."""
+    """Features float32 [F] of radiographs, for one network; computed in float32 unless a precision is given."""
 
-    def __init__(self, network: Network, backbone: str, weights_digest: str, pixels: PixelCache, folder: Path) -> None:
+    def __init__(
+        self,
+        network: Network,
+        backbone: str,
+        weights_digest: str,
+        pixels: PixelCache,
+        folder: Path,
+        precision: Precision | None = None,
+    ) -> None:
         self.network, self.pixels, self.folder = network, pixels, folder
+        self.precision = precision or Precision(network.head.weight.device, "float32")
         self.facts = [
             *(backbone, weights_digest, pixels.side, network.crop, network.levels, network.mean, network.std),
             *(importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")),
             f"{network.head.weight.device.type} {torch.backends.cpu.get_cpu_capability()}",
+            *([str(self.precision.dtype)] if self.precision.dtype else []),
         ]
 
     def cache(self, view: int = 0, drawn: Augmentation | None = None) -> RowCache:
@@ -76,8 +86,9 @@ class Features:
         cache = self.cache(view, drawn)
         missing = cache.missing(digests)
         fresh = np.empty((len(missing), *cache.shape), np.float32)
-        for start in range(0, len(missing), BATCH):
-            block = missing[start : start + BATCH]
+        batch = batch_for(self.network.head.weight.device)
+        for start in range(0, len(missing), batch):
+            block = missing[start : start + batch]
             fresh[start : start + len(block)] = self._computed(block, view, drawn)
             if progress:
                 progress(start + len(block), len(missing), what)
@@ -94,8 +105,8 @@ class Features:
         pixels = torch.cat([pixels, pixels[:1].expand(short, -1, -1, -1)])
         device = self.network.head.weight.device
         self.network.eval()
-        with torch.inference_mode():
-            found = halving(lambda part: self.network.features(part.to(device)).cpu(), pixels, MULTIPLE)
+        with torch.inference_mode(), self.precision.cast():
+            found = halving(lambda part: self.network.features(part.to(device)).float().cpu(), pixels, MULTIPLE)
         return np.asarray(found[: len(digests)].numpy())
 
 

@@ -35,7 +35,7 @@ from xray_pipeline.dataset import Dataset
 from xray_pipeline.errors import NonFiniteLoss, TrainingError
 from xray_pipeline.features import Features, Standardised
 from xray_pipeline.feeding import Feeder, generator_of
-from xray_pipeline.memory import halved, halving, is_out_of_memory
+from xray_pipeline.memory import batch_for, halved, halving, is_out_of_memory
 from xray_pipeline.objective import HeadLoss
 from xray_pipeline.pixels import MappedRows, PixelCache
 from xray_pipeline.precision import Precision
@@ -48,7 +48,6 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 Record = Callable[[int, Mapping[str, float]], None]
 
-VALIDATION_BATCH = 64
 ITERATIONS = 5
 """L-BFGS iterations in a round of `head`."""
 
@@ -78,8 +77,13 @@ class Trainer:
             self.network.load_state_dict(start.network.state_dict())
         self.network.to(self.device)
         self.pixels = PixelCache(settings.cache, recipe.side)
-        self.extracted = Features(self.network, recipe.backbone, backbone.weights_digest, self.pixels, settings.cache)
+        # As it is served, in float32, unless the recipe asks for less even on a CPU.
+        precision = Precision(self.device, "bfloat16" if recipe.precision == "bfloat16" else "float32")
+        self.extracted = Features(
+            self.network, recipe.backbone, backbone.weights_digest, self.pixels, settings.cache, precision
+        )
         self.history: list[dict[str, float]] = []
+        self.saved = time.monotonic()
         self.dataset = dataset
 
     def fit(self, checkpoints: Checkpoints, record: Record) -> None:
@@ -201,7 +205,6 @@ class Trainer:
                     metrics = self._metrics(state.loss / state.seen, self._validation_logits()) | speed
                     state.close_epoch(metrics[f"validation_{self.recipe.best}"])
                 self._end_epoch(state.epoch, metrics, record)
-                self._save(checkpoints, state)
         self.network.load_state_dict(state.best)
 
     def _epoch(
@@ -216,13 +219,11 @@ class Trainer:
         """Go to the end of the epoch; return how fast that was."""
         seconds, steps = self.settings.checkpoint_seconds, self.settings.checkpoint_steps
         began, waited, seen = time.perf_counter(), feeder.waited, state.seen
-        saved = time.monotonic()
         while state.step < state.steps:
             self._step(state, feeder, loss, network)
-            due = time.monotonic() - saved > seconds or bool(steps and state.number % steps == 0)
+            due = time.monotonic() - self.saved > seconds or bool(steps and state.number % steps == 0)
             if stop.is_set() or due:
                 self._save(checkpoints, state)
-                saved = time.monotonic()
             if stop.is_set():
                 raise TrainingError(f"told to stop in epoch {state.epoch}; a checkpoint is kept, run it again")
         taken = time.perf_counter() - began
@@ -233,6 +234,7 @@ class Trainer:
 
     def _save(self, checkpoints: Checkpoints, state: _State) -> None:
         checkpoints.save(state.number, {**state.to_dict(), "history": self.history})
+        self.saved = time.monotonic()
 
     def _step(self, state: _State, feeder: Feeder, loss: nn.CrossEntropyLoss, network: Network) -> None:
         # Every draw of this step comes from here: augmentation, dropout. The order comes from the epoch.
@@ -296,8 +298,9 @@ class Trainer:
         rows = self.pixels.rows.view(list(self.rows["validation"]["digest"]))
         parts = []
         with torch.inference_mode():
-            for start in range(0, len(rows), VALIDATION_BATCH):
-                pixels = torch.from_numpy(rows[np.arange(start, min(start + VALIDATION_BATCH, len(rows)))])
+            size = batch_for(self.device)
+            for start in range(0, len(rows), size):
+                pixels = torch.from_numpy(rows[np.arange(start, min(start + size, len(rows)))])
                 parts.append(halving(lambda part: self.network(part.to(self.device)).double().cpu(), pixels))
         return torch.cat(parts)
 

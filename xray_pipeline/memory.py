@@ -18,6 +18,14 @@ from xray_pipeline.errors import OutOfMemory
 log = logging.getLogger(__name__)
 
 
+def batch_for(device: torch.device) -> int:
+    """Return how many radiographs to look at together without learning from them.
+
+    16 on a CPU, whose caches hold no more (64 at once take 1.5 times as long each); 256 on a GPU.
+    """
+    return 256 if device.type == "cuda" else 16
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that the device, or the host, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -49,6 +49,8 @@ class MappedRows:
         """Return the rows at some positions, in that order, as an array of their own."""
         places = self._places[indices]
         rows = np.empty((len(places), *self.shape[1:]), self.dtype)
+        if not len(places):
+            return rows
         order = np.argsort(places[:, 0], kind="stable")
         shards, starts = np.unique(places[order, 0], return_index=True)
         for shard, at in zip(shards, np.split(order, starts[1:]), strict=True):

@@ -62,8 +62,8 @@ class Recipe(BaseModel):
         "balanced", description="chosen on validation: best balanced accuracy, or a fixed sensitivity; half: 0.5"
     )
     sensitivity: float = Field(0.95, gt=0, lt=1, description="of threshold `sensitivity`")
-    precision: Literal["auto", "float32"] = Field(
-        "auto", description="auto: on a GPU bfloat16, else float16; on a CPU float32"
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="mixed precision: auto: on a GPU; bfloat16: on a CPU that has it, too; float32: never"
     )
     compile: bool = Field(False, description="torch.compile the network: minutes at the start, faster steps on a GPU")
     seed: int = Field(0, ge=0)

@@ -80,7 +80,7 @@ class Classifier:
                 f"side {self.side} above 0"
             )
 
-    def probabilities(self, pixels: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    def probabilities(self, pixels: np.ndarray, batch_size: int = 16) -> np.ndarray:
         """Return probabilities float64 [N, C], rows summing to 1, of square pixels uint8 [N, side, side].
 
         Runs on the device the network is on. Raises EvaluationError for pixels of another shape or type.

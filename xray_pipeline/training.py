@@ -28,6 +28,7 @@ from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset, Snapshot
 from xray_pipeline.errors import ObjectNotFound, TrainingError
 from xray_pipeline.fitting import Progress, Trainer
+from xray_pipeline.precision import has_bfloat16
 from xray_pipeline.recipe import Recipe, load_recipe
 from xray_pipeline.serving import Classifier, log_model
 from xray_pipeline.settings import Settings
@@ -82,7 +83,7 @@ def environment(device: torch.device, weights_digest: str) -> dict[str, Any]:
     """Return what beside snapshot and recipe can change the weights' bits, for `xray reproduce`."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu": torch.backends.cpu.get_cpu_capability() + (" bfloat16" if has_bfloat16() else ""),
         "threads": torch.get_num_threads(),
         "weights": weights_digest,
         "versions": versions(),

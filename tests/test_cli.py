@@ -74,6 +74,25 @@ def test_ingest_counts_every_file(xray: Run, delivery: Path) -> None:
     assert again["dataset"]["snapshot"] == said["dataset"]["snapshot"]
 
 
+def test_check_and_ingest_print_how_the_files_add_up(xray: Run, delivery: Path) -> None:
+    (delivery / "NORMAL" / "empty.jpeg").write_bytes(b"")
+    checked = json.loads(xray("check", delivery, "--json").stdout)["accounting"]
+    assert (checked["files"], checked["accepted"], checked["quarantined"], checked["holds"]) == (13, 12, 1, True)
+    said = xray("ingest").stdout
+    assert f"13 files = 12 accepted + 1 quarantined, each once; digest {checked['digest'][:12]}" in said
+    listed = xray("quarantine", "--reason", "empty")
+    assert listed.stdout.strip() == "first row 0: empty, the file has no bytes"
+    anew = json.loads(xray("rejudge", "first", "--json").stdout)
+    assert (anew["judged"], anew["accepted"]) == (1, 0)
+
+
+def test_acknowledging_without_an_alarm_is_an_error(xray: Run, delivery: Path) -> None:
+    xray("ingest")
+    done = xray("acknowledge", "first", "--reason", "looked")
+    assert done.returncode == 1
+    assert "no drift alarm of delivery first stands" in done.stderr
+
+
 def test_evaluate_gives_each_metric_with_its_interval(xray: Run, delivery: Path, model: Path) -> None:
     done = xray("evaluate", model, "--data", delivery, "--json")
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from xray_pipeline import night
+from xray_pipeline import alarms, night
 from xray_pipeline.night import Outcome, Progress, Run
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def conclude(
                 "accepted": verdict.accepted if verdict.fit else 0,
                 "quarantined": dict(verdict.quarantined),
                 "why": verdict.why,
+                "alarms": list(alarms.of_delivery(store, key)),
             }
         )
     evidence = json.loads(store.read(evaluated["evidence"])) if evaluated else {}
@@ -100,6 +101,7 @@ def _message(
     parts = [
         f"Delivery {d['name']} {d['state']}: {d['accepted']} accepted, {sum(d['quarantined'].values())} quarantined."
         + (f" {d['why']}" if d["why"] else "")
+        + (f" Drift alarm: {' and '.join(d['alarms'])}." if d["alarms"] else "")
         for d in summary["deliveries"]
     ] or ["No new deliveries."]
     if not summary["snapshot"]:

@@ -50,7 +50,7 @@ def committed(settings: Settings) -> Run:
             "NORMAL/patient3_1.jpg": b"",
             "PNEUMONIA/patient4_1.jpg": jpeg(seed=4),
             "PNEUMONIA/patient5_1.txt": b"a note",
-            "PNEUMONIA/patient6_1.jpg": jpeg(seed=4),
+            "PNEUMONIA/patient4_2.jpg": jpeg(seed=4),
         },
     )
     run = run_of(settings)
@@ -124,8 +124,8 @@ def test_the_quarantine_is_listed_without_paths_unless_asked(committed: Run) -> 
     assert [(row["delivery"], row["reason"]) for row in found] == [
         ("first", "too-small"),
         ("first", "empty"),
-        ("first", "not-an-image"),
         ("first", "duplicate"),
+        ("first", "not-an-image"),
     ]
     assert "patient" not in str(found)
     assert [row["file"] for row in quarantine(committed, paths=True)][1] == "NORMAL/patient3_1.jpg"
@@ -157,7 +157,7 @@ def test_a_changed_rule_adds_a_part_and_leaves_the_old_manifest_alone(committed:
     snapshot = Dataset(run.settings).snapshot()
     assert snapshot is not None
     assert snapshot.images == 3
-    assert [row["reason"] for row in quarantine(run)] == ["empty", "not-an-image", "duplicate"]
+    assert [row["reason"] for row in quarantine(run)] == ["empty", "duplicate", "not-an-image"]
     assert verify(run) == (True, "6 files of 1 deliveries, each accepted or quarantined once")
 
 

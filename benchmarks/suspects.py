@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from drift import measured, seen
+from drift import listing, seen
 
 from xray_pipeline import suspects
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    rows = measured(asked.data)
+    rows = listing(asked.data)
     chosen = np.random.default_rng(2).permutation(sorted(set(rows["patient"])))[: asked.patients]
     rows = rows[rows["patient"].isin(chosen)].reset_index(drop=True)
     by_digest = seen(asked.data, rows)

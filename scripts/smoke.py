@@ -30,6 +30,7 @@ PROJECT = "xray-smoke"
 DAG, PROMOTE = "xray_retrain", "xray_promote"
 BUCKETS = ("incoming", "xray", "mlflow")
 ACTIVE = ("queued", "running")
+During = Callable[[dict[str, str]], None]
 RESTARTED = (
     *("worker", "worker-cpu", "scheduler", "api-server", "mlflow"),
     *("seaweedfs", "redis", "postgres", "dag-processor", "triggerer"),
@@ -110,9 +111,7 @@ class Smoke:
         """Run a tool in a container of its own; return what it prints."""
         return self.stack.text("run", "--rm", "--no-deps", "-T", "tools", *command)
 
-    def night(
-        self, conf: Mapping[str, object], during: Callable[[dict[str, str]], None] = lambda _: None
-    ) -> tuple[str, str]:
+    def night(self, conf: Mapping[str, object], during: During = lambda _: None) -> tuple[str, str]:
         """Run a night to its end; return its id and state. `during` gets the tasks' states while one runs."""
         run = self.operator.trigger(DAG, conf)
         until = time.monotonic() + 1800

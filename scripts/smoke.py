@@ -30,6 +30,7 @@ PROJECT = "xray-smoke"
 DAG, PROMOTE = "xray_retrain", "xray_promote"
 BUCKETS = ("incoming", "xray", "mlflow")
 ACTIVE = ("queued", "running")
+During = Callable[[dict[str, str]], None]
 RESTARTED = (
     *("worker", "worker-cpu", "scheduler", "api-server", "mlflow"),
     *("seaweedfs", "redis", "postgres", "dag-processor", "triggerer"),
@@ -43,6 +44,7 @@ SETTINGS = {
     "WORKER_CONCURRENCY": "1",
     "WORKER_CPUS": str(os.cpu_count() or 1),
     "GPU_WORKER_CPUS": str(os.cpu_count() or 1),
+    "TASK_HEARTBEAT_TIMEOUT": "60",
 }
 
 
@@ -109,16 +111,16 @@ class Smoke:
         """Run a tool in a container of its own; return what it prints."""
         return self.stack.text("run", "--rm", "--no-deps", "-T", "tools", *command)
 
-    def night(self, conf: Mapping[str, object], during: Callable[[], bool] = lambda: False) -> tuple[str, str]:
-        """Run a night to its end; return its id and state. `during` is called while a task runs until False."""
+    def night(self, conf: Mapping[str, object], during: During = lambda _: None) -> tuple[str, str]:
+        """Run a night to its end; return its id and state. `during` gets the tasks' states while one runs."""
         run = self.operator.trigger(DAG, conf)
         until = time.monotonic() + 1800
-        busy = True
         while (state := self.operator.state(DAG, run)) in ACTIVE:
             if time.monotonic() > until:
                 raise Failed(f"the night is {state} after 1800 s: {self.operator.tasks(DAG, run)}")
-            if busy and "running" in self.operator.tasks(DAG, run).values():
-                busy = during()
+            tasks = self.operator.tasks(DAG, run)
+            if "running" in tasks.values():
+                during(tasks)
             time.sleep(1)
         return run, state
 
@@ -221,19 +223,22 @@ class Smoke:
     def restarts(self) -> None:
         """Each container in turn is killed and started again while a night runs; the nights end well, all holds."""
         left = list(RESTARTED)
+        ended = -1
 
-        def one_more() -> bool:
-            if left:
-                service = left.pop(0)
+        def one_more(tasks: dict[str, str]) -> None:
+            nonlocal ended
+            now = sum(state in ("success", "skipped") for state in tasks.values())
+            if left and now > ended:  # once for each step, so that the steps are hit in turn
+                ended, service = now, left.pop(0)
                 self.stack.run("kill", "--signal", "KILL", service)
                 self.stack.run("start", service)
                 self.stack.wait_healthy(service)
-                self.ok(f"{service} was killed in the middle of a night and is healthy again")
-            return bool(left)
+                running = ", ".join(task for task, state in tasks.items() if state == "running")
+                self.ok(f"{service} was killed during {running} and is healthy again")
 
         seed = 100
         while left:
-            seed += 1
+            seed, ended = seed + 1, -1
             run, state = self.night({"seed": seed}, one_more)
             if state != "success":  # a task may use up its tries; the next night goes on where it stood
                 print(f"         the night ended {state}: {self.operator.tasks(DAG, run)}", flush=True)

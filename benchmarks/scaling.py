@@ -188,7 +188,7 @@ def at(count: int, measured: dict[str, Any], own_bytes: int) -> dict[str, Any]:
         "history_gigabytes_of_memory": rows["memory_bytes_per_row"] * count / 1e9,
         "history_core_hours": rows["cpu_microseconds_per_row"] * count / 1e6 / hour,
         "pixel_cache_terabytes": done["pixel_cache_bytes_per_radiograph"] * count / 1e12,
-        "features_in_memory_gigabytes": done["feature_bytes_per_view"] * done["views"] * training / 1e9,
+        "features_on_disk_gigabytes": done["feature_bytes_per_view"] * done["views"] * training / 1e9,
         "list_calls_of_1000": count // 1000,
     }
 

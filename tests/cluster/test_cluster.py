@@ -94,7 +94,7 @@ def wait_for_checkpoint(cluster: Cluster, at_least: int, seconds: float = 120) -
 
 def test_a_night_succeeds(cluster: Cluster, night: str) -> None:
     said = cluster.airflow.returned(DAG, night, "conclude")
-    assert said["alias"] == "champion", said
+    assert said["decision"]["verdict"] in ("registered", "refused"), said
     assert {d["name"]: d["state"] for d in said["deliveries"]} == {
         "2026-01-01": "ingested",
         "2026-01-02": "ingested",

@@ -41,6 +41,7 @@ from sklearn.metrics import roc_auc_score
 from xray_pipeline import backbones, overrides, radiograph, stress
 from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import side_of
+from xray_pipeline.errors import RadiographError
 from xray_pipeline.fitting import Trainer
 from xray_pipeline.pixels import PixelCache
 from xray_pipeline.recipe import Recipe, load_recipe
@@ -66,7 +67,11 @@ class Folder:
         for path in sorted(data.rglob("*")):
             if path.parent.name not in classes or path.name.startswith("."):
                 continue
-            file = radiograph.normalise(path.read_bytes(), radiograph.Limits())
+            try:
+                file = radiograph.normalise(path.read_bytes(), radiograph.Limits())
+            except RadiographError as error:
+                print(f"left out: {path.name}: {error}")
+                continue
             named, source = patient.match(path.name), SOURCES.search(path.name)
             found[file.digest] = {
                 "digest": file.digest,

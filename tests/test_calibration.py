@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from xray_pipeline.calibration import operating_threshold, sensitivity_threshold, temperature
 from xray_pipeline.recipe import Recipe
@@ -37,3 +37,15 @@ def test_the_recipe_decides_the_threshold() -> None:
     assert operating_threshold(PROBABILITIES, TRUTH, Recipe(threshold="half")) == 0.5
     assert balanced == pytest.approx(0.5, abs=0.15)
     assert fixed < balanced
+
+
+def test_few_radiographs_move_the_threshold_little() -> None:
+    few = slice(395, 405)
+    asked = Recipe(threshold="sensitivity", sensitivity=0.95, anchor=100)
+    free = [
+        operating_threshold(PROBABILITIES[s], TRUTH[s], asked.model_copy(update={"anchor": 0}))
+        for s in (few, slice(None))
+    ]
+    held = [operating_threshold(PROBABILITIES[s], TRUTH[s], asked) for s in (few, slice(None))]
+    shares = [float(logit(a) / logit(b)) for a, b in zip(held, free, strict=True)]
+    assert shares == pytest.approx([5 / 105, 400 / 500])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax, logit
 from sklearn.metrics import roc_curve
 
 from xray_pipeline.recipe import Recipe
@@ -29,12 +29,19 @@ def temperature(logits: Floats, truth: Ints) -> float:
 
 
 def operating_threshold(probabilities: Floats, truth: Ints, recipe: Recipe) -> float:
-    """Return the cut in 0..1 on `probabilities` [N] of class 1 that the recipe asks for."""
+    """Return the cut in 0..1 on `probabilities` [N] of class 1 that the recipe asks for.
+
+    With n radiographs of the smaller class its logit is n / (n + `recipe.anchor`) of the one found on them: few
+    patients say little about where to cut, and 0.5, the cut of the class-balanced loss, comes from all of training.
+    """
+    if recipe.threshold == "half":
+        return 0.5
     if recipe.threshold == "balanced":
-        return balanced_threshold(probabilities, truth)
-    if recipe.threshold == "sensitivity":
-        return sensitivity_threshold(probabilities, truth, recipe.sensitivity)
-    return 0.5
+        found = balanced_threshold(probabilities, truth)
+    else:
+        found = sensitivity_threshold(probabilities, truth, recipe.sensitivity)
+    smaller = min(np.count_nonzero(truth == 1), np.count_nonzero(truth != 1))
+    return float(expit(logit(found) * smaller / (smaller + recipe.anchor))) if recipe.anchor else found
 
 
 def balanced_threshold(probabilities: Floats, truth: Ints) -> float:

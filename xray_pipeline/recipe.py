@@ -62,6 +62,7 @@ class Recipe(BaseModel):
         "balanced", description="chosen on validation: best balanced accuracy, or a fixed sensitivity; half: 0.5"
     )
     sensitivity: float = Field(0.95, gt=0, lt=1, description="of threshold `sensitivity`")
+    anchor: int = Field(0, ge=0, description="validation radiographs of the smaller class that 0.5 weighs as much as")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="mixed precision: auto: on a GPU; bfloat16: on a CPU that has it, too; float32: never"
     )

@@ -202,7 +202,8 @@ class Trainer:
             while state.epoch < self.recipe.epochs and not state.exhausted:
                 speed = self._epoch(state, feeder, loss, network, checkpoints, stop)
                 with state.average.shown(self.network):
-                    metrics = self._metrics(state.loss / state.seen, self._validation_logits()) | speed
+                    logits = self._validation_logits(state.precision)
+                    metrics = self._metrics(state.loss / state.seen, logits) | speed
                     state.close_epoch(metrics[f"validation_{self.recipe.best}"])
                 self._end_epoch(state.epoch, metrics, record)
         self.network.load_state_dict(state.best)
@@ -288,8 +289,8 @@ class Trainer:
         counts = torch.bincount(self._labels("train"), minlength=len(self.settings.classes)).float()
         return (counts.sum() / (len(counts) * counts)).to(self.device)
 
-    def _validation_logits(self) -> Tensor:
-        """Logits float64 [N, C] on the validation radiographs, on the CPU."""
+    def _validation_logits(self, precision: Precision | None = None) -> Tensor:
+        """Logits float64 [N, C] on the validation radiographs, on the CPU; without a precision as served."""
         if self.recipe.mode == "head":
             with torch.inference_mode():
                 logits: Tensor = self.network.head(self._features("validation", 0)).double().cpu()
@@ -297,7 +298,8 @@ class Trainer:
         self.network.eval()
         rows = self.pixels.rows.view(list(self.rows["validation"]["digest"]))
         parts = []
-        with torch.inference_mode():
+        precision = precision or Precision(self.device, "float32")
+        with torch.inference_mode(), precision.cast():
             size = batch_for(self.device)
             for start in range(0, len(rows), size):
                 pixels = torch.from_numpy(rows[np.arange(start, min(start + size, len(rows)))])

@@ -319,7 +319,7 @@ def run(folder: Path, parts: str) -> int:
         smoke.ok("docker compose refuses to start without secrets")
         stack.up(build=True)
         smoke.ok("the stack is built, up and healthy")
-        stack.run("up", "--no-deps", "--exit-code-from", "init", "init")
+        stack.run("run", "--rm", "--no-deps", "-T", "init")
         smoke.ok("the init job can be run again")
         smoke.doors()
         smoke.deliver(patients=300)

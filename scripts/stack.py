@@ -77,7 +77,7 @@ class Compose:
 
     def up(self, *services: str, build: bool = False) -> None:
         """Start services (default: all of the profile) and wait until they are healthy. Raises Failed with logs."""
-        options = ["--detach", "--wait", "--wait-timeout", "420", *(["--build"] if build else [])]
+        options = ["--detach", "--wait", "--wait-timeout", "900", *(["--build"] if build else [])]
         try:
             self.run("up", *options, *services, seconds=1500)
         except Failed as error:

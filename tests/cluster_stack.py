@@ -116,7 +116,7 @@ class Cluster:
         self.workers[name] = Worker(name, queue, folder, process)
         return self.workers[name]
 
-    def wait(self, dag: str, run: str, seconds: float = 240) -> str:
+    def wait(self, dag: str, run: str, seconds: float = 600) -> str:
         """Wait for the end of a run; return its state. Raises Failed with the workers' logs after `seconds`."""
         until = time.monotonic() + seconds
         airflow = self.airflow
@@ -296,7 +296,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _wait_healthy(address: str, processes: list[subprocess.Popen[bytes]], home: Path, seconds: float = 120) -> None:
+def _wait_healthy(address: str, processes: list[subprocess.Popen[bytes]], home: Path, seconds: float = 240) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if any(process.poll() is not None for process in processes):

@@ -48,8 +48,8 @@ class WebhookNotifier(BaseNotifier):
             raise ValueError(f"XRAY_{self.setting.upper()} is not an http(s) address")
         content = {"text": self.text}
         if self.setting != "notify_slack":
-            run = context.get("dag_run")
-            content |= {"event": self.event, "dag": run.dag_id if run else "", "run": run.run_id if run else ""}
+            dag, run = _run_of(context)
+            content |= {"event": self.event, "dag": dag, "run": run}
         request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=SECONDS):
             log.info("told the %s of: %s", self.setting.removeprefix("notify_"), self.event)
@@ -57,6 +57,14 @@ class WebhookNotifier(BaseNotifier):
     async def async_notify(self, context: Context) -> None:
         """Send the message without holding up the triggerer."""
         await asyncio.to_thread(self.notify, context)
+
+
+def _run_of(context: Context) -> tuple[str, str]:
+    """Return the ids of DAG and run; a deadline's context holds the run as the REST API gives it."""
+    run: Any = context.get("dag_run")
+    if isinstance(run, dict):
+        return str(run.get("dag_id", "")), str(run.get("dag_run_id", ""))
+    return (run.dag_id, run.run_id) if run else ("", "")
 
 
 def notifiers(event: str, text: str) -> list[BaseNotifier]:

@@ -64,8 +64,10 @@ def test_a_missed_night_is_told_from_the_triggerer(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
         [alert] = notices.deadlines("The night has not ended.")
         assert alert.interval.total_seconds() == 6 * 3600
-        asyncio.run(_await(notices.WebhookNotifier(**alert.callback.kwargs, context={})))
-    assert [sent["event"] for sent in webhook.received] == ["missed night"]
+        context: Any = {"dag_run": {"dag_id": "xray_retrain", "dag_run_id": "run 1"}}  # as the triggerer gives it
+        asyncio.run(_await(notices.WebhookNotifier(**alert.callback.kwargs, context=context)))
+    [sent] = webhook.received
+    assert (sent["event"], sent["dag"], sent["run"]) == ("missed night", "xray_retrain", "run 1")
 
 
 async def _await(notifier: notices.WebhookNotifier) -> None:

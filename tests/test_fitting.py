@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from xray_pipeline.averaging import Average
+from xray_pipeline.features import Standardised
 from xray_pipeline.fitting import HeadFit
+from xray_pipeline.pixels import RowCache
 from xray_pipeline.recipe import Recipe
 
 LABELS = torch.arange(200) % 2
@@ -21,8 +27,15 @@ def features(seed: int) -> torch.Tensor:
 
 
 def fitted(rows: torch.Tensor, **values: float) -> torch.Tensor:
-    """Weights [2, F] of a layer fitted to the rows."""
-    fit = HeadFit(rows, LABELS, Recipe(penalty=1, views=len(rows), **values), None)
+    """Weights [2, F] of a layer fitted to the rows [views, n, F]."""
+    with TemporaryDirectory() as name:
+        views, digests = [], [str(at) for at in range(rows.shape[1])]
+        for number, view in enumerate(rows):
+            cache = RowCache(Path(name) / str(number), (rows.shape[2],), np.float32)
+            cache.add(digests, view.numpy())
+            views.append(cache.view(digests))
+        kept = Standardised(views, Path(name), torch.device("cpu"))
+    fit = HeadFit(kept, LABELS, Recipe(penalty=1, views=len(rows), **values), None)
     for _ in range(10):
         fit.advance()
     head = nn.Linear(6, 2)

@@ -448,9 +448,15 @@ def _same_images(accepted: pd.DataFrame, history: History) -> _Findings:
         elif known:
             found |= _copies(same, history.prints.side.get(digest, ""), "the dataset holds this image")
         else:
-            row, _, side, _ = min(same, key=lambda one: (_KEPT_FIRST.index(one[2]), one[0]))
+            row, _, side, _ = min(same, key=_stays_before)
             found |= _copies([one for one in same if one[0] != row], side, f"the same image as row {row}")
     return found
+
+
+def _stays_before(copy: tuple[int, str, str, str]) -> tuple[int, int]:
+    """Order exact copies: a side that the delivery gave counts, one that was drawn does not; then the first path."""
+    row, _, side, given = copy
+    return (_KEPT_FIRST.index(side) if given == side else len(_KEPT_FIRST), row)
 
 
 def _copies(copies: Iterable[tuple[int, str, str, str]], kept: str, detail: str) -> _Findings:

@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float32]
 
 MULTIPLE = 8
 """Batches are filled up to a multiple of this: one radiograph alone may take another path through a convolution."""
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 8 * 2**20
 IN_MEMORY = 2**30
 """Standardised features beyond this many bytes are read from a scratch file in each pass."""
 
@@ -125,7 +125,7 @@ class KeptScorer:
 
     def get(self, digests: Sequence[str]) -> Floats:
         """Return features [N, F]."""
-        return np.asarray(self.features.rows(digests)[np.arange(len(digests))], np.float32)
+        return np.asarray(self.features.rows(digests).part(0, len(digests)), np.float32)
 
     def probabilities(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return probabilities float64 [N, C] of features [N, F]."""
@@ -182,9 +182,7 @@ class Standardised:
     def _raw(self) -> Iterator[Floats]:
         for view in self.views:
             for start in range(0, len(view), self.block):
-                block = view[np.arange(start, min(start + self.block, len(view)))]
-                view.release()
-                yield np.asarray(block, np.float32)
+                yield np.asarray(view.part(start, min(start + self.block, len(view))), np.float32)
 
     def _moments(self) -> tuple[Floats, Floats]:
         """Return mean and deviation of the columns: sums of blocks, merged as Chan et al. (1979) do."""

@@ -175,7 +175,7 @@ class Trainer:
 
     def _features(self, side: str, view: int) -> Tensor:
         rows = self._rows(side, view)
-        return torch.from_numpy(rows[np.arange(len(rows))]).to(self.device)
+        return torch.from_numpy(rows.part(0, len(rows))).to(self.device)
 
     # The network
 

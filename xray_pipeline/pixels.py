@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 Read = Callable[[str, str], bytes]
 
+PIECE = 256  # rows looked up at once: each maps pages around it, too
 SHARD = 1024  # rows: 51 MB of pixels at side 224
 
 
@@ -55,6 +56,14 @@ class MappedRows:
         shards, starts = np.unique(places[order, 0], return_index=True)
         for shard, at in zip(shards, np.split(order, starts[1:]), strict=True):
             rows[at] = self._shards[shard][places[at, 1]]
+        return rows
+
+    def part(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return the rows from `start` up to `stop`, read in pieces so that little more than they takes memory."""
+        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for at in range(start, stop, PIECE):
+            rows[at - start : at - start + PIECE] = self[np.arange(at, min(at + PIECE, stop))]
+            self.release()
         return rows
 
     def release(self) -> None:

@@ -13,6 +13,7 @@ import base64
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -351,6 +352,7 @@ def main() -> None:
     parser.add_argument("--parts", default="rb", help="r: restarts, b: backup; default both")
     given = parser.parse_args()
     os.umask(0o077)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the copy is removed then too
     with tempfile.TemporaryDirectory(prefix="xray-smoke-") as folder:
         try:
             passed = run(Path(folder), given.parts)

@@ -36,7 +36,7 @@ from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import DirectoryStore, Entry, open_store
 
 KEY = b"key of the tests"
-NOW = time.time() + 1000
+NOW = time.time() + 1_000_000  # later than any file a test lays, however long the tests before it took
 
 
 class Past:

@@ -47,7 +47,8 @@ def trainer(settings: Settings) -> Trainer:
     backbone = backbones.load("shufflenet_v2_x0_5", "none")
     fixed = len(backbones.stages(backbone.module))
     recipe = load_recipe("head", {**STAGES_FIXED, "fixed_stages": fixed, "epochs": 1, "batch_size": 8})
-    return Trainer(recipe, backbone, dataset, dataset.rows(snapshot), settings)
+    each_step = settings.model_copy(update={"checkpoint_steps": 1})
+    return Trainer(recipe, backbone, dataset, dataset.rows(snapshot), each_step)
 
 
 def fitted(asked: Trainer, checkpoints: Checkpoints) -> Tensor:

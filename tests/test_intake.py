@@ -107,7 +107,8 @@ def with_rules(settings: Settings, **rules: Any) -> Settings:
 
 def test_finds_settled_and_unsettled_deliveries_by_name(tmp_path: Path) -> None:
     lay(tmp_path, {"b/NORMAL/1.jpg": b"1", "a/NORMAL/1.jpg": b"22", "c/NORMAL/1.jpg": b"3", "c/_SUCCESS": b""})
-    os.utime(tmp_path / "a/NORMAL/1.jpg", (NOW - 5000, NOW - 5000))
+    old = time.time() - 5000
+    os.utime(tmp_path / "a/NORMAL/1.jpg", (old, old))
     found = find(open_store(tmp_path), EMPTY, 600, time.time())
     assert [(d.name, d.part, d.files, d.bytes, d.settled) for d in found] == [
         ("a", 1, 1, 2, False),  # its file's time is old, but it arrived just now

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_pipeline import appearance, drift, phantom, radiograph
+from xray_pipeline import phantom, radiograph
+from xray_pipeline.data_quality import appearance, drift
 from xray_pipeline.settings import IntakeRules
 
 SIZES = (20, 50, 200)
@@ -99,7 +100,7 @@ def seen(folder: Path, rows: pd.DataFrame) -> dict[str, drift.Vectors]:
     import torch
 
     from xray_pipeline import backbones
-    from xray_pipeline.recipe import load_recipe
+    from xray_pipeline.learning.recipe import load_recipe
 
     recipe = load_recipe("head")
     network = backbones.Network(backbones.load(recipe.backbone), 2, recipe.crop, recipe.levels).eval()

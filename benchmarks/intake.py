@@ -33,7 +33,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xray_pipeline import appearance, dicom_pixels, expectations, intake, near_duplicates, radiograph
+from xray_pipeline import expectations, intake, radiograph
+from xray_pipeline.data_quality import appearance, near_duplicates
+from xray_pipeline.formats import dicom_pixels
 from xray_pipeline.intake import Delivery, Row
 from xray_pipeline.settings import Settings
 

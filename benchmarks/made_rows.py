@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from xray_pipeline import backbones, intake
-from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset, side_of, to_parquet
-from xray_pipeline.fitting import Trainer
 from xray_pipeline.intake import Row
-from xray_pipeline.recipe import Recipe
+from xray_pipeline.learning.checkpoints import Checkpoints
+from xray_pipeline.learning.fitting import Trainer
+from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 
@@ -65,7 +65,7 @@ def _row(settings: Settings, digest: str, label: int) -> Row:
 
 
 def _features_of(settings: Settings, width: int) -> Any:
-    from xray_pipeline.features import Features
+    from xray_pipeline.learning.features import Features
     from xray_pipeline.pixels import PixelCache
 
     asked = recipe(width)

@@ -30,8 +30,9 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from xray_pipeline import near_duplicates, radiograph
-from xray_pipeline.near_duplicates import Prints, fingerprint, nearest
+from xray_pipeline import radiograph
+from xray_pipeline.data_quality import near_duplicates
+from xray_pipeline.data_quality.near_duplicates import Prints, fingerprint, nearest
 from xray_pipeline.settings import IntakeRules
 
 Grey = NDArray[np.uint8]

@@ -38,13 +38,15 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from xray_pipeline import backbones, overrides, radiograph, stress
-from xray_pipeline.checkpoints import Checkpoints
+from xray_pipeline import backbones, radiograph
 from xray_pipeline.dataset import side_of
 from xray_pipeline.errors import RadiographError
-from xray_pipeline.fitting import Trainer
+from xray_pipeline.judging import stress
+from xray_pipeline.learning import overrides
+from xray_pipeline.learning.checkpoints import Checkpoints
+from xray_pipeline.learning.fitting import Trainer
+from xray_pipeline.learning.recipe import Recipe, load_recipe
 from xray_pipeline.pixels import PixelCache
-from xray_pipeline.recipe import Recipe, load_recipe
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import open_store

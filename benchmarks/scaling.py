@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_pipeline import appearance, backbones, night, phantom
+from xray_pipeline import backbones, night, phantom
+from xray_pipeline.data_quality import appearance
+from xray_pipeline.data_quality.near_duplicates import SIDE
 from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
-from xray_pipeline.fitting import Trainer
 from xray_pipeline.intake import COLUMNS
+from xray_pipeline.learning.fitting import Trainer
 from xray_pipeline.ledger import Ledger
-from xray_pipeline.near_duplicates import SIDE
 from xray_pipeline.night import Run
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store

@@ -48,12 +48,12 @@ from pydantic import SecretStr
 from sklearn.metrics import roc_auc_score
 
 from xray_pipeline import backbones, night
-from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset
-from xray_pipeline.feeding import Feeder
-from xray_pipeline.fitting import Trainer
+from xray_pipeline.learning.checkpoints import Checkpoints
+from xray_pipeline.learning.feeding import Feeder
+from xray_pipeline.learning.fitting import Trainer
+from xray_pipeline.learning.recipe import Recipe, load_recipe
 from xray_pipeline.night import Run
-from xray_pipeline.recipe import Recipe, load_recipe
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 

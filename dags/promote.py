@@ -25,9 +25,11 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from xray_pipeline import airflow_links, model_server, notices, promotion
+from xray_pipeline.airflow_ui import links as airflow_links
+from xray_pipeline.airflow_ui import notices
 from xray_pipeline.night import Run
-from xray_pipeline.promotion import APPROVE, REJECT, Request
+from xray_pipeline.rollout import model_server, promotion
+from xray_pipeline.rollout.promotion import APPROVE, REJECT, Request
 from xray_pipeline.settings import Settings
 
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")

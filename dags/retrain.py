@@ -31,7 +31,10 @@ import pendulum
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from xray_pipeline import airflow_links, night, notices, summary
+from xray_pipeline import night
+from xray_pipeline.airflow_ui import links as airflow_links
+from xray_pipeline.airflow_ui import notices
+from xray_pipeline.commands import summary
 from xray_pipeline.night import Decided, Evaluated, Registered, Run, Trained
 from xray_pipeline.settings import Settings
 

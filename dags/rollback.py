@@ -13,8 +13,10 @@ from typing import Any
 import pendulum
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 
-from xray_pipeline import airflow_links, notices, promotion
+from xray_pipeline.airflow_ui import links as airflow_links
+from xray_pipeline.airflow_ui import notices
 from xray_pipeline.night import Run
+from xray_pipeline.rollout import promotion
 
 CHAMPION = Asset("xray-champion")
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from samples import jpeg
 
-from xray_pipeline import alarms, night, phantom
-from xray_pipeline.drift import Channel, Drift
+from xray_pipeline import night, phantom
+from xray_pipeline.data_quality import alarms
+from xray_pipeline.data_quality.drift import Channel, Drift
 from xray_pipeline.errors import DeliveryError
 from xray_pipeline.night import Run
 from xray_pipeline.settings import IntakeRules, Settings

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from samples import jpeg, picture, png
 
-from xray_pipeline import bookkeeping, night, written_rules
-from xray_pipeline.bookkeeping import balance, quarantine, rejudge, verify
+from xray_pipeline import night
 from xray_pipeline.dataset import Dataset
+from xray_pipeline.deliveries import bookkeeping, written_rules
+from xray_pipeline.deliveries.bookkeeping import balance, quarantine, rejudge, verify
 from xray_pipeline.errors import DeliveryError
 from xray_pipeline.night import Run
 from xray_pipeline.settings import IntakeRules, Settings

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xray_pipeline import appearance, phantom
-from xray_pipeline.drift import Draws, Drift, level_of, of_features, of_table, sampled
+from xray_pipeline import phantom
+from xray_pipeline.data_quality import appearance
+from xray_pipeline.data_quality.drift import Draws, Drift, level_of, of_features, of_table, sampled
 from xray_pipeline.settings import IntakeRules
 
 RULES = IntakeRules(drift_min_dataset=60)

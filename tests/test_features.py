@@ -11,9 +11,10 @@ import torch
 from samples import jpeg
 from small_models import BACKBONE, small_classifier
 
-from xray_pipeline import backbones, features
-from xray_pipeline.features import Features, KeptScorer, Standardised, kept_scorer
-from xray_pipeline.feeding import Feeder
+from xray_pipeline import backbones
+from xray_pipeline.learning import features
+from xray_pipeline.learning.features import Features, KeptScorer, Standardised, kept_scorer
+from xray_pipeline.learning.feeding import Feeder
 from xray_pipeline.pixels import MappedRows, PixelCache, RowCache
 from xray_pipeline.settings import Settings
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from xray_pipeline.averaging import Average
-from xray_pipeline.features import Standardised
-from xray_pipeline.fitting import HeadFit
+from xray_pipeline.learning.averaging import Average
+from xray_pipeline.learning.features import Standardised
+from xray_pipeline.learning.fitting import HeadFit
+from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.pixels import RowCache
-from xray_pipeline.recipe import Recipe
 
 LABELS = torch.arange(200) % 2
 

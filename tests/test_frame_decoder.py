@@ -14,9 +14,10 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless
 from samples import compressed, dicom, jpeg, picture
 
-from xray_pipeline import dicom_pixels, intake, radiograph
+from xray_pipeline import intake, radiograph
 from xray_pipeline.errors import DecoderUnavailable, RadiographError
-from xray_pipeline.frame_decoder import Workers
+from xray_pipeline.formats import dicom_pixels
+from xray_pipeline.formats.frame_decoder import Workers
 from xray_pipeline.radiograph import Limits, normalise
 from xray_pipeline.settings import Settings
 
@@ -27,7 +28,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, body: str, seconds: float = 60.0) -
     """Decoders that run `body` for each frame (`frame`, `decoded`) instead of decoding it."""
     program = f"""
 import os, sys, time
-from xray_pipeline import frame_decoder
+from xray_pipeline.formats import frame_decoder
 decoded = frame_decoder.decoded
 def decode(syntax, plugin, frame, options):
     {body}
@@ -148,7 +149,7 @@ def test_workers_end_with_the_process_that_started_them() -> None:
     import subprocess
 
     program = (
-        "import sys; sys.path.insert(0, 'tests'); from samples import *; from xray_pipeline import dicom_pixels; "
+        "import sys; sys.path.insert(0, 'tests'); from samples import *; from xray_pipeline.formats import dicom_pixels; "
         "from xray_pipeline.radiograph import *; normalise(compressed(dicom(), JPEGLSLossless), Limits()); "
         "print(dicom_pixels.workers._idle[0].pid, flush=True); sys.stdin.read()"
     )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from xray_pipeline.errors import ConfigError
 from xray_pipeline.evaluation import METRICS, Comparison, Evaluation, Interval, Slice, compare, evaluate
 from xray_pipeline.gate import Decision, Evidence, decide, effective_uses, load_policy
-from xray_pipeline.rules import NEEDED, RULES, spending
+from xray_pipeline.judging.rules import NEEDED, RULES, spending
 
 DEFAULT = load_policy("default")
 LOWER_IS_BETTER = {"brier", "ece"}

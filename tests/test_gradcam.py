@@ -11,7 +11,7 @@ from torch import nn
 
 from xray_pipeline import backbones
 from xray_pipeline.backbones import Backbone, Network
-from xray_pipeline.gradcam import maps
+from xray_pipeline.reporting.gradcam import maps
 
 
 def pictures(count: int, side: int = 224, seed: int = 0) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow_server import MlflowServer
 
-from xray_pipeline import health
+from xray_pipeline.commands import health
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store

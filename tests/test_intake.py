@@ -27,11 +27,11 @@ from s3_server import BUCKET, S3Server
 from samples import dicom, jpeg, png
 
 from xray_pipeline import intake, radiograph
+from xray_pipeline.data_quality.near_duplicates import Prints, no_prints
 from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
+from xray_pipeline.deliveries.layout import Place, escape, unescape
 from xray_pipeline.errors import ConfigError, DeliveryError
 from xray_pipeline.intake import COLUMNS, EMPTY, RULES, Delivery, Intake, check, find, rejudge
-from xray_pipeline.layout import Place, escape, unescape
-from xray_pipeline.near_duplicates import Prints, no_prints
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import DirectoryStore, Entry, open_store
 

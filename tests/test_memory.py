@@ -10,12 +10,12 @@ from test_training import grown  # noqa: F401  (a fixture)
 from torch import Tensor, nn
 
 from xray_pipeline import backbones
-from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.dataset import Dataset
 from xray_pipeline.errors import OutOfMemory
-from xray_pipeline.fitting import Trainer
-from xray_pipeline.memory import halving
-from xray_pipeline.recipe import load_recipe
+from xray_pipeline.learning.checkpoints import Checkpoints
+from xray_pipeline.learning.fitting import Trainer
+from xray_pipeline.learning.memory import halving
+from xray_pipeline.learning.recipe import load_recipe
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 

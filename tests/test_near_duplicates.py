@@ -15,9 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from samples import dicom, jpeg, picture, png
 
-from xray_pipeline import near_duplicates, radiograph
+from xray_pipeline import radiograph
+from xray_pipeline.data_quality import near_duplicates
+from xray_pipeline.data_quality.near_duplicates import (
+    ALIKE,
+    SIDE,
+    Prints,
+    fingerprint,
+    hashes,
+    likeness,
+    nearest,
+    no_prints,
+)
 from xray_pipeline.errors import DatasetError
-from xray_pipeline.near_duplicates import ALIKE, SIDE, Prints, fingerprint, hashes, likeness, nearest, no_prints
 
 Grey = NDArray[np.uint8]
 

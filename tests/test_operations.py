@@ -10,13 +10,13 @@ import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
 
-from xray_pipeline import operations
 from xray_pipeline.errors import LedgerError, ModelRefused, RegistryError
+from xray_pipeline.learning.tracking import MlflowClient
 from xray_pipeline.ledger import Entry, LostRace
 from xray_pipeline.registry import Registry
+from xray_pipeline.rollout import operations
+from xray_pipeline.rollout.verify import check
 from xray_pipeline.settings import Settings
-from xray_pipeline.tracking import MlflowClient
-from xray_pipeline.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True}
 

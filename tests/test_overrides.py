@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from xray_pipeline.errors import ConfigError
+from xray_pipeline.learning.overrides import parse, parse_text
+from xray_pipeline.learning.recipe import load_recipe
 from xray_pipeline.night import Run
-from xray_pipeline.overrides import parse, parse_text
-from xray_pipeline.recipe import load_recipe
 
 
 def test_values_are_json_where_they_can_be() -> None:

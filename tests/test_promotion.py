@@ -12,14 +12,16 @@ import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
 
-from xray_pipeline import model_server, operations, phantom, promotion, summary
+from xray_pipeline import phantom
+from xray_pipeline.commands import summary
 from xray_pipeline.errors import EvaluationError, LedgerError
+from xray_pipeline.learning.tracking import MlflowClient
 from xray_pipeline.night import Run
-from xray_pipeline.promotion import Request
 from xray_pipeline.registry import Registry
+from xray_pipeline.rollout import model_server, operations, promotion
+from xray_pipeline.rollout.promotion import Request
+from xray_pipeline.rollout.verify import check
 from xray_pipeline.settings import Settings
-from xray_pipeline.tracking import MlflowClient
-from xray_pipeline.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True}
 HERE = Path(__file__).parent

@@ -12,11 +12,11 @@ from mlflow_server import MlflowServer, free_port, run_mlflow
 from small_models import Candidate, logged
 
 from xray_pipeline.errors import ModelRefused, RegistryError, RegistryUnavailable
+from xray_pipeline.learning.tracking import MlflowClient, mlflow
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.registry import Registry
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
-from xray_pipeline.tracking import MlflowClient, mlflow
 
 
 @pytest.fixture(scope="module")

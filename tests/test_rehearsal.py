@@ -12,7 +12,7 @@ from small_models import image, logged, small_classifier
 
 from xray_pipeline.errors import ModelRefused
 from xray_pipeline.registry import Registry
-from xray_pipeline.rehearsal import rehearse
+from xray_pipeline.rollout.rehearsal import rehearse
 from xray_pipeline.settings import Settings
 
 CLASSES = ("NORMAL", "PNEUMONIA")

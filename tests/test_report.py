@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 from small_models import small_classifier
 
-from xray_pipeline import evaluation, stress
-from xray_pipeline.bootstrap import Interval
+from xray_pipeline import evaluation
 from xray_pipeline.gate import Evidence, decide, load_policy
+from xray_pipeline.judging import stress
+from xray_pipeline.judging.bootstrap import Interval
 from xray_pipeline.pixels import PixelCache
 from xray_pipeline.report import Arrival, Report, examples, model_card, render
+from xray_pipeline.reporting.wording import chance, difference, headline, in_words
 from xray_pipeline.storage import open_store
-from xray_pipeline.wording import chance, difference, headline, in_words
 
 CHROMIUM = Path("/usr/bin/chromium")
 TWO, THREE = ("NORMAL", "PNEUMONIA"), ("BACTERIA", "NORMAL", "VIRUS")

@@ -10,10 +10,10 @@ from test_cli import Run as Command
 from test_cli import xray  # noqa: F401  (a fixture)
 from test_training import grown, trained  # noqa: F401  (a fixture)
 
-from xray_pipeline import operations
 from xray_pipeline.errors import RegistryError
+from xray_pipeline.learning.reproducing import reproduce
 from xray_pipeline.registry import Registry
-from xray_pipeline.reproducing import reproduce
+from xray_pipeline.rollout import operations
 from xray_pipeline.settings import Settings
 from xray_pipeline.training import Candidate
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from test_alarms import deliver
 
-from xray_pipeline import alarms, night, screening
+from xray_pipeline import night
+from xray_pipeline.data_quality import alarms, screening
 from xray_pipeline.dataset import Dataset, Snapshot
+from xray_pipeline.learning.recipe import load_recipe
 from xray_pipeline.night import Run
-from xray_pipeline.recipe import load_recipe
 from xray_pipeline.settings import IntakeRules, Settings
 
 RECIPE = load_recipe("head", {"weights": "none", "views": 1, "side": 64, "levels": False})

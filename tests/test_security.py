@@ -29,8 +29,8 @@ from s3_server import BUCKET, S3Server
 
 import xray_pipeline
 from xray_pipeline import logs, night
-from xray_pipeline.checkpoints import Checkpoints
 from xray_pipeline.errors import ConfigError, RegistryError, StorageError, WeightsError, XrayError
+from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.night import Run
 from xray_pipeline.registry import Registry
 from xray_pipeline.settings import Settings

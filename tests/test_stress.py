@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from xray_pipeline import stress
+from xray_pipeline.judging import stress
 from xray_pipeline.storage import open_store
 
 IMAGES = np.random.default_rng(0).integers(40, 200, size=(3, 64, 64)).astype(np.uint8)

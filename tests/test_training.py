@@ -15,14 +15,15 @@ import torch
 from pydantic import SecretStr
 from samples import jpeg, picture
 
-from xray_pipeline import night, operations, training
-from xray_pipeline.checkpoints import Checkpoints
+from xray_pipeline import night, training
 from xray_pipeline.dataset import Dataset
 from xray_pipeline.errors import ConfigError, NonFiniteLoss, TrainingError
-from xray_pipeline.fitting import pick_device
+from xray_pipeline.learning.checkpoints import Checkpoints
+from xray_pipeline.learning.fitting import pick_device
+from xray_pipeline.learning.recipe import Recipe, load_recipe
 from xray_pipeline.night import Run
-from xray_pipeline.recipe import Recipe, load_recipe
 from xray_pipeline.registry import Registry
+from xray_pipeline.rollout import operations
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 
@@ -89,7 +90,7 @@ def test_trained_before_is_found(grown: Settings) -> None:
 
 def test_the_head_learns(grown: Settings) -> None:
     candidate = trained(grown, epochs=10)
-    from xray_pipeline.tracking import MlflowClient
+    from xray_pipeline.learning.tracking import MlflowClient
 
     auc = MlflowClient().get_metric_history(candidate.run_id, "validation_auc")
     assert [metric.step for metric in auc] == list(range(1, 11))
@@ -98,7 +99,7 @@ def test_the_head_learns(grown: Settings) -> None:
 
 def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None:
     candidate = trained(grown, epochs=2, threshold="sensitivity", sensitivity=0.9)
-    from xray_pipeline.tracking import MlflowClient
+    from xray_pipeline.learning.tracking import MlflowClient
 
     run = MlflowClient().get_run(candidate.run_id)
     files = {file.path for file in MlflowClient().list_artifacts(candidate.run_id)}
@@ -111,7 +112,7 @@ def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None
 def test_patience_ends_training_early(grown: Settings) -> None:
     """At this rate nothing changes, so no epoch after the first is better."""
     candidate = trained(grown, mode="finetune", epochs=9, patience=2, learning_rate=1e-12, average=0.9)
-    from xray_pipeline.tracking import MlflowClient
+    from xray_pipeline.learning.tracking import MlflowClient
 
     assert len(MlflowClient().get_metric_history(candidate.run_id, "validation_auc")) <= 4
 
@@ -151,7 +152,7 @@ SCRIPT = """
 import sys
 from xray_pipeline.dataset import Dataset
 from xray_pipeline import training
-from xray_pipeline.recipe import load_recipe
+from xray_pipeline.learning.recipe import load_recipe
 from xray_pipeline.settings import Settings
 import json
 # A checkpoint after each step, so that a kill between any two is likely.

@@ -18,8 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xray_pipeline import alarms, answers, bookkeeping, night, overrides, promotion, summary, written_rules
+from xray_pipeline import night
+from xray_pipeline.commands import answers, summary
+from xray_pipeline.data_quality import alarms
+from xray_pipeline.deliveries import bookkeeping, written_rules
 from xray_pipeline.errors import ConfigError, XrayError
+from xray_pipeline.learning import overrides
+from xray_pipeline.rollout import promotion
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

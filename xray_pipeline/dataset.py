@@ -29,8 +29,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xray_pipeline.data_quality.near_duplicates import Prints
 from xray_pipeline.errors import DatasetError, ObjectNotFound
-from xray_pipeline.near_duplicates import Prints
 from xray_pipeline.settings import Settings, SplitMode
 from xray_pipeline.storage import Store, open_store
 

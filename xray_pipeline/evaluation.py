@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn import metrics as sk
 
-from xray_pipeline.bootstrap import (
+from xray_pipeline.errors import EvaluationError
+from xray_pipeline.judging.bootstrap import (
     METRICS,
     Floats,
     Interval,
@@ -33,7 +34,6 @@ from xray_pipeline.bootstrap import (
     subset,
     with_intervals,
 )
-from xray_pipeline.errors import EvaluationError
 from xray_pipeline.storage import Store
 
 __all__ = [

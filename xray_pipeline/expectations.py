@@ -21,7 +21,7 @@ import jinja2
 import pandas as pd
 
 from xray_pipeline import intake
-from xray_pipeline.drift import Channel, Drift, level_of
+from xray_pipeline.data_quality.drift import Channel, Drift, level_of
 from xray_pipeline.settings import IntakeRules, Settings
 
 if TYPE_CHECKING:

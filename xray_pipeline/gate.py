@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xray_pipeline.errors import ConfigError
-from xray_pipeline.rules import RULES, Stage, effective_uses, level_after, number_of
+from xray_pipeline.judging.rules import RULES, Stage, effective_uses, level_after, number_of
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation import Comparison, Evaluation, Slice

@@ -29,9 +29,13 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from xray_pipeline import appearance, drift, near_duplicates, radiograph
+from xray_pipeline import radiograph
+from xray_pipeline.data_quality import appearance, drift, near_duplicates
+from xray_pipeline.data_quality.drift import Drift
+from xray_pipeline.data_quality.near_duplicates import Prints
 from xray_pipeline.dataset import side_of
-from xray_pipeline.drift import Drift
+from xray_pipeline.deliveries.journal import Journal
+from xray_pipeline.deliveries.layout import BOOKKEEPING, LABELS, SUCCESS, Place, escape, places, side_named, unescape
 from xray_pipeline.errors import (
     ConfigError,
     DeliveryError,
@@ -40,9 +44,6 @@ from xray_pipeline.errors import (
     StorageError,
     StorageUnavailable,
 )
-from xray_pipeline.journal import Journal
-from xray_pipeline.layout import BOOKKEEPING, LABELS, SUCCESS, Place, escape, places, side_named, unescape
-from xray_pipeline.near_duplicates import Prints
 from xray_pipeline.radiograph import Limits, Normalised, Rule
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import Entry, Store, open_store
@@ -392,7 +393,7 @@ def _seen_as(entry: Entry) -> str:
 
 def _journal(delivery: Delivery, settings: Settings, patient_key: bytes) -> Journal:
     s, code = settings, hashlib.sha256()
-    for module in sorted(Path(__file__).parent.glob("*.py")):
+    for module in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(module.read_bytes())
     split = (s.split_mode, s.split_validation, s.split_held_out)
     of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from xray_pipeline import logs
 from xray_pipeline.errors import DeliveryError, RegistryError
-from xray_pipeline.overrides import parse_text
+from xray_pipeline.learning.overrides import parse_text
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
 
@@ -192,8 +192,8 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Chec
     A delivery that can't be judged at all (an unknown class, say) is rejected with that reason.
     Raises DeliveryError when `key` is no waiting delivery, StorageError.
     """
-    from xray_pipeline import alarms
     from xray_pipeline import intake as intakes
+    from xray_pipeline.data_quality import alarms
     from xray_pipeline.dataset import Dataset, accounting, to_parquet
 
     logs.about(delivery=key)
@@ -263,8 +263,9 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
 
 def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
-    from xray_pipeline import operations, training
+    from xray_pipeline import training
     from xray_pipeline.dataset import Dataset
+    from xray_pipeline.rollout import operations
 
     operations.reconcile(run.registry())  # a registry that can't be asked stops the night before hours of training
     dataset = Dataset(run.settings)
@@ -278,7 +279,8 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
 
     Raises EvaluationError, RegistryError or ModelRefused when either can't be scored: never "the candidate wins".
     """
-    from xray_pipeline import comparing, operations
+    from xray_pipeline.judging import comparing
+    from xray_pipeline.rollout import operations
 
     logs.about(candidate=trained.candidate)
     registry = run.registry()
@@ -298,7 +300,9 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
 
     Raises ConfigError, LedgerError, and what `evaluate` raises.
     """
-    from xray_pipeline import comparing, operations, training
+    from xray_pipeline import training
+    from xray_pipeline.judging import comparing
+    from xray_pipeline.rollout import operations
 
     logs.about(candidate=evaluated.candidate)
     decision, registry = judged(run, evaluated.evidence), run.registry()
@@ -331,7 +335,9 @@ def register(run: Run, decided: Decided) -> Registered:
 
     Raises LostRace, RegistryError, ModelRefused.
     """
-    from xray_pipeline import comparing, operations, training
+    from xray_pipeline import training
+    from xray_pipeline.judging import comparing
+    from xray_pipeline.rollout import operations
 
     logs.about(candidate=decided.candidate)
     decision, registry = judged(run, decided.evidence), run.registry()
@@ -356,7 +362,7 @@ def register(run: Run, decided: Decided) -> Registered:
 
 def promote(run: Run, registered: Registered) -> Promoted:
     """Make the version the champion, with the policy's consent instead of a person's. Raises LostRace and its kin."""
-    from xray_pipeline import operations
+    from xray_pipeline.rollout import operations
 
     logs.about(candidate=registered.candidate)
     decision = judged(run, registered.evidence)

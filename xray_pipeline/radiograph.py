@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xray_pipeline.dicom import read_dicom
 from xray_pipeline.errors import DecoderUnavailable, RadiographError
-from xray_pipeline.raster import PNG, Facts, Limits, Pixels, Read, png_bytes, read_jpeg, read_png
+from xray_pipeline.formats.dicom import read_dicom
+from xray_pipeline.formats.raster import PNG, Facts, Limits, Pixels, Read, png_bytes, read_jpeg, read_png
 
 __all__ = ["RULES", "Facts", "Limits", "Normalised", "Pixels", "Rule", "decode", "load", "normalise", "sniff", "square"]
 

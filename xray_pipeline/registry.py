@@ -29,12 +29,12 @@ from requests.exceptions import RequestException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from xray_pipeline.errors import ModelRefused, RegistryError, RegistryUnavailable
+from xray_pipeline.learning.tracking import MlflowClient, MlflowException, mlflow
 from xray_pipeline.ledger import Ledger, State, aliases_since
 from xray_pipeline.logs import without_passwords
 from xray_pipeline.serving import Classifier, artifact_digest, audit, inventory
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
-from xray_pipeline.tracking import MlflowClient, MlflowException, mlflow
 
 log = logging.getLogger(__name__)
 

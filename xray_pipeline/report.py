@@ -20,15 +20,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_pipeline import figures, gradcam, stress
-from xray_pipeline.bootstrap import LEVEL, Floats
 from xray_pipeline.evaluation import Evaluation, Pixels, Read, Slice
 from xray_pipeline.gate import Decision, Evidence
-from xray_pipeline.wording import EXPLAINED, LOWER_IS_BETTER, Cell, candidate_of, cell, difference, headline, in_words
+from xray_pipeline.judging import stress
+from xray_pipeline.judging.bootstrap import LEVEL, Floats
+from xray_pipeline.reporting import figures, gradcam
+from xray_pipeline.reporting.wording import (
+    EXPLAINED,
+    LOWER_IS_BETTER,
+    Cell,
+    candidate_of,
+    cell,
+    difference,
+    headline,
+    in_words,
+)
 
 if TYPE_CHECKING:
+    from xray_pipeline.data_quality.suspects import Suspect
     from xray_pipeline.serving import Classifier
-    from xray_pipeline.suspects import Suspect
 
 Images = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]

@@ -221,12 +221,13 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
 _TRAVELLERS = (
     "__init__",
     "backbones",
-    "dicom",
-    "dicom_pixels",
     "errors",
-    "frame_decoder",
+    "formats/__init__",
+    "formats/dicom",
+    "formats/dicom_pixels",
+    "formats/frame_decoder",
+    "formats/raster",
     "radiograph",
-    "raster",
     "serving",
 )
 _CODE = frozenset({"served.py", *(f"code/xray_pipeline/{name}.py" for name in _TRAVELLERS)})
@@ -338,7 +339,7 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
     files, taken from what MLflow gives back) and `xray.files` (the inventory itself). Raises ModelRefused when what
     comes back is not what went in, ConfigError without an active run.
     """
-    from xray_pipeline.tracking import MlflowClient, mlflow
+    from xray_pipeline.learning.tracking import MlflowClient, mlflow
 
     if mlflow.active_run() is None:
         raise ConfigError("log_model needs an active MLflow run; start one around it")
@@ -380,10 +381,11 @@ _PACKAGES = (
 
 def _stage(temporary: Path, folder: Path) -> Path:
     package = Path(__file__).parent
-    (temporary / "xray_pipeline").mkdir()
     for name in _TRAVELLERS:
-        shutil.copyfile(package / f"{name}.py", temporary / "xray_pipeline" / f"{name}.py")
-    shutil.copyfile(package / "served.py", temporary / "served.py")
+        copy = temporary / "xray_pipeline" / f"{name}.py"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / f"{name}.py", copy)
+    shutil.copyfile(package / "rollout" / "served.py", temporary / "served.py")
     (temporary / "classifier").mkdir()
     for name in (FACTS, WEIGHTS):
         shutil.copyfile(folder / name, temporary / "classifier" / name)

@@ -23,17 +23,18 @@ import pandas as pd
 import torch
 
 import xray_pipeline
-from xray_pipeline import backbones, logs, pictures, starting
-from xray_pipeline.checkpoints import Checkpoints
+from xray_pipeline import backbones, logs
 from xray_pipeline.dataset import Dataset, Snapshot
 from xray_pipeline.errors import ObjectNotFound, TrainingError
-from xray_pipeline.fitting import Progress, Trainer
-from xray_pipeline.precision import has_bfloat16
-from xray_pipeline.recipe import Recipe, load_recipe
+from xray_pipeline.learning import pictures, starting
+from xray_pipeline.learning.checkpoints import Checkpoints
+from xray_pipeline.learning.fitting import Progress, Trainer
+from xray_pipeline.learning.precision import has_bfloat16
+from xray_pipeline.learning.recipe import Recipe, load_recipe
+from xray_pipeline.learning.tracking import MlflowClient, MlflowException, mlflow
 from xray_pipeline.serving import Classifier, log_model
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
-from xray_pipeline.tracking import MlflowClient, MlflowException, mlflow
 
 __all__ = ["Candidate", "Recipe", "candidate_digest", "find_candidate", "load_recipe", "train"]
 

@@ -9,7 +9,7 @@ import json
 import sys
 
 from xray_pipeline.dataset import Dataset
-from xray_pipeline.layout import BOOKKEEPING, escape
+from xray_pipeline.deliveries.layout import BOOKKEEPING, escape
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from mlflow_server import MlflowServer
 
-from xray_pipeline import answers, phantom
+from xray_pipeline import phantom
+from xray_pipeline.commands import answers
 from xray_pipeline.registry import Registry
 from xray_pipeline.settings import Settings
 

@@ -11,7 +11,7 @@ import pytest
 from smtp_server import run_smtp
 from webhook import run_webhook
 
-from xray_pipeline import notices
+from xray_pipeline.airflow_ui import notices
 
 CONTEXT: Any = {"dag_run": SimpleNamespace(dag_id="xray_promote", run_id="run 1"), "version": 7}
 TEXT = "Version {{ version }} is the champion."

@@ -19,12 +19,13 @@ import pytest
 from cluster_stack import VIEWER, Cluster, Worker, run_cluster
 from s3_server import BUCKET
 
-from xray_pipeline import health, phantom
-from xray_pipeline.airflow_links import PREFIX
+from xray_pipeline import phantom
+from xray_pipeline.airflow_ui.links import PREFIX
+from xray_pipeline.commands import health
 from xray_pipeline.registry import Registry
+from xray_pipeline.rollout.verify import check
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
-from xray_pipeline.verify import check
 
 pytestmark = pytest.mark.timeout(1500)  # services, five Airflow processes and two nights on whatever cores there are
 

@@ -31,11 +31,13 @@ from pydicom.dataset import Dataset as Tags
 from pydicom.sequence import Sequence
 from samples import chunk, dicom, jpeg, picture, png, written
 
-from xray_pipeline import alarms, bookkeeping, night
+from xray_pipeline import night
+from xray_pipeline.data_quality import alarms
 from xray_pipeline.dataset import Dataset
+from xray_pipeline.deliveries import bookkeeping
 from xray_pipeline.errors import TrainingError
+from xray_pipeline.learning.recipe import load_recipe
 from xray_pipeline.night import Checked, Run
-from xray_pipeline.recipe import load_recipe
 from xray_pipeline.settings import IntakeRules, Settings
 
 GOOD = {f"{('NORMAL', 'PNEUMONIA')[n % 2]}/patient{n:03d}_1.jpeg": jpeg(seed=n) for n in range(300, 306)}

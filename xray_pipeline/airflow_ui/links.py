@@ -1,0 +1,107 @@
+"""What the DAGs need of Airflow beyond wiring: addresses of pages, links on tasks, the version an asset event is about.
+
+Imported when a DAG file is parsed and inside tasks, so it knows only Airflow's SDK; the pages are in pages.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.configuration import conf
+
+from xray_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from airflow.sdk import Asset
+
+PREFIX = "/xray"
+"""Where the pages of the plugin are mounted."""
+BASE = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
+HISTORY = f"{BASE}/plugin/xray-champion"
+_ASKED = "ti.xcom_pull(task_ids='prepare')"
+REPORT_OF_REQUEST = f"{BASE}{PREFIX}/reports/{{{{ {_ASKED}['candidate'] }}}}/{{{{ {_ASKED}['champion'] or 'none' }}}}"
+"""Jinja template of the report that a request of xray_promote is about."""
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def asked_version(context: Mapping[str, Any], registered: Asset) -> tuple[int | None, str]:
+    """Return the version a run of xray_promote is about (None: the challenger) and why there is nothing to ask ("").
+
+    A version of the form comes first, else the newest of the asset events that started the run.
+    """
+    if (version := context["params"].get("version")) is not None:
+        return int(version), ""
+    events = context.get("triggering_asset_events") or {}
+    found = [event.extra for event in events.get(registered, ()) if event.extra and "version" in event.extra]
+    if not found:
+        return None, ""
+    newest = max(found, key=lambda extra: int(extra["version"]))
+    if newest.get("promotes"):
+        return None, f"the night that registered version {newest['version']} promotes it itself"
+    return int(newest["version"]), ""
+
+
+class _Link(BaseOperatorLink):
+    """A link computed where the task ran, from what the task returned."""
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Return the address, "" while there is none."""
+        settings = Settings()
+        if not settings.mlflow_page:
+            return ""
+        found = ti_key.xcom_pull(task_ids=operator.task_id)
+        return self.page(settings, found) if isinstance(found, Mapping) else ""
+
+    def page(self, settings: Settings, found: Mapping[str, Any]) -> str:
+        raise NotImplementedError
+
+
+class MlflowRun(_Link):
+    """The MLflow run of the candidate a task is about."""
+
+    name = "MLflow run"
+
+    def page(self, settings: Settings, found: Mapping[str, Any]) -> str:
+        """Return the run's address."""
+        return run_page(settings, str(found.get("candidate", "")))
+
+
+class MlflowVersion(_Link):
+    """The registered version a task is about."""
+
+    name = "MLflow version"
+
+    def page(self, settings: Settings, found: Mapping[str, Any]) -> str:
+        """Return the version's address."""
+        return version_page(settings, int(found["version"])) if found.get("version") else ""
+
+
+def put(link: _Link, *results: Any) -> None:
+    """Show a link on the tasks that `results` (calls of @task functions) come from."""
+    for result in results:
+        result.operator.operator_extra_links = [*result.operator.operator_extra_links, link]
+
+
+def version_page(settings: Settings, version: int) -> str:
+    """Return MLflow's page on a version, "" without a server."""
+    return f"{settings.mlflow_page}/#/models/{settings.model_name}/versions/{version}" if settings.mlflow_page else ""
+
+
+def run_page(settings: Settings, candidate: str) -> str:
+    """Return MLflow's page on the run of a candidate, "" when there is none. Raises StorageUnavailable."""
+    import json
+
+    from xray_pipeline.errors import ObjectNotFound
+    from xray_pipeline.storage import open_store
+
+    if not settings.mlflow_page or not DIGEST.fullmatch(candidate):
+        return ""
+    try:
+        content = open_store(settings.store, settings).read(f"candidates/{candidate}/run.json")
+    except ObjectNotFound:
+        return ""
+    return f"{settings.mlflow_page}/#/runs/{json.loads(content)['run_id']}"

@@ -1,0 +1,1 @@
+"""What the `xray` command answers beside the steps of the night."""

@@ -1,0 +1,1 @@
+"""Does what came in resemble the dataset? Copies, drift, mislabels and outliers."""

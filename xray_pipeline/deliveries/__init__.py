@@ -1,0 +1,1 @@
+"""What a delivery is made of and what became of each of its files."""

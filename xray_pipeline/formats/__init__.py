@@ -1,0 +1,1 @@
+"""File formats: JPEG, PNG and DICOM taken apart and decoded, each by written rules."""

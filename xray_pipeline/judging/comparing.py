@@ -1,0 +1,234 @@
+"""Candidate and champion on the same held-out radiographs: the evidence, and after the decision the report.
+
+Both models are loaded from the registry's artifacts, audited, with this package's own code. Predictions are kept in the
+store, so looking at the same pair again scores nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xray_pipeline import evaluation, report, training
+from xray_pipeline.data_quality import alarms, screening
+from xray_pipeline.dataset import Dataset, Progress, Snapshot
+from xray_pipeline.errors import EvaluationError
+from xray_pipeline.gate import Decision, Evidence, effective_uses
+from xray_pipeline.judging import stress
+from xray_pipeline.learning.features import kept_scorer
+from xray_pipeline.learning.recipe import Recipe
+from xray_pipeline.ledger import State
+from xray_pipeline.night import Run, checked
+from xray_pipeline.pixels import PixelCache
+from xray_pipeline.registry import Registry
+from xray_pipeline.rollout import rehearsal
+from xray_pipeline.rollout.rehearsal import Rehearsal
+from xray_pipeline.serving import Classifier
+from xray_pipeline.training import Candidate
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A candidate beside the champion: `models` and `tables` (probabilities [N, C] of `rows`) have it first, the
+    champion, if there is one, second."""
+
+    candidate: Candidate
+    champion: int | None
+    snapshot: Snapshot
+    rows: pd.DataFrame
+    models: list[Classifier]
+    tables: list[np.ndarray]
+
+
+def pair(run: Run, registry: Registry, digest: str, champion: int | None, progress: Progress | None = None) -> Pair:
+    """Load both models and score them on the held-out radiographs of the candidate's snapshot.
+
+    Raises EvaluationError when there are none or the models know other classes, RegistryError, ModelRefused,
+    DatasetError.
+    """
+    store, dataset = run.store(), Dataset(run.settings)
+    candidate = training.find_candidate(store, digest)
+    snapshot = dataset.open_snapshot(candidate.snapshot)
+    rows = dataset.rows(snapshot)
+    rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
+    if rows.empty:
+        raise EvaluationError(f"snapshot {snapshot.digest[:12]} has no held-out radiographs; deliver more patients")
+    models = [registry.load_exactly(registry.resolve(candidate.model_uri), candidate.model_digest)]
+    if champion is not None:
+        models.append(registry.load(champion))
+    tables = []
+    for model in models:
+        if model.classes != run.settings.classes:
+            raise EvaluationError(
+                f"model {model.digest[:12]} knows classes {model.classes}, the dataset {run.settings.classes}"
+            )
+        if kept := kept_scorer(model, run.settings):
+            scores = evaluation.score(kept, rows, kept, dataset.read, store, progress)
+        else:
+            cache = PixelCache(run.settings.cache, model.side)
+            scores = evaluation.score(model, rows, cache, dataset.read, store, progress)
+        tables.append(scores[[f"p_{name}" for name in model.classes]].to_numpy())
+    return Pair(candidate, champion, snapshot, rows, models, tables)
+
+
+def sample(run: Run, registry: Registry, digest: str, count: int) -> tuple[pd.DataFrame, np.ndarray, Dataset]:
+    """Return `count` held-out rows of a candidate's snapshot, spread over it, what it said of them [count, C], and
+    the dataset that holds them. Raises as `pair` does."""
+    both = pair(run, registry, digest, None)
+    chosen = np.unique(np.linspace(0, len(both.rows) - 1, count).astype(int))
+    return both.rows.iloc[chosen], both.tables[0][chosen], Dataset(run.settings)
+
+
+def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None = None) -> Evidence:
+    """Measure a pair: metrics with intervals, the paired comparison, slices, stress. Raises EvaluationError."""
+    labels, patients, classes = both.rows["label"].tolist(), both.rows["patient"].tolist(), run.settings.classes
+    resamples = run.settings.bootstrap
+    recipe = Recipe.model_validate_json(run.store().read(f"candidates/{both.candidate.digest}/recipe.json"))
+    screening.screen(run, both.snapshot, recipe)
+    found = [
+        evaluation.evaluate(
+            table,
+            labels,
+            patients,
+            classes,
+            model.threshold,
+            resamples=resamples,
+            model_digest=model.digest,
+            snapshot=both.snapshot.digest,
+        )
+        for model, table in zip(both.models, both.tables, strict=True)
+    ]
+    cuts = (both.models[0].threshold, both.models[-1].threshold)
+    digests = (both.models[0].digest, both.models[-1].digest)
+    theirs = both.tables[1] if both.champion is not None else None
+    comparison = None
+    if theirs is not None:
+        comparison = evaluation.compare(
+            both.tables[0], theirs, labels, patients, classes, cuts, resamples=resamples, digests=digests
+        )
+    return Evidence(
+        candidate=found[0],
+        champion=found[1] if theirs is not None else None,
+        champion_known=both.champion is not None,
+        comparison=comparison,
+        snapshot=both.snapshot.digest,
+        promotion=run.settings.promotion,
+        earlier_uses=effective_uses(_compared_patients(registry, both.candidate.digest), found[0].patients),
+        slices=evaluation.slices(both.rows, both.tables[0], theirs, classes, cuts, resamples=resamples),
+        stress=stress.stress(
+            [(model, PixelCache(run.settings.cache, model.side)) for model in both.models],
+            both.rows,
+            [model.threshold for model in both.models],
+            Dataset(run.settings).read,
+            run.store(),
+            limit=run.settings.stress_images,
+            resamples=resamples,
+            progress=progress,
+        ),
+        alarms=alarms.standing(run.store(), both.snapshot.manifests),
+    )
+
+
+def rehearse(run: Run, registry: Registry, candidate: Candidate) -> Rehearsal:
+    """Check that the logged model answers in a fresh process as evaluated. Raises ModelRefused, and as `pair`."""
+    rows, expected, dataset = sample(run, registry, candidate.digest, rehearsal.RADIOGRAPHS)
+    files = [dataset.read(row.digest, row.suffix) for row in rows.itertuples()]
+    return rehearsal.rehearse(registry.download(candidate.model_uri), files, expected, run.settings.classes)
+
+
+def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, decision: Decision) -> str:
+    """Render the page and the model card, keep both in the store and with the MLflow run; return the page's key.
+
+    Raises RegistryUnavailable, StorageUnavailable.
+    """
+    dataset = Dataset(run.settings)
+    caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
+    disagreements, errors = report.examples(caches, both.rows, both.tables, dataset.read)
+    sides = dataset.rows(both.snapshot)["side"].value_counts()
+    recipe = json.loads(run.store().read(f"candidates/{both.candidate.digest}/recipe.json"))
+    shown = report.Report(
+        model_name=run.settings.model_name,
+        decision=decision,
+        evidence=found,
+        labels=both.rows["label"].tolist(),
+        candidate=both.tables[0],
+        champion=both.tables[1] if both.champion is not None else None,
+        disagreements=disagreements,
+        errors=errors,
+        arrivals=_arrivals(run, registry.ledger.state(), both),
+        dataset={str(side): int(count) for side, count in sides.items()},
+        recipe=recipe,
+        lineage=_lineage(run, both, decision),
+        suspects=_suspects(run, dataset, both),
+    )
+    folder = f"reports/{both.candidate.digest}/against-{both.champion or 'none'}"
+    for name, text in (("report.html", report.render(shown)), ("model-card.md", report.model_card(shown))):
+        run.store().write(f"{folder}/{name}", text.encode())
+        registry.attach(both.candidate.run_id, name, text)
+    return f"{folder}/report.html"
+
+
+def _compared_patients(registry: Registry, candidate: str) -> list[int]:
+    """How many held-out patients each earlier comparison looked at; the candidate's own does not count against it."""
+    return [
+        entry.decision["compared_patients"]
+        for entry in registry.ledger.entries()
+        if entry.kind in ("registered", "refused") and entry.candidate != candidate
+    ]
+
+
+def _arrivals(run: Run, state: State, both: Pair) -> tuple[report.Arrival, ...]:
+    """The deliveries that the candidate's snapshot has and the champion's has not."""
+    before: set[str] = set()
+    if both.champion is not None and both.champion in state.registered:
+        before = set(Dataset(run.settings).open_snapshot(state.registered[both.champion].snapshot).manifests)
+    found = []
+    for key in both.snapshot.manifests:
+        verdict = checked(run.store(), key)
+        if key not in before and verdict is not None:
+            notes = (*verdict.warnings, *_standing(run, key))
+            found.append(report.Arrival(key, verdict.fit, verdict.accepted, verdict.quarantined, notes))
+    return tuple(found)
+
+
+def _standing(run: Run, key: str) -> tuple[str, ...]:
+    names = alarms.of_delivery(run.store(), key)
+    return (f"Drift alarm nobody acknowledged: {', '.join(names)}.",) if names else ()
+
+
+def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
+    """The suspects of the snapshot, the worst of each kind with its picture."""
+    listed = screening.listed(run.store(), both.snapshot.digest)
+    if listed is None:
+        return None
+    rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
+    cache = PixelCache(run.settings.cache, both.models[0].side)
+    shown = []
+    for kind in ("mislabel", "outlier"):
+        worst = [suspect for suspect in listed if suspect.kind == kind and suspect.digest in rows.index]
+        worst = worst[: report.SUSPECTS]
+        part = rows.loc[[suspect.digest for suspect in worst]]
+        cache.ensure(part, dataset.read)
+        shown += list(zip(worst, cache.get(list(part["digest"])), strict=True))
+    counts = {kind: sum(suspect.kind == kind for suspect in listed) for kind in ("mislabel", "outlier")}
+    return report.Suspects(int((rows["side"] != "held-out").sum()), counts, tuple(shown))
+
+
+def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:
+    facts: dict[str, Any] = {
+        "candidate": both.candidate.digest,
+        "model": both.candidate.model_digest,
+        "MLflow run": both.candidate.run_id,
+        "Airflow run": run.name or "none: from the command line",
+        "asked by": run.who,
+        "snapshot": both.snapshot.digest,
+        "recipe": both.candidate.recipe,
+        "policy": decision.policy,
+        "champion": f"version {both.champion}" if both.champion else "none",
+        **{f"version of {name}": version for name, version in training.versions().items()},
+    }
+    return {name: str(value) for name, value in facts.items()}

@@ -1,0 +1,1 @@
+"""The parts of training: recipes, fitting, checkpoints, features, calibration, reproducing."""

@@ -1,0 +1,543 @@
+"""The fitting of a network to a snapshot: resumable at any step, the same to the last bit.
+
+`head` fits the last layer to kept features by L-BFGS, a convex problem with one answer; the other modes run stochastic
+gradient descent on batches of pixels that are augmented anew, after `head_first` rounds of the same. Nothing random is
+carried from step to step: order, augmentation and dropout are drawn from the seed, the epoch and the step, so a
+checkpoint is weights, optimizer and position, and training that was killed ends bit for bit as if it had not been (on a
+CPU, with the same number of threads). Temperature and operating threshold are chosen on validation patients.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from torch import Tensor, nn
+
+from xray_pipeline import backbones
+from xray_pipeline.backbones import Backbone, Network
+from xray_pipeline.dataset import Dataset
+from xray_pipeline.errors import NonFiniteLoss, TrainingError
+from xray_pipeline.learning import pictures
+from xray_pipeline.learning.averaging import Average
+from xray_pipeline.learning.calibration import operating_threshold, temperature
+from xray_pipeline.learning.checkpoints import Checkpoints
+from xray_pipeline.learning.features import Features, Standardised
+from xray_pipeline.learning.feeding import Feeder, generator_of
+from xray_pipeline.learning.memory import batch_for, halved, halving, is_out_of_memory
+from xray_pipeline.learning.objective import HeadLoss
+from xray_pipeline.learning.precision import Precision
+from xray_pipeline.learning.recipe import Recipe
+from xray_pipeline.pixels import MappedRows, PixelCache
+from xray_pipeline.serving import Classifier
+from xray_pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+Record = Callable[[int, Mapping[str, float]], None]
+
+ITERATIONS = 5
+"""L-BFGS iterations in a round of `head`."""
+
+
+class Trainer:
+    """One training: what stays the same from step to step, and the network that changes."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        dataset: Dataset,
+        rows: pd.DataFrame,
+        settings: Settings,
+        progress: Progress | None = None,
+        start: Classifier | None = None,
+    ) -> None:
+        self.recipe, self.settings, self.progress = recipe, settings, progress
+        self.device = pick_device(settings.device)
+        self.rows = {side: rows[rows["side"] == side].reset_index(drop=True) for side in ("train", "validation")}
+        mean, std = recipe.mean or backbone.mean, recipe.std or backbone.std
+        torch.manual_seed(recipe.seed)
+        classes = len(settings.classes)
+        self.network = Network(replace(backbone, mean=mean, std=std), classes, recipe.crop, recipe.levels)
+        self.warm = start is not None
+        if start:
+            self.network.load_state_dict(start.network.state_dict())
+        self.network.to(self.device)
+        self.pixels = PixelCache(settings.cache, recipe.side)
+        # As it is served, in float32, unless the recipe asks for less even on a CPU.
+        precision = Precision(self.device, "bfloat16" if recipe.precision == "bfloat16" else "float32")
+        self.extracted = Features(
+            self.network, recipe.backbone, backbone.weights_digest, self.pixels, settings.cache, precision
+        )
+        self.history: list[dict[str, float]] = []
+        self.saved = time.monotonic()
+        self.dataset = dataset
+
+    def fit(self, checkpoints: Checkpoints, record: Record) -> None:
+        """Train from the newest checkpoint on; `record(epoch, metrics)` gets each epoch's losses, accuracy and AUC.
+
+        Raises TrainingError when told to stop (SIGTERM; a checkpoint is kept), NonFiniteLoss, OutOfMemory,
+        StorageUnavailable.
+        """
+        kept = checkpoints.load()
+        self.history = list(kept["history"]) if kept else []
+        with _deterministic(), _terminable() as stop:
+            if self.recipe.mode == "head":
+                self._fit_head(checkpoints, record, stop, kept)
+            else:
+                self._fit_network(checkpoints, record, stop, kept)
+
+    def classifier(self) -> Classifier:
+        """Return the trained network as a classifier, with temperature and threshold chosen on validation patients."""
+        logits, truth = self._validation_logits().numpy(), self._labels("validation").numpy()
+        heat = temperature(logits, truth)
+        cut = 0.5
+        if logits.shape[1] == 2:
+            cut = operating_threshold(expit((logits[:, 1] - logits[:, 0]) / heat), truth, self.recipe)
+        log.info("temperature %.3f, operating threshold %.3f", heat, cut)
+        return Classifier(
+            self.network.cpu(),
+            self.recipe.backbone,
+            self.settings.classes,
+            self.recipe.side,
+            threshold=cut,
+            temperature=heat,
+        )
+
+    def sample(self, side: str) -> tuple[np.ndarray, list[str]]:
+        """Return pixels uint8 [N, side, side] and labels of some radiographs of one side of the split."""
+        rows = self.rows[side].iloc[pictures.spread(list(self.rows[side]["label"]))]
+        self._decode(rows)
+        return self.pixels.get(list(rows["digest"])), list(rows["label"])
+
+    def augmented(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels uint8 [N, S, S] as training sees them."""
+        side, batch = self.recipe.crop or self.recipe.side, torch.from_numpy(pixels).unsqueeze(1)
+        drawn = self.recipe.augmentation(batch, side, generator_of(self.recipe.seed, "sample"))
+        return np.asarray(drawn[:, 0].byte().numpy())
+
+    # The last layer
+
+    def _fit_head(
+        self, checkpoints: Checkpoints, record: Record, stop: threading.Event, kept: Mapping[str, Any] | None
+    ) -> None:
+        fit = self._head_fit(self._labels("train"))
+        validation = self._features("validation", 0)
+        if kept:
+            fit.restore(kept)
+            log.info("going on from round %d", fit.round)
+        while fit.round < self.recipe.epochs:
+            value = fit.advance()
+            if not math.isfinite(value):
+                raise NonFiniteLoss(f"the loss is {value} in round {fit.round}; look at the augmentation and penalty")
+            fit.into(self.network.head)
+            with torch.inference_mode():
+                metrics = self._metrics(value, self.network.head(validation))
+            self._end_epoch(fit.round, metrics, record)
+            checkpoints.save(fit.round, {**fit.to_dict(), "history": self.history})
+            if stop.is_set() and fit.round < self.recipe.epochs:
+                raise TrainingError(f"told to stop after round {fit.round}; a checkpoint is kept, run it again")
+        fit.into(self.network.head)
+
+    def _head_fit(self, labels: Tensor) -> HeadFit:
+        views = [self._rows("train", view) for view in range(self.recipe.views if self.recipe.mode == "head" else 1)]
+        features = Standardised(views, self.settings.cache / "scratch", self.device)
+        return HeadFit(features, labels, self.recipe, self._class_weights())
+
+    def _rows(self, side: str, view: int) -> MappedRows:
+        """Kept features [N, F] of one side; view 0 is the radiograph itself."""
+        rows, drawn, what = self.rows[side], self.recipe.augmentation, f"features, {side}, view {view}"
+        missing = set(self.extracted.cache(view, drawn).missing(rows["digest"]))
+        self._decode(rows[rows["digest"].isin(missing)])
+        return self.extracted.rows(list(rows["digest"]), view, drawn, self.progress, what)
+
+    def _decode(self, rows: pd.DataFrame) -> None:
+        decoded = self.pixels.ensure(rows, self.dataset.read, self.settings.workers, self.progress)
+        if decoded:
+            log.info("%d of %d radiographs decoded; the rest was kept from earlier", decoded, len(rows))
+
+    def features(self, side: str) -> Tensor:
+        """Kept features [N, F] of a side's radiographs, in the order of its rows; of a fresh network only."""
+        return self._features(side, 0)
+
+    def _features(self, side: str, view: int) -> Tensor:
+        rows = self._rows(side, view)
+        return torch.from_numpy(rows.part(0, len(rows))).to(self.device)
+
+    # The network
+
+    def _fit_network(
+        self, checkpoints: Checkpoints, record: Record, stop: threading.Event, kept: Mapping[str, Any] | None
+    ) -> None:
+        self._decode(pd.concat(self.rows.values()))
+        labels = self._labels("train")
+        pixels = self.pixels.rows.view(list(self.rows["train"]["digest"]))
+        state = _State(self.network, self.recipe, len(labels), Precision(self.device, self.recipe.precision))
+        if kept:
+            state.restore(kept)
+            log.info("going on from epoch %d, step %d", state.epoch, state.step)
+        elif self.recipe.head_first and not self.warm:
+            fit = self._head_fit(labels)
+            while fit.round < self.recipe.head_first:
+                fit.advance()
+            fit.into(self.network.head)
+        loss = nn.CrossEntropyLoss(self._class_weights(), label_smoothing=self.recipe.label_smoothing)
+        network = self.network
+        if self.recipe.compile:
+            network = cast(Network, torch.compile(network))
+        with Feeder(pixels, labels, self.recipe.batch_size, self.recipe.seed, self.device) as feeder:
+            while state.epoch < self.recipe.epochs and not state.exhausted:
+                speed = self._epoch(state, feeder, loss, network, checkpoints, stop)
+                with state.average.shown(self.network):
+                    logits = self._validation_logits(state.precision)
+                    metrics = self._metrics(state.loss / state.seen, logits) | speed
+                    state.close_epoch(metrics[f"validation_{self.recipe.best}"])
+                self._end_epoch(state.epoch, metrics, record)
+        self.network.load_state_dict(state.best)
+
+    def _epoch(
+        self,
+        state: _State,
+        feeder: Feeder,
+        loss: nn.CrossEntropyLoss,
+        network: Network,
+        checkpoints: Checkpoints,
+        stop: threading.Event,
+    ) -> dict[str, float]:
+        """Go to the end of the epoch; return how fast that was."""
+        seconds, steps = self.settings.checkpoint_seconds, self.settings.checkpoint_steps
+        began, waited, seen = time.perf_counter(), feeder.waited, state.seen
+        while state.step < state.steps:
+            self._step(state, feeder, loss, network)
+            due = time.monotonic() - self.saved > seconds or bool(steps and state.number % steps == 0)
+            if stop.is_set() or due:
+                self._save(checkpoints, state)
+            if stop.is_set():
+                raise TrainingError(f"told to stop in epoch {state.epoch}; a checkpoint is kept, run it again")
+        taken = time.perf_counter() - began
+        return {
+            "images_per_second": (state.seen - seen) / taken,
+            "share_waiting": (feeder.waited - waited) / taken,
+        }
+
+    def _save(self, checkpoints: Checkpoints, state: _State) -> None:
+        checkpoints.save(state.number, {**state.to_dict(), "history": self.history})
+        self.saved = time.monotonic()
+
+    def _step(self, state: _State, feeder: Feeder, loss: nn.CrossEntropyLoss, network: Network) -> None:
+        # Every draw of this step comes from here: augmentation, dropout. The order comes from the epoch.
+        recipe, generator = self.recipe, generator_of(self.recipe.seed, state.epoch, state.step)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        batch, truth = feeder.take(state.epoch, state.step)
+        seen = recipe.augmentation(batch, recipe.crop or recipe.side, generator)
+        while True:
+            buffers = [buffer.clone() for buffer in self.network.buffers()]
+            try:
+                value = self._gradients(state, loss, network, seen, truth, seed)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                state.micro = halved(min(state.micro, len(seen)), self.device, error)
+                for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the loss is {value} in epoch {state.epoch}, step {state.step}; lower the rate")
+        state.advance(value, len(truth))
+
+    def _gradients(
+        self, state: _State, loss: nn.CrossEntropyLoss, network: Network, seen: Tensor, truth: Tensor, seed: int
+    ) -> float:
+        """Leave the gradients of a batch's loss, in parts of `state.micro` radiographs; return the loss."""
+        torch.manual_seed(seed)
+        self.network.train()
+        _hold_fixed(self.network, self.recipe)
+        state.optimizer.zero_grad(set_to_none=True)
+        weights = loss.weight[truth] if loss.weight is not None else torch.ones(len(truth), device=truth.device)
+        total = torch.zeros((), device=truth.device)
+        for start in range(0, len(seen), state.micro):
+            part = slice(start, start + state.micro)
+            share = weights[part].sum() / weights.sum()  # of a weighted mean
+            with state.precision.cast():
+                found: Tensor = loss(network(seen[part]), truth[part]) * share
+            state.precision.scaler.scale(found).backward()  # type: ignore[no-untyped-call]
+            total += found.detach()
+        return total.item()
+
+    # Both
+
+    def _labels(self, side: str) -> Tensor:
+        index = {name: number for number, name in enumerate(self.settings.classes)}
+        return torch.tensor([index[label] for label in self.rows[side]["label"]])
+
+    def _class_weights(self) -> Tensor | None:
+        if not self.recipe.balanced:
+            return None
+        counts = torch.bincount(self._labels("train"), minlength=len(self.settings.classes)).float()
+        return (counts.sum() / (len(counts) * counts)).to(self.device)
+
+    def _validation_logits(self, precision: Precision | None = None) -> Tensor:
+        """Logits float64 [N, C] on the validation radiographs, on the CPU; without a precision as served."""
+        if self.recipe.mode == "head":
+            with torch.inference_mode():
+                logits: Tensor = self.network.head(self._features("validation", 0)).double().cpu()
+                return logits
+        self.network.eval()
+        rows = self.pixels.rows.view(list(self.rows["validation"]["digest"]))
+        parts = []
+        precision = precision or Precision(self.device, "float32")
+        with torch.inference_mode(), precision.cast():
+            size = batch_for(self.device)
+            for start in range(0, len(rows), size):
+                pixels = torch.from_numpy(rows[np.arange(start, min(start + size, len(rows)))])
+                parts.append(halving(lambda part: self.network(part.to(self.device)).double().cpu(), pixels))
+        return torch.cat(parts)
+
+    def _metrics(self, loss: float, logits: Tensor) -> dict[str, float]:
+        probabilities = torch.softmax(logits.double(), 1).cpu().numpy()
+        truth = self._labels("validation").numpy()
+        scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
+        return {
+            "train_loss": loss,
+            "validation_loss": float(log_loss(truth, probabilities, labels=range(probabilities.shape[1]))),
+            "validation_accuracy": float(accuracy_score(truth, probabilities.argmax(1))),
+            "validation_auc": float(roc_auc_score(truth, scores, multi_class="ovr")),
+        }
+
+    def _end_epoch(self, epoch: int, metrics: Mapping[str, float], record: Record) -> None:
+        self.history.append({"epoch": epoch, **metrics})
+        record(epoch, metrics)
+        log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        if self.progress:
+            self.progress(epoch, self.recipe.epochs, "training")
+
+
+class HeadFit:
+    """A linear layer by L-BFGS: `HeadLoss` plus penalty / (2 n) times the squared weights.
+
+    `features` are standardised, and the layer that `into` writes takes them as they were. `labels` [n] are those of the
+    radiographs, of which each view has all.
+    """
+
+    def __init__(self, features: Standardised, labels: Tensor, recipe: Recipe, class_weights: Tensor | None) -> None:
+        self.features, device = features, features.device
+        self.strength = recipe.penalty / len(labels)
+        classes = int(labels.max()) + 1
+        self.weight = torch.zeros(classes, features.width, device=device, requires_grad=True)
+        self.bias = torch.zeros(classes, device=device, requires_grad=True)
+        self.loss = HeadLoss(labels.to(device), len(features.views), class_weights, recipe)
+        self.optimizer = torch.optim.LBFGS(
+            [self.weight, self.bias], max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
+        )
+        self.round = 0
+
+    def advance(self) -> float:
+        """Make one round of iterations; return the cross-entropy it ended with."""
+
+        def objective() -> Tensor:
+            # Only the logits of all rows are held at once; the layer's gradient follows from theirs.
+            with torch.no_grad():
+                parts = [nn.functional.linear(rows, self.weight, self.bias) for rows in self.features]
+            logits = torch.cat(parts).requires_grad_()
+            with torch.enable_grad():
+                entropy, change = self.loss(logits)
+                cost = entropy + change
+            (slope,) = torch.autograd.grad(cost, logits)
+            self.entropies.append(float(entropy.detach()))
+            with torch.no_grad():
+                gradient = self.strength * self.weight
+                start = 0
+                for rows in self.features:
+                    gradient += slope[start : start + len(rows)].T @ rows
+                    start += len(rows)
+                self.weight.grad, self.bias.grad = gradient, slope.sum(0)
+                return cost.detach() + self.strength / 2 * self.weight.square().sum()
+
+        self.entropies: list[float] = []
+        self.optimizer.step(objective)  # type: ignore[no-untyped-call]
+        self.round += 1
+        return self.entropies[-1]
+
+    def into(self, head: nn.Linear) -> None:
+        """Write the layer for features that are not standardised."""
+        with torch.no_grad():
+            scaled = self.weight / self.features.std
+            head.weight.copy_(scaled)
+            head.bias.copy_(self.bias - scaled @ self.features.mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values."""
+        return {
+            "weight": self.weight.detach().cpu(),
+            "bias": self.bias.detach().cpu(),
+            "optimizer": self.optimizer.state_dict(),
+            "round": self.round,
+        }
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Inverse of `to_dict`."""
+        with torch.no_grad():
+            self.weight.copy_(kept["weight"])
+            self.bias.copy_(kept["bias"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.round = kept["round"]
+
+
+class _State:
+    """All that changes while a network is trained: it is what a checkpoint holds."""
+
+    def __init__(self, network: Network, recipe: Recipe, count: int, precision: Precision) -> None:
+        self.network, self.recipe, self.count, self.precision = network, recipe, count, precision
+        self.steps = math.ceil(count / recipe.batch_size)
+        self.micro = recipe.batch_size
+        network.requires_grad_(False)
+        parameters = list(_trainable(network, recipe))
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+            if recipe.optimizer == "adamw"
+            else torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
+        )
+        self.epoch = self.step = self.seen = 0
+        self.loss = 0.0
+        self.best_score, self.best_epoch = -math.inf, 0
+        self.best: dict[str, Tensor] = {}
+        self.average = Average(network, recipe.average)
+
+    @property
+    def number(self) -> int:
+        """Optimizer steps made so far."""
+        return self.epoch * self.steps + self.step
+
+    def advance(self, loss: float, examples: int) -> None:
+        """Take the optimizer's step."""
+        rate = _rate(self.recipe, self.number, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
+        self.average.update(self.network, self.number + 1)
+        self.step += 1
+        self.loss += loss * examples
+        self.seen += examples
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` epochs went by without a better one."""
+        return 0 < self.recipe.patience <= self.epoch - self.best_epoch
+
+    def close_epoch(self, score: float) -> None:
+        """Go to the next epoch; keep the network when its score is the best so far."""
+        if score > self.best_score:
+            self.best_score, self.best_epoch, self.best = score, self.epoch + 1, _copied(self.network)
+        self.epoch, self.step, self.loss, self.seen = self.epoch + 1, 0, 0.0, 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values."""
+        return {
+            "network": _copied(self.network),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "average": {name: tensor.cpu() for name, tensor in self.average.tensors.items()},
+            "position": [self.epoch, self.step, self.seen],
+            "loss": self.loss,
+            "micro": self.micro,
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Inverse of `to_dict`."""
+        self.network.load_state_dict(kept["network"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.best, self.best_score, self.loss = dict(kept["best"]), kept["best_score"], kept["loss"]
+        self.best_epoch = kept["best_epoch"]
+        self.average.restore(kept["average"])
+        self.epoch, self.step, self.seen = kept["position"]
+        self.micro = kept["micro"]
+        self.precision.scaler.load_state_dict(kept["scaler"])
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a setting: "auto" is CUDA where there is one. Raises TrainingError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TrainingError(f"device {name!r} is none; set device to auto, cpu or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise TrainingError(f"device {name!r} is not there ({count} GPUs found); set device to auto or cpu")
+    return device
+
+
+def _rate(recipe: Recipe, number: int, steps: int) -> float:
+    if recipe.schedule == "cosine":
+        return recipe.learning_rate * (1 + math.cos(math.pi * number / (recipe.epochs * steps))) / 2
+    if recipe.schedule == "step":
+        return recipe.learning_rate * recipe.step_factor ** (number // steps // recipe.step_epochs)
+    return recipe.learning_rate
+
+
+def _trainable(network: Network, recipe: Recipe) -> Iterator[nn.Parameter]:
+    stages = backbones.stages(network.backbone)
+    if recipe.mode == "partial" and recipe.fixed_stages > len(stages):
+        raise TrainingError(f"fixed_stages {recipe.fixed_stages}: {recipe.backbone} has {len(stages)} stages")
+    for stage in stages[recipe.fixed_stages if recipe.mode == "partial" else 0 :]:
+        for part in stage:
+            yield from part.parameters()
+    yield from network.head.parameters()
+
+
+def _hold_fixed(network: Network, recipe: Recipe) -> None:
+    """Keep the running statistics of stages that `partial` keeps fixed."""
+    if recipe.mode == "partial":
+        for stage in backbones.stages(network.backbone)[: recipe.fixed_stages]:
+            for part in stage:
+                part.eval()
+
+
+def _copied(network: Network) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _terminable() -> Iterator[threading.Event]:
+    """Turn SIGTERM into an event that the loops look at, where signals can be handled: in the main thread."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

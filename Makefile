@@ -15,7 +15,7 @@ demo: setup ## two nights on Airflow and MLflow; DATA=<folder> for your own imag
 	@$(BIN)/python scripts/demo.py $(if $(DATA),--data "$(DATA)")
 
 test: lint ## set-up, lint, types, all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-browser: setup ## operate it in headless Chromium, on real Airflow and MLflow (part of `make test`)
 	$(BIN)/pytest tests/browser $(ARGS)

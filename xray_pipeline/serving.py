@@ -374,7 +374,7 @@ def requirements() -> list[str]:
 
 
 _PACKAGES = (
-    *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow"),
+    *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "pyarrow"),
     *("pydicom", "python-gdcm", "pyjpegls"),
 )
 

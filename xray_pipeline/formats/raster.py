@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -97,6 +98,15 @@ def _loaded(image: JpegImageFile | PngImageFile) -> None:
         ended = "truncated" in str(error)
         detail = "the data ends before the image does" if ended else f"the decoder gave up ({type(error).__name__})"
         raise RadiographError("truncated" if ended else "corrupt", detail) from None
+
+
+def _levels(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels (H, W) of a decoded 8-bit grey image; without a copy unless Pillow keeps it in pieces."""
+    try:
+        levels = pa.array(image).to_numpy()
+    except ValueError:  # of over 16 MB
+        return np.asarray(image)
+    return np.asarray(levels.reshape(image.height, image.width))
 
 
 def _reject_colour(blue: NDArray[np.uint8], red: NDArray[np.uint8]) -> None:
@@ -298,10 +308,10 @@ def _luminance(stripped: bytes, *, grey: bool) -> NDArray[np.uint8]:
     image = JpegImageFile(io.BytesIO(stripped))
     if grey:
         _loaded(image)
-        return np.asarray(image)
+        return _levels(image)
     image.draft("YCbCr", image.size)
     _loaded(image)
-    luminance, blue, red = (np.asarray(band) for band in image.split())
+    luminance, blue, red = (_levels(band) for band in image.split())
     if min(blue.min(), red.min()) < 118 or max(blue.max(), red.max()) > 138:
         _reject_colour(blue, red)
     return luminance
@@ -387,7 +397,7 @@ def _png_grey(image: PngImageFile) -> Pixels:
     if image.mode == "I;16":
         return _opaque_16(image)
     if image.mode == "L" and "transparency" not in image.info:
-        return np.asarray(image)
+        return _levels(image)
     if image.mode in ("LA", "RGBA") or "transparency" in image.info:
         whole = np.asarray(image.convert("RGBA"))
         if (clear := int((whole[..., 3] != 255).sum())) > 0:

@@ -150,7 +150,8 @@ def test_workers_end_with_the_process_that_started_them() -> None:
 
     program = (
         "import sys; sys.path.insert(0, 'tests'); from samples import *; "
-        "from xray_pipeline.formats import dicom_pixels; from xray_pipeline.radiograph import *; normalise(compressed(dicom(), JPEGLSLossless), Limits()); "
+        "from xray_pipeline.formats import dicom_pixels; "
+        "from xray_pipeline.radiograph import *; normalise(compressed(dicom(), JPEGLSLossless), Limits()); "
         "print(dicom_pixels.workers._idle[0].pid, flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

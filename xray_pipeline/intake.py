@@ -16,6 +16,7 @@ import collections
 import errno
 import hashlib
 import hmac
+import itertools
 import json
 import logging
 import os
@@ -355,10 +356,9 @@ def check(
     said, missing = places(store, entries, settings.classes, f"delivery {delivery.key}")
     reader = _Reader(store, settings, patient_key, said)
     with _journal(delivery, settings, patient_key) as journal:
-        rows = _scan(reader, new, journal, settings.workers, delivery.key, progress)
-    rows = _still_there(rows, store)
-    rows += [Row(escape(file), 0, "", reason="missing", detail="named in labels.csv only") for file in missing]
-    table = rejudge(_table(rows), history, settings)
+        read = _table(_scan(reader, new, journal, settings.workers, delivery.key, progress))
+    named = (Row(escape(file), 0, "", reason="missing", detail="named in labels.csv only") for file in missing)
+    table = rejudge(_by_file(_still_there(read, store), _table(named)), history, settings)
     bookkeeping = sorted(entry.key for entry in entries if entry.key in BOOKKEEPING)
     found = drift.of_table(table, history.reference(), settings.rules)
     outcome = expectations.judge(delivery, table, settings, bookkeeping, found, acknowledged)
@@ -369,22 +369,20 @@ def check(
 
 def _scan(
     reader: _Reader, new: list[Entry], journal: Journal, workers: int, key: str, progress: Progress | None
-) -> list[Row]:
-    """Return a row for each file; files that an earlier scan of the same delivery read are not read again."""
+) -> Iterator[Row]:
+    """Yield a row for each file, by its name; what an earlier scan of the same delivery read is not read again."""
 
     def row(entry: Entry) -> Row:
         known = journal.get(_seen_as(entry))
         return Row(*known) if known else reader.row(entry)
 
     ordered = sorted(new, key=lambda entry: escape(entry.key))
-    rows: list[Row] = []
-    for found in _in_order(row, ordered, workers):
+    for number, (entry, found) in enumerate(zip(ordered, _in_order(row, ordered, workers), strict=True), 1):
         if found.source_digest:
-            journal.add(_seen_as(ordered[len(rows)]), ("", *found[1:]))  # without the file's name
-        rows.append(found._replace(file=escape(ordered[len(rows)].key)))
+            journal.add(_seen_as(entry), ("", *found[1:]))  # without the file's name
+        yield found._replace(file=escape(entry.key))
         if progress:
-            progress(len(rows), len(new), f"checking {key}")
-    return rows
+            progress(number, len(new), f"checking {key}")
 
 
 def _seen_as(entry: Entry) -> str:
@@ -519,9 +517,19 @@ def _two_sides(accepted: pd.DataFrame, history: History) -> _Findings:
     return found
 
 
+_BATCH = 4096  # rows that are held as Python objects, of four times the memory
+
+
 def _table(rows: Iterable[Row]) -> pd.DataFrame:
-    ordered = sorted(rows, key=lambda row: row.file)
-    return pd.DataFrame(ordered, columns=list(COLUMNS)).astype(_DTYPES)
+    left, parts = iter(rows), []
+    while batch := list(itertools.islice(left, _BATCH)):
+        parts.append(pd.DataFrame(batch, columns=list(COLUMNS)).astype(_DTYPES))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS)).astype(_DTYPES)
+
+
+def _by_file(*tables: pd.DataFrame) -> pd.DataFrame:
+    together = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    return together if together["file"].is_monotonic_increasing else together.sort_values("file", ignore_index=True)
 
 
 def _in_order(function: Callable[[Entry], Row], entries: Sequence[Entry], workers: int) -> Iterator[Row]:
@@ -541,21 +549,24 @@ def _in_order(function: Callable[[Entry], Row], entries: Sequence[Entry], worker
                 future.cancel()
 
 
-def _still_there(rows: list[Row], store: Store) -> list[Row]:
+def _still_there(table: pd.DataFrame, store: Store) -> pd.DataFrame:
     """List once more: a file that went away or changed under our eyes is quarantined."""
     now = {escape(entry.key): (entry.size, entry.version) for entry in store.list()}
-    checked = []
-    for row in rows:
-        if row.file not in now:
-            row = _quarantined(row, "vanished", "the file went away during the check")
-        elif now[row.file] != (row.size, row.version):
-            row = _quarantined(row, "changed", "the file changed during the check")
-        checked.append(row)
-    return checked
+    seen = table[["file", "size", "version"]].itertuples(name=None)
+    off = {row: now.get(file) for row, file, *was in seen if now.get(file) != tuple(was)}
+    if off:
+        reasons = ["changed" if found else "vanished" for found in off.values()]
+        table.loc[list(off), ["verdict", "side"]] = ["quarantined", ""]
+        table.loc[list(off), "reason"] = reasons
+        table.loc[list(off), "detail"] = [_GONE[reason] for reason in reasons]
+    return table
 
 
 def _quarantined(row: Row, reason: str, detail: str) -> Row:
     return row._replace(verdict="quarantined", reason=reason, detail=detail, side="")
+
+
+_GONE = {"vanished": "the file went away during the check", "changed": "the file changed during the check"}
 
 
 # Written where a modality or a de-identifier had no number: not a patient.

@@ -414,11 +414,11 @@ def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.Dat
     the same side; rows that are quarantined already stay so. Raises DatasetError.
     """
     table = table.copy()
-    accepted = table[table["verdict"] == "accepted"]
+    accepted = table.loc[table["verdict"] == "accepted", ["digest", "label", "patient", "side", "given_split"]]
     found = _same_images(accepted, history)
     found |= _two_sides(accepted.drop(index=list(found)), history)
     rest = accepted.drop(index=list(found))
-    copies, kept = _near_copies(rest, history, settings.workers)
+    copies, kept = _near_copies(table, rest.index, history, settings.workers)
     found |= {row: ("copy-across-split", detail) for row, (_, detail) in copies.items()}
     table.loc[rest.index, "near_copy"] = [kept.get(row) or copies.get(row, ("", ""))[0] for row in rest.index]
     if found:
@@ -470,15 +470,17 @@ def _copies(copies: Iterable[tuple[int, str, str, str]], kept: str, detail: str)
     }
 
 
-def _near_copies(accepted: pd.DataFrame, history: History, workers: int) -> tuple[_Findings, dict[int, str]]:
-    """Return the rows that a near copy on another side puts out, as (digest of that copy, detail), and for the others
-    the digest of a near copy on their own side. What the dataset holds stays, then held-out before the rest."""
+def _near_copies(
+    table: pd.DataFrame, accepted: pd.Index, history: History, workers: int
+) -> tuple[_Findings, dict[int, str]]:
+    """Return the rows that a near copy on another side puts out, as (digest of that copy, detail), and for the other
+    accepted ones the digest of a near copy on their own side. The dataset's stay, then held-out before the rest."""
     out: _Findings = {}
     kept: dict[int, str] = {}
     known, staying = history.prints.by_side, dict[str, Prints]()
     for side in _KEPT_FIRST:
-        rows = accepted.index[accepted["side"] == side].tolist()
-        mine = Prints.of(accepted.loc[rows])
+        rows = accepted[table.loc[accepted, "side"] == side].tolist()
+        mine = Prints.of(table.loc[rows, ["digest", "side", "phash", "thumbnail"]])
         for other in _KEPT_FIRST:
             if other != side:
                 for where, prints in (("the dataset", known), ("this delivery", staying)):

@@ -17,7 +17,10 @@ if [ "$(id -u)" != 0 ]; then
     exit 0
 fi
 [ -S /run/docker-lab/docker.sock ] || trap '"$lab" down' EXIT # one that was up before stays up
-settings=$("$lab" up)
+if ! settings=$("$lab" up); then
+    echo "test-compose: skipped: no Docker engine with Compose answers here, and none could be started (see above)"
+    exit 0
+fi
 eval "$settings"
 python3 scripts/smoke.py
 docker image prune --force >/dev/null # what an earlier build left without a name

@@ -35,8 +35,10 @@ from PIL import Image
 
 from xray_pipeline import expectations, intake, radiograph
 from xray_pipeline.data_quality import appearance, near_duplicates
+from xray_pipeline.deliveries.table import Row, of_rows
+from xray_pipeline.deliveries.together import EMPTY
 from xray_pipeline.formats import dicom_pixels
-from xray_pipeline.intake import Delivery, Row
+from xray_pipeline.intake import Delivery
 from xray_pipeline.settings import Settings
 
 SIDE, ROUNDS = 224, 5
@@ -159,8 +161,8 @@ def small_files(count: int) -> dict[str, Any]:
             (folder / f"patient{number}_1.jpg").write_bytes(out.getvalue())
         settings = Settings(home=Path(name, "home"), settle_seconds=0)
         start = time.perf_counter()
-        delivery = intake.at(str(folder.parent), settings, intake.EMPTY, time.time())
-        fit = intake.check(delivery, settings, intake.EMPTY, b"benchmark").fit
+        delivery = intake.at(str(folder.parent), settings, EMPTY, time.time())
+        fit = intake.check(delivery, settings, EMPTY, b"benchmark").fit
         seconds = time.perf_counter() - start
     return {
         "files": count,
@@ -175,7 +177,7 @@ def suite(rows: int) -> dict[str, Any]:
     """Validate a table of `rows` made rows."""
     expectations._core()
     sides, classes = ("train", "validation", "held-out"), ("NORMAL", "PNEUMONIA")
-    table = intake._table(
+    table = of_rows(
         Row(
             f"{n:08}.jpg",
             1,

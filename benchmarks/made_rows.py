@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from xray_pipeline import backbones, intake
+from xray_pipeline import backbones
 from xray_pipeline.dataset import Dataset, side_of, to_parquet
-from xray_pipeline.intake import Row
+from xray_pipeline.deliveries.table import Row, of_rows
 from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.learning.fitting import Trainer
 from xray_pipeline.learning.recipe import Recipe
@@ -50,7 +50,7 @@ def make(settings: Settings, count: int, width: int) -> None:
         numbers = range(start, min(start + NIGHT, count))
         digests = [hashlib.sha256(str(n).encode()).hexdigest() for n in numbers]
         truth = rng.integers(0, 2, len(digests))
-        table = intake._table(_row(settings, digest, int(label)) for digest, label in zip(digests, truth, strict=True))
+        table = of_rows(_row(settings, digest, int(label)) for digest, label in zip(digests, truth, strict=True))
         dataset.store.write_if_absent(f"manifests/night{night:05}.parquet", to_parquet(table, {"delivery": "made"}))
         noise = rng.normal(size=(len(digests), width)).astype(np.float32)
         trainer.cache().add(digests, noise + (2 * truth[:, None] - 1).astype(np.float32) * direction)

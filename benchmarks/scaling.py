@@ -30,7 +30,7 @@ from xray_pipeline import backbones, night, phantom
 from xray_pipeline.data_quality import appearance
 from xray_pipeline.data_quality.near_duplicates import SIDE
 from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
-from xray_pipeline.intake import COLUMNS
+from xray_pipeline.deliveries.table import COLUMNS
 from xray_pipeline.learning.fitting import Trainer
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.night import Run

@@ -12,8 +12,9 @@ from samples import jpeg, picture, png
 
 from xray_pipeline import intake, night
 from xray_pipeline.dataset import Dataset, to_parquet
+from xray_pipeline.deliveries.together import EMPTY, rejudge
 from xray_pipeline.errors import DatasetError
-from xray_pipeline.intake import EMPTY, Intake
+from xray_pipeline.intake import Intake
 from xray_pipeline.night import Run
 from xray_pipeline.settings import IntakeRules, Settings
 
@@ -164,7 +165,7 @@ def test_judging_again_changes_nothing(tmp_path: Path, given: Settings) -> None:
         f"{side}/NORMAL/{n}.jpg": near(n % 5, i) for i, side in enumerate(("train", "val", "test")) for n in range(5)
     }
     table = judged(lay(tmp_path, files), given).table
-    assert to_parquet(intake.rejudge(table, EMPTY, given), {}) == to_parquet(table, {})
+    assert to_parquet(rejudge(table, EMPTY, given), {}) == to_parquet(table, {})
     one = given.model_copy(update={"workers": 1})
     assert to_parquet(judged(tmp_path, one).table, {}) == to_parquet(table, {})
 

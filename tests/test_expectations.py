@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from xray_pipeline import expectations, intake
+from xray_pipeline import expectations
+from xray_pipeline.deliveries.table import Row, of_rows
 from xray_pipeline.expectations import Outcome, judge
-from xray_pipeline.intake import Delivery, Row
+from xray_pipeline.intake import Delivery
 from xray_pipeline.settings import IntakeRules, Settings
 
 DELIVERY = Delivery("2026-11-24", "/incoming/2026-11-24", 1, 3, 1234, "f" * 64, True)
@@ -44,7 +45,7 @@ def bad(number: int, reason: str) -> Row:
 
 
 def table(*rows: Row) -> pd.DataFrame:
-    return intake._table(rows)
+    return of_rows(rows)
 
 
 def judged(settings: Settings, *rows: Row, delivery: Delivery = DELIVERY, **rules: Any) -> Outcome:

@@ -15,6 +15,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSL
 from samples import compressed, dicom, jpeg, picture
 
 from xray_pipeline import intake, radiograph
+from xray_pipeline.deliveries.together import EMPTY
 from xray_pipeline.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.formats import dicom_pixels
 from xray_pipeline.formats.frame_decoder import Workers
@@ -71,8 +72,8 @@ def test_a_decoder_that_dies_quarantines_its_file_alone(
     for name, data in {"a.dcm": deadly, "b.dcm": sound, "c.jpg": jpeg(seed=3)}.items():
         (tmp_path / "in" / "NORMAL").mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / "NORMAL" / name).write_bytes(data)
-    delivery = intake.at(str(tmp_path / "in"), settings, intake.EMPTY, time.time() + 10)
-    table = intake.check(delivery, settings, intake.EMPTY, b"key").table
+    delivery = intake.at(str(tmp_path / "in"), settings, EMPTY, time.time() + 10)
+    table = intake.check(delivery, settings, EMPTY, b"key").table
     assert table["reason"].tolist() == ["undecodable", "", ""]
     assert table["detail"][0] == "the decoder crashed"
     made.close()

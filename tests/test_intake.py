@@ -29,9 +29,12 @@ from samples import dicom, jpeg, png
 from xray_pipeline import intake, radiograph
 from xray_pipeline.data_quality.near_duplicates import Prints, no_prints
 from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
+from xray_pipeline.deliveries import reading
 from xray_pipeline.deliveries.layout import Place, escape, unescape
+from xray_pipeline.deliveries.table import COLUMNS
+from xray_pipeline.deliveries.together import EMPTY, rejudge
 from xray_pipeline.errors import ConfigError, DeliveryError
-from xray_pipeline.intake import COLUMNS, EMPTY, RULES, Delivery, Intake, check, find, rejudge
+from xray_pipeline.intake import RULES, Delivery, Intake, check, find
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import DirectoryStore, Entry, open_store
 
@@ -595,7 +598,7 @@ def test_odd_names_stay_apart(tmp_path: Path, settings: Settings) -> None:
     }
     store = open_store(folder)
     for row in result.table.itertuples():
-        assert intake.reread(store, row.file, intake.limits(settings.rules)).digest == row.digest
+        assert reading.reread(store, row.file, reading.limits(settings.rules)).digest == row.digest
     assert result.table["file"].map(lambda file: file.encode().decode() == file).all()
 
 
@@ -715,7 +718,7 @@ def test_no_patient_data_in_page_result_or_log(
     )
     for secret in ("JANE", "DOE", "4711", "19400305", "1940-03-05", "20040826"):
         assert secret not in said
-    stored = intake.reread(open_store(tmp_path / "day"), "NORMAL/DOE_JANE_1.dcm", radiograph.Limits())
+    stored = reading.reread(open_store(tmp_path / "day"), "NORMAL/DOE_JANE_1.dcm", radiograph.Limits())
     assert b"JANE" not in stored.data
 
 
@@ -735,7 +738,7 @@ def test_s3_delivery_gives_the_same_table(s3: S3Server, tmp_path: Path, settings
 
 @pytest.mark.parametrize("key", ["NORMAL//x.jpg", "NORMAL/../../x.jpg", "/NORMAL/x.jpg"])
 def test_keys_that_are_no_paths_are_never_read(tmp_path: Path, settings: Settings, key: str) -> None:
-    reader = intake._Reader(DirectoryStore(tmp_path), settings, KEY, {key: Place("NORMAL")})
+    reader = reading.Reader(DirectoryStore(tmp_path), settings, KEY, {key: Place("NORMAL")})
     assert reader.row(Entry(key, 1, "v", 0.0)).reason == "unreadable"
 
 
@@ -761,8 +764,10 @@ import sys, time
 from pathlib import Path
 from xray_pipeline import intake, radiograph
 from xray_pipeline.dataset import to_parquet
+from xray_pipeline.deliveries import reading
+from xray_pipeline.deliveries.together import EMPTY
 from xray_pipeline.settings import Settings
-intake._JOURNAL_FROM = 1
+reading._JOURNAL_FROM = 1
 settings = Settings(home=sys.argv[1], workers=2)
 reads = 0
 normalise = radiograph.normalise
@@ -772,8 +777,8 @@ def counted(data, limits):
     time.sleep(float(sys.argv[3]))
     return normalise(data, limits)
 radiograph.normalise = counted
-found = intake.at(sys.argv[2], settings, intake.EMPTY, 1e12)
-result = intake.check(found, settings, intake.EMPTY, b"k", lambda *now: print(now[0], flush=True))
+found = intake.at(sys.argv[2], settings, EMPTY, 1e12)
+result = intake.check(found, settings, EMPTY, b"k", lambda *now: print(now[0], flush=True))
 Path(sys.argv[1], "table").write_bytes(to_parquet(result.table, {}))
 print("read", reads)
 """
@@ -817,7 +822,7 @@ def test_a_dead_store_is_an_error_not_a_quarantine(tmp_path: Path, settings: Set
         def read(self, key: str) -> bytes:
             raise StorageUnavailable("no answer")
 
-    reader = intake._Reader(Dead(tmp_path), settings, KEY, {"a": Place("NORMAL")})
+    reader = reading.Reader(Dead(tmp_path), settings, KEY, {"a": Place("NORMAL")})
     with pytest.raises(StorageUnavailable):
         reader.row(Entry("a", 1, "v", 0.0))
 

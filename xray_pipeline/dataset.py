@@ -183,14 +183,14 @@ class Dataset:
         The table is judged once more against the dataset of this moment, because deliveries are checked side by side.
         Raises DatasetError when a file changed since the check or when the dataset was made with other settings.
         """
-        from xray_pipeline import intake as intakes
+        from xray_pipeline.deliveries.together import rejudge
 
         key = intake.delivery.key
         if not intake.fit:
             raise DatasetError(f"delivery {key} was rejected; it can't be committed")
         self._write_identity(self.patient_key())
         if not self.store.exists(f"manifests/{key}.parquet"):
-            table = intakes.rejudge(intake.table, self.history(), self.settings)
+            table = rejudge(intake.table, self.history(), self.settings)
             self._store_radiographs(intake, table, progress)
             data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
             if not self.store.write_if_absent(f"manifests/{key}.parquet", data):
@@ -280,17 +280,17 @@ class Dataset:
         return self._cache[key]
 
     def _store_radiographs(self, intake: Intake, table: pd.DataFrame, progress: Progress | None) -> None:
-        from xray_pipeline import intake as intakes
+        from xray_pipeline.deliveries import reading
 
         delivery = open_store(intake.delivery.uri, self.settings)
         accepted = table[table["verdict"] == "accepted"]
-        limits = intakes.limits(self.settings.rules)
+        limits = reading.limits(self.settings.rules)
 
         def store(row: Any) -> None:
             key = _radiograph_key(row.digest, row.suffix)
             if self.store.exists(key):
                 return
-            normalised = intakes.reread(delivery, row.file, limits)
+            normalised = reading.reread(delivery, row.file, limits)
             if normalised.digest != row.digest:
                 raise DatasetError(
                     f"row {row.Index} of delivery {intake.delivery.key} changed between check and commit; run it again"

@@ -22,6 +22,7 @@ import pandas as pd
 
 from xray_pipeline import intake
 from xray_pipeline.data_quality.drift import Channel, Drift, level_of
+from xray_pipeline.deliveries.table import COLUMNS
 from xray_pipeline.settings import IntakeRules, Settings
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def judge(
     drift: Drift | None = None,
     acknowledged: Collection[str] = (),
 ) -> Outcome:
-    """Validate an intake table (columns of `intake.Row`) and return the verdict on its delivery.
+    """Validate an intake table (columns of `Row`) and return the verdict on its delivery.
 
     `bookkeeping` names the delivery's files that have no row (labels.csv, _SUCCESS); `drift` is how the delivery
     compares with the dataset, and `acknowledged` names the channels whose alarm a person has settled.
@@ -170,7 +171,7 @@ def _rules(settings: Settings) -> list[_Rule]:
 def _table_rules() -> list[_Rule]:
     core = _core()
 
-    columns = list(intake.COLUMNS)
+    columns = list(COLUMNS)
     reasons = [rule.code for rule in intake.RULES if rule.outcome == "quarantined"]
     verdicts = ["accepted", "quarantined"]
     return [

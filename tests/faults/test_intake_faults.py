@@ -589,14 +589,15 @@ def test_nothing_of_a_patient_leaves_the_intake_tables(settings: Settings, caplo
 MANY = """
 import resource, sys, time
 from xray_pipeline import expectations, intake
+from xray_pipeline.deliveries.together import EMPTY
 from xray_pipeline.settings import Settings
 expectations._core()
 settings = Settings(home=sys.argv[1], settle_seconds=0)
 def say(done, total, what):
     if done % 500 == 0:
         print("done", done, flush=True)
-delivery = intake.at(sys.argv[2], settings, intake.EMPTY, time.time())
-found = intake.check(delivery, settings, intake.EMPTY, b"key", say)
+delivery = intake.at(sys.argv[2], settings, EMPTY, time.time())
+found = intake.check(delivery, settings, EMPTY, b"key", say)
 print("rows", len(found.table), found.table["verdict"].eq("accepted").sum(), flush=True)
 print("rss", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
 """

@@ -78,13 +78,14 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     """
     from xray_pipeline import evaluation, intake
     from xray_pipeline.dataset import accounting
+    from xray_pipeline.deliveries.together import EMPTY
     from xray_pipeline.registry import Registry
 
     registry = Registry(settings)
     model, version = registry.load(model_uri), registry.resolve(model_uri).version
     asked = settings.model_copy(update={"classes": model.classes, "split_mode": "patient", "settle_seconds": 0})
-    delivery = intake.at(data, asked, intake.EMPTY, time.time())
-    table = intake.check(delivery, asked, intake.EMPTY, secrets.token_bytes(32), progress).table
+    delivery = intake.at(data, asked, EMPTY, time.time())
+    table = intake.check(delivery, asked, EMPTY, secrets.token_bytes(32), progress).table
     rows = table[table["reason"].isin(SCORED_ALL_THE_SAME) & (table["digest"] != "")]
     if rows.empty:
         raise EvaluationError(f"none of the {len(table)} files in {delivery.uri} can be scored: {accounting([table])}")
@@ -190,12 +191,13 @@ def _probabilities(
 ) -> np.ndarray:
     import numpy as np
 
-    from xray_pipeline import intake, radiograph
+    from xray_pipeline import radiograph
+    from xray_pipeline.deliveries import reading
 
-    store, limits = open_store(uri, settings), intake.limits(settings.rules)
+    store, limits = open_store(uri, settings), reading.limits(settings.rules)
 
     def pixels(file: str) -> np.ndarray:
-        return radiograph.square(radiograph.decode(intake.reread(store, file, limits).data), model.side)
+        return radiograph.square(radiograph.decode(reading.reread(store, file, limits).data), model.side)
 
     parts = []
     with ThreadPoolExecutor(settings.workers or os.cpu_count()) as pool:

@@ -4,6 +4,7 @@
 Starts when `xray_retrain` registers a version, or by hand with a version. It looks at the evidence again, against the
 champion of this moment, boots the model server on the version, and asks a person unless policy and settings say `auto`.
 The request waits without holding a worker and never blocks the next night; no answer within the time limit means no.
+When a newer version is registered or the champion changes, the request ends by itself.
 
 | task | what it does |
 | --- | --- |
@@ -21,12 +22,12 @@ from datetime import timedelta
 from typing import Any
 
 import pendulum
-from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
+from xray_pipeline.airflow_ui.approval import ApprovalRequest
 from xray_pipeline.night import Run
 from xray_pipeline.rollout import model_server, promotion
 from xray_pipeline.rollout.promotion import APPROVE, REJECT, Request
@@ -110,8 +111,9 @@ def xray_promote() -> None:
     request = prepare()
     tried = try_server(request)
     branch = ask(request)
-    approve = HITLOperator(
+    approve = ApprovalRequest(
         task_id="approve",
+        asked=request,
         subject="Promote version {{ ti.xcom_pull(task_ids='prepare')['version'] }} to production?",
         body="{{ ti.xcom_pull(task_ids='prepare')['text'] }}\n\n"
         "[Report](" + airflow_links.REPORT_OF_REQUEST + ") | [Champion and history](" + airflow_links.HISTORY + ")",

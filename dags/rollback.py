@@ -2,8 +2,8 @@
 ### xray_rollback: an earlier version becomes the champion again
 
 By hand, with a reason. Without a version it goes back to the previous champion. The target's files must be there,
-match the digest it was registered with and load; otherwise the champion stays and the run says why. The reason, the
-person and the moment are kept in the ledger.
+match the digest it was registered with and load, and MLflow's model server booted on it must answer as was judged;
+otherwise the champion stays and the run says why. The reason, the person and the moment are kept in the ledger.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ CHAMPION = Asset("xray-champion")
             None, type=["null", "integer"], minimum=1, title="Version", description="empty: the previous champion"
         ),
         "reason": Param("", type="string", minLength=3, title="Reason, kept in the ledger"),
+        "untried": Param(
+            False, type="boolean", title="Untried", description="go back at once, without booting the model server"
+        ),
     },
     tags=["xray", "ops"],
     doc_md=__doc__,
@@ -46,8 +49,8 @@ def xray_rollback() -> None:
     def rollback() -> dict[str, Any]:
         context = get_current_context()
         who = context["dag_run"].triggering_user_name or "unknown"
-        version, reason = context["params"]["version"], context["params"]["reason"]
-        back = promotion.rollback(Run.of({}, who), version, reason, f"xray_rollback {context['run_id']}")
+        version, reason, untried = (context["params"][name] for name in ("version", "reason", "untried"))
+        back = promotion.rollback(Run.of({}, who), version, reason, f"xray_rollback {context['run_id']}", untried)
         context["outlet_events"][CHAMPION].extra = back
         return back
 

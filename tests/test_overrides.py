@@ -46,3 +46,11 @@ def test_one_value_of_a_table_leaves_the_others(changes: dict[str, object]) -> N
 def test_a_value_is_no_table() -> None:
     with pytest.raises(ConfigError, match="epochs is one value"):
         load_recipe("head", {"epochs.flip": 1})
+
+
+@pytest.mark.parametrize("form", [{"policy": "mine.toml"}, {"overrides": "policy=mine.toml"}])
+def test_who_starts_a_night_does_not_choose_its_policy(form: dict[str, str]) -> None:
+    run = Run.of(form)
+    assert run.settings.policy == "default"
+    with pytest.raises(ConfigError, match="policy"):
+        run.recipe()

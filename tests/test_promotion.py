@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
+from typer.testing import CliRunner, Result
 
-from xray_pipeline import phantom
+from xray_pipeline import cli, phantom
 from xray_pipeline.commands import summary
 from xray_pipeline.errors import EvaluationError, LedgerError
 from xray_pipeline.learning.tracking import MlflowClient
@@ -156,7 +158,7 @@ def test_mlflow_tells_what_became_of_each_version(asked: Asked, client: MlflowCl
     operations.promote(asked.registry, 2, **terms)
     assert status(client, asked, 2) == ("champion", "admin")
     assert status(client, asked, 1) == ("replaced", "admin")
-    promotion.rollback(replace(asked.run, who="bob"), None, "complaints")
+    promotion.rollback(replace(asked.run, who="bob"), None, "complaints", untried=True)
     assert status(client, asked, 1) == ("champion", "bob")
     assert status(client, asked, 2) == ("rolled back", "bob")
     text = client.get_model_version(asked.run.settings.model_name, "2").description
@@ -208,6 +210,14 @@ def nights(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory
     return Run(settings, who="alice")
 
 
+def xray(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
+    """Run the command on the settings of these nights."""
+    for name in ("home", "tracking_uri", "model_name", "policy", "patient_key", "bootstrap", "stress_images", "device"):
+        value = getattr(run.settings, name)
+        monkeypatch.setenv(f"XRAY_{name.upper()}", value.get_secret_value() if name == "patient_key" else str(value))
+    return CliRunner().invoke(cli.app, arguments)
+
+
 def test_a_version_is_asked_about_with_its_evidence(nights: Run) -> None:
     asked = promotion.request(nights)
     assert (asked.version, asked.champion, asked.void, asked.automatic) == (2, 1, "", False)
@@ -233,11 +243,44 @@ def test_a_server_that_does_not_come_up_is_ended(nights: Run) -> None:
         pytest.fail("there is no version 99")
 
 
-def test_a_version_is_promoted_by_a_person(nights: Run) -> None:
+def test_a_version_whose_server_answers_otherwise_is_not_promoted(nights: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = nights.registry().ledger.entries()
+    monkeypatch.setattr(model_server, "TOLERANCE", -1.0)  # nothing is that close
+    done = xray(nights, monkeypatch, "promote", "2", "--reason", "looks right")
+    assert isinstance(done.exception, EvaluationError)
+    assert nights.registry().ledger.entries() == before
+
+
+def test_a_version_is_promoted_by_a_person(
+    nights: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = promotion.request(nights)
-    promoted = promotion.promote(nights, asked, "alice", "looks right", "run 1")
-    assert promotion.promote(nights, asked, "alice", "looks right", "run 1") == promoted
+    caplog.set_level("INFO")
+    done = xray(nights, monkeypatch, "promote", "2", "--reason", "looks right")
+    assert done.exit_code == 0, done.output
+    assert "the model server on version 2 answered 8 radiographs" in caplog.text
     registry = nights.registry()
     assert registry.aliases() == {"champion": 2, "challenger": None}
-    assert registry.ledger.entries()[-1].who == "alice"
+    entry = registry.ledger.entries()[-1]
+    assert (entry.kind, entry.who, entry.why) == ("promoted", getpass.getuser(), "looks right")
+    assert promotion.promote(nights, asked, "alice", "looks right", "run 1").entry == entry.sequence
+    assert all(finding.holds for finding in check(registry))
+
+
+def test_going_back_tries_the_model_server_unless_it_must_be_at_once(
+    nights: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = nights.registry()
+    with monkeypatch.context() as patch:
+        patch.setattr(model_server, "TOLERANCE", -1.0)
+        refused = xray(nights, monkeypatch, "rollback", "--reason", "complaints")
+        assert isinstance(refused.exception, EvaluationError)
+        assert registry.ledger.state().champion == 2
+        assert xray(nights, monkeypatch, "rollback", "--reason", "complaints", "--untried").exit_code == 0
+        assert registry.ledger.entries()[-1].decision == {"model_server_off_by": None}
+    promotion.rollback(nights, 2, "it was the network", "run 2")
+    assert promotion.rollback(nights, 2, "it was the network", "run 2")["entry"] == len(registry.ledger.entries())
+    tried = registry.ledger.entries()[-1]
+    assert (tried.kind, tried.version, tried.champion_before) == ("rolled-back", 2, 1)
+    assert tried.decision["model_server_off_by"] <= model_server.TOLERANCE
     assert all(finding.holds for finding in check(registry))

@@ -24,7 +24,7 @@ from xray_pipeline.data_quality import alarms
 from xray_pipeline.deliveries import bookkeeping, written_rules
 from xray_pipeline.errors import ConfigError, XrayError
 from xray_pipeline.learning import overrides
-from xray_pipeline.rollout import promotion
+from xray_pipeline.rollout import model_server, promotion
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -192,13 +192,14 @@ def history(
 
 @app.command()
 def promote(version: int, reason: Reason, as_json: Json = False) -> None:
-    """Make a registered version the champion; you are the person who approves it."""
+    """Make a registered version the champion, after trying the model server on it; you are who approves it."""
     run = _run()
     with _progress(as_json):
         asked = promotion.request(run, version)
         if asked.void:
             _print({"promoted": False, **asked.to_dict()}, as_json, [asked.void])
             raise typer.Exit(NO)
+        model_server.check_answers(run, asked.candidate, version)
         entry = promotion.promote(run, replace(asked, automatic=False), run.who, reason).entry
     _print({"promoted": True, "version": version, "entry": entry}, as_json, [f"version {version} is the champion"])
 
@@ -207,10 +208,11 @@ def promote(version: int, reason: Reason, as_json: Json = False) -> None:
 def rollback(
     reason: Reason,
     to: Annotated[int | None, typer.Option("--to", help="Version; the previous champion if none.")] = None,
+    untried: Annotated[bool, typer.Option("--untried", help="Don't boot the model server on it first.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make an earlier champion the champion again."""
-    result = promotion.rollback(_run(), to, reason)
+    """Make an earlier champion the champion again, after trying the model server on it."""
+    result = promotion.rollback(_run(), to, reason, untried=untried)
     _print(result, as_json, [f"version {result['version']} is the champion again"])
 
 

@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import secrets
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -116,12 +117,14 @@ class Ledger:
         self.store = store.child("ledger")
         self._identity = ""
         self._entries: list[Entry] = []
+        self._reading = threading.Lock()
 
     @classmethod
     def beside(cls, other: Ledger) -> Ledger:
         """Return the same ledger with nothing read yet, to check it anew."""
         fresh = cls.__new__(cls)
         fresh.store, fresh._identity, fresh._entries = other.store, "", []
+        fresh._reading = threading.Lock()
         return fresh
 
     def identity(self, make: bool = True) -> str:
@@ -135,11 +138,17 @@ class Ledger:
             self._read_beginning()
         return self._identity
 
-    def entries(self) -> list[Entry]:
-        """Return all entries, oldest first.
+    def entries(self, at: datetime | None = None) -> list[Entry]:
+        """Return all entries, or those up to `at` (an aware time), oldest first.
 
         Raises LedgerError, naming the entry, for a gap, a broken chain or a format this version does not know.
         """
+        until = _timestamp(at) if at is not None else None
+        with self._reading:  # pages and triggers share one ledger between threads
+            entries = self._read_on()
+        return entries if until is None else [entry for entry in entries if entry.at <= until]
+
+    def _read_on(self) -> list[Entry]:
         numbers = sorted(_number(entry.key, self.store) for entry in self.store.list())
         if not numbers:
             if self._entries or self._identity:
@@ -212,11 +221,7 @@ class Ledger:
 
     def state(self, at: datetime | None = None) -> State:
         """Replay the entries, those up to `at` (an aware time) only. Raises LedgerError."""
-        entries = self.entries()
-        if at is not None:
-            until = _timestamp(at)
-            entries = [entry for entry in entries if entry.at <= until]
-        return replay(entries, self._identity)
+        return replay(self.entries(at), self._identity)
 
     def _read_beginning(self) -> bool:
         try:

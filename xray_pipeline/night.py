@@ -44,10 +44,13 @@ class Run:
 
     @classmethod
     def of(cls, params: Mapping[str, Any], who: str = "schedule", name: str = "") -> Run:
-        """Combine the configured settings with a form's values; None and "" mean the configured value."""
+        """Combine the configured settings with a form's values; None and "" mean the configured value.
+
+        The policy is no value of a form: who may start a night may not choose what it is judged by.
+        """
         given = {name: value for name, value in params.items() if value not in (None, "")}
         given |= parse_text(given.pop("overrides", ""))
-        settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion", "policy") if name in given}
+        settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion") if name in given}
         return cls(Settings(**settings), given, who, name)
 
     def recipe(self) -> Recipe:
@@ -361,13 +364,18 @@ def register(run: Run, decided: Decided) -> Registered:
 
 
 def promote(run: Run, registered: Registered) -> Promoted:
-    """Make the version the champion, with the policy's consent instead of a person's. Raises LostRace and its kin."""
-    from xray_pipeline.rollout import operations
+    """Make the version the champion, with the policy's consent instead of a person's, after the model server was tried.
+
+    Raises LostRace and its kin, EvaluationError when the server on the version answers otherwise than was judged.
+    """
+    from xray_pipeline.rollout import model_server, operations
 
     logs.about(candidate=registered.candidate)
-    decision = judged(run, registered.evidence)
+    decision, registry = judged(run, registered.evidence), run.registry()
+    if registry.ledger.state().champion != registered.version:
+        model_server.check_answers(run, registered.candidate, registered.version)
     entry = operations.promote(
-        run.registry(),
+        registry,
         registered.version,
         who=run.who,
         why=" ".join(decision.reasons),

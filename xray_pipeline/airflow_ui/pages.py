@@ -38,6 +38,7 @@ from xray_pipeline.storage import Store, open_store
 log = logging.getLogger(__name__)
 
 RETRAIN, PROMOTE = "xray_retrain", "xray_promote"
+WAITING = (TaskInstanceState.DEFERRED, TaskInstanceState.AWAITING_INPUT)
 ROWS = 50
 CAN_READ_RUN = requires_access_dag("GET", DagAccessEntity.XCOM)  # the DAG of the address
 CAN_READ_NIGHT = requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=RETRAIN)
@@ -185,7 +186,7 @@ def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
     query = (
         select(TaskInstance.run_id, HITLDetail.created_at)
         .join(TaskInstance, HITLDetail.ti_id == TaskInstance.id)
-        .where(TaskInstance.dag_id == PROMOTE, TaskInstance.state == TaskInstanceState.AWAITING_INPUT)
+        .where(TaskInstance.dag_id == PROMOTE, TaskInstance.state.in_(WAITING), HITLDetail.responded_at.is_(None))
         .order_by(HITLDetail.created_at.desc())
     )
     found = []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.errors import ConfigError, DeliveryError, EvaluationError
-from xray_pipeline.ledger import Ledger
+from xray_pipeline.ledger import Ledger, replay
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 
@@ -180,10 +180,10 @@ def history(settings: Settings, at: str | None = None) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"{at!r} is not a time; write 2026-03-03 or 2026-03-03T14:00+01:00") from error
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    ledger = Ledger(open_store(settings.store, settings))
-    state = ledger.state(moment)
-    entries = [entry.to_dict() for entry in ledger.entries()[: state.sequence]]
-    return {"champion": state.champion, "challenger": state.challenger, "entries": entries}
+    entries = Ledger(open_store(settings.store, settings)).entries(moment)
+    state = replay(entries)
+    told = [entry.to_dict() for entry in entries]
+    return {"champion": state.champion, "challenger": state.challenger, "entries": told}
 
 
 def _probabilities(

@@ -250,13 +250,14 @@ def rollback(
     who: str,
     why: str,
     expected_champion: int | None = None,
+    decision: Mapping[str, Any] | None = None,
     request: str = "",
 ) -> Entry:
     """Make an earlier champion (default: the previous one) the champion again; return the ledger entry.
 
     Its files must be there, equal their digest and load, else nothing changes. With `expected_champion` the rollback
-    happens only while that is the champion. Raises LostRace, LedgerError when there is nothing to go back to,
-    RegistryError, ModelRefused.
+    happens only while that is the champion. `decision` is kept in the entry: how the version was tried before. Raises
+    LostRace, LedgerError when there is nothing to go back to, RegistryError, ModelRefused.
     """
     ledger = registry.ledger
     record_manual_change(registry)
@@ -266,9 +267,10 @@ def rollback(
             return earlier
         if expected_champion is not None:
             _expect_champion(state, expected_champion)
-        target = _rollback_target(ledger, state, to)
+        target = rollback_target(ledger, state, to)
         registry.load(target)
-        return {"kind": "rolled-back", **_crowning(state, target), "who": who, "why": why, "request": request}
+        told = {"who": who, "why": why, "decision": decision or {}, "request": request}
+        return {"kind": "rolled-back", **_crowning(state, target), **told}
 
     entry = _commit(ledger, decide)
     registry.follow()
@@ -384,7 +386,8 @@ def _expect_decided(
         )
 
 
-def _rollback_target(ledger: Ledger, state: State, to: int | None) -> int:
+def rollback_target(ledger: Ledger, state: State, to: int | None) -> int:
+    """Return the version that a rollback to `to` (None: the previous champion) makes champion. Raises LedgerError."""
     if to is None:
         earlier = [version for version in state.previous if version in state.registered]
         if not earlier:

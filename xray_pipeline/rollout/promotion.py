@@ -115,12 +115,15 @@ def _short(text: str) -> str:
 def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") -> dict[str, Any]:
     """Record an answer in the ledger: "approved", "rejected", or "void" and why it has no effect.
 
-    `answer` is what Airflow returns: chosen_options, params_input (reason), responded_by_user. `name` makes a repeat of
-    this call find its own entries. Returns outcome, version, who and why. Raises RegistryError, StorageError.
+    `answer` is what Airflow returns: chosen_options, params_input (reason), responded_by_user; or void: why nobody was
+    left to ask. `name` makes a repeat of this call find its own entries. Returns outcome, version, who and why. Raises
+    RegistryError, StorageError.
     """
     from xray_pipeline.rollout import operations
 
     registry = run.registry()
+    if "void" in answer:
+        return _void(registry, asked.version, "nobody", answer["void"])
     user = answer.get("responded_by_user") or {}
     who = str(user.get("name") or user.get("id") or NOBODY)
     why = str((answer.get("params_input") or {}).get("reason") or "").strip()
@@ -132,13 +135,17 @@ def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") 
         record = operations.approve if approved else operations.reject
         entry = record(registry.ledger, asked.version, **said, expected_champion=asked.champion, request=name)
     except LedgerError as error:
-        log.warning("the answer of %s has no effect: %s", who, error)
-        registry.tag(asked.version, {"xray.request": f"void, answered by {who}: {error}"})
-        return {"outcome": "void", "version": asked.version, "who": who, "why": str(error)}
+        return _void(registry, asked.version, who, str(error))
     operations.reconcile(registry)  # a rejected version is no longer the challenger
     operations.tell_story(registry)
     log.info("%s", entry.summary())
     return {"outcome": entry.kind, "version": asked.version, **said}
+
+
+def _void(registry: Registry, version: int, who: str, why: str) -> dict[str, Any]:
+    log.warning("the request about version %d is void, answered by %s: %s", version, who, why)
+    registry.tag(version, {"xray.request": f"void, answered by {who}: {why}"})
+    return {"outcome": "void", "version": version, "who": who, "why": why}
 
 
 def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Promoted:
@@ -158,14 +165,24 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
     return Promoted(asked.version, entry.sequence)
 
 
-def rollback(run: Run, version: int | None, why: str, name: str = "") -> dict[str, Any]:
+def rollback(run: Run, version: int | None, why: str, name: str = "", untried: bool = False) -> dict[str, Any]:
     """Make an earlier champion (default: the previous one) the champion again; return version, who and why.
 
-    Raises LedgerError when there is nothing to go back to, RegistryError, ModelRefused: the champion stays.
+    As before a promotion, the model server is booted on it and its answers are checked, unless it goes back `untried`:
+    what was in production once may be needed at once. Raises LedgerError when there is nothing to go back to, LostRace
+    when another champion came meanwhile, EvaluationError, RegistryError, ModelRefused: the champion stays.
     """
-    from xray_pipeline.rollout import operations
+    from xray_pipeline.rollout import model_server, operations
 
-    entry = operations.rollback(run.registry(), version, who=run.who, why=why, request=name)
+    registry = run.registry()
+    champion, difference = None, None
+    if not untried and not registry.ledger.asked_before("rolled-back", name):
+        operations.record_manual_change(registry)
+        state = registry.ledger.state()
+        champion, version = state.champion, operations.rollback_target(registry.ledger, state, version)
+        difference = model_server.check_answers(run, state.registered[version].candidate, version)
+    terms: dict[str, Any] = {"who": run.who, "why": why, "expected_champion": champion, "request": name}
+    entry = operations.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
     log.info("%s", entry.summary())
     return {"version": entry.version, "who": entry.who, "why": entry.why, "entry": entry.sequence}
 

@@ -1,0 +1,109 @@
+"""The request for approval: a person answers it, its time runs out, or it ends by itself once its question is void.
+
+Airflow's own operator parks a request until the first or the second. This one waits with a trigger, in Airflow's
+triggerer, which also looks into the ledger: it holds no worker either. The trade-off: the triggerer must be able to
+read the store. Where it can't, or none runs, an answer counts all the same, because Airflow's API hands it to the task
+itself; but a void request waits until somebody answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.providers.standard.triggers.hitl import HITLTrigger
+from airflow.sdk.exceptions import TaskAwaitingInput
+from airflow.sdk.timezone import utcnow
+from airflow.triggers.base import TriggerEvent
+
+from xray_pipeline.errors import XrayError
+from xray_pipeline.ledger import Ledger
+from xray_pipeline.rollout import story
+from xray_pipeline.settings import Settings
+from xray_pipeline.storage import open_store
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+LOOK_SECONDS = 30.0
+"""Between two looks into the ledger."""
+
+
+class ApprovalTrigger(HITLTrigger):
+    """Fires with the answer, with the default once the time is up, or with why `version` over `champion` is void."""
+
+    def __init__(
+        self, *, version: int, champion: int | None, look_seconds: float = LOOK_SECONDS, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.version, self.champion, self.look_seconds = version, champion, look_seconds
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what another process makes this trigger from."""
+        about = {"version": self.version, "champion": self.champion, "look_seconds": self.look_seconds}
+        return f"{__name__}.{type(self).__name__}", {**super().serialize()[1], **about}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait for whichever comes first."""
+        answer = asyncio.ensure_future(anext(super().run()))
+        void = asyncio.ensure_future(self._until_void())
+        try:
+            await asyncio.wait((answer, void), return_when=asyncio.FIRST_COMPLETED)
+            yield answer.result() if answer.done() else void.result()
+        finally:
+            answer.cancel()
+            void.cancel()
+
+    async def _until_void(self) -> TriggerEvent:
+        while True:
+            try:
+                why = await asyncio.to_thread(_why_void, self.version, self.champion)
+            except XrayError as error:
+                self.log.warning("can't tell whether the request about version %d is void: %s", self.version, error)
+            else:
+                if why:
+                    return TriggerEvent({"void": why})  # type: ignore[no-untyped-call]
+            await asyncio.sleep(self.look_seconds)
+
+
+class ApprovalRequest(HITLOperator):
+    """Asks about what `asked` (a promotion request as a dict) is about; returns the answer, or {"void": why}."""
+
+    template_fields = (*HITLOperator.template_fields, "asked")
+
+    def __init__(self, *, asked: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.asked = asked
+
+    def execute(self, context: Context) -> None:
+        """Write the request, notify, and wait in the triggerer."""
+        try:
+            super().execute(context)
+        except TaskAwaitingInput as parked:
+            trigger = ApprovalTrigger(
+                version=self.asked["version"],
+                champion=self.asked["champion"],
+                ti_id=context["task_instance"].id,
+                options=self.options,
+                defaults=self.defaults,
+                params=self.serialized_params,
+                timeout_datetime=utcnow() + parked.timeout if parked.timeout else None,
+            )
+            self.defer(trigger=trigger, method_name=parked.method_name)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Return the answer as Airflow's operator does, or why there is none."""
+        return event if "void" in event else super().execute_complete(context, event)
+
+
+def _why_void(version: int, champion: int | None) -> str:
+    return story.why_void(_ledger(Settings().store), version, champion)
+
+
+@functools.lru_cache(maxsize=1)
+def _ledger(store: str) -> Ledger:
+    """One ledger for all requests: entries that were read are kept."""
+    return Ledger(open_store(store, Settings()))

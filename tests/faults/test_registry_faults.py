@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -138,7 +137,7 @@ def test_a_server_that_is_away_changes_nothing(
     register(direct.settings, model, None)
     before = direct.ledger.entries()
     proxy.decide = lambda method, path: fault
-    began = time.monotonic()
+    proxy.requests.clear()
     for attempt in (
         lambda: promote(through(direct, proxy), 1, None),
         lambda: register(through(direct, proxy), named(model, 2), None),
@@ -147,7 +146,7 @@ def test_a_server_that_is_away_changes_nothing(
     ):
         with pytest.raises(RegistryUnavailable, match="did not answer"):
             attempt()
-    assert time.monotonic() - began < 30
+    assert len(proxy.requests) == 4 * 3  # each gives up after its first question was asked three times
     assert direct.ledger.entries() == before
     assert broken(direct) == []
 
@@ -176,7 +175,7 @@ def _child(conn: Any, work: Callable[..., Entry], arguments: tuple[Any, ...]) ->
 
 
 def killed_at(proxy: FaultProxy, number: int, fault: str, work: Callable[..., Entry], *arguments: Any) -> bool:
-    """Run `work` in a process that is killed at its request of this number; say whether it came that far."""
+    """Run `work` in a process that is killed at its change of this number in MLflow; say whether it came that far."""
     ours, theirs = FORKS.Pipe()
     process = FORKS.Process(target=_child, args=(theirs, work, arguments))
     process.start()
@@ -189,7 +188,8 @@ def killed_at(proxy: FaultProxy, number: int, fault: str, work: Callable[..., En
 
 
 @pytest.mark.parametrize("fault", ["kill before", "kill after"])
-def test_killed_at_any_request_and_run_again(direct: Registry, proxy: FaultProxy, model: Candidate, fault: str) -> None:
+def test_killed_at_any_change_and_run_again(direct: Registry, proxy: FaultProxy, model: Candidate, fault: str) -> None:
+    """ "Kill before" leaves what was done on this side after the last change, "kill after" what was not."""
     settings = through(direct, proxy)
     Registry(settings).add(named(model, 0).digest, model.model_uri, model.run_id)  # the model itself is there
     alive: set[str] = set()
@@ -212,7 +212,7 @@ def test_killed_at_any_request_and_run_again(direct: Registry, proxy: FaultProxy
         assert direct.aliases()["champion"] == champion
         assert broken(direct) == []
     kinds = [entry.kind for entry in direct.ledger.entries()]
-    assert number > 5
+    assert number > 10
     assert kinds.count("registered") == kinds.count("promoted") == number
     assert "manual-change" not in kinds
 

@@ -10,6 +10,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,19 @@ def test_a_server_that_is_away_changes_nothing(
     assert len(proxy.requests) == 4 * 3  # each gives up after its first question was asked three times
     assert direct.ledger.entries() == before
     assert broken(direct) == []
+
+
+def test_a_database_that_goes_away_changes_nothing(tmp_path: Path) -> None:
+    with ExitStack() as database, ExitStack() as services:
+        uri = database.enter_context(run_postgres())
+        direct = registry_of(services.enter_context(run_mlflow(tmp_path / "server", database=uri)), tmp_path)
+        register(direct.settings, logged(direct.settings), None)
+        before = direct.ledger.entries()
+        database.close()
+        for attempt in (lambda: promote(direct.settings, 1, None), lambda: rollback(direct.settings, "r")):
+            with pytest.raises(RegistryUnavailable, match="did not answer"):
+                attempt()
+        assert Registry(direct.settings).ledger.entries() == before
 
 
 def test_a_slow_answer_is_waited_for_and_a_very_slow_one_is_not(

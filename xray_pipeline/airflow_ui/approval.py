@@ -59,6 +59,8 @@ class ApprovalTrigger(HITLTrigger):
 
     async def _until_void(self) -> TriggerEvent:
         while True:
+            # First: a task that is woken before the scheduler saw it pause is taken for a lost one.
+            await asyncio.sleep(self.look_seconds)
             try:
                 why = await asyncio.to_thread(_why_void, self.version, self.champion)
             except XrayError as error:
@@ -66,7 +68,6 @@ class ApprovalTrigger(HITLTrigger):
             else:
                 if why:
                     return TriggerEvent({"void": why})  # type: ignore[no-untyped-call]
-            await asyncio.sleep(self.look_seconds)
 
 
 class ApprovalRequest(HITLOperator):

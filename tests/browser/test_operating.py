@@ -110,9 +110,14 @@ def test_the_run_shows_its_report(page: Page, site: Site, shoot: Shoot) -> None:
 def waiting_request(site: Site) -> str:
     """Wait for xray_promote to ask; return the run's id."""
     run = newest_run(site, "xray_promote", 2)  # the first night promoted by itself
-    ends = ("awaiting_input", "failed", "skipped", "upstream_failed")
-    assert reached(lambda: task_state(site, "xray_promote", run, "approve"), ends, 400) == "awaiting_input"
+    asked(site, run)
     return run
+
+
+def asked(site: Site, run: str) -> None:
+    """Wait for a run of xray_promote to ask: deferred, so it holds no worker."""
+    ends = ("deferred", "failed", "skipped", "upstream_failed")
+    assert reached(lambda: task_state(site, "xray_promote", run, "approve"), ends, 400) == "deferred"
 
 
 def test_nobody_but_an_approver_may_answer(page: Page, site: Site) -> None:
@@ -123,7 +128,7 @@ def test_nobody_but_an_approver_may_answer(page: Page, site: Site) -> None:
     answer = {"chosen_options": ["Approve"], "params_input": {"reason": "I would like to"}}
     headers = {"Authorization": f"Bearer {token}"}
     assert httpx.patch(site.stack.airflow + path, json=answer, headers=headers, timeout=60).status_code == 403
-    assert task_state(site, "xray_promote", run, "approve") == "awaiting_input"
+    assert task_state(site, "xray_promote", run, "approve") == "deferred"
 
 
 def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoot: Shoot) -> None:
@@ -140,9 +145,18 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
     expect(request.get_by_text("Promote version 2 to production?").first).to_be_visible()
     request.locator("[name='element_reason']").fill("the report is convincing")
     shoot("airflow-approve.png", page=request)
+    again = site.airflow.trigger("xray_promote", {"version": 2})
+    asked(site, again)  # the same question a second time
     request.get_by_role("button", name="Approve", exact=True).click()
     succeeded(site, "xray_promote", run)
     request.close()
+    second = {"chosen_options": ["Reject"], "params_input": {"reason": "no, after all"}}
+    path = f"/dags/xray_promote/dagRuns/{quote(run)}/taskInstances/approve/-1/hitlDetails"
+    with pytest.raises(Failed, match="answered 409"):
+        site.airflow.call("PATCH", path, second)
+    succeeded(site, "xray_promote", again)  # by itself: the champion is another now
+    assert "the champion is now version 2" in site.airflow.returned("xray_promote", again, "settle")["why"]
+    assert task_state(site, "xray_promote", again, "promote") == "skipped"
 
     shown = champion_page(page, site)
     expect(shown.locator(".role.champion")).to_contain_text("Version 2")
@@ -151,6 +165,19 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
     expect(page.get_by_text("champion").first).to_be_visible()
     expect(page.get_by_text("promoted by admin: the report is convincing").first).to_be_visible()
     shoot("mlflow-version.png")
+
+
+def test_a_refused_night_leaves_the_champion(site: Site) -> None:
+    weak = {"epochs": 1, "overrides": "levels=false\npenalty=100000"}
+    run = site.airflow.trigger("xray_retrain", weak)
+    succeeded(site, "xray_retrain", run)
+    assert site.airflow.returned("xray_retrain", run, "conclude")["decision"]["verdict"] == "refused"
+    assert task_state(site, "xray_retrain", run, "register") == "skipped"
+
+
+def test_a_rollback_to_what_never_was_champion_fails(site: Site) -> None:
+    run = site.airflow.trigger("xray_rollback", {"version": 99, "reason": "a slip of the finger"})
+    assert reached(lambda: site.airflow.state("xray_rollback", run), ("success", "failed")) == "failed"
 
 
 def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
@@ -172,7 +199,8 @@ def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
 
 def test_what_was_notified(page: Page, site: Site) -> None:
     told = [event for event in site.events() if event != "missed night"]
-    assert told == ["promoted", "approval wanted", "promoted", "rolled back"]
+    asked = ["approval wanted", "approval wanted"]
+    assert told == ["promoted", *asked, "promoted", "refused", "failed", "rolled back"]
     reached(lambda: "told" if "missed night" in site.events() else "not yet", ("told",))
 
 

@@ -254,7 +254,6 @@ def test_a_version_whose_server_answers_otherwise_is_not_promoted(nights: Run, m
 def test_a_version_is_promoted_by_a_person(
     nights: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = promotion.request(nights)
     caplog.set_level("INFO")
     done = xray(nights, monkeypatch, "promote", "2", "--reason", "looks right")
     assert done.exit_code == 0, done.output
@@ -263,7 +262,6 @@ def test_a_version_is_promoted_by_a_person(
     assert registry.aliases() == {"champion": 2, "challenger": None}
     entry = registry.ledger.entries()[-1]
     assert (entry.kind, entry.who, entry.why) == ("promoted", getpass.getuser(), "looks right")
-    assert promotion.promote(nights, asked, "alice", "looks right", "run 1").entry == entry.sequence
     assert all(finding.holds for finding in check(registry))
 
 
@@ -284,3 +282,12 @@ def test_going_back_tries_the_model_server_unless_it_must_be_at_once(
     assert (tried.kind, tried.version, tried.champion_before) == ("rolled-back", 2, 1)
     assert tried.decision["model_server_off_by"] <= model_server.TOLERANCE
     assert all(finding.holds for finding in check(registry))
+
+
+def test_a_promotion_that_is_repeated_adds_nothing(nights: Run) -> None:
+    promotion.rollback(nights, 1, "complaints again", untried=True)
+    asked = promotion.request(nights, 2)
+    promoted = promotion.promote(nights, asked, "alice", "looks right", "run 3")
+    assert promotion.promote(nights, asked, "alice", "looks right", "run 3") == promoted
+    assert promoted.entry == len(nights.registry().ledger.entries())
+    assert all(finding.holds for finding in check(nights.registry()))

@@ -3,7 +3,7 @@
     python benchmarks/history.py --entries 10 10000
 
 Each entry is as long as a real one with its decision. The command is started anew each time, and what is reported is
-the median of its runs, beside a Python that does nothing: the difference is what the command costs.
+the median of its runs, by clock and by CPU, beside a Python that does nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -44,14 +45,20 @@ def write(store: Path, count: int) -> None:
         head = hashlib.sha256(data).hexdigest()
 
 
-def seconds(command: list[str], environment: dict[str, str], runs: int) -> float:
-    """Run a command so often; return the median of its wall-clock seconds, start of the process included."""
-    taken = []
+def seconds(command: list[str], environment: dict[str, str], runs: int) -> tuple[float, float]:
+    """Run a command so often; return the medians of its wall-clock and CPU seconds, start of the process included."""
+    taken, used = [], []
     for _ in range(runs):
-        began = time.perf_counter()
+        began, before = time.perf_counter(), _cpu()
         subprocess.run(command, env=environment, check=True, capture_output=True)
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+        used.append(_cpu() - before)
+    return statistics.median(taken), statistics.median(used)
+
+
+def _cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def measure(count: int, runs: int) -> dict[str, float]:
@@ -62,9 +69,9 @@ def measure(count: int, runs: int) -> dict[str, float]:
         environment["XRAY_HOME"] = temporary
         at = (START + timedelta(hours=count)).isoformat()
         xray = str(Path(sys.executable).with_name("xray"))
-        command = seconds([xray, "history", "--at", at], environment, runs)
-        bare = seconds([sys.executable, "-c", "0"], environment, runs)
-    return {"entries": count, "seconds": command, "bare_python_seconds": bare, "ratio": command / bare}
+        wall, cpu = seconds([xray, "history", "--at", at], environment, runs)
+        bare = seconds([sys.executable, "-c", "0"], environment, runs)[1]
+    return {"entries": count, "seconds": wall, "cpu_seconds": cpu, "bare_python": bare, "ratio": cpu / bare}
 
 
 def main() -> None:
@@ -76,7 +83,8 @@ def main() -> None:
     options = parser.parse_args()
     found = [measure(count, options.runs) for count in options.entries]
     for row in found:
-        print(f"{row['entries']:>7,.0f} entries: {row['seconds']:.2f} s, {row['ratio']:.0f} times a bare Python")
+        spent = f"{row['seconds']:.2f} s, {row['cpu_seconds']:.2f} s of CPU"
+        print(f"{row['entries']:>7,.0f} entries: {spent}, {row['ratio']:.0f} times a bare Python")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1))

@@ -232,6 +232,19 @@ def checked(store: Store, key: str) -> Checked | None:
     return Checked.from_dict(json.loads(store.read(name))) if store.exists(name) else None
 
 
+def rejected(run: Run) -> list[Checked]:
+    """Return the verdicts on deliveries that were rejected and are still there as they were judged, by name.
+
+    Raises StorageError.
+    """
+    found = [(delivery, checked(run.store(), delivery.key)) for delivery in _deliveries(run)]
+    return [
+        verdict
+        for delivery, verdict in found
+        if verdict and not verdict.fit and verdict.delivery["fingerprint"] == delivery.fingerprint
+    ]
+
+
 def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = None) -> Committed:
     """Commit every delivery of `keys` that was found fit, in order, and name the snapshot."""
     from xray_pipeline.dataset import Dataset, from_parquet

@@ -167,6 +167,7 @@ def _points(cases: Cases) -> dict[Key, float]:
         both = bool(y.any() and not y.all())
         tn, fp, fn, tp = sk.confusion_matrix(y, hit, labels=[False, True]).ravel().tolist()
         found |= {
+            (c, "accuracy"): (tp + tn) / len(y),
             (c, "auc"): float(sk.roc_auc_score(y, s)) if both else np.nan,
             (c, "average_precision"): float(sk.average_precision_score(y, s)) if both else np.nan,
             (c, "sensitivity"): tp / (tp + fn) if tp + fn else np.nan,
@@ -182,11 +183,13 @@ def _points(cases: Cases) -> dict[Key, float]:
 def _macro(found: dict[Key, Any], accuracy: Any, cases: Cases) -> dict[Key, Any]:
     """Add what belongs to all classes together: the mean over one-vs-rest."""
     rated = cases.rated()
+    for c in rated:
+        found[(c, "balanced_accuracy")] = (found[(c, "sensitivity")] + found[(c, "specificity")]) / 2
     for name in METRICS[2:]:
         found[(-1, name)] = sum(found[(c, name)] for c in rated) / len(rated)
     found[(-1, "accuracy")] = accuracy
-    recalls = found[(-1, "sensitivity")]
-    found[(-1, "balanced_accuracy")] = (recalls + found[(1, "specificity")]) / 2 if len(rated) == 1 else recalls
+    # Of several classes it is the mean recall, not the mean of the one-vs-rest values, which true negatives inflate.
+    found[(-1, "balanced_accuracy")] = found[(1, "balanced_accuracy") if len(rated) == 1 else (-1, "sensitivity")]
     return found
 
 
@@ -216,6 +219,7 @@ class _Measure:
                 sums = weights @ table
                 hits, positives, called, negatives_right, error = sums[:, :5].T
                 found |= {
+                    (c, "accuracy"): (hits + negatives_right) / total,
                     (c, "sensitivity"): hits / positives,
                     (c, "specificity"): negatives_right / (total - positives),
                     (c, "ppv"): np.nan_to_num(hits / called),
@@ -281,7 +285,7 @@ def with_intervals(
     points = cases.points
     everything = {name: _interval(cases, -1, name, points, draws) for name in METRICS}
     by_class = {
-        cases.classes[c]: {name: _interval(cases, c, name, points, draws) for name in METRICS[2:]}
+        cases.classes[c]: {name: _interval(cases, c, name, points, draws) for name in METRICS}
         for c in (cases.rated() if len(cases.classes) > 2 else ())
     }
     return _defined(everything), {name: _defined(found) for name, found in by_class.items()}
@@ -317,6 +321,8 @@ def _trials(cases: Cases, c: int, name: str) -> int:
         "balanced_accuracy": lambda k: truth == k,
         "accuracy": lambda k: truth >= 0,
     }
+    if name == "balanced_accuracy" and c >= 0:
+        return min(_trials(cases, c, "sensitivity"), _trials(cases, c, "specificity"))
     wanted = range(len(cases.classes)) if name == "balanced_accuracy" else cases.rated() if c < 0 else [c]
     return min(len(np.unique(cases.patient[kinds[name](k)])) for k in wanted)
 

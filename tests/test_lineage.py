@@ -11,6 +11,7 @@ import pytest
 
 from xray_pipeline import training
 from xray_pipeline.errors import EvaluationError
+from xray_pipeline.judging.comparing import without_names
 from xray_pipeline.judging.lineage import NOT_RECORDED, changed, facts
 from xray_pipeline.judging.rules import PARTS
 from xray_pipeline.learning.provenance import code_digest
@@ -111,3 +112,9 @@ def test_training_records_the_code_it_ran(store: Store) -> None:
 
     assert training.environment(torch.device("cpu"), "w")["code"] == code_digest()
     assert len(code_digest()) == 64
+
+
+@pytest.mark.parametrize("name", ["DOE JOHN", "O'Neil", 'Jo "J" Doe', "both ' and \""])
+def test_a_rejection_is_shown_without_the_names_it_quotes(name: str) -> None:
+    said = without_names(f"a folder of delivery monday is named {name!r}; did you mean PNEUMONIA?")
+    assert said == "a folder of delivery monday is named '...'; did you mean PNEUMONIA?"

@@ -6,6 +6,7 @@ store, so looking at the same pair again scores nothing.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,8 +203,14 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
                 report.Arrival(key, True, verdict.accepted, verdict.quarantined, notes, tonight=key not in seen)
             )
     for verdict in rejected(run):
-        found.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, (verdict.why, *verdict.warnings)))
+        notes = (without_names(verdict.why), *verdict.warnings)
+        found.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))
     return tuple(found)
+
+
+def without_names(why: str) -> str:
+    """Return a sentence on a delivery without what it quotes: a folder or a label may be a patient's name."""
+    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", why)
 
 
 def _last_snapshot(registry: Registry, both: Pair) -> str:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 Images = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
+LEAKS = ("patient-on-two-sides", "copy-across-split")
 LISTED = 12  # slices of one dimension shown without unfolding
 SUSPECTS = 12  # of each kind with a picture
 
@@ -209,8 +210,12 @@ def _context(report: Report, plots: bool = True) -> dict[str, Any]:
         "dimensions": _dimensions(evidence.slices or ()),
         "stress": _stress(evidence.stress or ()),
         "unknown": _unknown(evidence.slices or ()),
-        "lineage": {**_lineage(report), **report.lineage},
+        "lineage": {
+            name[:1].upper() + name[1:]: value for name, value in {**_lineage(report), **report.lineage}.items()
+        },
         "differing": _differing(report),
+        "leaks": sum(arrival.quarantined.get(reason, 0) for arrival in report.arrivals for reason in LEAKS),
+        "drift": "not measured" if evidence.alarms is None else "; ".join(evidence.alarms) or "no alarm stands",
     }
     if not plots:
         return shown

@@ -129,5 +129,5 @@ def report_tells(nights: Nights, second: str) -> None:
         assert "Changed against the champion: training data." in text
         for digest in (environment["weights"], environment["code"], entry.snapshot, recipe):
             assert digest in text
-    assert f'>{second}</td><td>this night</td><td class="good">fit' in page
-    assert '>misspelt</td><td>waits</td><td class="bad">rejected' in page
+    assert f'>{second}</td><td class="when">this night</td><td class="good">fit' in page
+    assert '>misspelt</td><td class="when">waits</td><td class="bad">rejected' in page

@@ -243,8 +243,8 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
         loss, where = max(losses)
         what = f"{metric.replace('_', ' ').replace('auc', 'AUC')}, candidate minus champion"
         why = (
-            f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {-loss:+.4f}; no lower "
-            f"than {-most:+g} is allowed."
+            f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {0.0 - loss:+.4f}; "
+            f"no lower than {-most:+g} is allowed."
         )
         return Finding(loss <= most, loss, most, why)
 

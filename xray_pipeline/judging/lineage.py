@@ -7,6 +7,7 @@ so.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.storage import Store
 from xray_pipeline.training import Candidate, candidate_digest, find_candidate
 
+_JUDGES = ("numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydicom", "torch", "captum", "mlflow")
 NOT_RECORDED = "not recorded"
 
 _PARTS = {"backbone": "backbone", "weights": "starting weights"}
@@ -56,7 +58,7 @@ def facts(store: Store, candidate: Candidate) -> dict[str, str]:
 
     names = dict.fromkeys(name for run in runs for name in run.get("versions", {}))
     return {
-        "candidate": candidate.digest,
+        "candidate (what went in)": candidate.digest,
         "MLflow run": candidate.run_id,
         "recipe": candidate.recipe,
         "pretrained weights (SHA-256 of the tensors)": recorded("weights"),
@@ -71,6 +73,7 @@ def facts(store: Store, candidate: Candidate) -> dict[str, str]:
             )
             for name in names
         },
+        "packages that evaluated": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _JUDGES),
     }
 
 

@@ -17,11 +17,12 @@ from PIL import Image
 from small_models import small_classifier
 
 from xray_pipeline import evaluation
+from xray_pipeline.data_quality.suspects import Suspect
 from xray_pipeline.gate import Evidence, decide, load_policy
 from xray_pipeline.judging import stress
 from xray_pipeline.judging.bootstrap import Interval
 from xray_pipeline.pixels import PixelCache
-from xray_pipeline.report import Arrival, Report, examples, model_card, render
+from xray_pipeline.report import Arrival, Report, Suspects, examples, model_card, render
 from xray_pipeline.reporting.wording import EXPLAINED, chance, difference, headline, in_words
 from xray_pipeline.storage import open_store
 
@@ -235,6 +236,21 @@ def test_what_came_in_is_shown(page: str) -> None:
     assert "Leaks kept out: 3," in night
     assert "Drift: not measured." in night
     assert "scheduled-1" in page
+
+
+def test_suspects_are_shown_and_counted(two: Made) -> None:
+    pixels = np.zeros((64, 64), np.uint8)
+    shown = tuple((Suspect(f"{i}" * 64, "mislabel", "NORMAL", "PNEUMONIA", 0.98, 0.0), pixels) for i in range(2))
+    told = replace(two.report, suspects=Suspects(500, {"mislabel": 7}, shown))
+    page, card = render(told), model_card(told)
+    part = page[page.index('id="suspects"') : page.index('id="lineage"')]
+    assert "Among the 500 training and validation radiographs" in part
+    assert "Probable mislabels: 7" in part
+    assert "The 2 worst." in part
+    assert part.count("<img ") == 2
+    assert "PNEUMONIA 0.98" in part
+    assert "1" * 64 not in page
+    assert "probable mislabels: 7; outliers: 0. None was removed." in card
 
 
 def test_the_card_says_what_came_in_and_what_each_clause_found(two: Made) -> None:

@@ -139,7 +139,10 @@ def test_a_small_held_out_set_does_not_replace_a_champion() -> None:
 
 
 def test_a_small_slice_does_not_veto() -> None:
-    assert decide(replace(BETTER, slices=(part(), part(-0.5, patients=29))), DEFAULT).may_promote
+    found = decide(replace(BETTER, slices=(part(), part(-0.5, patients=29))), DEFAULT)
+    assert found.may_promote
+    (clause,) = [clause for clause in found.clauses if clause.number == "4.7"]
+    assert "Of too few patients to be judged: 1 of 2." in clause.why
 
 
 # --- fail closed
@@ -195,6 +198,8 @@ def test_a_metric_that_is_missing_or_no_number_is_refused(who: str, name: str, b
         ({"slices": ()}, "4.7"),
         ({"slices": (replace(part(), difference={}),)}, "4.7"),
         ({"slices": (part(math.nan),)}, "4.7"),
+        ({"slices": (part(patients=29),)}, "4.7"),
+        ({"stress": STRAINED[1:]}, "4.8"),
         ({"alarms": None}, "4.9"),
         ({"alarms": ("2026-11-24: pixels",)}, "4.9"),
         ({"changed": None}, "4.10"),

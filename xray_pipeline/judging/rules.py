@@ -227,9 +227,13 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
         if not parts:
             return Finding(False, None, most, f"No {which} were measured.")
         losses: list[tuple[float, str]] = []
+        small = 0
         for part in parts:
+            if part.dimension == "baseline":
+                continue
             patients = number_of(part.patients)
-            if part.dimension == "baseline" or (patients is not None and patients < numbers.get("min_patients", 0)):
+            if patients is not None and patients < numbers.get("min_patients", 0):
+                small += 1
                 continue
             found = part.difference.get(metric)
             value = number_of(found.high) if found else None
@@ -237,15 +241,16 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
                 return Finding(False, None, most, f"{part.dimension} {part.value}: the difference is missing.")
             losses.append((0.0 - value, part.value if which == "stress" else f"{part.dimension} {part.value}"))
         if not losses:
-            return Finding(
-                True, "none large enough", most, f"None of the {parts_are} has enough patients to be judged."
-            )
+            why = f"None of the {parts_are} has enough patients to be judged."
+            return Finding(False, "none large enough", most, why)
         loss, where = max(losses)
         what = f"{metric.replace('_', ' ').replace('auc', 'AUC')}, candidate minus champion"
         why = (
             f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {0.0 - loss:+.4f}; "
             f"no lower than {-most:+g} is allowed."
         )
+        if small:
+            why += f" Of too few patients to be judged: {small} of {len(losses) + small}."
         return Finding(loss <= most, loss, most, why)
 
     return judge

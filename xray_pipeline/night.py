@@ -233,15 +233,20 @@ def checked(store: Store, key: str) -> Checked | None:
 
 
 def rejected(run: Run) -> list[Checked]:
-    """Return the verdicts on deliveries that were rejected and are still there as they were judged, by name.
+    """Return the verdicts on deliveries that were rejected and still lie where they were, by name.
 
     Raises StorageError.
     """
-    found = [(delivery, checked(run.store(), delivery.key)) for delivery in _deliveries(run)]
+    store = run.store()
+    committed = {entry.key for entry in store.list("dataset/manifests")}
+    judged_keys = [entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")]
+    waiting = [
+        checked(store, key) for key in sorted(judged_keys) if f"dataset/manifests/{key}.parquet" not in committed
+    ]
     return [
         verdict
-        for delivery, verdict in found
-        if verdict and not verdict.fit and verdict.delivery["fingerprint"] == delivery.fingerprint
+        for verdict in waiting
+        if verdict and not verdict.fit and any(open_store(verdict.delivery["uri"], run.settings).list())
     ]
 
 

@@ -283,12 +283,29 @@ def with_intervals(
 ) -> tuple[dict[str, Interval], dict[str, dict[str, Interval]]]:
     """Return each metric with its 95 % interval, and per class with more than two; undefined ones are absent."""
     points = cases.points
+    rated = {c: {name: _interval(cases, c, name, points, draws) for name in METRICS} for c in cases.rated()}
     everything = {name: _interval(cases, -1, name, points, draws) for name in METRICS}
-    by_class = {
-        cases.classes[c]: {name: _interval(cases, c, name, points, draws) for name in METRICS}
-        for c in (cases.rated() if len(cases.classes) > 2 else ())
-    }
-    return _defined(everything), {name: _defined(found) for name, found in by_class.items()}
+    for name in PROPORTIONS[1:]:
+        everything[name] = _widened(everything[name], _parts(name, rated))
+    several = rated if len(rated) > 1 else {}
+    return _defined(everything), {cases.classes[c]: _defined(found) for c, found in several.items()}
+
+
+def _parts(name: str, rated: Mapping[int, Mapping[str, Interval]]) -> list[Interval]:
+    """The proportions that one over all classes is the mean of."""
+    if name == "balanced_accuracy":
+        if len(rated) == 1:
+            return [found[part] for found in rated.values() for part in ("sensitivity", "specificity")]
+        name = "sensitivity"
+    return [found[name] for found in rated.values()]
+
+
+def _widened(whole: Interval, parts: Sequence[Interval]) -> Interval:
+    """A mean of proportions of which one is exactly 0 or 1, and so has no spread: at least the mean of their bounds."""
+    if not any(part.value in (0.0, 1.0) for part in parts):
+        return whole
+    low, high = (float(np.mean([getattr(part, end) for part in parts])) for end in ("low", "high"))
+    return Interval(whole.value, min(whole.low, low), max(whole.high, high))
 
 
 def _interval(cases: Cases, c: int, name: str, points: Mapping[Key, float], draws: Mapping[Key, Floats]) -> Interval:

@@ -151,6 +151,8 @@ def test_a_model_that_always_says_one_of_three_is_not_certain_to_be_right_about_
     found = evaluate(np.array([[0.2, 0.6, 0.2]] * 45), labels, [str(i) for i in range(45)], THREE, 0.5, resamples=200)
     for name in ("balanced_accuracy", "sensitivity", "specificity"):
         assert found.metrics[name].low < found.metrics[name].value < found.metrics[name].high
+    for one in found.by_class.values():
+        assert one["balanced_accuracy"].low < 0.5 < one["balanced_accuracy"].high
 
 
 def test_each_class_against_the_rest_is_a_two_class_evaluation() -> None:

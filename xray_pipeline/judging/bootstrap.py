@@ -284,6 +284,9 @@ def with_intervals(
     """Return each metric with its 95 % interval, and per class with more than two; undefined ones are absent."""
     points = cases.points
     rated = {c: {name: _interval(cases, c, name, points, draws) for name in METRICS} for c in cases.rated()}
+    for found in rated.values():
+        recalls = [found["sensitivity"], found["specificity"]]
+        found["balanced_accuracy"] = _widened(found["balanced_accuracy"], recalls)
     everything = {name: _interval(cases, -1, name, points, draws) for name in METRICS}
     for name in PROPORTIONS[1:]:
         everything[name] = _widened(everything[name], _parts(name, rated))

@@ -136,6 +136,37 @@ def test_a_perfect_score_is_not_certain() -> None:
     assert found.metrics["sensitivity"].low == pytest.approx(stats.beta.ppf(0.025, 20, 1))
 
 
+def test_a_mean_of_which_one_part_is_perfect_is_not_more_certain_than_its_parts() -> None:
+    labels = ["NORMAL", "PNEUMONIA"] * 20
+    s = np.array([0.1, 0.9] * 20)
+    s[[0, 2, 4]] = 0.8
+    found = evaluate(np.c_[1 - s, s], labels, [str(i) for i in range(40)], TWO, 0.5, resamples=200).metrics
+    balanced, sensitivity, specificity = (found[n] for n in ("balanced_accuracy", "sensitivity", "specificity"))
+    assert sensitivity.value == 1
+    assert balanced.low <= (sensitivity.low + specificity.low) / 2
+
+
+def test_a_model_that_always_says_one_of_three_is_not_certain_to_be_right_about_a_third() -> None:
+    labels = list(THREE) * 15
+    found = evaluate(np.array([[0.2, 0.6, 0.2]] * 45), labels, [str(i) for i in range(45)], THREE, 0.5, resamples=200)
+    for name in ("balanced_accuracy", "sensitivity", "specificity"):
+        assert found.metrics[name].low < found.metrics[name].value < found.metrics[name].high
+    for one in found.by_class.values():
+        assert one["balanced_accuracy"].low < 0.5 < one["balanced_accuracy"].high
+
+
+def test_each_class_against_the_rest_is_a_two_class_evaluation() -> None:
+    p, labels, patients = made(150, THREE, 3)
+    found = evaluate(p, labels, patients, THREE, 0.5, resamples=100)
+    assert set(found.by_class) == set(THREE)
+    truth, predicted = np.array([THREE.index(name) for name in labels]), p.argmax(1)
+    for c, name in enumerate(THREE):
+        assert set(found.by_class[name]) == set(METRICS)
+        y, hit = truth == c, predicted == c
+        assert found.by_class[name]["accuracy"].value == pytest.approx(sk.accuracy_score(y, hit))
+        assert found.by_class[name]["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(y, hit))
+
+
 def test_nothing_called_positive_gives_a_predictive_value_of_nought_to_one() -> None:
     labels = ["NORMAL", "PNEUMONIA"] * 20
     found = evaluate(np.full((40, 2), 0.5), labels, [str(i) for i in range(40)], TWO, 0.9, resamples=100)

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xray_pipeline.errors import ConfigError
-from xray_pipeline.evaluation import METRICS, Comparison, Evaluation, Interval, Slice, compare, evaluate
+from xray_pipeline.evaluation import METRICS, Comparison, Evaluation, Interval, Slice, compare, evaluate, slices
 from xray_pipeline.gate import Decision, Evidence, decide, effective_uses, load_policy
-from xray_pipeline.judging.rules import NEEDED, RULES, spending
+from xray_pipeline.judging.rules import NEEDED, PARTS, RULES, spending
 
 DEFAULT = load_policy("default")
 LOWER_IS_BETTER = {"brier", "ece"}
@@ -57,7 +58,9 @@ def part(difference: float = 0.01, patients: int = 100, dimension: str = "view",
 FIRST = Evidence(model("new"), None, False, None, "s" * 64, "auto", None, None, alarms=())
 STRAINED = (part(dimension="stress"), part(-0.9, dimension="baseline"))
 BETTER = Evidence(
-    *(model("new", accuracy=0.93), model("old"), True, versus(), "s" * 64, "auto", 0.0, (part(),), STRAINED), alarms=()
+    *(model("new", accuracy=0.93), model("old"), True, versus(), "s" * 64, "auto", 0.0, (part(),), STRAINED),
+    alarms=(),
+    changed=("training data",),
 )
 
 
@@ -136,7 +139,10 @@ def test_a_small_held_out_set_does_not_replace_a_champion() -> None:
 
 
 def test_a_small_slice_does_not_veto() -> None:
-    assert decide(replace(BETTER, slices=(part(), part(-0.5, patients=29))), DEFAULT).may_promote
+    found = decide(replace(BETTER, slices=(part(), part(-0.5, patients=29))), DEFAULT)
+    assert found.may_promote
+    (clause,) = [clause for clause in found.clauses if clause.number == "4.7"]
+    assert "Of too few patients to be judged: 1 of 2." in clause.why
 
 
 # --- fail closed
@@ -192,8 +198,12 @@ def test_a_metric_that_is_missing_or_no_number_is_refused(who: str, name: str, b
         ({"slices": ()}, "4.7"),
         ({"slices": (replace(part(), difference={}),)}, "4.7"),
         ({"slices": (part(math.nan),)}, "4.7"),
+        ({"slices": (part(patients=29),)}, "4.7"),
+        ({"stress": STRAINED[1:]}, "4.8"),
         ({"alarms": None}, "4.9"),
         ({"alarms": ("2026-11-24: pixels",)}, "4.9"),
+        ({"changed": None}, "4.10"),
+        ({"changed": ("training data", "classes")}, "4.10"),
         ({"promotion": "later"}, "5.1"),
     ],
 )
@@ -225,6 +235,7 @@ anything = st.builds(
     numbers,
     st.none() | st.lists(st.builds(part, numbers, st.integers(0, 100))).map(tuple),
     alarms=st.none() | st.lists(st.text()).map(tuple),
+    changed=st.none() | st.lists(st.sampled_from(PARTS) | st.text()).map(tuple),
 )
 
 
@@ -239,6 +250,42 @@ def test_it_answers_whatever_it_is_given(evidence: Evidence) -> None:
         assert evidence.candidate
         assert evidence.champion
         assert evidence.candidate.metrics["accuracy"].value > evidence.champion.metrics["accuracy"].value
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all numbers in JSON-able values."""
+    if isinstance(value, dict):
+        return [found for key, inner in value.items() for found in leaves(inner, (*path, key))]
+    if isinstance(value, list | tuple):
+        return [found for i, inner in enumerate(value) for found in leaves(inner, (*path, i))]
+    return [path] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+UNREAD = {"threshold", "confusion", "resamples", "seed", "only_candidate_right", "only_champion_right"}
+READ = [path for path in leaves(BETTER.to_dict()) if not UNREAD & set(path)]
+NOT_ASKED = set(METRICS) - set(NEEDED)
+
+
+@given(st.sets(st.sampled_from(READ), min_size=1, max_size=4), st.sampled_from([None, math.nan, math.inf, -math.inf]))
+def test_a_number_that_is_lost_never_helps(lost: set[tuple[Any, ...]], bad: float | None) -> None:
+    """Every number of good evidence, one to four at a time, made None, NaN or infinite."""
+    content = json.loads(json.dumps(BETTER.to_dict()))
+    for path in lost:
+        at_hand = content
+        for key in path[:-1]:
+            at_hand = at_hand[key]
+        at_hand[path[-1]] = bad
+    found = decide(Evidence.from_dict(content), DEFAULT)
+    needed = [path for path in lost if path[0] in ("candidate", "champion") and not NOT_ASKED & set(path)]
+    assert found.verdict == (
+        "refused" if needed or ("comparison", "p_value") in lost or counted(lost) else "registered"
+    )
+    if found.verdict == "refused" or ("earlier_uses",) in lost:
+        assert not found.may_promote
+
+
+def counted(lost: set[tuple[Any, ...]]) -> bool:
+    return bool(lost & {("comparison", "n"), ("comparison", "patients")})
 
 
 @given(anything, st.lists(st.text()).map(tuple))
@@ -278,7 +325,12 @@ def test_a_better_candidate_is_never_judged_worse(
     def judged(metrics: dict[str, float], p: float, difference: float) -> Decision:
         candidate, champion = model("new", **metrics), model("old", **dict(zip(NEEDED, theirs, strict=True)))
         evidence = replace(
-            BETTER, candidate=candidate, champion=champion, comparison=versus(p), slices=(part(difference),)
+            BETTER,
+            candidate=candidate,
+            champion=champion,
+            comparison=versus(p),
+            slices=(part(difference),),
+            stress=(part(difference, dimension="stress", value="blur"),),
         )
         return decide(
             replace(evidence, champion_known=False, champion=None, comparison=None) if first else evidence, DEFAULT
@@ -309,9 +361,14 @@ def test_the_order_of_held_out_rows_changes_no_decision(seed: int) -> None:
         s = np.clip(0.35 + 0.3 * (labels == "PNEUMONIA") + 0.2 * rng.normal(size=40), 0, 1)
         tables.append(np.c_[1 - s, s])
 
+    whole = pd.DataFrame(dict.fromkeys(("source", "delivery", "scanner", "sex", "mode"), ""), index=range(40))
+    whole = whole.assign(label=labels, patient=patients, view=rng.choice(["PA", "AP"], size=40), age_years=np.nan)
+    whole = whole.assign(width=rng.integers(100, 3000, size=40), height=2000)
+
     def judged(order: Any) -> Decision:
         ours, theirs = (table[order] for table in tables)
         rows: Any = {"labels": labels[order], "patients": patients[order], "classes": classes, "resamples": 100}
+        parts = slices(whole.iloc[order].reset_index(drop=True), ours, theirs, classes, (0.5, 0.5), resamples=100)
         evidence = Evidence(
             evaluate(ours, threshold=0.5, snapshot="s" * 64, model_digest="new", **rows),
             evaluate(theirs, threshold=0.5, snapshot="s" * 64, model_digest="old", **rows),
@@ -320,7 +377,10 @@ def test_the_order_of_held_out_rows_changes_no_decision(seed: int) -> None:
             "s" * 64,
             "auto",
             3.0,
+            parts,
+            parts,
             alarms=(),
+            changed=(),
         )
         return decide(evidence, DEFAULT)
 
@@ -426,6 +486,17 @@ def test_a_policy_may_ask_for_robustness_and_no_drift(
     assert failed(found) == stopped
 
 
+def test_a_policy_says_what_may_change(tmp_path: Path) -> None:
+    path = tmp_path / "frozen.toml"
+    path.write_text(DEFAULT.source.replace('    "backbone",\n', ""))
+    frozen, another = load_policy(str(path)), replace(BETTER, changed=("backbone", "training data"))
+    assert decide(another, DEFAULT).may_promote
+    found = decide(another, frozen)
+    assert (found.verdict, found.may_promote, failed(found)) == ("registered", False, ["4.10"])
+    assert "Changed against the champion: backbone, training data. Not allowed: backbone." in " ".join(found.reasons)
+    assert decide(BETTER, frozen).may_promote
+
+
 def _without(source: str, *rules: str) -> str:
     head, *clauses = source.split("[[clause]]")
     return "[[clause]]".join([head, *(c for c in clauses if not any(f'rule = "{rule}"' in c for rule in rules))])
@@ -440,9 +511,12 @@ def _without(source: str, *rules: str) -> str:
         ("at_least = 0.80", "at_least = -1", "clause 3.3 .first-auc.: at_least is -1"),
         ("at_least = 0.80", "at_least = true", "clause 3.3 .first-auc.: at_least is True"),
         ('number = "4.7"', 'number = "4.6"', "uses the number '4.6' more than once"),
-        ("version = 2", "", "a policy has a name, a version"),
-        ("version = 2", "version = 2\nlenient = true", "a policy has a name, a version"),
+        ("version = 3", "", "a policy has a name, a version"),
+        ("version = 3", "version = 3\nlenient = true", "a policy has a name, a version"),
         ("[[clause]]", "[[clause", "is not TOML"),
+        ('"software",', '"classes",', "clause 4.10 .changes.: no 'classes' to allow"),
+        ("allowed = [", "permitted = [", "clause 4.10 .changes. takes no numbers"),
+        ("more_than = 0.0", "more_than = 0.0\nallowed = []", "clause 2.1 .* takes no list"),
     ],
 )
 def test_a_policy_that_is_wrong_is_refused_when_read(tmp_path: Path, old: str, new: str, says: str) -> None:

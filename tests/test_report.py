@@ -17,12 +17,13 @@ from PIL import Image
 from small_models import small_classifier
 
 from xray_pipeline import evaluation
+from xray_pipeline.data_quality.suspects import Suspect
 from xray_pipeline.gate import Evidence, decide, load_policy
 from xray_pipeline.judging import stress
 from xray_pipeline.judging.bootstrap import Interval
 from xray_pipeline.pixels import PixelCache
-from xray_pipeline.report import Arrival, Report, examples, model_card, render
-from xray_pipeline.reporting.wording import chance, difference, headline, in_words
+from xray_pipeline.report import Arrival, Report, Suspects, examples, model_card, render
+from xray_pipeline.reporting.wording import EXPLAINED, chance, difference, headline, in_words
 from xray_pipeline.storage import open_store
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -101,7 +102,8 @@ def make(
     disagreements, errors = examples(models, rows, tables, read, limit=6)
     arrivals = (
         Arrival("night-14", True, 88, {"duplicate": 2}, ("Two probable mislabels.",)),
-        Arrival("bad", False, 0, {}),
+        Arrival("night-13", True, 40, {"copy-across-split": 3}, tonight=False),
+        Arrival("bad", False, 0, {}, ("No class PNEUMONA.",)),
     )
     made = Report(
         "chest-xray",
@@ -223,8 +225,41 @@ def test_the_stress_table_sets_the_baseline_apart(page: str) -> None:
 
 
 def test_what_came_in_is_shown(page: str) -> None:
-    for text in ("night-14", "2 duplicate", "Two probable mislabels.", "rejected", "scheduled-1"):
-        assert text in page
+    night = page[page.index('id="night"') : page.index('id="suspects"')]
+    came = {
+        row.split("<")[0]: re.findall(r'<td class="when">([^<]*)</td>', row)
+        for row in night.split('<tr><td class="name">')[1:]
+    }
+    assert came == {"night-14": ["this night"], "night-13": ["earlier"], "bad": ["waits"]}
+    for text in ("2 duplicate", "Two probable mislabels.", "3 copy-across-split", "rejected", "No class PNEUMONA."):
+        assert text in night
+    assert "Leaks kept out: 3," in night
+    assert "Drift: not measured." in night
+    assert "scheduled-1" in page
+
+
+def test_suspects_are_shown_and_counted(two: Made) -> None:
+    pixels = np.zeros((64, 64), np.uint8)
+    shown = tuple((Suspect(f"{i}" * 64, "mislabel", "NORMAL", "PNEUMONIA", 0.98, 0.0), pixels) for i in range(2))
+    told = replace(two.report, suspects=Suspects(500, {"mislabel": 7}, shown))
+    page, card = render(told), model_card(told)
+    part = page[page.index('id="suspects"') : page.index('id="lineage"')]
+    assert "Among the 500 training and validation radiographs" in part
+    assert "Probable mislabels: 7" in part
+    assert "The 2 worst." in part
+    assert part.count("<img ") == 2
+    assert "PNEUMONIA 0.98" in part
+    assert "1" * 64 not in page
+    assert "probable mislabels: 7; outliers: 0. None was removed." in card
+
+
+def test_the_card_says_what_came_in_and_what_each_clause_found(two: Made) -> None:
+    card = model_card(two.report)
+    assert "- night-13 (earlier): 40 accepted, 3 quarantined: 3 copy-across-split.\n" in card
+    assert "- bad (rejected): 0 accepted, 0 quarantined. No class PNEUMONA.\n" in card
+    for clause in two.report.decision.clauses:
+        assert f"\n| {clause.number} | " in card
+    assert all(f"| {name} | " in card for name in stress.PERTURBATIONS)
 
 
 def test_the_same_report_gives_the_same_page(two: Made, page: str) -> None:
@@ -259,9 +294,15 @@ def test_a_first_model_has_no_column_for_a_champion(tmp_path: Path) -> None:
 
 
 def test_each_of_three_classes_has_its_curves(tmp_path: Path) -> None:
-    page = render(make(tmp_path, THREE, n=30, stressed=False).report)
+    made = make(tmp_path, THREE, n=30, stressed=False)
+    page, card = render(made.report), model_card(made.report)
     for name in THREE:
-        assert f"{name} against the rest" in page
+        part = page[page.index(f"<h3>{name} against the rest") :].split("</table>")[0]
+        assert [row.split("<")[0] for row in part.split('<td class="name">')[1:]] == [
+            said for said, _ in EXPLAINED.values()
+        ]
+        assert '<th class="n">Champion</th>' in part
+        assert f"### {name} against the rest" in card
         assert f'aria-label="ROC curves for {name}"' in page
     assert page.count("<svg") == 15
 
@@ -293,8 +334,9 @@ def test_a_difference_is_coloured_only_beyond_doubt_and_the_right_way() -> None:
 
 def test_the_card_has_the_sections_of_a_model_card(two: Made) -> None:
     card = model_card(two.report)
-    sections = ["Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data"]
-    for section in [*sections, "Quantitative analyses", "Caveats", "Lineage"]:
+    sections = ["Model details", "Intended use", "What the policy asks", "Factors", "Metrics", "Evaluation data"]
+    sections += ["Training data", "Quantitative analyses", "Ethical considerations", "Caveats", "Lineage"]
+    for section in sections:
         assert f"\n## {section}\n" in card
     assert re.search(r"\| Accuracy \| 0\.\d{3} \(0\.\d{3} to \d\.\d{3}\) \| ", card)
     assert "\n\n\n" not in card
@@ -352,7 +394,10 @@ def test_it_prints_within_the_page_in_black_on_white(browser: Any, page: str, tm
     context = browser.new_context(viewport={"width": 688, "height": 900}, color_scheme="dark")  # A4 less its margins
     tab = context.new_page()
     tab.goto(path.as_uri())
+    folded = "[...document.querySelectorAll('details:not(.data) td')].filter(cell => cell.checkVisibility()).length"
+    assert tab.evaluate(folded) == 0
     tab.emulate_media(media="print")
+    assert tab.evaluate(folded) == tab.locator("details:not(.data) td").count() > 0  # nothing can be unfolded on paper
     assert tab.evaluate("document.documentElement.scrollWidth") <= 688
     assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     context.close()

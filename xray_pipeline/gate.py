@@ -33,8 +33,9 @@ class Evidence:
     `champion_known`: the ledger names a champion, whether or not it could be measured. `snapshot` is the digest that
     both evaluations must name. `promotion` is the setting: "auto" or "approve". `earlier_uses` counts earlier
     comparisons on these held-out patients (see `effective_uses`). `slices` and `stress` compare both models on parts of
-    the held-out set and under perturbations. `alarms` names the drift alarms of the data behind the candidate. None
-    always means not measured, which fails each clause that asks for it.
+    the held-out set and under perturbations. `alarms` names the drift alarms of the data behind the candidate;
+    `changed` names what it has otherwise than the champion (of `rules.PARTS`). None always means not measured, which
+    fails each clause that asks for it.
     """
 
     candidate: Evaluation | None
@@ -47,6 +48,7 @@ class Evidence:
     slices: tuple[Slice, ...] | None = None
     stress: tuple[Slice, ...] | None = None
     alarms: tuple[str, ...] | None = None
+    changed: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return this as JSON-able values, so that a decision can be made again from what it was made from."""
@@ -69,6 +71,7 @@ class Evidence:
                 "slices": many(data["slices"]),
                 "stress": many(data["stress"]),
                 "alarms": None if data["alarms"] is None else tuple(data["alarms"]),
+                "changed": None if data.get("changed") is None else tuple(data["changed"]),
             }
         )
 
@@ -123,7 +126,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class PolicyClause:
-    """A clause as the policy states it; `numbers` are those of its rule."""
+    """A clause as the policy states it; `numbers` are those of its rule, and 1 or 0 for what a list may name."""
 
     number: str
     rule: str
@@ -240,7 +243,7 @@ def _policy(content: Mapping[str, Any], source: str) -> Policy:
 
 def _policy_clause(found: Mapping[str, Any]) -> PolicyClause:
     number, rule, text = (str(found.get(key, "")) for key in ("number", "rule", "text"))
-    numbers = {key: value for key, value in found.items() if key not in ("number", "rule", "text")}
+    numbers = {key: value for key, value in found.items() if key not in ("number", "rule", "text", "allowed")}
     if rule not in RULES:
         raise ConfigError(f"clause {number or '?'}: no rule {rule!r}; there are {', '.join(RULES)}")
     if not number or not text:
@@ -251,6 +254,18 @@ def _policy_clause(found: Mapping[str, Any]) -> PolicyClause:
             f"clause {number} ({rule}) takes {', '.join(wanted) or 'no numbers'}; found {sorted(numbers)}"
         )
     wrong = [key for key, value in numbers.items() if number_of(value) is None or value < 0]
+    numbers |= _allowed(number, rule, found.get("allowed"))
     if wrong:
         raise ConfigError(f"clause {number} ({rule}): {wrong[0]} is {numbers[wrong[0]]!r}, not a number of at least 0")
     return PolicyClause(number, rule, text, {key: float(value) for key, value in numbers.items()})
+
+
+def _allowed(number: str, rule: str, listed: Any) -> dict[str, float]:
+    """A clause's list as numbers. Raises ConfigError for a name that its rule does not know, and for no list."""
+    parts = RULES[rule].parts
+    if (listed is None) != (not parts) or not isinstance(listed or [], list):
+        raise ConfigError(f"clause {number} ({rule}) takes {'a list' if parts else 'no list'} `allowed`")
+    unknown = [name for name in listed or [] if name not in parts]
+    if unknown:
+        raise ConfigError(f"clause {number} ({rule}): no {unknown[0]!r} to allow; there are {', '.join(parts)}")
+    return {part: float(part in (listed or [])) for part in parts}

@@ -235,6 +235,24 @@ def checked(store: Store, key: str) -> Checked | None:
     return Checked.from_dict(json.loads(store.read(name))) if store.exists(name) else None
 
 
+def rejected(run: Run) -> list[Checked]:
+    """Return the verdicts on deliveries that were rejected and still lie where they were, by name.
+
+    Raises StorageError.
+    """
+    store = run.store()
+    committed = {entry.key for entry in store.list("dataset/manifests")}
+    judged_keys = [entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")]
+    waiting = [
+        checked(store, key) for key in sorted(judged_keys) if f"dataset/manifests/{key}.parquet" not in committed
+    ]
+    return [
+        verdict
+        for verdict in waiting
+        if verdict and not verdict.fit and any(open_store(verdict.delivery["uri"], run.settings).list())
+    ]
+
+
 def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = None) -> Committed:
     """Commit every delivery of `keys` that was found fit, in order, and name the snapshot."""
     from xray_pipeline.dataset import Dataset, from_parquet

@@ -23,12 +23,11 @@ import pandas as pd
 from xray_pipeline.evaluation import Evaluation, Pixels, Read, Slice
 from xray_pipeline.gate import Decision, Evidence
 from xray_pipeline.judging import stress
-from xray_pipeline.judging.bootstrap import LEVEL, Floats
+from xray_pipeline.judging.bootstrap import LEVEL, METRICS, Floats
 from xray_pipeline.reporting import figures, gradcam
 from xray_pipeline.reporting.wording import (
     EXPLAINED,
     LOWER_IS_BETTER,
-    Cell,
     candidate_of,
     cell,
     difference,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 Images = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
+LEAKS = ("patient-on-two-sides", "copy-across-split")
 LISTED = 12  # slices of one dimension shown without unfolding
 SUSPECTS = 12  # of each kind with a picture
 
@@ -68,13 +68,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Arrival:
-    """One delivery of the night: radiographs accepted, files quarantined by reason, and what else was noticed."""
+    """One delivery: radiographs accepted, files quarantined by reason code, and what else was noticed.
+
+    `tonight`: this night's; otherwise an earlier one's that the champion has not learnt from.
+    """
 
     name: str
     fit: bool
     accepted: int
     quarantined: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    tonight: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +210,12 @@ def _context(report: Report, plots: bool = True) -> dict[str, Any]:
         "dimensions": _dimensions(evidence.slices or ()),
         "stress": _stress(evidence.stress or ()),
         "unknown": _unknown(evidence.slices or ()),
-        "lineage": {**_lineage(report), **report.lineage},
+        "lineage": {
+            name[:1].upper() + name[1:]: value for name, value in {**_lineage(report), **report.lineage}.items()
+        },
         "differing": _differing(report),
+        "leaks": sum(arrival.quarantined.get(reason, 0) for arrival in report.arrivals for reason in LEAKS),
+        "drift": "not measured" if evidence.alarms is None else "; ".join(evidence.alarms) or "no alarm stands",
     }
     if not plots:
         return shown
@@ -241,10 +249,23 @@ def _metrics(evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def _by_class(evidence: Evidence) -> list[tuple[str, list[Cell]]]:
-    names = ("auc", "average_precision", "sensitivity", "specificity", "ppv", "npv")
-    found = candidate_of(evidence).by_class.items()
-    return [(label, [cell(metrics.get(name)) for name in names]) for label, metrics in found]
+def _by_class(evidence: Evidence) -> list[dict[str, Any]]:
+    """Each class of more than two against the rest: every metric, candidate beside champion."""
+    ours, theirs = candidate_of(evidence), evidence.champion
+    return [
+        {
+            "class": label,
+            "rows": [
+                {
+                    "name": EXPLAINED[name][0],
+                    "candidate": cell(metrics.get(name)),
+                    "champion": cell(theirs.by_class.get(label, {}).get(name) if theirs else None),
+                }
+                for name in METRICS
+            ],
+        }
+        for label, metrics in ours.by_class.items()
+    ]
 
 
 def _dimensions(slices: Sequence[Slice]) -> list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
@@ -274,6 +295,7 @@ def _slice(part: Slice) -> dict[str, Any]:
         "small": part.small,
         **{name: cell(part.candidate.get(name)) for name in ("accuracy", "auc")},
         **{name: cell(part.candidate.get(name)).value for name in ("sensitivity", "specificity")},
+        "ece": cell(part.candidate.get("ece")).value,
         "champion": cell(part.champion.get("accuracy")).value,
         "champion_auc": cell(part.champion.get("auc")).value,
         "difference": difference(part.difference.get("accuracy")),

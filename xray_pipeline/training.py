@@ -30,6 +30,7 @@ from xray_pipeline.learning import pictures, starting
 from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.learning.fitting import Progress, Trainer
 from xray_pipeline.learning.precision import has_bfloat16
+from xray_pipeline.learning.provenance import code_digest
 from xray_pipeline.learning.recipe import Recipe, load_recipe
 from xray_pipeline.learning.tracking import MlflowClient, MlflowException, mlflow
 from xray_pipeline.serving import Classifier, log_model
@@ -59,15 +60,20 @@ class Candidate:
     threshold: float
 
 
-def candidate_digest(snapshot: str, recipe: Recipe, weights_digest: str) -> str:
-    """Return the SHA-256 over all that decides the weights: snapshot, recipe, pretrained weights and versions."""
+def candidate_digest(
+    snapshot: str, recipe: Recipe, weights_digest: str, packages: Mapping[str, str] | None = None
+) -> str:
+    """Return the SHA-256 over all that decides the weights: snapshot, recipe, pretrained weights and versions.
+
+    `packages` are versions on record; None means those installed here.
+    """
     return hashlib.sha256(
         json.dumps(
             {
                 "snapshot": snapshot,
                 "recipe": recipe.digest(),
                 "weights": weights_digest,
-                "versions": versions(),
+                "versions": versions() if packages is None else dict(packages),
             },
             sort_keys=True,
         ).encode()
@@ -87,6 +93,7 @@ def environment(device: torch.device, weights_digest: str) -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability() + (" bfloat16" if has_bfloat16() else ""),
         "threads": torch.get_num_threads(),
         "weights": weights_digest,
+        "code": code_digest(),
         "versions": versions(),
     }
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from mlflow_server import MlflowServer
+from samples import png
 
 from xray_pipeline import phantom
 from xray_pipeline.commands import answers
+from xray_pipeline.dataset import Dataset
+from xray_pipeline.learning.tracking import MlflowClient
 from xray_pipeline.registry import Registry
 from xray_pipeline.settings import Settings
+from xray_pipeline.storage import open_store
+from xray_pipeline.training import find_candidate
 
 pytestmark = pytest.mark.timeout(900)  # two trainings in one test, on whatever cores there are
 
@@ -81,8 +88,53 @@ def test_nights(nights: Nights) -> None:
     assert len(answers.history(nights.settings)["entries"]) == before
 
     nights.deliver(second)
+    misspelt = nights.home / "incoming" / "misspelt" / "PNEUMONA"
+    misspelt.mkdir(parents=True)
+    (misspelt / "a.png").write_bytes(png())
     states, said = nights.run(promotion="auto")
     assert states["conclude"] == "success"
     assert said["decision"]["verdict"] in ("registered", "refused")
     assert said["champion"]["version"] == 1
     assert len(json.dumps(said)) < 4096
+    champion_scored_only_new(nights)
+    report_tells(nights, second)
+
+
+def champion_scored_only_new(nights: Nights) -> None:
+    """The champion's predictions lie in one part a night, and no radiograph is in two of them."""
+    store, dataset = open_store(nights.settings.store, nights.settings), Dataset(nights.settings)
+    newest = dataset.snapshot()
+    assert newest is not None
+    sides = dataset.rows(newest).set_index("digest")["side"]
+    held_out = set(sides.index[sides == "held-out"])
+    champion = find_candidate(store, Registry(nights.settings).ledger.state().registered[1].candidate)
+    keys = [entry.key for entry in store.list(f"predictions/{champion.model_digest}")]
+    parts = [set(pd.read_parquet(io.BytesIO(store.read(key)))["digest"]) for key in keys]
+    rehearsed = Registry(nights.settings).ledger.state().registered[1].decision["rehearsal"]
+    assert (rehearsed["radiographs"] > 0, rehearsed["largest_difference"] <= 1e-5) == (True, True)
+    assert len(parts) == 2
+    assert sum(map(len, parts)) == len(held_out)
+    assert set.union(*parts) == held_out
+
+
+def report_tells(nights: Nights, second: str) -> None:
+    """Of the last night: what came in, what was rejected, and where the candidate comes from."""
+    store = open_store(nights.settings.store, nights.settings)
+    entry = Registry(nights.settings).ledger.entries()[-1]
+    folder = f"reports/{entry.candidate}/against-1"
+    page, card = (store.read(f"{folder}/{name}").decode() for name in ("report.html", "model-card.md"))
+    trained = find_candidate(store, entry.candidate)
+    client = MlflowClient(nights.settings.tracking_uri)
+    for name, text in (("report.html", page), ("model-card.md", card)):
+        assert Path(client.download_artifacts(trained.run_id, name)).read_text(encoding="utf-8") == text
+    assert "none: from the command line" not in card  # but the Airflow run
+    environment = json.loads(store.read(f"candidates/{entry.candidate}/environment.json"))[0]
+    for text in (page, card):
+        assert "misspelt" in text
+        assert "PNEUMONA" not in text  # a folder can be a patient's name
+        assert second in text
+        assert "Changed against the champion: training data." in text
+        for digest in (environment["weights"], environment["code"], entry.snapshot, trained.recipe):
+            assert digest in text
+    assert f'>{second}</td><td class="when">this night</td><td class="good">fit' in page
+    assert '>misspelt</td><td class="when">waits</td><td class="bad">rejected' in page

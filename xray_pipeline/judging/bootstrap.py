@@ -167,6 +167,7 @@ def _points(cases: Cases) -> dict[Key, float]:
         both = bool(y.any() and not y.all())
         tn, fp, fn, tp = sk.confusion_matrix(y, hit, labels=[False, True]).ravel().tolist()
         found |= {
+            (c, "accuracy"): (tp + tn) / len(y),
             (c, "auc"): float(sk.roc_auc_score(y, s)) if both else np.nan,
             (c, "average_precision"): float(sk.average_precision_score(y, s)) if both else np.nan,
             (c, "sensitivity"): tp / (tp + fn) if tp + fn else np.nan,
@@ -182,11 +183,13 @@ def _points(cases: Cases) -> dict[Key, float]:
 def _macro(found: dict[Key, Any], accuracy: Any, cases: Cases) -> dict[Key, Any]:
     """Add what belongs to all classes together: the mean over one-vs-rest."""
     rated = cases.rated()
+    for c in rated:
+        found[(c, "balanced_accuracy")] = (found[(c, "sensitivity")] + found[(c, "specificity")]) / 2
     for name in METRICS[2:]:
         found[(-1, name)] = sum(found[(c, name)] for c in rated) / len(rated)
     found[(-1, "accuracy")] = accuracy
-    recalls = found[(-1, "sensitivity")]
-    found[(-1, "balanced_accuracy")] = (recalls + found[(1, "specificity")]) / 2 if len(rated) == 1 else recalls
+    # Of several classes it is the mean recall, not the mean of the one-vs-rest values, which true negatives inflate.
+    found[(-1, "balanced_accuracy")] = found[(1, "balanced_accuracy") if len(rated) == 1 else (-1, "sensitivity")]
     return found
 
 
@@ -216,6 +219,7 @@ class _Measure:
                 sums = weights @ table
                 hits, positives, called, negatives_right, error = sums[:, :5].T
                 found |= {
+                    (c, "accuracy"): (hits + negatives_right) / total,
                     (c, "sensitivity"): hits / positives,
                     (c, "specificity"): negatives_right / (total - positives),
                     (c, "ppv"): np.nan_to_num(hits / called),
@@ -279,12 +283,32 @@ def with_intervals(
 ) -> tuple[dict[str, Interval], dict[str, dict[str, Interval]]]:
     """Return each metric with its 95 % interval, and per class with more than two; undefined ones are absent."""
     points = cases.points
+    rated = {c: {name: _interval(cases, c, name, points, draws) for name in METRICS} for c in cases.rated()}
+    for found in rated.values():
+        recalls = [found["sensitivity"], found["specificity"]]
+        found["balanced_accuracy"] = _widened(found["balanced_accuracy"], recalls)
     everything = {name: _interval(cases, -1, name, points, draws) for name in METRICS}
-    by_class = {
-        cases.classes[c]: {name: _interval(cases, c, name, points, draws) for name in METRICS[2:]}
-        for c in (cases.rated() if len(cases.classes) > 2 else ())
-    }
-    return _defined(everything), {name: _defined(found) for name, found in by_class.items()}
+    for name in PROPORTIONS[1:]:
+        everything[name] = _widened(everything[name], _parts(name, rated))
+    several = rated if len(rated) > 1 else {}
+    return _defined(everything), {cases.classes[c]: _defined(found) for c, found in several.items()}
+
+
+def _parts(name: str, rated: Mapping[int, Mapping[str, Interval]]) -> list[Interval]:
+    """The proportions that one over all classes is the mean of."""
+    if name == "balanced_accuracy":
+        if len(rated) == 1:
+            return [found[part] for found in rated.values() for part in ("sensitivity", "specificity")]
+        name = "sensitivity"
+    return [found[name] for found in rated.values()]
+
+
+def _widened(whole: Interval, parts: Sequence[Interval]) -> Interval:
+    """A mean of proportions of which one is exactly 0 or 1, and so has no spread: at least the mean of their bounds."""
+    if not any(part.value in (0.0, 1.0) for part in parts):
+        return whole
+    low, high = (float(np.mean([getattr(part, end) for part in parts])) for end in ("low", "high"))
+    return Interval(whole.value, min(whole.low, low), max(whole.high, high))
 
 
 def _interval(cases: Cases, c: int, name: str, points: Mapping[Key, float], draws: Mapping[Key, Floats]) -> Interval:
@@ -317,6 +341,8 @@ def _trials(cases: Cases, c: int, name: str) -> int:
         "balanced_accuracy": lambda k: truth == k,
         "accuracy": lambda k: truth >= 0,
     }
+    if name == "balanced_accuracy" and c >= 0:
+        return min(_trials(cases, c, "sensitivity"), _trials(cases, c, "specificity"))
     wanted = range(len(cases.classes)) if name == "balanced_accuracy" else cases.rated() if c < 0 else [c]
     return min(len(np.unique(cases.patient[kinds[name](k)])) for k in wanted)
 

@@ -6,9 +6,8 @@ store, so looking at the same pair again scores nothing.
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +17,9 @@ from xray_pipeline.data_quality import alarms, screening
 from xray_pipeline.dataset import Dataset, Progress, Snapshot
 from xray_pipeline.errors import EvaluationError
 from xray_pipeline.gate import Decision, Evidence, effective_uses
-from xray_pipeline.judging import stress
+from xray_pipeline.judging import lineage, stress
 from xray_pipeline.learning.features import kept_scorer
-from xray_pipeline.learning.recipe import Recipe
-from xray_pipeline.ledger import State
-from xray_pipeline.night import Run, checked
+from xray_pipeline.night import Run, checked, rejected
 from xray_pipeline.pixels import PixelCache
 from xray_pipeline.registry import Registry
 from xray_pipeline.rollout import rehearsal
@@ -87,8 +84,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
     """Measure a pair: metrics with intervals, the paired comparison, slices, stress. Raises EvaluationError."""
     labels, patients, classes = both.rows["label"].tolist(), both.rows["patient"].tolist(), run.settings.classes
     resamples = run.settings.bootstrap
-    recipe = Recipe.model_validate_json(run.store().read(f"candidates/{both.candidate.digest}/recipe.json"))
-    screening.screen(run, both.snapshot, recipe)
+    screening.screen(run, both.snapshot, lineage.recipe_of(run.store(), both.candidate.digest))
     found = [
         evaluation.evaluate(
             table,
@@ -130,7 +126,13 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
             progress=progress,
         ),
         alarms=alarms.standing(run.store(), both.snapshot.manifests),
+        changed=_changed(run, registry, both),
     )
+
+
+def _changed(run: Run, registry: Registry, both: Pair) -> tuple[str, ...] | None:
+    entry = registry.ledger.state().registered.get(both.champion) if both.champion is not None else None
+    return lineage.changed(run.store(), both.candidate, entry.candidate) if entry else None
 
 
 def rehearse(run: Run, registry: Registry, candidate: Candidate) -> Rehearsal:
@@ -149,7 +151,7 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
     caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
     disagreements, errors = report.examples(caches, both.rows, both.tables, dataset.read)
     sides = dataset.rows(both.snapshot)["side"].value_counts()
-    recipe = json.loads(run.store().read(f"candidates/{both.candidate.digest}/recipe.json"))
+    recipe = lineage.recipe_of(run.store(), both.candidate.digest).model_dump()
     shown = report.Report(
         model_name=run.settings.model_name,
         decision=decision,
@@ -159,7 +161,7 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
         champion=both.tables[1] if both.champion is not None else None,
         disagreements=disagreements,
         errors=errors,
-        arrivals=_arrivals(run, registry.ledger.state(), both),
+        arrivals=_arrivals(run, registry, both),
         dataset={str(side): int(count) for side, count in sides.items()},
         recipe=recipe,
         lineage=_lineage(run, both, decision),
@@ -181,18 +183,44 @@ def _compared_patients(registry: Registry, candidate: str) -> list[int]:
     ]
 
 
-def _arrivals(run: Run, state: State, both: Pair) -> tuple[report.Arrival, ...]:
-    """The deliveries that the candidate's snapshot has and the champion's has not."""
+def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival, ...]:
+    """The deliveries that the candidate's snapshot has and the champion's has not, and those rejected and still there.
+
+    `tonight`: no earlier decision has seen it.
+    """
+    store, dataset, state = run.store(), Dataset(run.settings), registry.ledger.state()
     before: set[str] = set()
     if both.champion is not None and both.champion in state.registered:
-        before = set(Dataset(run.settings).open_snapshot(state.registered[both.champion].snapshot).manifests)
+        before = set(dataset.open_snapshot(state.registered[both.champion].snapshot).manifests)
+    last = _last_snapshot(registry, both)
+    seen = set(dataset.open_snapshot(last).manifests) if last else set()
     found = []
     for key in both.snapshot.manifests:
-        verdict = checked(run.store(), key)
+        verdict = checked(store, key)
         if key not in before and verdict is not None:
             notes = (*verdict.warnings, *_standing(run, key))
-            found.append(report.Arrival(key, verdict.fit, verdict.accepted, verdict.quarantined, notes))
+            found.append(
+                report.Arrival(key, True, verdict.accepted, verdict.quarantined, notes, tonight=key not in seen)
+            )
+    for verdict in rejected(run):
+        notes = (without_names(verdict.why), *verdict.warnings)
+        found.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))
     return tuple(found)
+
+
+def without_names(why: str) -> str:
+    """Return a sentence on a delivery without what it quotes: a folder or a label may be a patient's name."""
+    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", why)
+
+
+def _last_snapshot(registry: Registry, both: Pair) -> str:
+    """The snapshot of the newest decision on another candidate, "" before any; datasets only grow, so it has all."""
+    decided = [
+        entry
+        for entry in registry.ledger.entries()
+        if entry.kind in ("registered", "refused") and entry.candidate != both.candidate.digest
+    ]
+    return decided[-1].snapshot if decided else ""
 
 
 def _standing(run: Run, key: str) -> tuple[str, ...]:
@@ -219,16 +247,9 @@ def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
 
 
 def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:
-    facts: dict[str, Any] = {
-        "candidate": both.candidate.digest,
-        "model": both.candidate.model_digest,
-        "MLflow run": both.candidate.run_id,
+    return {
+        **lineage.facts(run.store(), both.candidate),
         "Airflow run": run.name or "none: from the command line",
         "asked by": run.who,
-        "snapshot": both.snapshot.digest,
-        "recipe": both.candidate.recipe,
-        "policy": decision.policy,
         "champion": f"version {both.champion}" if both.champion else "none",
-        **{f"version of {name}": version for name, version in training.versions().items()},
     }
-    return {name: str(value) for name, value in facts.items()}

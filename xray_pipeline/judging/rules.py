@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 
 Stage = Literal["evidence", "register", "first", "promote", "release"]
 
+PARTS = (
+    "training data",
+    "recipe",
+    "backbone",
+    "starting weights",
+    "image preparation",
+    "threshold rule",
+    "software",
+)
+"""What a candidate may have otherwise than the champion; `lineage.changed` finds which it has. Classes are not among
+them: models of other classes are never compared."""
+
 NEEDED = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "ece")
 """Metrics that a decision reads; each must be there and finite, with its interval."""
 
@@ -49,6 +61,8 @@ class Rule:
     judge: _Judge
     numbers: tuple[str, ...] = ()
     required: bool = False
+    parts: tuple[str, ...] = ()
+    """What its list `allowed` may name; each becomes a number of the clause, 1 when it is allowed, else 0."""
 
 
 def effective_uses(earlier: Iterable[int], patients: int) -> float:
@@ -85,7 +99,8 @@ def _missing(evaluation: Evaluation | None) -> str:
     """What a decision needs and this evaluation lacks, in words; "" when it is whole."""
     if evaluation is None:
         return "no evaluation"
-    if evaluation.n < 1 or evaluation.patients < 1:
+    counts = number_of(evaluation.n), number_of(evaluation.patients)
+    if any(count is None or count < 1 for count in counts):
         return f"{evaluation.n} radiographs of {evaluation.patients} patients"
     return ", ".join(name for name in NEEDED if _metric(evaluation, name) is None)
 
@@ -157,10 +172,10 @@ def _floor(metric: str) -> _Judge:
 
 
 def _patients(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
-    found = evidence.candidate.patients if evidence.candidate else 0
+    found = number_of(evidence.candidate.patients if evidence.candidate else 0) or 0
     least = numbers["at_least"]
     return Finding(
-        found >= least, found, least, f"{found} held-out patients were measured; at least {least:g} are asked."
+        found >= least, found, least, f"{found:g} held-out patients were measured; at least {least:g} are asked."
     )
 
 
@@ -208,11 +223,17 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
     def judge(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
         most = numbers["at_most"]
         parts = evidence.slices if which == "slices" else evidence.stress
+        parts_are = "slices" if which == "slices" else "perturbations"
         if not parts:
             return Finding(False, None, most, f"No {which} were measured.")
         losses: list[tuple[float, str]] = []
+        small = 0
         for part in parts:
-            if part.dimension == "baseline" or part.patients < numbers.get("min_patients", 0):
+            if part.dimension == "baseline":
+                continue
+            patients = number_of(part.patients)
+            if patients is not None and patients < numbers.get("min_patients", 0):
+                small += 1
                 continue
             found = part.difference.get(metric)
             value = number_of(found.high) if found else None
@@ -220,17 +241,29 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
                 return Finding(False, None, most, f"{part.dimension} {part.value}: the difference is missing.")
             losses.append((0.0 - value, part.value if which == "stress" else f"{part.dimension} {part.value}"))
         if not losses:
-            return Finding(True, "none large enough", most, f"None of the {which} has enough patients to be judged.")
+            why = f"None of the {parts_are} has enough patients to be judged."
+            return Finding(False, "none large enough", most, why)
         loss, where = max(losses)
         what = f"{metric.replace('_', ' ').replace('auc', 'AUC')}, candidate minus champion"
-        parts_are = "slices" if which == "slices" else "perturbations"
         why = (
-            f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {-loss:+.4f}; no lower "
-            f"than {-most:+g} is allowed."
+            f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {0.0 - loss:+.4f}; "
+            f"no lower than {-most:+g} is allowed."
         )
+        if small:
+            why += f" Of too few patients to be judged: {small} of {len(losses) + small}."
         return Finding(loss <= most, loss, most, why)
 
     return judge
+
+
+def _changes(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+    allowed = ", ".join(part for part in PARTS if numbers.get(part)) or "nothing"
+    if evidence.changed is None:
+        return Finding(False, None, allowed, "What the candidate has otherwise than the champion is not known.")
+    actual = ", ".join(evidence.changed) or "nothing"
+    outside = [part for part in evidence.changed if not numbers.get(part)]
+    why = f"Changed against the champion: {actual}."
+    return Finding(not outside, actual, allowed, f"{why} Not allowed: {', '.join(outside)}." if outside else why)
 
 
 def _alarms(evidence: Evidence, _: Mapping[str, float]) -> Finding:
@@ -267,6 +300,7 @@ RULES: Mapping[str, Rule] = {
     "ece-rise": Rule("promote", _drop("ece", -1), ("at_most",)),
     "slices": Rule("promote", _parts("slices", "accuracy"), ("at_most", "min_patients")),
     "stress": Rule("promote", _parts("stress", "auc"), ("at_most", "min_patients")),
+    "changes": Rule("promote", _changes, parts=PARTS),
     "no-drift": Rule("release", _alarms),
     "approval": Rule("release", _approval, required=True),
 }

@@ -70,6 +70,27 @@ def test_company_in_a_batch_changes_no_bit(made: tuple[Features, pd.DataFrame], 
     assert np.array_equal(together, alone)
 
 
+def test_an_interruption_keeps_the_shards_before_it(
+    made: tuple[Features, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extracted, rows = made
+    extracted.pixels.ensure(rows, read)
+    monkeypatch.setattr(features, "SHARD", 4)
+    monkeypatch.setattr(features, "batch_for", lambda device: 2)
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done > 8:
+            raise KeyboardInterrupt
+
+    names = list(rows["digest"])
+    with pytest.raises(KeyboardInterrupt):
+        extracted.rows(names, progress=stop)
+    assert extracted.cache().missing(names) == names[8:]
+    seen: list[tuple[int, int]] = []
+    extracted.rows(names, progress=lambda done, total, what: seen.append((done, total)))
+    assert seen == [(2, 2)]
+
+
 def test_scoring_by_kept_features_is_scoring(made: tuple[Features, pd.DataFrame]) -> None:
     extracted, rows = made
     model = small_classifier()

@@ -29,7 +29,7 @@ from xray_pipeline.learning import augmentation
 from xray_pipeline.learning.augmentation import Augmentation
 from xray_pipeline.learning.memory import batch_for, halving
 from xray_pipeline.learning.precision import Precision
-from xray_pipeline.pixels import MappedRows, PixelCache, Read, RowCache
+from xray_pipeline.pixels import SHARD, MappedRows, PixelCache, Read, RowCache
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
 
@@ -82,20 +82,23 @@ class Features:
     ) -> MappedRows:
         """Return the features of radiographs whose pixels are kept, computing those that are missing.
 
-        Raises KeyError for a radiograph without pixels, OutOfMemory, StorageUnavailable.
+        They are kept `SHARD` at a time, so that a kill loses no more than those. Raises KeyError for a radiograph
+        without pixels, OutOfMemory, StorageUnavailable.
         """
         cache = self.cache(view, drawn)
         missing = cache.missing(digests)
-        fresh = np.empty((len(missing), *cache.shape), np.float32)
         batch = batch_for(self.network.head.weight.device)
-        for start in range(0, len(missing), batch):
-            block = missing[start : start + batch]
-            fresh[start : start + len(block)] = self._computed(block, view, drawn)
-            if progress:
-                progress(start + len(block), len(missing), what)
+        for first in range(0, len(missing), SHARD):
+            shard = missing[first : first + SHARD]
+            fresh = np.empty((len(shard), *cache.shape), np.float32)
+            for start in range(0, len(shard), batch):
+                block = shard[start : start + batch]
+                fresh[start : start + len(block)] = self._computed(block, view, drawn)
+                if progress:
+                    progress(first + start + len(block), len(missing), what)
+            cache.add(shard, fresh)
         if missing:
             log.info("%s computed for %d radiographs", what, len(missing))
-            cache.add(missing, fresh)
         return cache.view(digests)
 
     def _computed(self, digests: list[str], view: int, drawn: Augmentation | None) -> Floats:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_cli import Run as Command
 from test_cli import xray  # noqa: F401  (a fixture)
-from test_training import grown, trained  # noqa: F401  (a fixture)
+from test_training import grown, promoted, trained  # noqa: F401  (a fixture)
 
 from xray_pipeline.errors import RegistryError
 from xray_pipeline.learning.reproducing import reproduce
@@ -44,6 +44,20 @@ def test_it_proves_a_version_and_changes_nothing(grown: Settings, mode: str) -> 
     assert (found.reproduced, found.trained, found.inputs, found.outputs) == (True, True, (), ())
     assert (files(Path(grown.store)), set((grown.home / "artifacts").rglob("*"))) == before
     assert not list(grown.cache.glob("reproduce-*"))
+
+
+def test_a_warm_start_is_proved_from_the_champion_of_then(grown: Settings) -> None:  # noqa: F811
+    """Another champion by now, or no word of the one it started from, are told apart."""
+    first = promoted(grown, trained(grown, mode="finetune", epochs=1), None)
+    warm = trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
+    second = promoted(grown, warm, first)
+    found = reproduce(grown, second)
+    assert (found.reproduced, found.inputs, found.outputs) == (True, (), ())
+    for path in Path(grown.store).glob("candidates/*/start.json"):
+        path.unlink()
+    found = reproduce(grown, second)
+    assert (found.reproduced, found.trained) == (False, False)
+    assert "which champion it started from is not known here" in "\n".join(found.lines())
 
 
 def test_the_recorded_threads_are_used(grown: Settings) -> None:  # noqa: F811

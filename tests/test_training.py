@@ -109,6 +109,26 @@ def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None
     assert run.data.metrics["temperature"] > 0
 
 
+@pytest.mark.parametrize("mode", ["head", "finetune"])
+def test_both_sides_have_loss_accuracy_and_auc_by_epoch(grown: Settings, mode: str) -> None:
+    candidate = trained(grown, mode=mode, epochs=2)
+    from xray_pipeline.learning.tracking import MlflowClient
+
+    client = MlflowClient()
+    for name in [f"{side}_{metric}" for side in ("train", "validation") for metric in ("loss", "accuracy", "auc")]:
+        points = {point.step: point.value for point in client.get_metric_history(candidate.run_id, name)}
+        assert points.keys() == {1, 2}, name
+        assert all(0 <= value <= 1 for value in points.values()) or name.endswith("loss"), name
+
+
+def test_the_input_of_the_run_is_the_snapshot(grown: Settings) -> None:
+    candidate = trained(grown, epochs=1)
+    from xray_pipeline.learning.tracking import MlflowClient
+
+    (given,) = MlflowClient().get_run(candidate.run_id).inputs.dataset_inputs
+    assert given.dataset.digest == candidate.snapshot[:36]
+
+
 def test_patience_ends_training_early(grown: Settings) -> None:
     """At this rate nothing changes, so no epoch after the first is better."""
     candidate = trained(grown, mode="finetune", epochs=9, patience=2, learning_rate=1e-12, average=0.9)

@@ -87,6 +87,7 @@ class Settings(BaseSettings):
     notify_email: tuple[str, ...] = Field((), description="addresses, through Airflow's connection smtp_default")
     night_hours: float = Field(6, gt=0, description="a night that takes longer is reported as missed")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    train_processes: int = Field(0, ge=0, description="processes that train a network; 0: one per GPU, else one")
     workers: int = Field(0, ge=0, description="threads for reading and decoding; 0: one per core")
     stress_images: int = Field(100, ge=10, description="held-out radiographs scored under each perturbation")
     checkpoint_seconds: float = Field(60, ge=0, description="seconds between checkpoints within an epoch")

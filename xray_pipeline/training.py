@@ -12,8 +12,7 @@ import importlib.metadata
 import json
 import logging
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +25,13 @@ import xray_pipeline
 from xray_pipeline import backbones, logs
 from xray_pipeline.dataset import Dataset, Snapshot
 from xray_pipeline.errors import ObjectNotFound, TrainingError
-from xray_pipeline.learning import pictures, starting
+from xray_pipeline.learning import launching, pictures, starting
 from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.learning.fitting import Progress, Trainer
 from xray_pipeline.learning.precision import has_bfloat16
 from xray_pipeline.learning.provenance import code_digest
 from xray_pipeline.learning.recipe import Recipe, load_recipe
-from xray_pipeline.learning.tracking import MlflowClient, MlflowException, mlflow
+from xray_pipeline.learning.tracking import MlflowClient, MlflowException, metric_log, mlflow
 from xray_pipeline.serving import Classifier, log_model
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
@@ -86,7 +85,7 @@ def versions() -> dict[str, str]:
     return {"xray-retrain": xray_pipeline.__version__, **{name: importlib.metadata.version(name) for name in names}}
 
 
-def environment(device: torch.device, weights_digest: str) -> dict[str, Any]:
+def environment(device: torch.device, weights_digest: str, processes: int = 1) -> dict[str, Any]:
     """Return what beside snapshot and recipe can change the weights' bits, for `xray reproduce`."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -95,6 +94,7 @@ def environment(device: torch.device, weights_digest: str) -> dict[str, Any]:
         "weights": weights_digest,
         "code": code_digest(),
         "versions": versions(),
+        **({"processes": processes} if processes > 1 else {}),
     }
 
 
@@ -145,9 +145,12 @@ def train(
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))
     trainer = Trainer(recipe, backbone, dataset, rows, settings, progress, start)
-    _note_environment(folder, environment(trainer.device, backbone.weights_digest))
+    processes = launching.processes(recipe, settings, trainer.device)
+    _note_environment(folder, environment(trainer.device, backbone.weights_digest, processes))
     with _system_metrics(run_id):
-        trainer.fit(checkpoints, _metric_log(run_id))
+        if processes > 1:
+            launching.fit(trainer, checkpoints, run_id, processes)
+        trainer.fit(checkpoints, metric_log(run_id))
     classifier = trainer.classifier()
     _log_pictures(run_id, trainer, classifier)
     candidate = _log(classifier, digest, run_id, snapshot, recipe, rows)
@@ -204,18 +207,6 @@ def _experiment(client: MlflowClient, settings: Settings) -> str:
         return str(found.experiment_id)
 
 
-def _metric_log(run_id: str) -> Callable[[int, Mapping[str, float]], None]:
-    from mlflow.entities import Metric
-
-    client = MlflowClient()
-
-    def record(epoch: int, metrics: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
-        client.log_batch(run_id, metrics=[Metric(name, value, now, epoch) for name, value in metrics.items()])
-
-    return record
-
-
 def _log(
     classifier: Classifier, digest: str, run_id: str, snapshot: Snapshot, recipe: Recipe, rows: pd.DataFrame
 ) -> Candidate:
@@ -251,7 +242,10 @@ def _system_metrics(run_id: str) -> Iterator[None]:
 
 def _log_pictures(run_id: str, trainer: Trainer, classifier: Classifier) -> None:
     """Log a training batch as it is augmented, the learning curves, and validation answers beside the truth."""
-    client, metrics = MlflowClient(), ("train_loss", "validation_loss", "validation_accuracy", "validation_auc")
+    client, metrics = (
+        MlflowClient(),
+        [f"{side}_{metric}" for side in ("train", "validation") for metric in ("loss", "accuracy", "auc")],
+    )
     found = {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in metrics}
     client.log_figure(run_id, pictures.curves({name: points for name, points in found.items() if points}), CURVES)
     batch, labels = trainer.sample("train")

@@ -39,13 +39,19 @@ class Augmentation(BaseModel):
         """Whether pixels change their place."""
         return self.area != (1.0, 1.0) or self.ratio != (1.0, 1.0) or self.degrees > 0 or self.flip > 0
 
-    def __call__(self, pixels: Tensor, side: int, generator: Generator | None = None) -> Tensor:
+    def __call__(
+        self, pixels: Tensor, side: int, generator: Generator | None = None, part: tuple[int, int] | None = None
+    ) -> Tensor:
         """Return float pixels [N, 1, side, side] in 0..255, drawn anew for each of `pixels` [N, 1, S, S] in 0..255.
 
-        Draws come from `generator` (on the CPU), or from the global one.
+        Draws come from `generator` (on the CPU), or from the global one. Where `pixels` are only a part of a batch,
+        `part` is where it starts and how many radiographs the batch has: each gets what it would get in the whole.
         """
         count, device = len(pixels), pixels.device
-        draws = torch.rand(count, _TRIES + 8, 2, generator=generator)
+        first, total = part or (0, count)
+        draws = torch.rand(total, _TRIES + 8, 2, generator=generator)[first : first + count]
+        if not count:
+            return pixels.new_empty((0, 1, side, side), dtype=torch.float32)
         picture = pixels.float()
         if self.moves or side != pixels.shape[-1]:
             theta = self._geometry(draws).to(device)
@@ -54,7 +60,11 @@ class Augmentation(BaseModel):
         if self.border:
             picture = self._covered(picture, draws[:, _TRIES + 2 : _TRIES + 4].to(device))
         picture = self._blurred(picture, draws[:, _TRIES + 4, 0])
-        return self._exposed(picture, draws[:, _TRIES + 5 :].to(device), generator)
+        picture = self._exposed(picture, draws[:, _TRIES + 5 :].to(device))
+        if self.noise:
+            grain = torch.randn((total, *picture.shape[1:]), generator=generator)[first : first + count].to(device)
+            picture = picture + 255 * self.noise * draws[:, _TRIES + 6, 1].view(-1, 1, 1, 1).to(device) * grain
+        return picture.clamp(0, 255)
 
     def _geometry(self, draws: Tensor) -> Tensor:
         area = torch.empty_like(draws[:, :_TRIES, 0]).copy_(_between(draws[:, :_TRIES, 0], *self.area))
@@ -93,7 +103,7 @@ class Augmentation(BaseModel):
         lines = F.conv2d(lines, kernel.view(count, 1, 1, -1), groups=count)
         return F.conv2d(lines, kernel.view(count, 1, -1, 1), groups=count).transpose(0, 1)
 
-    def _exposed(self, picture: Tensor, draws: Tensor, generator: Generator | None) -> Tensor:
+    def _exposed(self, picture: Tensor, draws: Tensor) -> Tensor:
         either = (2 * draws - 1).view(len(picture), -1, 1, 1, 1)
         if self.gamma:
             picture = 255 * (picture.clamp(min=0) / 255) ** torch.exp(self.gamma * either[:, 0])
@@ -102,10 +112,7 @@ class Augmentation(BaseModel):
             picture = mean + (picture - mean) * (1 + self.contrast * either[:, 1])
         if self.brightness:
             picture = picture + 255 * self.brightness * either[:, 2]
-        if self.noise:
-            grain = torch.randn(picture.shape, generator=generator).to(picture.device)
-            picture = picture + 255 * self.noise * draws[:, 1, 1].view(-1, 1, 1, 1) * grain
-        return picture.clamp(0, 255)
+        return picture
 
 
 def view(augmentation: Augmentation, pixels: Tensor, side: int, digests: Sequence[str], number: int) -> Tensor:

@@ -20,7 +20,7 @@ from xray_pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # 2: holds the answers of the epoch so far
 KEPT = 2
 
 

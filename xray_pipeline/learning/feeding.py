@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from xray_pipeline.learning.parallel import ALONE, Group
 from xray_pipeline.pixels import MappedRows
 
 
@@ -26,11 +27,20 @@ def generator_of(*facts: object) -> torch.Generator:
 class Feeder:
     """Batches of pixels uint8 [n, 1, S, S] and labels [n] on a device, shuffled anew in each epoch.
 
-    `waited` sums the seconds that `take` kept its caller waiting. To be used as a context.
+    In a group of processes a batch is the same for all, with the labels of all of it and this process's part of the
+    pixels. `waited` sums the seconds that `take` kept its caller waiting. To be used as a context.
     """
 
-    def __init__(self, pixels: MappedRows, labels: Tensor, batch_size: int, seed: int, device: torch.device) -> None:
-        self.pixels, self.labels, self.device = pixels, labels, device
+    def __init__(
+        self,
+        pixels: MappedRows,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        group: Group = ALONE,
+    ) -> None:
+        self.pixels, self.labels, self.device, self.group = pixels, labels, device, group
         self.batch_size, self.seed = batch_size, seed
         self.steps = -(-len(labels) // batch_size)
         self.waited = 0.0
@@ -64,5 +74,6 @@ class Feeder:
             self._epoch = epoch
             self._order = torch.randperm(len(self.labels), generator=generator_of(self.seed, epoch, -1))
         indices = self._order[step * self.batch_size : (step + 1) * self.batch_size]
-        batch, labels = torch.from_numpy(self.pixels[indices.numpy()]).unsqueeze(1), self.labels[indices]
+        own = indices[self.group.part(len(indices))]
+        batch, labels = torch.from_numpy(self.pixels[own.numpy()]).unsqueeze(1), self.labels[indices]
         return (batch.pin_memory(), labels.pin_memory()) if self.device.type == "cuda" else (batch, labels)

@@ -4,7 +4,11 @@
 gradient descent on batches of pixels that are augmented anew, after `head_first` rounds of the same. Nothing random is
 carried from step to step: order, augmentation and dropout are drawn from the seed, the epoch and the step, so a
 checkpoint is weights, optimizer and position, and training that was killed ends bit for bit as if it had not been (on a
-CPU, with the same number of threads). Temperature and operating threshold are chosen on validation patients.
+CPU, with the same number of threads). In a group of processes (parallel.py) each takes its part of every batch, and the
+first one keeps the checkpoints. Temperature and operating threshold are chosen on validation patients.
+
+Accuracy and AUC on training radiographs are of what the network answered while it learned: on augmented pixels, each
+before the step it led to. They cost no second pass, and lag behind those of validation in early epochs.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from torch import Tensor, nn
 from xray_pipeline import backbones
 from xray_pipeline.backbones import Backbone, Network
 from xray_pipeline.dataset import Dataset
-from xray_pipeline.errors import NonFiniteLoss, TrainingError
+from xray_pipeline.errors import NonFiniteLoss, OutOfMemory, TrainingError
 from xray_pipeline.learning import pictures
 from xray_pipeline.learning.averaging import Average
 from xray_pipeline.learning.calibration import operating_threshold, temperature
@@ -38,6 +42,7 @@ from xray_pipeline.learning.features import Features, Standardised
 from xray_pipeline.learning.feeding import Feeder, generator_of
 from xray_pipeline.learning.memory import batch_for, halved, halving, is_out_of_memory
 from xray_pipeline.learning.objective import HeadLoss
+from xray_pipeline.learning.parallel import ALONE, Group
 from xray_pipeline.learning.precision import Precision
 from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.pixels import MappedRows, PixelCache
@@ -65,8 +70,9 @@ class Trainer:
         settings: Settings,
         progress: Progress | None = None,
         start: Classifier | None = None,
+        group: Group = ALONE,
     ) -> None:
-        self.recipe, self.settings, self.progress = recipe, settings, progress
+        self.recipe, self.settings, self.progress, self.group = recipe, settings, progress, group
         self.device = pick_device(settings.device)
         self.rows = {side: rows[rows["side"] == side].reset_index(drop=True) for side in ("train", "validation")}
         mean, std = recipe.mean or backbone.mean, recipe.std or backbone.std
@@ -86,20 +92,21 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.saved = time.monotonic()
         self.dataset = dataset
+        self.most = recipe.batch_size  # radiographs at once, over all processes
 
-    def fit(self, checkpoints: Checkpoints, record: Record) -> None:
+    def fit(self, checkpoints: Checkpoints, record: Record, stop: threading.Event | None = None) -> None:
         """Train from the newest checkpoint on; `record(epoch, metrics)` gets each epoch's losses, accuracy and AUC.
 
-        Raises TrainingError when told to stop (SIGTERM; a checkpoint is kept), NonFiniteLoss, OutOfMemory,
-        StorageUnavailable.
+        `stop` tells it to stop, as SIGTERM does. Raises TrainingError when told to stop (a checkpoint is kept),
+        NonFiniteLoss, OutOfMemory, StorageUnavailable.
         """
         kept = checkpoints.load()
         self.history = list(kept["history"]) if kept else []
-        with _deterministic(), _terminable() as stop:
+        with _deterministic(), terminable(stop) as told:
             if self.recipe.mode == "head":
-                self._fit_head(checkpoints, record, stop, kept)
+                self._fit_head(checkpoints, record, told, kept)
             else:
-                self._fit_network(checkpoints, record, stop, kept)
+                self._fit_network(checkpoints, record, told, kept)
 
     def classifier(self) -> Classifier:
         """Return the trained network as a classifier, with temperature and threshold chosen on validation patients."""
@@ -146,7 +153,8 @@ class Trainer:
                 raise NonFiniteLoss(f"the loss is {value} in round {fit.round}; look at the augmentation and penalty")
             fit.into(self.network.head)
             with torch.inference_mode():
-                metrics = self._metrics(value, self.network.head(validation))
+                answers = self.network.head(validation)
+            metrics = self._metrics(value, answers, fit.logits, self._labels("train"))
             self._end_epoch(fit.round, metrics, record)
             checkpoints.save(fit.round, {**fit.to_dict(), "history": self.history})
             if stop.is_set() and fit.round < self.recipe.epochs:
@@ -183,31 +191,48 @@ class Trainer:
     def _fit_network(
         self, checkpoints: Checkpoints, record: Record, stop: threading.Event, kept: Mapping[str, Any] | None
     ) -> None:
+        state, labels = self._state(kept), self._labels("train")
+        pixels = self.pixels.rows.view(list(self.rows["train"]["digest"]))
+        loss = nn.CrossEntropyLoss(self._class_weights(), label_smoothing=self.recipe.label_smoothing)
+        network = self.network
+        if self.recipe.compile and self.group.size > 1:
+            log.warning("compile is left out: batch normalisation over several processes can't be compiled")
+        elif self.recipe.compile:
+            network = cast(Network, torch.compile(network))
+        with Feeder(pixels, labels, self.recipe.batch_size, self.recipe.seed, self.device, self.group) as feeder:
+            while state.epoch < self.recipe.epochs and not state.exhausted:
+                speed = self._epoch(state, feeder, loss, network, checkpoints, stop)
+                with state.average.shown(self.network):
+                    logits = self._validation_logits(state.precision)
+                    answers, truth = state.answers[: state.seen], state.truth[: state.seen]
+                    metrics = self._metrics(state.loss / state.seen, logits, answers, truth) | speed
+                    state.close_epoch(metrics[f"validation_{self.recipe.best}"])
+                self._end_epoch(state.epoch, metrics, record)
+        if self.group.size > 1:  # what the process that started these goes on from; last by its name
+            self._save(checkpoints, state, state.number + 1)
+        self.network.load_state_dict(state.best)
+
+    def prepare(self, checkpoints: Checkpoints) -> None:
+        """Leave a checkpoint for a group of processes to start from, where there is none; decode what is missing."""
+        self._decode(pd.concat(self.rows.values()))
+        if checkpoints.load() is None:
+            self._save(checkpoints, self._state(None), 0)
+
+    def _state(self, kept: Mapping[str, Any] | None) -> _State:
+        """Return where training stands: at what was kept, or at its beginning."""
         self._decode(pd.concat(self.rows.values()))
         labels = self._labels("train")
-        pixels = self.pixels.rows.view(list(self.rows["train"]["digest"]))
         state = _State(self.network, self.recipe, len(labels), Precision(self.device, self.recipe.precision))
         if kept:
             state.restore(kept)
+            state.micro = min(state.micro, self.most)
             log.info("going on from epoch %d, step %d", state.epoch, state.step)
         elif self.recipe.head_first and not self.warm:
             fit = self._head_fit(labels)
             while fit.round < self.recipe.head_first:
                 fit.advance()
             fit.into(self.network.head)
-        loss = nn.CrossEntropyLoss(self._class_weights(), label_smoothing=self.recipe.label_smoothing)
-        network = self.network
-        if self.recipe.compile:
-            network = cast(Network, torch.compile(network))
-        with Feeder(pixels, labels, self.recipe.batch_size, self.recipe.seed, self.device) as feeder:
-            while state.epoch < self.recipe.epochs and not state.exhausted:
-                speed = self._epoch(state, feeder, loss, network, checkpoints, stop)
-                with state.average.shown(self.network):
-                    logits = self._validation_logits(state.precision)
-                    metrics = self._metrics(state.loss / state.seen, logits) | speed
-                    state.close_epoch(metrics[f"validation_{self.recipe.best}"])
-                self._end_epoch(state.epoch, metrics, record)
-        self.network.load_state_dict(state.best)
+        return state
 
     def _epoch(
         self,
@@ -224,9 +249,11 @@ class Trainer:
         while state.step < state.steps:
             self._step(state, feeder, loss, network)
             due = time.monotonic() - self.saved > seconds or bool(steps and state.number % steps == 0)
-            if stop.is_set() or due:
-                self._save(checkpoints, state)
-            if stop.is_set():
+            told = self.group.any(stop.is_set())
+            if told or due:
+                self._save(checkpoints, state, state.number)
+            if told:
+                self.group.any(told)  # nobody ends, and has the others ended, before the checkpoint is kept
                 raise TrainingError(f"told to stop in epoch {state.epoch}; a checkpoint is kept, run it again")
         taken = time.perf_counter() - began
         return {
@@ -234,8 +261,9 @@ class Trainer:
             "share_waiting": (feeder.waited - waited) / taken,
         }
 
-    def _save(self, checkpoints: Checkpoints, state: _State) -> None:
-        checkpoints.save(state.number, {**state.to_dict(), "history": self.history})
+    def _save(self, checkpoints: Checkpoints, state: _State, step: int) -> None:
+        if self.group.rank == 0:
+            checkpoints.save(step, {**state.to_dict(), "history": self.history})
         self.saved = time.monotonic()
 
     def _step(self, state: _State, feeder: Feeder, loss: nn.CrossEntropyLoss, network: Network) -> None:
@@ -243,40 +271,52 @@ class Trainer:
         recipe, generator = self.recipe, generator_of(self.recipe.seed, state.epoch, state.step)
         seed = int(torch.randint(2**62, (), generator=generator))
         batch, truth = feeder.take(state.epoch, state.step)
-        seen = recipe.augmentation(batch, recipe.crop or recipe.side, generator)
+        place = (self.group.part(len(truth)).start, len(truth))
+        seen = recipe.augmentation(batch, recipe.crop or recipe.side, generator, place)
         while True:
             buffers = [buffer.clone() for buffer in self.network.buffers()]
             try:
-                value = self._gradients(state, loss, network, seen, truth, seed)
+                value, answers = self._gradients(state, loss, network, seen, truth, seed)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if self.group.size > 1:  # the others wait for this one; launching.py begins anew with smaller parts
+                    raise OutOfMemory(f"a part of {state.micro} radiographs does not fit {self.device}") from error
                 state.micro = halved(min(state.micro, len(seen)), self.device, error)
                 for buffer, before in zip(self.network.buffers(), buffers, strict=True):
                     buffer.copy_(before)
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss is {value} in epoch {state.epoch}, step {state.step}; lower the rate")
-        state.advance(value, len(truth))
+        state.advance(value, answers, truth)
 
     def _gradients(
         self, state: _State, loss: nn.CrossEntropyLoss, network: Network, seen: Tensor, truth: Tensor, seed: int
-    ) -> float:
-        """Leave the gradients of a batch's loss, in parts of `state.micro` radiographs; return the loss."""
-        torch.manual_seed(seed)
+    ) -> tuple[float, Tensor]:
+        """Leave the gradients of a batch's loss, taken `state.micro` radiographs at once; return loss, logits [N, C].
+
+        `truth` [N] is the whole batch's, `seen` this process's part of it. Dropout is drawn anew in each process.
+        """
+        torch.manual_seed(seed + self.group.rank)
         self.network.train()
         _hold_fixed(self.network, self.recipe)
         state.optimizer.zero_grad(set_to_none=True)
         weights = loss.weight[truth] if loss.weight is not None else torch.ones(len(truth), device=truth.device)
         total = torch.zeros((), device=truth.device)
-        for start in range(0, len(seen), state.micro):
-            part = slice(start, start + state.micro)
-            share = weights[part].sum() / weights.sum()  # of a weighted mean
-            with state.precision.cast():
-                found: Tensor = loss(network(seen[part]), truth[part]) * share
+        answers = torch.zeros(len(truth), len(self.settings.classes), device=truth.device)
+        own, each = self.group.part(len(truth)), -(-state.micro // self.group.size)
+        # As many parts as the largest share has, in each process: batch normalisation waits for all.
+        for start in range(0, -(-len(truth) // self.group.size), each):
+            part = slice(start, start + each)
+            share = weights[own][part].sum() / weights.sum()  # of a weighted mean
+            with state.precision.cast(), self.group.whole_batches():
+                logits = network(seen[part])
+                found: Tensor = loss(logits, truth[own][part]) * share if len(logits) else logits.sum()
             state.precision.scaler.scale(found).backward()  # type: ignore[no-untyped-call]
             total += found.detach()
-        return total.item()
+            answers[own][part] = logits.detach().float()
+        self.group.add([*(p.grad for p in self.network.parameters() if p.grad is not None), total, answers])
+        return total.item(), answers
 
     # Both
 
@@ -298,24 +338,25 @@ class Trainer:
                 return logits
         self.network.eval()
         rows = self.pixels.rows.view(list(self.rows["validation"]["digest"]))
-        parts = []
+        found = torch.zeros(len(rows), len(self.settings.classes), dtype=torch.float64, device=self.device)
+        own, size = self.group.part(len(rows)), batch_for(self.device)
         precision = precision or Precision(self.device, "float32")
         with torch.inference_mode(), precision.cast():
-            size = batch_for(self.device)
-            for start in range(0, len(rows), size):
-                pixels = torch.from_numpy(rows[np.arange(start, min(start + size, len(rows)))])
-                parts.append(halving(lambda part: self.network(part.to(self.device)).double().cpu(), pixels))
-        return torch.cat(parts)
+            for start in range(own.start, own.stop, size):
+                stop = min(start + size, own.stop)
+                pixels = torch.from_numpy(rows[np.arange(start, stop)])
+                found[start:stop] = halving(lambda part: self.network(part.to(self.device)).double().cpu(), pixels)
+        self.group.add([found])
+        return found.cpu()
 
-    def _metrics(self, loss: float, logits: Tensor) -> dict[str, float]:
-        probabilities = torch.softmax(logits.double(), 1).cpu().numpy()
-        truth = self._labels("validation").numpy()
-        scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
+    def _metrics(self, loss: float, logits: Tensor, answers: Tensor, truth: Tensor) -> dict[str, float]:
+        """Return an epoch's metrics, of validation `logits` [N, C] and training `answers` [n, C] to `truth` [n]."""
+        expected, probabilities = self._labels("validation").numpy(), torch.softmax(logits.double(), 1).cpu().numpy()
         return {
             "train_loss": loss,
-            "validation_loss": float(log_loss(truth, probabilities, labels=range(probabilities.shape[1]))),
-            "validation_accuracy": float(accuracy_score(truth, probabilities.argmax(1))),
-            "validation_auc": float(roc_auc_score(truth, scores, multi_class="ovr")),
+            **_quality("train", truth.numpy(), torch.softmax(answers.double(), 1).cpu().numpy()),
+            "validation_loss": float(log_loss(expected, probabilities, labels=range(probabilities.shape[1]))),
+            **_quality("validation", expected, probabilities),
         }
 
     def _end_epoch(self, epoch: int, metrics: Mapping[str, float], record: Record) -> None:
@@ -335,7 +376,7 @@ class HeadFit:
 
     def __init__(self, features: Standardised, labels: Tensor, recipe: Recipe, class_weights: Tensor | None) -> None:
         self.features, device = features, features.device
-        self.strength = recipe.penalty / len(labels)
+        self.count, self.strength = len(labels), recipe.penalty / len(labels)
         classes = int(labels.max()) + 1
         self.weight = torch.zeros(classes, features.width, device=device, requires_grad=True)
         self.bias = torch.zeros(classes, device=device, requires_grad=True)
@@ -346,7 +387,10 @@ class HeadFit:
         self.round = 0
 
     def advance(self) -> float:
-        """Make one round of iterations; return the cross-entropy it ended with."""
+        """Make one round of iterations; return the cross-entropy it ended with.
+
+        `logits` [n, C] then holds the answers to view 0 that it was taken from.
+        """
 
         def objective() -> Tensor:
             # Only the logits of all rows are held at once; the layer's gradient follows from theirs.
@@ -358,6 +402,7 @@ class HeadFit:
                 cost = entropy + change
             (slope,) = torch.autograd.grad(cost, logits)
             self.entropies.append(float(entropy.detach()))
+            self.logits = logits.detach()[: self.count].cpu()
             with torch.no_grad():
                 gradient = self.strength * self.weight
                 start = 0
@@ -416,6 +461,8 @@ class _State:
         )
         self.epoch = self.step = self.seen = 0
         self.loss = 0.0
+        self.answers = torch.zeros(count, network.head.out_features)  # of this epoch so far, in the order they came
+        self.truth = torch.zeros(count, dtype=torch.int64)
         self.best_score, self.best_epoch = -math.inf, 0
         self.best: dict[str, Tensor] = {}
         self.average = Average(network, recipe.average)
@@ -425,8 +472,10 @@ class _State:
         """Optimizer steps made so far."""
         return self.epoch * self.steps + self.step
 
-    def advance(self, loss: float, examples: int) -> None:
-        """Take the optimizer's step."""
+    def advance(self, loss: float, answers: Tensor, truth: Tensor) -> None:
+        """Take the optimizer's step, after a batch of that mean loss, with those logits [n, C] for the classes [n]."""
+        place = slice(self.seen, self.seen + len(truth))
+        self.answers[place], self.truth[place] = answers, truth
         rate = _rate(self.recipe, self.number, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -434,8 +483,8 @@ class _State:
         self.precision.scaler.update()
         self.average.update(self.network, self.number + 1)
         self.step += 1
-        self.loss += loss * examples
-        self.seen += examples
+        self.loss += loss * len(truth)
+        self.seen += len(truth)
 
     @property
     def exhausted(self) -> bool:
@@ -459,6 +508,8 @@ class _State:
             "average": {name: tensor.cpu() for name, tensor in self.average.tensors.items()},
             "position": [self.epoch, self.step, self.seen],
             "loss": self.loss,
+            "answers": self.answers[: self.seen].clone(),  # a copy, because of a view all is written
+            "truth": self.truth[: self.seen].clone(),
             "micro": self.micro,
             "scaler": self.precision.scaler.state_dict(),
         }
@@ -471,6 +522,7 @@ class _State:
         self.best_epoch = kept["best_epoch"]
         self.average.restore(kept["average"])
         self.epoch, self.step, self.seen = kept["position"]
+        self.answers[: self.seen], self.truth[: self.seen] = kept["answers"], kept["truth"]
         self.micro = kept["micro"]
         self.precision.scaler.load_state_dict(kept["scaler"])
 
@@ -487,6 +539,13 @@ def pick_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise TrainingError(f"device {name!r} is not there ({count} GPUs found); set device to auto or cpu")
     return device
+
+
+def _quality(side: str, truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return accuracy and AUC of probabilities [N, C] for the classes `truth` [N]; of several: one against rest."""
+    found = {f"{side}_accuracy": float(accuracy_score(truth, probabilities.argmax(1)))}
+    scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
+    return found | {f"{side}_auc": float(roc_auc_score(truth, scores, multi_class="ovr"))}
 
 
 def _rate(recipe: Recipe, number: int, steps: int) -> float:
@@ -530,9 +589,9 @@ def _deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def _terminable() -> Iterator[threading.Event]:
+def terminable(event: threading.Event | None = None) -> Iterator[threading.Event]:
     """Turn SIGTERM into an event that the loops look at, where signals can be handled: in the main thread."""
-    event = threading.Event()
+    event = event or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return

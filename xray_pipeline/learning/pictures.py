@@ -45,7 +45,7 @@ def curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
         axis = left if name.endswith("loss") else right
         epochs, values = zip(*sorted(points), strict=True)
         axis.plot(epochs, values, marker="o", markersize=3, label=name.replace("_", " "))
-    for axis, title in ((left, "Loss"), (right, "Validation")):
+    for axis, title in ((left, "Loss"), (right, "Accuracy and AUC")):
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         if axis.has_data():

@@ -7,6 +7,8 @@ already stays. Its own defaults wait up to 120 s a call and 7 retries with growi
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Mapping
 
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -26,4 +28,17 @@ import mlflow  # noqa: E402 - after the settings it reads
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-__all__ = ["MlflowClient", "MlflowException", "mlflow"]
+__all__ = ["MlflowClient", "MlflowException", "metric_log", "mlflow"]
+
+
+def metric_log(run_id: str) -> Callable[[int, Mapping[str, float]], None]:
+    """Return what logs an epoch's metrics with a run of MLflow: `record(epoch, metrics)`. It raises MLflow's errors."""
+    from mlflow.entities import Metric
+
+    client = MlflowClient()
+
+    def record(epoch: int, metrics: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        client.log_batch(run_id, metrics=[Metric(name, value, now, epoch) for name, value in metrics.items()])
+
+    return record

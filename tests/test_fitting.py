@@ -10,7 +10,7 @@ from torch import nn
 
 from xray_pipeline.learning.averaging import Average
 from xray_pipeline.learning.features import Standardised
-from xray_pipeline.learning.fitting import HeadFit
+from xray_pipeline.learning.head_fit import HeadFit
 from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.pixels import RowCache
 

@@ -30,21 +30,20 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor, nn
 
-from xray_pipeline import backbones
 from xray_pipeline.backbones import Backbone, Network
 from xray_pipeline.dataset import Dataset
 from xray_pipeline.errors import NonFiniteLoss, OutOfMemory, TrainingError
 from xray_pipeline.learning import pictures
-from xray_pipeline.learning.averaging import Average
 from xray_pipeline.learning.calibration import operating_threshold, temperature
 from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.learning.features import Features, Standardised
 from xray_pipeline.learning.feeding import Feeder, generator_of
+from xray_pipeline.learning.head_fit import HeadFit
 from xray_pipeline.learning.memory import batch_for, halved, halving, is_out_of_memory
-from xray_pipeline.learning.objective import HeadLoss
 from xray_pipeline.learning.parallel import ALONE, Group
 from xray_pipeline.learning.precision import Precision
 from xray_pipeline.learning.recipe import Recipe
+from xray_pipeline.learning.state import State, hold_fixed
 from xray_pipeline.pixels import MappedRows, PixelCache
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
@@ -53,9 +52,6 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 Record = Callable[[int, Mapping[str, float]], None]
-
-ITERATIONS = 5
-"""L-BFGS iterations in a round of `head`."""
 
 
 class Trainer:
@@ -218,11 +214,11 @@ class Trainer:
         if checkpoints.load() is None:
             self._save(checkpoints, self._state(None), 0)
 
-    def _state(self, kept: Mapping[str, Any] | None) -> _State:
+    def _state(self, kept: Mapping[str, Any] | None) -> State:
         """Return where training stands: at what was kept, or at its beginning."""
         self._decode(pd.concat(self.rows.values()))
         labels = self._labels("train")
-        state = _State(self.network, self.recipe, len(labels), Precision(self.device, self.recipe.precision))
+        state = State(self.network, self.recipe, len(labels), Precision(self.device, self.recipe.precision))
         if kept:
             state.restore(kept)
             state.micro = min(state.micro, self.most)
@@ -236,7 +232,7 @@ class Trainer:
 
     def _epoch(
         self,
-        state: _State,
+        state: State,
         feeder: Feeder,
         loss: nn.CrossEntropyLoss,
         network: Network,
@@ -261,12 +257,12 @@ class Trainer:
             "share_waiting": (feeder.waited - waited) / taken,
         }
 
-    def _save(self, checkpoints: Checkpoints, state: _State, step: int) -> None:
+    def _save(self, checkpoints: Checkpoints, state: State, step: int) -> None:
         if self.group.rank == 0:
             checkpoints.save(step, {**state.to_dict(), "history": self.history})
         self.saved = time.monotonic()
 
-    def _step(self, state: _State, feeder: Feeder, loss: nn.CrossEntropyLoss, network: Network) -> None:
+    def _step(self, state: State, feeder: Feeder, loss: nn.CrossEntropyLoss, network: Network) -> None:
         # Every draw of this step comes from here: augmentation, dropout. The order comes from the epoch.
         recipe, generator = self.recipe, generator_of(self.recipe.seed, state.epoch, state.step)
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -291,7 +287,7 @@ class Trainer:
         state.advance(value, answers, truth)
 
     def _gradients(
-        self, state: _State, loss: nn.CrossEntropyLoss, network: Network, seen: Tensor, truth: Tensor, seed: int
+        self, state: State, loss: nn.CrossEntropyLoss, network: Network, seen: Tensor, truth: Tensor, seed: int
     ) -> tuple[float, Tensor]:
         """Leave the gradients of a batch's loss, taken `state.micro` radiographs at once; return loss, logits [N, C].
 
@@ -299,7 +295,7 @@ class Trainer:
         """
         torch.manual_seed(seed + self.group.rank)
         self.network.train()
-        _hold_fixed(self.network, self.recipe)
+        hold_fixed(self.network, self.recipe)
         state.optimizer.zero_grad(set_to_none=True)
         weights = loss.weight[truth] if loss.weight is not None else torch.ones(len(truth), device=truth.device)
         total = torch.zeros((), device=truth.device)
@@ -367,166 +363,6 @@ class Trainer:
             self.progress(epoch, self.recipe.epochs, "training")
 
 
-class HeadFit:
-    """A linear layer by L-BFGS: `HeadLoss` plus penalty / (2 n) times the squared weights.
-
-    `features` are standardised, and the layer that `into` writes takes them as they were. `labels` [n] are those of the
-    radiographs, of which each view has all.
-    """
-
-    def __init__(self, features: Standardised, labels: Tensor, recipe: Recipe, class_weights: Tensor | None) -> None:
-        self.features, device = features, features.device
-        self.count, self.strength = len(labels), recipe.penalty / len(labels)
-        classes = int(labels.max()) + 1
-        self.weight = torch.zeros(classes, features.width, device=device, requires_grad=True)
-        self.bias = torch.zeros(classes, device=device, requires_grad=True)
-        self.loss = HeadLoss(labels.to(device), len(features.views), class_weights, recipe)
-        self.optimizer = torch.optim.LBFGS(
-            [self.weight, self.bias], max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
-        )
-        self.round = 0
-
-    def advance(self) -> float:
-        """Make one round of iterations; return the cross-entropy it ended with.
-
-        `logits` [n, C] then holds the answers to view 0 that it was taken from.
-        """
-
-        def objective() -> Tensor:
-            # Only the logits of all rows are held at once; the layer's gradient follows from theirs.
-            with torch.no_grad():
-                parts = [nn.functional.linear(rows, self.weight, self.bias) for rows in self.features]
-            logits = torch.cat(parts).requires_grad_()
-            with torch.enable_grad():
-                entropy, change = self.loss(logits)
-                cost = entropy + change
-            (slope,) = torch.autograd.grad(cost, logits)
-            self.entropies.append(float(entropy.detach()))
-            self.logits = logits.detach()[: self.count].cpu()
-            with torch.no_grad():
-                gradient = self.strength * self.weight
-                start = 0
-                for rows in self.features:
-                    gradient += slope[start : start + len(rows)].T @ rows
-                    start += len(rows)
-                self.weight.grad, self.bias.grad = gradient, slope.sum(0)
-                return cost.detach() + self.strength / 2 * self.weight.square().sum()
-
-        self.entropies: list[float] = []
-        self.optimizer.step(objective)  # type: ignore[no-untyped-call]
-        self.round += 1
-        return self.entropies[-1]
-
-    def into(self, head: nn.Linear) -> None:
-        """Write the layer for features that are not standardised."""
-        with torch.no_grad():
-            scaled = self.weight / self.features.std
-            head.weight.copy_(scaled)
-            head.bias.copy_(self.bias - scaled @ self.features.mean)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values."""
-        return {
-            "weight": self.weight.detach().cpu(),
-            "bias": self.bias.detach().cpu(),
-            "optimizer": self.optimizer.state_dict(),
-            "round": self.round,
-        }
-
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        """Inverse of `to_dict`."""
-        with torch.no_grad():
-            self.weight.copy_(kept["weight"])
-            self.bias.copy_(kept["bias"])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.round = kept["round"]
-
-
-class _State:
-    """All that changes while a network is trained: it is what a checkpoint holds."""
-
-    def __init__(self, network: Network, recipe: Recipe, count: int, precision: Precision) -> None:
-        self.network, self.recipe, self.count, self.precision = network, recipe, count, precision
-        self.steps = math.ceil(count / recipe.batch_size)
-        self.micro = recipe.batch_size
-        network.requires_grad_(False)
-        parameters = list(_trainable(network, recipe))
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        rate, decay = recipe.learning_rate, recipe.weight_decay
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
-            if recipe.optimizer == "adamw"
-            else torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
-        )
-        self.epoch = self.step = self.seen = 0
-        self.loss = 0.0
-        self.answers = torch.zeros(count, network.head.out_features)  # of this epoch so far, in the order they came
-        self.truth = torch.zeros(count, dtype=torch.int64)
-        self.best_score, self.best_epoch = -math.inf, 0
-        self.best: dict[str, Tensor] = {}
-        self.average = Average(network, recipe.average)
-
-    @property
-    def number(self) -> int:
-        """Optimizer steps made so far."""
-        return self.epoch * self.steps + self.step
-
-    def advance(self, loss: float, answers: Tensor, truth: Tensor) -> None:
-        """Take the optimizer's step, after a batch of that mean loss, with those logits [n, C] for the classes [n]."""
-        place = slice(self.seen, self.seen + len(truth))
-        self.answers[place], self.truth[place] = answers, truth
-        rate = _rate(self.recipe, self.number, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.precision.scaler.step(self.optimizer)
-        self.precision.scaler.update()
-        self.average.update(self.network, self.number + 1)
-        self.step += 1
-        self.loss += loss * len(truth)
-        self.seen += len(truth)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether `patience` epochs went by without a better one."""
-        return 0 < self.recipe.patience <= self.epoch - self.best_epoch
-
-    def close_epoch(self, score: float) -> None:
-        """Go to the next epoch; keep the network when its score is the best so far."""
-        if score > self.best_score:
-            self.best_score, self.best_epoch, self.best = score, self.epoch + 1, _copied(self.network)
-        self.epoch, self.step, self.loss, self.seen = self.epoch + 1, 0, 0.0, 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values."""
-        return {
-            "network": _copied(self.network),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "best_score": self.best_score,
-            "best_epoch": self.best_epoch,
-            "average": {name: tensor.cpu() for name, tensor in self.average.tensors.items()},
-            "position": [self.epoch, self.step, self.seen],
-            "loss": self.loss,
-            "answers": self.answers[: self.seen].clone(),  # a copy, because of a view all is written
-            "truth": self.truth[: self.seen].clone(),
-            "micro": self.micro,
-            "scaler": self.precision.scaler.state_dict(),
-        }
-
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        """Inverse of `to_dict`."""
-        self.network.load_state_dict(kept["network"])
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.best, self.best_score, self.loss = dict(kept["best"]), kept["best_score"], kept["loss"]
-        self.best_epoch = kept["best_epoch"]
-        self.average.restore(kept["average"])
-        self.epoch, self.step, self.seen = kept["position"]
-        self.answers[: self.seen], self.truth[: self.seen] = kept["answers"], kept["truth"]
-        self.micro = kept["micro"]
-        self.precision.scaler.load_state_dict(kept["scaler"])
-
-
 def pick_device(name: str) -> torch.device:
     """Return the device of a setting: "auto" is CUDA where there is one. Raises TrainingError when it is not there."""
     if name == "auto":
@@ -546,36 +382,6 @@ def _quality(side: str, truth: np.ndarray, probabilities: np.ndarray) -> dict[st
     found = {f"{side}_accuracy": float(accuracy_score(truth, probabilities.argmax(1)))}
     scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
     return found | {f"{side}_auc": float(roc_auc_score(truth, scores, multi_class="ovr"))}
-
-
-def _rate(recipe: Recipe, number: int, steps: int) -> float:
-    if recipe.schedule == "cosine":
-        return recipe.learning_rate * (1 + math.cos(math.pi * number / (recipe.epochs * steps))) / 2
-    if recipe.schedule == "step":
-        return recipe.learning_rate * recipe.step_factor ** (number // steps // recipe.step_epochs)
-    return recipe.learning_rate
-
-
-def _trainable(network: Network, recipe: Recipe) -> Iterator[nn.Parameter]:
-    stages = backbones.stages(network.backbone)
-    if recipe.mode == "partial" and recipe.fixed_stages > len(stages):
-        raise TrainingError(f"fixed_stages {recipe.fixed_stages}: {recipe.backbone} has {len(stages)} stages")
-    for stage in stages[recipe.fixed_stages if recipe.mode == "partial" else 0 :]:
-        for part in stage:
-            yield from part.parameters()
-    yield from network.head.parameters()
-
-
-def _hold_fixed(network: Network, recipe: Recipe) -> None:
-    """Keep the running statistics of stages that `partial` keeps fixed."""
-    if recipe.mode == "partial":
-        for stage in backbones.stages(network.backbone)[: recipe.fixed_stages]:
-            for part in stage:
-                part.eval()
-
-
-def _copied(network: Network) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
 @contextmanager

@@ -76,6 +76,7 @@ def run_s3(folder: Path) -> Iterator[S3Server]:
     command = [
         *(str(Path(sys.executable).with_name("weed")), f"-logdir={folder}", "server", f"-dir={folder / 'data'}"),
         *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=30", "-master.volumeSizeLimitMB=64"),
+        "-volume.minFreeSpace=100MiB",  # its own rule, 1% of the disk free, refuses every write on a large full one
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
         *("-s3", f"-s3.port={s3}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
     ]

@@ -152,6 +152,37 @@ def test_near_copies_on_one_side_are_accepted_and_listed(tmp_path: Path, given: 
     assert "z.jpg" not in result.page
 
 
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_near_copies_under_two_labels_are_out_both(tmp_path: Path, given: Settings, side: str) -> None:
+    files = {"train/NORMAL/a.png": png(image(1)), "train/NORMAL/c.png": png(image(2))}
+    files[f"{side}/PNEUMONIA/b.jpg"] = near(1)
+    table = judged(lay(tmp_path, files), given).table.set_index("file")
+    assert table["reason"].to_dict() == {
+        "train/NORMAL/a.png": "label-conflict",
+        f"{side}/PNEUMONIA/b.jpg": "label-conflict",
+        "train/NORMAL/c.png": "",
+    }
+    assert table.at["train/NORMAL/a.png", "detail"] == "near copies labelled NORMAL and PNEUMONIA in this delivery"
+
+
+def test_a_near_copy_under_another_label_withdraws_the_dataset_s(tmp_path: Path, given: Settings) -> None:
+    first = {"train/NORMAL/a.png": png(image(1)), "train/NORMAL/c.png": png(image(2))}
+    committed(given, lay(tmp_path / "incoming" / "one", first))
+    before = Dataset(given).snapshot()
+    second = {"train/PNEUMONIA/b.jpg": near(1), "train/PNEUMONIA/d.png": png(image(3))}
+    dataset = committed(given, lay(tmp_path / "incoming" / "two", second))
+    late = dataset.manifest("two").iloc[0]
+    assert (late["reason"], late["detail"]) == (
+        "label-conflict",
+        "near copies labelled NORMAL and PNEUMONIA in the dataset and here",
+    )
+    after = dataset.snapshot()
+    assert before is not None
+    assert after is not None
+    assert (len(dataset.rows(before)), len(dataset.rows(after))) == (2, 2)
+    assert late["near_copy"] not in set(dataset.rows(after)["digest"])
+
+
 def test_different_images_of_one_patient_are_no_copies(tmp_path: Path, given: Settings) -> None:
     files = {f"train/NORMAL/patient1_{n}.png": png(image(n)) for n in range(12)}
     result = judged(lay(tmp_path, files), given)

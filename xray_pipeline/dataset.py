@@ -225,7 +225,8 @@ class Dataset:
 
         Columns: digest, suffix, label, patient, side, delivery, source, width, height, mode, view, sex, age_years,
         scanner. `source` is the family a file name belongs to, never the name itself. Radiographs that a later delivery
-        brought under another label are left out. Raises DatasetError when a manifest is missing or has changed.
+        brought under another label, themselves or a near copy, are left out. Raises DatasetError when a manifest is
+        missing or has changed.
         """
         tables = []
         for key, expected in self._snapshot_manifests(snapshot.digest).items():
@@ -237,8 +238,11 @@ class Dataset:
                 )
             tables.append(table.assign(delivery=key, source=table["file"].map(_source)))
         rows = pd.concat(tables, ignore_index=True)
-        conflicts = set(rows.loc[rows["reason"] == "label-conflict", "digest"]) - {""}
-        rows = rows[(rows["verdict"] == "accepted") & ~rows["digest"].isin(conflicts)]
+        accepted, conflicts = rows[rows["verdict"] == "accepted"], rows[rows["reason"] == "label-conflict"]
+        label_of = dict(zip(accepted["digest"], accepted["label"], strict=True))
+        contradicted = conflicts["near_copy"].map(label_of).fillna(conflicts["label"]) != conflicts["label"]
+        out = {*conflicts["digest"], *conflicts.loc[contradicted, "near_copy"]}
+        rows = accepted[~accepted["digest"].isin(out)]
         return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
 
     def read(self, digest: str, suffix: str) -> bytes:

@@ -53,7 +53,11 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("no-class", "quarantined", "the file lies outside every class folder"),
     Rule("not-listed", "quarantined", "labels.csv does not name the file"),
     Rule("missing", "quarantined", "labels.csv names a file that is not in the delivery"),
-    Rule("label-conflict", "quarantined", "the same image has two labels, here or against the dataset; both are out"),
+    Rule(
+        "label-conflict",
+        "quarantined",
+        "the same image, or a near copy of it, has two labels, here or against the dataset; both are out",
+    ),
     Rule("duplicate", "quarantined", "the same image is in the delivery already (first path wins) or in the dataset"),
     Rule("patient-on-two-sides", "quarantined", "the patient is on another side of the split, here or in the dataset"),
     Rule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 import pandas as pd
@@ -66,7 +66,9 @@ def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.Dat
     rest = accepted.drop(index=list(found))
     copies, kept = _near_copies(table, rest.index, history, settings.workers)
     found |= {row: ("copy-across-split", detail) for row, (_, detail) in copies.items()}
-    table.loc[rest.index, "near_copy"] = [kept.get(row) or copies.get(row, ("", ""))[0] for row in rest.index]
+    near = kept | {row: digest for row, (digest, _) in copies.items()}
+    found |= _two_labels(rest, near, history)
+    table.loc[rest.index, "near_copy"] = [near.get(row, "") for row in rest.index]
     if found:
         out = list(found)
         table.loc[out, ["verdict", "side"]] = ["quarantined", ""]
@@ -147,6 +149,20 @@ def _copied(rows: Sequence[int], mine: Prints, others: Prints | None, workers: i
         for row, place in zip(rows, near_duplicates.nearest(mine, others, workers, itself=mine is others), strict=True):
             if place >= 0:
                 yield row, others.digests[place]
+
+
+def _two_labels(accepted: pd.DataFrame, near: Mapping[int, str], history: History) -> _Findings:
+    """Return the findings for near copies under different labels: both are out, as for the same image."""
+    here = {digest: (row, label) for row, digest, label in accepted[["digest", "label"]].itertuples(name=None)}
+    found: _Findings = {}
+    for row, digest in near.items():
+        label = accepted.at[row, "label"]
+        other, theirs = here.get(digest, (-1, history.labels(digest) or label))
+        if theirs != label:
+            where = "in this delivery" if digest in here else "in the dataset and here"
+            detail = f"near copies labelled {' and '.join(sorted((label, theirs)))} {where}"
+            found |= {at: ("label-conflict", detail) for at in (row, other) if at >= 0}
+    return found
 
 
 def _two_sides(accepted: pd.DataFrame, history: History) -> _Findings:

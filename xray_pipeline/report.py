@@ -309,7 +309,7 @@ def _stress(slices: Sequence[Slice]) -> list[dict[str, Any]]:
         row = _slice(part)
         row["change"] = "-"
         if untouched and part is not untouched and "auc" in part.candidate and "auc" in untouched.candidate:
-            row["change"] = f"{part.candidate['auc'].value - untouched.candidate['auc'].value:+.3f}"
+            row["change"] = f"{part.candidate['auc'].value - untouched.candidate['auc'].value:+z.3f}"
         row["baseline"] = part.value == stress.BASELINE
         found.append(row)
     return found

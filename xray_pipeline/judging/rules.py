@@ -153,7 +153,7 @@ def _accuracy_above(evidence: Evidence, numbers: Mapping[str, float]) -> Finding
     margin = f" + {numbers['more_than']:g}" if numbers["more_than"] else ""
     why = (
         f"Held-out accuracy {ours:.4f} is {'above' if passed else 'not above'} the champion's {theirs:.4f}{margin} "
-        f"({ours - theirs:+.4f})."
+        f"({ours - theirs:+z.4f})."
     )
     return Finding(passed, ours, theirs + numbers["more_than"], why)
 
@@ -246,7 +246,7 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
         loss, where = max(losses)
         what = f"{metric.replace('_', ' ').replace('auc', 'AUC')}, candidate minus champion"
         why = (
-            f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {0.0 - loss:+.4f}; "
+            f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {-loss:+z.4f}; "
             f"no lower than {-most:+g} is allowed."
         )
         if small:

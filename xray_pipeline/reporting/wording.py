@@ -64,7 +64,7 @@ def difference(interval: Interval | None, lower_is_better: bool = False) -> Cell
     tone = ""
     if not interval.low <= 0 <= interval.high:
         tone = "good" if (interval.value > 0) != lower_is_better else "bad"
-    return Cell(f"{interval.value:+.3f}", f"{interval.low:+.3f} to {interval.high:+.3f}", tone)
+    return Cell(f"{interval.value:+z.3f}", f"{interval.low:+z.3f} to {interval.high:+z.3f}", tone)
 
 
 def chance(p: float) -> str:

@@ -660,10 +660,10 @@ def header() -> bytes:
         b"\x09\0\x10\0??\0\0",
     ],
 )
-def test_hostile_dicom_structure_is_refused_quickly(body: bytes) -> None:
+def test_hostile_dicom_structure_is_refused_without_a_hang(body: bytes) -> None:
     start = time.perf_counter()
     assert refusal(header() + body) in ("truncated", "corrupt")
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 60  # a parser that is quadratic in these takes far longer
 
 
 def test_deeply_nested_lookup_table_is_refused() -> None:

@@ -16,6 +16,11 @@ if [ "$(id -u)" != 0 ]; then
     echo "test-compose: skipped: no Docker engine with Compose answers here, and starting one takes root"
     exit 0
 fi
+free=$(df --output=avail --block-size=G /var/lib | tail -n 1 | tr -dc 0-9)
+if [ "$free" -lt 25 ]; then
+    echo "test-compose: skipped: $free GB are free in /var/lib; an engine with the images of this stack takes 20"
+    exit 0
+fi
 [ -S /run/docker-lab/docker.sock ] || trap '"$lab" down' EXIT # one that was up before stays up
 if ! settings=$("$lab" up); then
     echo "test-compose: skipped: no Docker engine with Compose answers here, and none could be started (see above)"

@@ -179,15 +179,16 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Print the ledger's decisions, or the state at a time. Needs no MLflow."""
-    result = answers.history(_run().settings, at)
+    state, entries = answers.history(_run().settings, at)
     lines = [
-        f"{entry['at'][:19]}  {entry['kind']:<13} {'version ' + str(entry['version']) if entry['version'] else '':<12}"
-        f" by {entry['who']}: {entry['why']}"
-        for entry in result["entries"]
+        f"{entry.at[:19]}  {entry.kind:<13} {f'version {entry.version}' if entry.version else '':<12}"
+        f" by {entry.who}: {entry.why}"
+        for entry in entries
     ]
-    champion, challenger = result["champion"], result["challenger"]
-    lines.append(f"champion: {f'version {champion}' if champion else 'none'}; challenger: {challenger or 'none'}")
-    _print(result, as_json, lines)
+    champion = f"version {state.champion}" if state.champion else "none"
+    lines.append(f"champion: {champion}; challenger: {state.challenger or 'none'}")
+    told = [entry.to_dict() for entry in entries] if as_json else []
+    _print({"champion": state.champion, "challenger": state.challenger, "entries": told}, as_json, lines)
 
 
 @app.command()

@@ -6,8 +6,8 @@
 An entry holds the SHA-256 of the file before it, so none can be changed, dropped or slipped in without breaking every
 later one; its own digest is that of its file. Writing the next file, if absent, is the commit point of registering,
 promoting and rolling back: of two writers one gets the place, the other is told who was first. The state (who is
-champion) is never stored, only replayed. The trade-off: replaying reads every entry, some 40 microseconds each from a
-directory.
+champion) is never stored, only replayed. The trade-off: replaying reads every entry; benchmarks/history.py says
+what that costs.
 
 The chain shows tampering in the middle; that the last entries are the last is vouched for by the registry, which
 remembers the newest entry it followed (see registry.py).
@@ -26,6 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
+
+import msgspec
 
 from xray_pipeline.errors import LedgerError, ObjectNotFound
 from xray_pipeline.storage import DirectoryStore, Store
@@ -56,12 +58,17 @@ class Entry:
     version: int | None
     candidate: str
     champion_before: int | None
-    decision: Mapping[str, Any]
+    decision_json: bytes
     snapshot: str
     artifact: str
     request: str
     previous: str
     digest: str
+
+    @property
+    def decision(self) -> dict[str, Any]:
+        """The decision, read anew each time: a ledger is replayed far more often than one of its decisions is."""
+        return dict(msgspec.json.decode(self.decision_json))
 
     def summary(self) -> str:
         """Say in one line what was decided, by whom and when."""
@@ -69,8 +76,10 @@ class Entry:
         return f"entry {self.sequence}: {self.kind} {what} by {self.who} at {self.at} ({self.why})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON-able values, which it shares: `asdict` would copy each of them."""
-        return dict(vars(self))
+        """Return the entry as JSON-able values."""
+        found = vars(self) | {"decision": self.decision}
+        del found["decision_json"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,7 @@ class Ledger:
             data = self.store.read(_key(0))
         except ObjectNotFound:
             return False
-        _content(data, 0)
+        _check_format(data, 0)
         self._identity = hashlib.sha256(data).hexdigest()
         return True
 
@@ -321,7 +330,23 @@ class _Replay:
         self.champion, self.since = version, entry
 
 
-_FIELDS = frozenset(Entry.__dataclass_fields__) - {"digest"}
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """What an entry's file holds."""
+
+    format: int
+    sequence: int
+    kind: Kind
+    at: str
+    who: str
+    why: str
+    version: int | None
+    candidate: str
+    champion_before: int | None
+    decision: msgspec.Raw
+    snapshot: str
+    artifact: str
+    request: str
+    previous: str
 
 
 def _key(sequence: int) -> str:
@@ -335,28 +360,49 @@ def _number(key: str, store: Store) -> int:
     return int(stem)
 
 
-def _content(data: bytes, sequence: int) -> dict[str, Any]:
+def _check_format(data: bytes, sequence: int) -> None:
     try:
-        content = json.loads(data)
-        found = content["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = msgspec.json.decode(data)["format"]
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise LedgerError(f"entry {sequence} is damaged ({error}); restore it from a backup") from error
     if found != FORMAT:
         raise LedgerError(f"entry {sequence} has format {found!r}; this version reads {FORMAT}")
-    del content["format"]
-    return dict(content)
 
 
 def _parse(data: bytes, sequence: int, previous: str) -> Entry:
-    content = _content(data, sequence)
-    if content.keys() != _FIELDS or content["kind"] not in KINDS:
-        raise LedgerError(f"entry {sequence} does not have the fields of format {FORMAT}; restore it from a backup")
-    if content["sequence"] != sequence or content["previous"] != previous:
+    try:
+        file = _READER.decode(data)
+    except msgspec.DecodeError as error:
+        _check_format(data, sequence)
         raise LedgerError(
-            f"the chain breaks at entry {sequence}: it follows {str(content['previous'])[:12]}, the entry before it is "
+            f"entry {sequence} does not have the fields of format {FORMAT} ({error}); restore it from a backup"
+        ) from error
+    if file.format != FORMAT:
+        _check_format(data, sequence)
+    if file.sequence != sequence or file.previous != previous:
+        raise LedgerError(
+            f"the chain breaks at entry {sequence}: it follows {file.previous[:12]}, the entry before it is "
             f"{previous[:12]}; one of the two was changed: restore the ledger from a backup"
         )
-    return Entry(**content, digest=hashlib.sha256(data).hexdigest())
+    return Entry(
+        file.sequence,
+        file.kind,
+        file.at,
+        file.who,
+        file.why,
+        file.version,
+        file.candidate,
+        file.champion_before,
+        bytes(file.decision),
+        file.snapshot,
+        file.artifact,
+        file.request,
+        file.previous,
+        hashlib.sha256(data).hexdigest(),
+    )
+
+
+_READER = msgspec.json.Decoder(_File)
 
 
 def _successor(entries: Sequence[Entry], head: str) -> Entry:

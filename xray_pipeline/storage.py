@@ -118,8 +118,8 @@ class DirectoryStore(Store):
     def read(self, key: str) -> bytes:
         try:
             # O_NONBLOCK: opening a FIFO must not wait for a writer; O_NOFOLLOW: a link may point anywhere.
-            fd = os.open(self.root / _checked(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(fd, "rb") as file:
+            fd = os.open(f"{self.uri}/{_checked(key)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb", buffering=0) as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise StorageError(f"{key!r} in {self.uri} is not a regular file")
                 return file.read()

@@ -80,12 +80,12 @@ def test_nights(nights: Nights) -> None:
     assert said["alias"] == "champion", said
     assert Registry(nights.settings).aliases()["champion"] == said["version"]
 
-    before = len(answers.history(nights.settings)["entries"])
+    before = len(answers.history(nights.settings)[1])
     states, said = nights.run(promotion="auto")
     assert states["train"] == "success"
     assert {states[task] for task in ("evaluate", "decide", "register", "promote")} == {"skipped"}
     assert "Nothing new" in said["message"]
-    assert len(answers.history(nights.settings)["entries"]) == before
+    assert len(answers.history(nights.settings)[1]) == before
 
     nights.deliver(second)
     misspelt = nights.home / "incoming" / "misspelt" / "PNEUMONA"

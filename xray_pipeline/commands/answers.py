@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.errors import ConfigError, DeliveryError, EvaluationError
-from xray_pipeline.ledger import Ledger, replay
+from xray_pipeline.ledger import Entry, Ledger, State, replay
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 
@@ -168,8 +168,8 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
     return asdict(found), found.lines()
 
 
-def history(settings: Settings, at: str | None = None) -> dict[str, Any]:
-    """Return the ledger's entries up to a time (ISO 8601; without a zone it is UTC) and who was champion then.
+def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entry]]:
+    """Return who was champion at a time (ISO 8601; without a zone it is UTC) and the ledger's entries up to then.
 
     Raises ConfigError for a time that can't be read, LedgerError.
     """
@@ -181,9 +181,7 @@ def history(settings: Settings, at: str | None = None) -> dict[str, Any]:
             raise ConfigError(f"{at!r} is not a time; write 2026-03-03 or 2026-03-03T14:00+01:00") from error
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     entries = Ledger(open_store(settings.store, settings)).entries(moment)
-    state = replay(entries)
-    told = [entry.to_dict() for entry in entries]
-    return {"champion": state.champion, "challenger": state.challenger, "entries": told}
+    return replay(entries), entries
 
 
 def _probabilities(

@@ -32,7 +32,7 @@ bench: setup ## measurements; JSON in bench/. FULL=, SMALL=, DATA=<folders of ra
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
 	$(BIN)/python benchmarks/history.py --json bench/history.json
 	$(BIN)/python benchmarks/training.py $(if $(FULL),--data "$(FULL)") $(if $(SMALL),--small "$(SMALL)") \
-		$(if $(QUICK),--images 60 --epochs 2 --base 60 --new 60 --factors 1 4 --rows 100000) --json bench/training.json
+		$(if $(QUICK),--images 60 --epochs 2 --new 60 --factors 1 4 --rows 100000) --json bench/training.json
 	$(BIN)/python benchmarks/drift.py $(if $(DATA),--data "$(DATA)") --json bench/drift.json
 	$(if $(DATA),$(BIN)/python benchmarks/suspects.py --data "$(DATA)" --json bench/suspects.json)
 

@@ -239,9 +239,10 @@ class Dataset:
             tables.append(table.assign(delivery=key, source=table["file"].map(_source)))
         rows = pd.concat(tables, ignore_index=True)
         accepted, conflicts = rows[rows["verdict"] == "accepted"], rows[rows["reason"] == "label-conflict"]
-        label_of = dict(zip(accepted["digest"], accepted["label"], strict=True))
-        contradicted = conflicts["near_copy"].map(label_of).fillna(conflicts["label"]) != conflicts["label"]
-        out = {*conflicts["digest"], *conflicts.loc[contradicted, "near_copy"]}
+        copied = accepted[accepted["digest"].isin(conflicts["near_copy"])]
+        label_of = dict(zip(copied["digest"], copied["label"], strict=True))
+        pairs = zip(conflicts["near_copy"], conflicts["label"], strict=True)
+        out = {*conflicts["digest"], *(copy for copy, label in pairs if label_of.get(copy, label) != label)}
         rows = accepted[~accepted["digest"].isin(out)]
         return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
 

@@ -3,13 +3,14 @@
     python benchmarks/intake.py --data FOLDER [--cleanvision] [--files 10000 100000] [--rows 1000 100000 1000000]
                                 [--json FILE]
 
-`bare` opens each file with Pillow, makes it grey and resizes it to 224 pixels. `intake` reads it, takes SHA-256 of what
-was read and of what is stored, checks structure, limits, colour and metadata, decodes, takes the perceptual hash and
-the statistics of the drift check, and resizes just so. Both use a thread per core and take turns; the ratio is of
-medians, by CPU seconds (which other load on the machine leaves alone) and by the clock. `cleanvision` is CleanVision's
-default set of checks on the same files with a process per core, in turn with the others, timed without its import; it
-is installed into a folder that is thrown away. `lossless` decodes DICOM in JPEG lossless in this process and in one
-apart. Small files are made here, each with another picture; memory is the process's peak.
+`bare` opens each file with Pillow, makes it grey and resizes it to 224 pixels. `check` is what a check does with a
+file: it reads it, takes SHA-256 of what was read and of what is stored, checks structure, limits, colour and metadata,
+decodes to the radiograph's pixels, takes the perceptual hash and the statistics of the drift check. `intake` is the
+same and resizes just so, which a check leaves to the training. All use a thread per core and take turns; the ratio is
+of medians, by CPU seconds (which other load on the machine leaves alone) and by the clock. `cleanvision` is
+CleanVision's default set of checks on the same files with a process per core, in turn with the others, timed without
+its import; it is installed into a folder that is thrown away. `lossless` decodes DICOM in JPEG lossless in this process
+and in one apart. Small files are made here, each with another picture; memory is the process's peak.
 """
 
 from __future__ import annotations
@@ -51,24 +52,29 @@ def bare(path: Path) -> None:
         np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
-def whole(path: Path) -> None:
-    """All that the intake does for one file, and the model's pixels."""
+def check(path: Path) -> radiograph.Pixels:
+    """All that a check does for one file."""
     data = path.read_bytes()
     hashlib.sha256(data).hexdigest()
     pixels = radiograph.normalise(data, LIMITS).pixels
     appearance.measure(pixels)
     near_duplicates.fingerprint(pixels)
-    radiograph.square(pixels, SIDE)
+    return pixels
+
+
+def whole(path: Path) -> None:
+    """The same, and the model's pixels."""
+    radiograph.square(check(path), SIDE)
 
 
 def throughput(folder: Path, with_cleanvision: bool) -> dict[str, Any]:
     """Compare them on every JPEG below the folder: milliseconds per file and ratios to the intake."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    taken: dict[str, list[tuple[float, float]]] = {"bare": [], "intake": []}
+    taken: dict[str, list[tuple[float, float]]] = {"bare": [], "check": [], "intake": []}
     with tempfile.TemporaryDirectory() as name:
         packages = _cleanvision_installed(Path(name)) if with_cleanvision else None
         for number in range(ROUNDS + 1):  # the first warms the page cache and is left out
-            for kind, function in (("bare", bare), ("intake", whole)):
+            for kind, function in (("bare", bare), ("check", check), ("intake", whole)):
                 taken[kind].append(_timed(function, paths))
             if packages and number < 3:
                 taken.setdefault("cleanvision", []).append(_cleanvision(packages, folder))
@@ -140,7 +146,7 @@ def lossless(side: int = 2000) -> dict[str, float]:
     return {**taken, "here_over_apart": taken["ms_here"] / taken["ms_apart"]}
 
 
-def _timed(function: Callable[[Path], None], paths: Sequence[Path]) -> tuple[float, float]:
+def _timed(function: Callable[[Path], object], paths: Sequence[Path]) -> tuple[float, float]:
     clock, cpu = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(function, paths):

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -123,7 +124,7 @@ KINDS: dict[str, Kind] = {
 def prints(images: list[Any]) -> Prints:
     """Fingerprints of pixels, all on one side."""
     rows = [(f"{n:064x}", "train", *fingerprint(pixels)) for n, pixels in enumerate(images)]
-    return Prints.of(pd.DataFrame(rows, columns=["digest", "side", "phash", "thumbnail"]))
+    return Prints.of(pd.DataFrame(rows, columns=["digest", "side", "phash", "thumbnail"]), range(len(rows)))
 
 
 def grey(path: Path) -> Grey:
@@ -188,8 +189,8 @@ def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, flo
     for size in sizes:
         hashes = np.concatenate([made(min(20_000, size - at)) for at in range(0, size, 20_000)])
         before = psutil.Process().memory_info().rss
-        thumbnails = pd.Series(among.thumbnails.astype("str").array.take(np.arange(size) % len(among)))
-        known = Prints(range(size), range(size), hashes.copy(), thumbnails)
+        thumbnails = pa.chunked_array([among.thumbnails.combine_chunks().take(pa.array(np.arange(size) % len(among)))])
+        known = Prints(range(size), range(size), hashes.copy(), thumbnails, np.arange(size))
         memory = psutil.Process().memory_info().rss - before
         with ThreadPoolExecutor(1) as pool:
             start = time.process_time()

@@ -143,7 +143,7 @@ def reading_manifests(rows: int) -> dict[str, Any]:
         history.side("")
         history.seen("made-00000")
         history.reference()
-        history.prints  # noqa: B018 - made when it is first asked for
+        history.prints.by_side  # noqa: B018 - made when it is first asked for
         seconds = time.process_time() - start
     return {
         "rows": rows,

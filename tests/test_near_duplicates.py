@@ -25,7 +25,6 @@ from xray_pipeline.data_quality.near_duplicates import (
     hashes,
     likeness,
     nearest,
-    no_prints,
 )
 from xray_pipeline.errors import DatasetError
 
@@ -39,7 +38,7 @@ def real(shared: Path, count: int, start: int = 0) -> list[Grey]:
 
 def prints(images: list[Any], side: str = "train") -> Prints:
     rows = [(f"{n:064x}", side, *fingerprint(pixels)) for n, pixels in enumerate(images)]
-    return Prints.of(pd.DataFrame(rows, columns=["digest", "side", "phash", "thumbnail"]))
+    return Prints.of(pd.DataFrame(rows, columns=["digest", "side", "phash", "thumbnail"]), range(len(rows)))
 
 
 def apart(first: Any, second: Any) -> int:
@@ -102,8 +101,8 @@ def test_the_number_of_threads_changes_nothing(shared: Path) -> None:
 
 def test_nothing_is_near_to_nothing() -> None:
     one = prints([picture(1)])
-    assert nearest(one, no_prints()).tolist() == [-1]
-    assert nearest(no_prints(), one).tolist() == []
+    assert nearest(one, Prints.joined([])).tolist() == [-1]
+    assert nearest(Prints.joined([]), one).tolist() == []
     assert nearest(one, one, itself=True).tolist() == [-1]
 
 
@@ -162,12 +161,12 @@ def test_likeness_of_images_without_structure_is_none() -> None:
 def test_radiographs_without_a_hash_are_not_skipped() -> None:
     rows = pd.DataFrame({"digest": ["a"], "side": ["train"], "phash": [""], "thumbnail": [""]})
     with pytest.raises(DatasetError, match="without a perceptual hash"):
-        Prints.of(rows)
+        Prints.of(rows, [0])
 
 
 def test_thumbnails_of_another_size_are_not_skipped() -> None:
     row = (f"{1:064x}", "train", fingerprint(picture(1)).phash, "AAAA")
-    known = Prints.of(pd.DataFrame([row], columns=["digest", "side", "phash", "thumbnail"]))
+    known = Prints.of(pd.DataFrame([row], columns=["digest", "side", "phash", "thumbnail"]), [0])
     with pytest.raises(DatasetError, match="another size"):
         nearest(prints([picture(1)]), known)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,11 +113,11 @@ class History:
     @cached_property
     def prints(self) -> Prints:
         """The fingerprints of the committed radiographs, in the order of the manifests' keys. Raises DatasetError."""
-        return Prints.of(self._accepted)
+        return Prints.joined([Prints.of(t, np.flatnonzero(t["verdict"] == "accepted")) for t in self._tables.values()])
 
     @cached_property
     def _accepted(self) -> pd.DataFrame:
-        columns = ["digest", "label", "patient", "side", "phash", "thumbnail"]
+        columns = ["digest", "label", "patient", "side"]
         tables = [t.loc[t["verdict"] == "accepted", columns] for t in self._tables.values()]
         return pd.concat(tables) if tables else pd.DataFrame(columns=columns)
 

@@ -3,7 +3,7 @@
 A delivery is only listed and read, never changed, and nothing in it is believed: links are not followed, content and
 not the name decides a file's format, and what a folder or labels.csv says of a file is checked against what the dataset
 knows. Files are read and decoded by a pool of threads; only a row of each is kept, so memory follows the number of
-threads and the largest file, plus about 9 kB per file. The trade-off: a file that is accepted is read a second
+threads and the largest file, plus about 4 kB per file. The trade-off: a file that is accepted is read a second
 time when it is committed, which also proves that it did not change in between.
 
 Rows are named by their number in the table, from 0, in order of the file's path: in messages and on the page a path is

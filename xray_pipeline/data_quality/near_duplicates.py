@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -101,9 +102,9 @@ def _terms(ranks: Floats) -> Floats:
 
 
 def _packed(terms: Floats) -> Hashes:
-    bits = terms > np.median(terms, axis=1, keepdims=True)
-    packed = np.packbits(np.pad(bits, ((0, 0), (0, 1))), axis=1)
-    return np.ascontiguousarray(packed).view("<u8")
+    middle = terms.shape[1] // 2
+    medians = np.partition(terms, middle, axis=1)[:, middle : middle + 1]  # of an odd number; np.median takes longer
+    return np.ascontiguousarray(np.packbits(terms > medians, axis=1)).view("<u8")
 
 
 def _ranks(thumbnails: Thumbnails) -> Floats:
@@ -124,23 +125,42 @@ _ORDER: Final = np.array(sorted(range(1, _TERMS**2), key=lambda at: (max(divmod(
 
 @dataclass(frozen=True, eq=False)
 class Prints:
-    """Fingerprints of n radiographs, with what tells them apart; `hashes` is (n, 4)."""
+    """Fingerprints of n radiographs, with what tells them apart; `hashes` is (n, 4).
+
+    Their thumbnails, the bulk of a table, are `rows` (n) of `thumbnails`, which is the tables' own, not a copy.
+    """
 
     digests: Sequence[str]
     sides: Sequence[str]
     hashes: Hashes
-    thumbnails: pd.Series
+    thumbnails: pa.ChunkedArray
+    rows: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: pd.DataFrame) -> Prints:
-        """Take them from accepted rows of intake tables. Raises DatasetError when a row has none."""
+    def of(cls, table: pd.DataFrame, rows: Sequence[int] | NDArray[np.int64]) -> Prints:
+        """Take them from rows (by place) of an intake table. Raises DatasetError when one has none."""
+        places = np.asarray(rows, np.int64)
+        some = table[["digest", "side", "phash"]].iloc[places]
         try:
-            packed = np.frombuffer(bytes.fromhex("".join(rows["phash"])), "<u8").reshape(len(rows), 4)
+            packed = np.frombuffer(bytes.fromhex("".join(some["phash"])), "<u8").reshape(len(places), 4)
         except ValueError as error:
             raise DatasetError(
                 "accepted radiographs without a perceptual hash can't be compared with new ones; ingest them again"
             ) from error
-        return cls(rows["digest"].tolist(), rows["side"].tolist(), packed, rows["thumbnail"].reset_index(drop=True))
+        thumbnails = pa.chunked_array(table["thumbnail"].astype("str"))
+        return cls(some["digest"].tolist(), some["side"].tolist(), packed, thumbnails, places)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Prints]) -> Prints:
+        """Return those of all parts, one part after the other."""
+        starts = np.cumsum([0, *(len(part.thumbnails) for part in parts)])
+        return cls(
+            [digest for part in parts for digest in part.digests],
+            [side for part in parts for side in part.sides],
+            np.concatenate([np.empty((0, 4), np.uint64), *(part.hashes for part in parts)]),
+            pa.chunked_array([chunk for part in parts for chunk in part.thumbnails.chunks], pa.large_string()),
+            np.concatenate([np.empty(0, np.int64), *(part.rows + at for part, at in zip(parts, starts, strict=False))]),
+        )
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -149,11 +169,12 @@ class Prints:
         """Return some of them, in that order."""
         at = np.asarray(which, np.int64)
         digests, sides = ([values[n] for n in which] for values in (self.digests, self.sides))
-        return Prints(digests, sides, self.hashes[at], self.thumbnails.iloc[at].reset_index(drop=True))
+        return Prints(digests, sides, self.hashes[at], self.thumbnails, self.rows[at])
 
     def pictures(self, which: Sequence[int]) -> Thumbnails:
         """Return the thumbnails of some (n, SIDE, SIDE). Raises DatasetError."""
-        data = b"".join(base64.b64decode(text) for text in self.thumbnails.iloc[np.asarray(which, np.int64)])
+        rows = self.rows[np.asarray(which, np.int64)].tolist()
+        data = b"".join(base64.b64decode(self.thumbnails[row].as_buffer()) for row in rows)
         try:
             return np.frombuffer(data, np.uint8).reshape(len(which), SIDE, SIDE)
         except ValueError as error:
@@ -170,11 +191,6 @@ class Prints:
     def by_side(self) -> dict[str, Prints]:
         """Those on each side of the split."""
         return {name: self.take([n for n, side in enumerate(self.sides) if side == name]) for name in set(self.sides)}
-
-
-def no_prints() -> Prints:
-    """Return the fingerprints of nothing."""
-    return Prints((), (), np.empty((0, 4), np.uint64), pd.Series(dtype=object))
 
 
 def nearest(asked: Prints, known: Prints, workers: int = 0, itself: bool = False) -> NDArray[np.int64]:

@@ -47,7 +47,7 @@ class _NoHistory:
 
     @property
     def prints(self) -> Prints:
-        return near_duplicates.no_prints()
+        return Prints.joined([])
 
 
 EMPTY: Final[History] = _NoHistory()
@@ -128,7 +128,7 @@ def _near_copies(
     known, staying = history.prints.by_side, dict[str, Prints]()
     for side in _KEPT_FIRST:
         rows = accepted[table.loc[accepted, "side"] == side].tolist()
-        mine = Prints.of(table.loc[rows, ["digest", "side", "phash", "thumbnail"]])
+        mine = Prints.of(table, rows)
         for other in _KEPT_FIRST:
             if other != side:
                 for where, prints in (("the dataset", known), ("this delivery", staying)):

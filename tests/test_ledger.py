@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from xray_pipeline.errors import LedgerError
 from xray_pipeline.ledger import KINDS, Entry, Ledger, LostRace, aliases_since, replay
@@ -143,7 +144,7 @@ def histories(draw: st.DrawFn) -> list[tuple[str, int]]:
 @examples(max_examples=200, deadline=None)
 def test_replay_keeps_one_champion_and_goes_back_only_to_earlier_ones(history: list[tuple[str, int]]) -> None:
     entries = [
-        Entry(number, kind, "", "a", "b", version, "", None, b"{}", "", "", "", "", f"{number:064d}")  # type: ignore[arg-type]
+        Entry(1, number, kind, "", "a", "b", version, "", None, Raw(b"{}"), "", "", "", "", f"{number:064d}")  # type: ignore[arg-type]
         for number, (kind, version) in enumerate(history, 1)
     ]
     then = aliases_since(entries, 0)

@@ -39,8 +39,26 @@ Kind = Literal["registered", "refused", "approved", "rejected", "promoted", "rol
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"decision_json": "decision"}):
+    """What an entry's file holds; see `Entry`."""
+
+    format: int
+    sequence: int
+    kind: Kind
+    at: str
+    who: str
+    why: str
+    version: int | None
+    candidate: str
+    champion_before: int | None
+    decision_json: msgspec.Raw
+    snapshot: str
+    artifact: str
+    request: str
+    previous: str
+
+
+class Entry(Record, frozen=True):
     """One decision.
 
     `at` is ISO 8601 in UTC, never earlier than the entry before; `who` a person or the pipeline; `version` the
@@ -50,20 +68,7 @@ class Entry:
     again adds nothing; `previous` and `digest` are SHA-256 of the files before and of this one.
     """
 
-    sequence: int
-    kind: Kind
-    at: str
-    who: str
-    why: str
-    version: int | None
-    candidate: str
-    champion_before: int | None
-    decision_json: bytes
-    snapshot: str
-    artifact: str
-    request: str
-    previous: str
-    digest: str
+    digest: str = ""
 
     @property
     def decision(self) -> dict[str, Any]:
@@ -77,8 +82,8 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as JSON-able values."""
-        found = vars(self) | {"decision": self.decision}
-        del found["decision_json"]
+        found = msgspec.structs.asdict(self) | {"decision": self.decision}
+        del found["decision_json"], found["format"]
         return found
 
 
@@ -330,25 +335,6 @@ class _Replay:
         self.champion, self.since = version, entry
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """What an entry's file holds."""
-
-    format: int
-    sequence: int
-    kind: Kind
-    at: str
-    who: str
-    why: str
-    version: int | None
-    candidate: str
-    champion_before: int | None
-    decision: msgspec.Raw
-    snapshot: str
-    artifact: str
-    request: str
-    previous: str
-
-
 def _key(sequence: int) -> str:
     return f"{sequence:08d}.json"
 
@@ -384,25 +370,10 @@ def _parse(data: bytes, sequence: int, previous: str) -> Entry:
             f"the chain breaks at entry {sequence}: it follows {file.previous[:12]}, the entry before it is "
             f"{previous[:12]}; one of the two was changed: restore the ledger from a backup"
         )
-    return Entry(
-        file.sequence,
-        file.kind,
-        file.at,
-        file.who,
-        file.why,
-        file.version,
-        file.candidate,
-        file.champion_before,
-        bytes(file.decision),
-        file.snapshot,
-        file.artifact,
-        file.request,
-        file.previous,
-        hashlib.sha256(data).hexdigest(),
-    )
+    return Entry(**msgspec.structs.asdict(file), digest=hashlib.sha256(data).hexdigest())
 
 
-_READER = msgspec.json.Decoder(_File)
+_READER = msgspec.json.Decoder(Record)
 
 
 def _successor(entries: Sequence[Entry], head: str) -> Entry:

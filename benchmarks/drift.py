@@ -52,6 +52,7 @@ def listing(folder: Path) -> pd.DataFrame:
             "label": [path.parent.name for path in paths],
             "family": [found[found.lastindex or 0] if (found := FAMILY.match(path.name)) else "" for path in paths],
             "verdict": "accepted",
+            "age_years": float("nan"),
         }
     )
 
@@ -80,7 +81,7 @@ def phantoms(patients: int = 300) -> pd.DataFrame:
         pixels = radiograph.square(phantom.radiograph(one, 1), 224)
         text = appearance.to_text(appearance.measure(pixels))
         rows.append({"digest": one.name, "patient": one.name, "label": label, "statistics": text})
-    return pd.DataFrame(rows).assign(verdict="accepted")
+    return pd.DataFrame(rows).assign(verdict="accepted", age_years=float("nan"))
 
 
 def drawn(rows: pd.DataFrame, size: int, rng: np.random.Generator) -> pd.DataFrame:

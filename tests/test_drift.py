@@ -11,7 +11,7 @@ import pytest
 
 from xray_pipeline import phantom
 from xray_pipeline.data_quality import appearance
-from xray_pipeline.data_quality.drift import Draws, Drift, level_of, of_features, of_table, sampled
+from xray_pipeline.data_quality.drift import Draws, Drift, age_group, level_of, of_features, of_table, sampled
 from xray_pipeline.settings import IntakeRules
 
 RULES = IntakeRules(drift_min_dataset=60)
@@ -21,7 +21,9 @@ def named(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def rows(vectors: np.ndarray, first: int = 0, images: int = 2, label: str = "") -> pd.DataFrame:
+def rows(
+    vectors: np.ndarray, first: int = 0, images: int = 2, label: str = "", age: float = float("nan")
+) -> pd.DataFrame:
     """Radiographs of made-up patients, `images` each."""
     numbers = np.arange(first, first + len(vectors))
     return pd.DataFrame(
@@ -31,6 +33,7 @@ def rows(vectors: np.ndarray, first: int = 0, images: int = 2, label: str = "") 
             "label": [label or ("NORMAL", "PNEUMONIA")[int(n % 3 > 0)] for n in numbers // images],
             "statistics": [appearance.to_text(vector) for vector in vectors],
             "verdict": "accepted",
+            "age_years": age,
         }
     )
 
@@ -80,6 +83,19 @@ def test_another_mix_of_classes_raises_the_alarm_in_words(pictures: list[np.ndar
     found = of_table(measured(pictures[110:140], 110, label="NORMAL"), dataset, RULES)
     assert "labels" in found.alarms
     assert "NORMAL 100% here, 34% in the dataset" in found.channels[1].text
+
+
+def test_adults_among_children_raise_the_alarm_in_words(pictures: list[np.ndarray]) -> None:
+    children = measured(pictures[:110], age=3.0)
+    found = of_table(measured(pictures[110:], 110, age=45.0), children, RULES)
+    assert found.alarms == ("labels",)
+    assert "18 to 64 100% here, 0% in the dataset" in found.channels[1].text
+    assert of_table(measured(pictures[110:], 110, age=4.0), children, RULES).alarms == ()
+
+
+@pytest.mark.parametrize(("age", "group"), [(0.5, "under 1"), (1, "1 to 5"), (18, "18 to 64"), (float("nan"), "")])
+def test_an_age_has_a_group(age: float, group: str) -> None:
+    assert age_group(age) == group
 
 
 def test_features_are_compared_by_the_same_test(dataset: pd.DataFrame) -> None:

@@ -104,8 +104,8 @@ class History:
         return self._sides.get(patient)
 
     def reference(self) -> pd.DataFrame:
-        """Return the committed radiographs that a delivery is compared with: digest, patient, label, statistics."""
-        columns = ["digest", "patient", "label", "statistics"]
+        """Return what a delivery is compared with: digest, patient, label, statistics, age_years of each radiograph."""
+        columns = ["digest", "patient", "label", "statistics", "age_years"]
         # Manifests of earlier versions have no statistics.
         tables = [t.loc[t["verdict"] == "accepted"].reindex(columns=columns) for t in self._tables.values()]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)

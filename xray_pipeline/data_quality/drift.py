@@ -1,14 +1,14 @@
 """Does a delivery look like the dataset? A test with a stated rate of false alarms, its null measured by resampling.
 
-Three channels: `pixels` (the numbers of appearance.py), `labels` (the mix of classes) and, on the machine that trains,
-`features` (a frozen network's). Each compares the delivery with what the dataset holds: the two clouds of vectors by
-their energy distance (Székely and Rizzo 2013, "Energy statistics": zero only for equal distributions, no bandwidth to
-choose), the class shares by a chi-square distance. How large a distance is by chance is measured: deliveries of as many
-patients are drawn from delivery and dataset together, thousands of times, whole patients at a time, because the
-radiographs of a patient are alike. If the delivery's patients are like the dataset's, each of these draws is as likely
-as the delivery itself, so p = (1 + draws at least as far) / (1 + draws) is exact (Phipson and Smyth 2010), whatever the
-distributions and sizes. The channels share the false alarms evenly (Bonferroni), so together they raise one in no more
-than the stated share of deliveries.
+Three channels: `pixels` (the numbers of appearance.py), `labels` (the mix of classes and, where the files tell it, of
+age groups) and, on the machine that trains, `features` (a frozen network's). Each compares the delivery with what the
+dataset holds: the two clouds of vectors by their energy distance (Székely and Rizzo 2013, "Energy statistics": zero
+only for equal distributions, no bandwidth to choose), the shares of groups by a chi-square distance. How large a
+distance is by chance is measured: deliveries of as many patients are drawn from delivery and dataset together,
+thousands of times, whole patients at a time, because the radiographs of a patient are alike. If the delivery's patients
+are like the dataset's, each of these draws is as likely as the delivery itself, so p = (1 + draws at least as far) / (1
++ draws) is exact (Phipson and Smyth 2010), whatever the distributions and sizes. The channels share the false alarms
+evenly (Bonferroni), so together they raise one in no more than the stated share of deliveries.
 
 Nothing is drawn by luck: the draws are seeded by the digests compared. The trade-offs: of a large dataset and delivery
 only so many radiographs are looked at, which costs power and not truth; and a hospital whose nights differ among
@@ -31,6 +31,8 @@ from xray_pipeline.settings import IntakeRules
 
 CHANNELS: Final = ("pixels", "labels", "features")
 MOST_NEW, MOST_KEPT = 1000, 2000  # radiographs compared
+AGE_GROUPS: Final = {1.0: "under 1", 6.0: "1 to 5", 18.0: "6 to 17", 65.0: "18 to 64", float("inf"): "65 and over"}
+"""Groups of patients' ages by the age in years that ends each."""
 _DRAWS_AT_LEVEL = 10  # expected draws beyond the level, which sets how many are made
 _BLOCK = 512  # draws at a time
 
@@ -84,8 +86,8 @@ def level_of(rules: IntakeRules) -> float:
 def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -> Drift:
     """Compare the accepted rows of an intake table with the dataset's, by pixels and labels.
 
-    `reference` has the columns digest, patient, label and statistics. Rows without statistics (of manifests that an
-    earlier version wrote) don't count.
+    `reference` has the columns digest, patient, label, statistics and age_years. Rows without statistics (of manifests
+    that an earlier version wrote) don't count.
     """
     new, kept = _measured(table[table["verdict"] == "accepted"]), _measured(reference)
     if why := not_enough(new["patient"].nunique(), kept["patient"].nunique(), rules):
@@ -95,7 +97,7 @@ def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -
     here, there = (appearance.from_text(rows["statistics"]) for rows in (new, kept))
     found = (
         Channel("pixels", draws.vectors(here, there), level_of(rules), moved(here, there, appearance.NAMES)),
-        Channel("labels", draws.labels(new["label"], kept["label"]), level_of(rules), _mix(new, kept)),
+        Channel("labels", draws.labels(_groups(new), _groups(kept)), level_of(rules), _mix(new, kept)),
     )
     return Drift(new["patient"].nunique(), kept["patient"].nunique(), found)
 
@@ -184,7 +186,7 @@ class Draws:
         return self._p(energy)
 
     def labels(self, new: Iterable[str], kept: Iterable[str]) -> float:
-        """Return p for the chi-square distance of two mixes of labels."""
+        """Return p for the chi-square distance of two mixes of labels, which may be any groups."""
         codes, names = pd.factorize(np.array([*new, *kept], dtype=object))
         table = np.zeros((self._count, len(names)))
         np.add.at(table, (self._codes, codes), 1)
@@ -233,7 +235,27 @@ def moved(new: Vectors, kept: Vectors, names: Sequence[str], most: int = 3) -> s
     )
 
 
+def age_group(age: float) -> str:
+    """Return the group of an age in years; "" for an unknown one (NaN)."""
+    return next((name for end, name in AGE_GROUPS.items() if age < end), "")
+
+
+def _groups(rows: pd.DataFrame) -> list[str]:
+    """Return each radiograph's class and age group: ages are compared within the classes, so that both count once."""
+    return [f"{label}, {age_group(age)}" for label, age in zip(rows["label"], rows["age_years"], strict=True)]
+
+
 def _mix(new: pd.DataFrame, kept: pd.DataFrame) -> str:
-    here, there = (rows["label"].value_counts(normalize=True) for rows in (new, kept))
+    """Say how the classes are mixed on both sides, and the ages where any is known."""
+    both = [rows["label"] for rows in (new, kept)]
+    found = _shares(*both)
+    if new["age_years"].notna().any() or kept["age_years"].notna().any():
+        ages = (rows["age_years"].map(age_group).replace("", "unknown") for rows in (new, kept))
+        found += "; ages: " + _shares(*ages)
+    return found
+
+
+def _shares(new: pd.Series, kept: pd.Series) -> str:
+    here, there = (values.value_counts(normalize=True) for values in (new, kept))
     names = sorted({*here.index, *there.index})
     return ", ".join(f"{n} {here.get(n, 0.0):.0%} here, {there.get(n, 0.0):.0%} in the dataset" for n in names)

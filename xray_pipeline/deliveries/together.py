@@ -25,7 +25,7 @@ class History(Protocol):
         """Return the side of the split that a committed patient is on, None for a new one."""
 
     def reference(self) -> pd.DataFrame:
-        """Return the committed radiographs that a delivery is compared with: digest, patient, label, statistics."""
+        """Return what a delivery is compared with: digest, patient, label, statistics, age_years of each radiograph."""
 
     @property
     def prints(self) -> Prints:
@@ -43,7 +43,7 @@ class _NoHistory:
         return None
 
     def reference(self) -> pd.DataFrame:
-        return pd.DataFrame(columns=["digest", "patient", "label", "statistics"])
+        return pd.DataFrame(columns=["digest", "patient", "label", "statistics", "age_years"])
 
     @property
     def prints(self) -> Prints:

@@ -27,7 +27,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
-from xray_pipeline.airflow_ui.approval import ApprovalRequest
+from xray_pipeline.airflow_ui.approval import ApprovalRequest, approvers
 from xray_pipeline.night import Run
 from xray_pipeline.rollout import model_server, promotion
 from xray_pipeline.rollout.promotion import APPROVE, REJECT, Request
@@ -120,7 +120,7 @@ def xray_promote() -> None:
         options=[APPROVE, REJECT],
         defaults=[REJECT],
         response_timeout=timedelta(hours=SETTINGS.approval_hours),
-        assigned_users=[{"id": name, "name": name} for name in SETTINGS.approvers] or None,
+        assigned_users=approvers(SETTINGS.approvers),
         # Required by the form because it is an empty string; `settle` asks for a real reason.
         params={"reason": Param("", type="string", title="Reason, kept in the ledger")},
         notifiers=notices.notifiers(

@@ -1,6 +1,7 @@
 """`make backup` and `make restore`: both databases and every object of the S3 service, in one folder.
 
-A backup is taken between nights: while a task runs, databases and objects are of different moments. Objects travel
+A backup is taken between nights: while something runs, databases and objects are of different moments. So it is refused
+while a run is under way, and thrown away when one started or a person changed something meanwhile. Objects travel
 through S3, databases as pg_dump's own archives, so neither depends on the layout of a volume. The secrets are not in
 the backup; their fingerprints are, because a dataset is worth nothing with another patient key.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,16 +20,43 @@ from stack import ROOT, Compose, Failed
 
 DATABASES = ("airflow", "mlflow")
 KEPT = ("XRAY_PATIENT_KEY", "AIRFLOW_FERNET_KEY")
-BUSY = "SELECT count(*) FROM task_instance WHERE state IN ('scheduled', 'queued', 'running', 'restarting')"
+BUSY = """
+SELECT count(*) FROM dag_run WHERE state IN ('queued', 'running') AND NOT EXISTS (
+    SELECT 1 FROM task_instance AS task
+    WHERE task.dag_id = dag_run.dag_id AND task.run_id = dag_run.run_id AND task.state IN ('deferred', 'awaiting_input')
+)
+"""
+"""Runs under way; one that waits for a person's answer changes nothing."""
+MOMENT = {
+    "airflow": "SELECT count(*), max(id), max(end_date) FROM dag_run",
+    "mlflow": "SELECT (SELECT count(*) FROM runs), (SELECT max(last_updated_time) FROM model_versions), "
+    "(SELECT string_agg(alias || version, ',' ORDER BY alias) FROM registered_model_aliases)",
+}
+"""What another night, a promotion or a change by hand would change, by database."""
 TABLES = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
 
 
 def backup(stack: Compose, folder: Path) -> None:
-    """Write a backup of a running stack to a new folder. Raises Failed while a task runs, and when a part fails."""
-    busy = int(stack.sql("airflow", BUSY))
-    if busy:
-        raise Failed(f"{busy} tasks are under way; a backup is taken between nights")
+    """Write a backup of a running stack to a new folder. Raises Failed while something runs, and when a part fails."""
+    if busy := int(stack.sql("airflow", BUSY)):
+        raise Failed(f"{busy} runs are under way; a backup is taken between nights")
+    before = moment(stack)
     folder.mkdir(parents=True, mode=0o700)
+    try:
+        _write(stack, folder)
+        if int(stack.sql("airflow", BUSY)) or moment(stack) != before:
+            raise Failed("a run or a change by hand came in between; take the backup again")
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def moment(stack: Compose) -> dict[str, str]:
+    """Return what tells this moment of the databases from another."""
+    return {database: stack.sql(database, query) for database, query in MOMENT.items()}
+
+
+def _write(stack: Compose, folder: Path) -> None:
     for database in DATABASES:
         with (folder / f"{database}.dump").open("wb") as file:
             dump = ("pg_dump", "-U", "postgres", "--format=custom", database)
@@ -45,6 +74,7 @@ def backup(stack: Compose, folder: Path) -> None:
 def restore(stack: Compose, folder: Path) -> None:
     """Put a backup into empty volumes and start the stack. Raises Failed when it isn't whole."""
     manifest = checked(stack, folder)
+    stack.run("build", "init", seconds=3600)  # of this version of the code, whatever an earlier image was built from
     stack.up("postgres", "seaweedfs")
     script = "python accounts.py databases && python objects.py buckets incoming xray mlflow"
     stack.run("run", "--rm", "--no-deps", "-T", "--workdir", "/opt/xray/compose", "init", "sh", "-c", script)

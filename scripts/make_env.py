@@ -57,18 +57,20 @@ SECRETS: dict[str, Callable[[], str]] = {
 
 HEAD = """\
 # Secrets of this installation; keep a copy in a safe place, apart from the backups.
-# XRAY_PATIENT_KEY and AIRFLOW_FERNET_KEY must never change: the dataset's split and what Airflow encrypts need them.
+# XRAY_PATIENT_KEY must never change: the split of every patient depends on it. The others: docs/deployment.md.
 """
 
 
 def make(path: Path, given: dict[str, str]) -> list[str]:
     """Make or complete the file at `path`; `given` are settings to write beside the secrets. Return the added names."""
-    there = set(re.findall(r"^([A-Z0-9_]+)=", path.read_text(), re.MULTILINE)) if path.exists() else set()
+    before = path.read_text() if path.exists() else ""
+    there = set(re.findall(r"^([A-Z0-9_]+)=", before, re.MULTILINE))
     added = {name: value() for name, value in SECRETS.items() if name not in there}
     added |= {name: value for name, value in given.items() if name not in there}
     if not added:
         return []
-    text = ("" if there else HEAD) + "".join(f"{name}={value}\n" for name, value in added.items())
+    head = HEAD if not there else "" if before.endswith("\n") else "\n"
+    text = head + "".join(f"{name}={value}\n" for name, value in added.items())
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
         file.write(text)
     return list(added)

@@ -51,12 +51,16 @@ class Compose:
         check: bool = True,
         seconds: float = 600,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a compose command. Raises Failed with the end of its output when it fails and `check` is set."""
-        done = subprocess.run(
-            self.command(*arguments),
-            stdin=stdin or subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
-            cwd=ROOT, env=dict(self.environment), timeout=seconds, check=False,
-        )  # fmt: skip
+        """Run a compose command. Raises Failed when it takes too long, and with the end of its output when it fails and
+        `check` is set."""
+        try:
+            done = subprocess.run(
+                self.command(*arguments),
+                stdin=stdin or subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+                cwd=ROOT, env=dict(self.environment), timeout=seconds, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"docker compose {' '.join(arguments)} did not end within {seconds:.0f} s") from error
         if check and done.returncode:
             said = ((done.stdout or b"") + done.stderr).decode(errors="replace")
             raise Failed(f"docker compose {' '.join(arguments)} ended with {done.returncode}:\n{said[-4000:]}")

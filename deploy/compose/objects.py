@@ -1,12 +1,14 @@
 """Buckets of the S3 service: make them, copy all of their objects to a tar file and back, lay phantom deliveries.
 
 Objects travel through S3's own protocol, so a copy made from one S3 service can be put into another. One object at a
-time is in memory when it is small, and on its way otherwise: the size of a bucket doesn't matter.
+time is on its way, through a file: the size of a bucket doesn't matter. An object comes back with the ETag it had, by
+which the intake knows a file again: one sent in parts is sent in parts of the same size.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import tarfile
@@ -14,7 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+MIB = 1 << 20
+PARTS = (8 * MIB, 5 * MIB, 16 * MIB, *(n * MIB for n in (6, 10, 15, 20, 25, 32, 50, 64, 100, 128, 256, 512, 1024)))
+"""Sizes that S3 clients cut objects into; the first is that of boto3 and the AWS command line."""
 
 ENDPOINT = os.environ.get("XRAY_S3_ENDPOINT", "http://seaweedfs:8333")
 
@@ -53,10 +59,13 @@ def buckets(names: list[str]) -> None:
 
 
 def keys(s3: Any, bucket: str) -> Any:
-    """Yield the name and size of every object of a bucket."""
+    """Yield the name, size and ETag of every object of a bucket."""
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         for item in page.get("Contents", []):
-            yield item["Key"], item["Size"]
+            yield item["Key"], item["Size"], item["ETag"].strip('"')
+
+
+ETAG = "XRAY.etag"  # in the tar file's extended headers
 
 
 def save() -> None:
@@ -65,9 +74,9 @@ def save() -> None:
     count = 0
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
         for bucket in s3.list_buckets()["Buckets"]:
-            for key, size in keys(s3, bucket["Name"]):
+            for key, size, etag in keys(s3, bucket["Name"]):
                 member = tarfile.TarInfo(f"{bucket['Name']}/{key}")
-                member.size = size
+                member.size, member.pax_headers = size, {ETAG: etag}
                 archive.addfile(member, s3.get_object(Bucket=bucket["Name"], Key=key)["Body"])
                 count += 1
     print(f"objects: saved {count}", file=sys.stderr)
@@ -76,22 +85,61 @@ def save() -> None:
 def load() -> None:
     """Put every object of a tar file from standard input back. Refuses buckets that hold anything."""
     s3 = client()
-    for bucket in s3.list_buckets()["Buckets"]:
-        held = next((key for key, _ in keys(s3, bucket["Name"]) if key != ".made"), None)
+    there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+    for name in there:
+        held = next((key for key, *_ in keys(s3, name) if key != ".made"), None)
         if held:
-            raise SystemExit(f"objects: bucket {bucket['Name']} already holds {held}; restore into empty volumes")
-    count = 0
+            raise SystemExit(f"objects: bucket {name} already holds {held}; restore into empty volumes")
+    count = others = 0
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
         for member in archive:
             bucket, _, key = member.name.partition("/")
+            if bucket not in there:
+                s3.create_bucket(Bucket=bucket)
+                there.add(bucket)
             content = archive.extractfile(member)
-            with tempfile.SpooledTemporaryFile(max_size=32_000_000, dir="/tmp") as kept:
-                while content and (part := content.read(1_000_000)):
+            with tempfile.TemporaryFile(dir=os.environ.get("XRAY_CACHE")) as kept:
+                while content and (part := content.read(MIB)):
                     kept.write(part)
-                kept.seek(0)
-                s3.upload_fileobj(kept, bucket, key)
+                others += not put(s3, bucket, key, kept, member.size, member.pax_headers.get(ETAG, ""))
             count += 1
     print(f"objects: restored {count}", file=sys.stderr)
+    if others:
+        print(f"objects: {others} have another ETag than before; deliveries with them look new", file=sys.stderr)
+
+
+def put(s3: Any, bucket: str, key: str, content: IO[bytes], size: int, etag: str) -> bool:
+    """Upload an object as it was uploaded when it got its ETag; return whether it has that ETag again."""
+    from boto3.s3.transfer import TransferConfig
+
+    _, dash, count = etag.partition("-")
+    content.seek(0)
+    if not dash:
+        found = s3.put_object(Bucket=bucket, Key=key, Body=content)["ETag"]
+        return bool(found.strip('"') == etag)
+    part = part_size(content, size, etag) or max(8 * MIB, -(-size // int(count)))
+    content.seek(0)
+    s3.upload_fileobj(content, bucket, key, Config=TransferConfig(multipart_threshold=1, multipart_chunksize=part))
+    return bool(s3.head_object(Bucket=bucket, Key=key)["ETag"].strip('"') == etag)
+
+
+def part_size(content: IO[bytes], size: int, etag: str) -> int:
+    """Return the size of the parts that give an ETag (MD5 of the parts' MD5s, a dash, their number), 0 if none does."""
+    count = int(etag.partition("-")[2])
+    for part in (part for part in PARTS if -(-size // part) == count):
+        content.seek(0)
+        digests = b"".join(_md5(content, part) for _ in range(count))
+        if f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{count}" == etag:
+            return part
+    return 0
+
+
+def _md5(content: IO[bytes], size: int) -> bytes:
+    digest = hashlib.md5(usedforsecurity=False)
+    while size and (read := content.read(min(size, MIB))):
+        digest.update(read)
+        size -= len(read)
+    return digest.digest()
 
 
 def deliver(bucket: str, patients: int, deliveries: int, seed: int) -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.providers.standard.triggers.hitl import HITLTrigger
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import TaskAwaitingInput
 from airflow.sdk.timezone import utcnow
 from airflow.triggers.base import TriggerEvent
 
-from xray_pipeline.errors import XrayError
+from xray_pipeline.errors import ConfigError, XrayError
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.rollout import story
 from xray_pipeline.settings import Settings
@@ -98,6 +99,21 @@ class ApprovalRequest(HITLOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Return the answer as Airflow's operator does, or why there is none."""
         return event if "void" in event else super().execute_complete(context, event)
+
+
+def approvers(ids: Sequence[str]) -> list[dict[str, str]] | None:
+    """Return who may answer, as Airflow's operator takes it; None for everybody whom Airflow lets.
+
+    Airflow compares ids. Its simple accounts are known by name, those in its database (FAB) by number: a name there
+    would lock everybody out. Raises ConfigError for such a name.
+    """
+    names = [one for one in ids if not one.isdigit()]
+    if names and "Fab" in conf.get("core", "auth_manager"):
+        raise ConfigError(
+            f"XRAY_APPROVERS names {names[0]!r}, but Airflow knows its accounts by number; set the ids that "
+            f"`airflow users list` shows, for example '[\"2\"]'"
+        )
+    return [{"id": one, "name": one} for one in ids] or None
 
 
 def _why_void(version: int, champion: int | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
-CLIENT = "kubernetes==37.0.2"
+UV = str(Path(sys.executable).with_name("uv"))
+
+DOCKERFILE = (FOLDER / "Dockerfile").read_text()
+PINS = dict(re.findall(r"([a-z][a-z-]+)==([0-9.]+)", DOCKERFILE))
 
 READ_AND_WRITE = """
 import json, sys, yaml
@@ -35,14 +39,37 @@ def loaded(name: str) -> dict[str, Any]:
     return content
 
 
+def test_the_images_packages_fit_the_lock() -> None:
+    wanted = "\n".join(f"{name}=={version}" for name, version in PINS.items())
+    command = [UV, "pip", "compile", "--quiet", "--python-version", "3.11", "--constraint", "requirements.lock", "-"]
+    done = subprocess.run(command, input=wanted, capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode and "No solution found" not in done.stderr:
+        pytest.skip(f"the package index can't be asked: {done.stderr.strip()[-200:]}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_image_has_what_writes_task_logs_to_s3() -> None:
+    logging = loaded("values.yaml")["config"]["logging"]
+    assert (logging["remote_logging"], logging["remote_base_log_folder"][:5]) == ("True", "s3://")
+    assert "apache-airflow-providers-amazon" in PINS
+
+
+def test_the_entrypoint_of_the_charts_probes_runs_what_it_is_given(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^RUN (.+/entrypoint.*)$", DOCKERFILE, re.MULTILINE)
+    entrypoint = tmp_path / "entrypoint"
+    subprocess.run(["sh", "-c", line.replace("/entrypoint", str(entrypoint))], check=True)
+    done = subprocess.run([entrypoint, "echo", "a  job"], capture_output=True, text=True, check=True)
+    assert done.stdout == "a  job\n"
+
+
 def test_kubernetes_understands_every_field_of_the_gpu_pod() -> None:
-    uv = Path(sys.executable).with_name("uv")
-    command = [uv, "run", "--no-project", "--isolated", "--with", CLIENT, "--with", "pyyaml", "python", "-c"]
+    client = f"kubernetes=={PINS['kubernetes']}"
+    command = [UV, "run", "--no-project", "--isolated", "--with", client, "--with", "pyyaml", "python", "-c"]
     probe = subprocess.run([*command, "import kubernetes"], capture_output=True, text=True, check=False)
     if probe.returncode:
-        pytest.skip(f"{CLIENT} can't be installed: {probe.stderr.strip()[-200:]}")
+        pytest.skip(f"{client} can't be installed: {probe.stderr.strip()[-200:]}")
     done = subprocess.run(
-        [*command, READ_AND_WRITE, FOLDER / "gpu-pod.yaml"], capture_output=True, text=True, check=True
+        [*command, READ_AND_WRITE, str(FOLDER / "gpu-pod.yaml")], capture_output=True, text=True, check=True
     )
     said = json.loads(done.stdout)
     assert said["understood"] == said["given"]

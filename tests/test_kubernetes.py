@@ -5,11 +5,13 @@ The chart itself is not rendered here: see docs/kubernetes.md.
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,9 @@ def loaded(name: str) -> dict[str, Any]:
     return content
 
 
+VALUES = loaded("values.yaml")
+
+
 def test_the_images_packages_fit_the_lock() -> None:
     wanted = "\n".join(f"{name}=={version}" for name, version in PINS.items())
     command = [UV, "pip", "compile", "--quiet", "--python-version", "3.11", "--constraint", "requirements.lock", "-"]
@@ -49,7 +54,7 @@ def test_the_images_packages_fit_the_lock() -> None:
 
 
 def test_the_image_has_what_writes_task_logs_to_s3() -> None:
-    logging = loaded("values.yaml")["config"]["logging"]
+    logging = VALUES["config"]["logging"]
     assert (logging["remote_logging"], logging["remote_base_log_folder"][:5]) == ("True", "s3://")
     assert "apache-airflow-providers-amazon" in PINS
 
@@ -60,6 +65,40 @@ def test_the_entrypoint_of_the_charts_probes_runs_what_it_is_given(tmp_path: Pat
     subprocess.run(["sh", "-c", line.replace("/entrypoint", str(entrypoint))], check=True)
     done = subprocess.run([entrypoint, "echo", "a  job"], capture_output=True, text=True, check=True)
     assert done.stdout == "a  job\n"
+
+
+@pytest.mark.parametrize("part", ["scheduler", "dagProcessor", "triggerer"])
+def test_no_log_groomer_looks_for_a_script_the_image_lacks(part: str) -> None:
+    assert VALUES[part]["logGroomerSidecar"]["enabled"] is False
+
+
+@pytest.mark.parametrize(
+    ("section", "option"),
+    [
+        ("core", "dags_are_paused_at_creation"),
+        ("scheduler", "task_instance_heartbeat_timeout_detection_interval"),
+        ("dag_processor", "min_file_process_interval"),
+    ],
+)
+def test_airflow_is_set_as_in_the_compose_stack(section: str, option: str) -> None:
+    compose = configparser.ConfigParser()
+    compose.read(ROOT / "deploy" / "compose" / "airflow.cfg")
+    assert VALUES["config"][section][option] == compose[section][option]
+
+
+def test_airflow_knows_every_option() -> None:
+    spec = find_spec("airflow")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    known = yaml.safe_load(Path(spec.submodule_search_locations[0], "config_templates", "config.yml").read_text())
+    sections = {name: options for name, options in VALUES["config"].items() if name != "kubernetes_executor"}
+    unknown = [
+        f"{name}.{option}"
+        for name, options in sections.items()
+        for option in options
+        if option not in known.get(name, {}).get("options", {})
+    ]
+    assert unknown == []
 
 
 def test_kubernetes_understands_every_field_of_the_gpu_pod() -> None:

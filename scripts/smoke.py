@@ -1,9 +1,10 @@
 """`make smoke`: a throw-away copy of the whole stack, driven from the outside as people drive it.
 
 Lays phantom deliveries in S3, runs a night over Airflow's REST API, has a viewer refused and an operator approve,
-checks the champion; restarts every container in turn while nights run; takes a backup, destroys every volume and
-restores it. After each part the invariants are checked. The copy has a project, secrets, volumes and ports of its own:
-an installation on the same host is not touched. Needs Python and an engine with Compose.
+checks the champion; crashes every container in turn while nights run, each with a delivery of its own; changes a secret
+of each kind; takes a backup, destroys every volume and restores it. After each part the invariants are checked. The
+copy has a project, an image, secrets, volumes and ports of its own: an installation on the same host is not touched.
+Needs Python and an engine with Compose.
 """
 
 from __future__ import annotations
@@ -32,12 +33,30 @@ DAG, PROMOTE = "xray_retrain", "xray_promote"
 BUCKETS = ("incoming", "xray", "mlflow")
 ACTIVE = ("queued", "running")
 During = Callable[[dict[str, str]], None]
-RESTARTED = (
-    *("worker", "worker-cpu", "scheduler", "api-server", "mlflow"),
-    *("seaweedfs", "redis", "postgres", "dag-processor", "triggerer"),
+CRASHED: dict[str, tuple[str, ...]] = {
+    "worker": ("check_delivery",),
+    "worker-cpu": ("train",),
+    "seaweedfs": ("train", "evaluate"),
+    "scheduler": ("check_delivery", "commit_deliveries"),
+    "mlflow": ("train", "evaluate"),
+    "postgres": ("train", "evaluate"),
+    "redis": ("check_delivery", "commit_deliveries", "train"),
+    "api-server": ("train", "evaluate"),
+    "dag-processor": (),
+    "triggerer": (),
+}
+"""Services in the order in which they crash, each during one of these tasks; without any, during whatever runs."""
+ROTATED = (
+    *("AIRFLOW_OPERATOR_PASSWORD", "AIRFLOW_JWT_SECRET", "AIRFLOW_SESSION_SECRET", "AIRFLOW_DB_PASSWORD"),
+    *("MLFLOW_PIPELINE_PASSWORD", "MLFLOW_DB_PASSWORD", "REDIS_PASSWORD", "S3_PIPELINE_SECRET", "S3_MLFLOW_SECRET"),
 )
 SETTINGS = {
     "COMPOSE_PROFILES": "cpu",
+    "COMPOSE_FILE": "docker-compose.yaml",  # without an installation's override
+    "SETTINGS_FILE": "/dev/null",
+    "XRAY_IMAGE_TAG": "smoke",
+    "XRAY_APPROVERS": '["2"]',  # the operator; accounts are numbered in the order the init job makes them
+    "MLFLOW_URL": "https://mlflow.hospital.example",
     "XRAY_SCHEDULE": "none",
     "XRAY_SETTLE_SECONDS": "0",
     "XRAY_PATIENT_KEY": "smoke key, not a secret",  # always the same split, so the same figures
@@ -83,9 +102,18 @@ class Smoke:
         trigger: dict[str, Any] = {"logical_date": None, "conf": {}}
         status = self.viewer.status("POST", f"/dags/{DAG}/dagRuns", trigger)[0]
         self.expect("a viewer can't trigger the night: 403", 403, status)
+        for dag in (PROMOTE, "xray_rollback"):
+            path = f"/dags/{dag}/dagRuns"
+            self.expect(f"a viewer can't trigger {dag}: 403", 403, self.viewer.status("POST", path, trigger)[0])
+        self.expect("an operator can't read connections: 403", 403, self.operator.status("GET", "/connections")[0])
+        page = f"{self.airflow_url}/xray/champion"
+        self.expect("the plugin's pages without an account: 401", 401, call("GET", page)[0])
         search = f"{self.mlflow_url}/api/2.0/mlflow/registered-models/search"
         self.expect("MLflow without an account: 401", 401, call("GET", search)[0])
         self.expect("MLflow under another host's name: 403", 403, call("GET", search, headers={"Host": "evil"})[0])
+        for origin, status in (("https://evil.example", 403), (self.stack.settings["MLFLOW_URL"], 401)):
+            asked = call("POST", f"{self.mlflow_url}/api/2.0/mlflow/runs/search", {}, {"Origin": origin})[0]
+            self.expect(f"MLflow's API from a page of {origin}: {status}", status, asked)
         for bucket in BUCKETS:
             self.expect(f"bucket {bucket} without a key: 403", 403, call("GET", f"{self.s3_url}/{bucket}/")[0])
         for service in ("worker", "worker-cpu"):
@@ -103,9 +131,10 @@ class Smoke:
 
     # Nights
 
-    def deliver(self, patients: int) -> None:
+    def deliver(self, patients: int, seed: int = 0) -> None:
         """Lay a delivery of phantoms in the bucket where they arrive."""
-        self.tools("objects", "deliver", "--patients", str(patients))
+        how = ("--patients", str(patients), "--seed", str(seed), "--name", f"delivery-{seed}")
+        self.tools("objects", "deliver", *how)
         self.ok("a delivery is laid in S3")
 
     def tools(self, *command: str) -> str:
@@ -153,6 +182,8 @@ class Smoke:
         yes = next(option for option in detail["options"] if option.lower().startswith("approve"))
         answer = {"chosen_options": [yes], "params_input": {"reason": "smoke test: the figures are good"}}
         self.expect("a viewer can't approve: 403", 403, self.viewer.status("PATCH", path, answer)[0])
+        admin = Airflow(self.airflow_url, "admin", self.stack.settings["AIRFLOW_ADMIN_PASSWORD"])
+        self.expect("nor can whom XRAY_APPROVERS leaves out: 403", 403, admin.status("PATCH", path, answer)[0])
         self.operator.json("PATCH", path, answer)
         state = wait(lambda: self.ended(PROMOTE, run), "xray_promote does not end", 600)
         self.expect("xray_promote ends well", "success", state)
@@ -202,12 +233,18 @@ class Smoke:
             raise Failed(f"{when}: {data['broken']}")
         self.ok(f"{when}: I1, I2, I3, I6 by xray verify; {data['text']}")
 
-    def unchanged_night(self) -> None:
+    def unchanged_night(self, **conf: object) -> None:
         """A night without anything new changes nothing (I5)."""
         before = self.history()["entries"]
-        said = self.whole_night()
+        said = self.whole_night(**conf)
         self.expect("a night without anything new changes nothing (I5)", before, self.history()["entries"])
         self.expect("and registers nothing", None, said["version"])
+
+    def well(self) -> None:
+        """`docker compose run --rm health` finds everything well, Airflow and the last night too. Raises Failed."""
+        parts = json.loads(self.stack.text("run", "--rm", "-T", "health", "--json"))
+        self.expect("xray health finds all parts well", [], [part for part in parts if not part["well"]])
+        self.expect("and looked at Airflow and the night", True, {"airflow", "night"} <= {p["part"] for p in parts})
 
     def silent(self) -> None:
         """No log of any container or task names a patient or holds a secret (I8)."""
@@ -221,31 +258,66 @@ class Smoke:
 
     # Faults
 
-    def restarts(self) -> None:
-        """Each container in turn is killed and started again while a night runs; the nights end well, all holds."""
-        left = list(RESTARTED)
-        ended = -1
+    def crashes(self) -> None:
+        """Each container in turn crashes while a night runs; the engine starts it again, the nights end well."""
+        left = dict(CRASHED)
+        done = -1
 
         def one_more(tasks: dict[str, str]) -> None:
-            nonlocal ended
+            nonlocal done
+            running = {task for task, state in tasks.items() if state == "running"}
             now = sum(state in ("success", "skipped") for state in tasks.values())
-            if left and now > ended:  # once for each step, so that the steps are hit in turn
-                ended, service = now, left.pop(0)
-                self.stack.run("kill", "--signal", "KILL", service)
-                self.stack.run("start", service)
-                self.stack.wait_healthy(service)
-                running = ", ".join(task for task, state in tasks.items() if state == "running")
-                self.ok(f"{service} was killed during {running} and is healthy again")
+            service = next((one for one, during in left.items() if not during or running & set(during)), None)
+            if service and now > done:  # once for each step at most, so that a step has tries left
+                done = now
+                del left[service]
+                self.crash(service)
+                self.ok(f"{service} crashed during {', '.join(sorted(running))}, was started again and is healthy")
 
-        seed = 100
-        while left:
-            seed, ended = seed + 1, -1
+        for seed in range(101, 111):
+            if not left:
+                break
+            done = -1
+            self.deliver(60, seed)
             run, state = self.night({"seed": seed}, one_more)
             if state != "success":  # a task may use up its tries; the next night goes on where it stood
                 print(f"         the night ended {state}: {self.operator.tasks(DAG, run)}", flush=True)
                 self.whole_night(seed=seed)
             self.ok("the night ends well")
-            self.holds("after the restarts")
+            self.holds("after the crashes")
+        self.expect("every container crashed once", {}, left)
+        self.unchanged_night(seed=seed - 1)
+
+    def crash(self, service: str) -> None:
+        """Kill every process in a container from within; wait until the engine's restart policy made it healthy."""
+        before = self.started(service)
+        self.stack.exec(service, "sh", "-c", "kill -9 -1", check=False)
+        wait(lambda: self.started(service) != before, f"{service} is not started again", 120, every=0.5)
+        self.stack.wait_healthy(service)
+
+    def started(self, service: str) -> str:
+        """Return when the container of a service was started last."""
+        container = self.stack.text("ps", "--all", "--quiet", service)
+        asked = ["docker", "inspect", "--format", "{{.State.StartedAt}}", container]
+        return subprocess.run(asked, env=dict(self.stack.environment), capture_output=True, text=True).stdout
+
+    # Secrets
+
+    def rotated(self) -> None:
+        """A secret of each kind is changed in .env; after `up` the new one is in use and the old one is not."""
+        old = dict(self.stack.settings)
+        lines = [line for line in self.stack.env_file.read_text().splitlines() if line.split("=")[0] not in ROTATED]
+        self.stack.env_file.write_text("\n".join(lines))
+        make_env.make(self.stack.env_file, {})
+        self.stack = Compose(PROJECT, self.stack.env_file, self.stack.environment)
+        changed = {name for name, value in old.items() if self.stack.settings[name] != value}
+        self.expect("secrets are changed in .env", set(ROTATED), changed)
+        self.stack.up()
+        refused = {"username": "operator", "password": old["AIRFLOW_OPERATOR_PASSWORD"]}
+        self.expect("the old password is refused", 401, call("POST", f"{self.airflow_url}/auth/token", refused)[0])
+        self.operator = Airflow(self.airflow_url, "operator", self.stack.settings["AIRFLOW_OPERATOR_PASSWORD"])
+        self.viewer.token = ""
+        self.holds("with changed secrets")
 
     # Backup
 
@@ -329,12 +401,14 @@ def run(folder: Path, parts: str) -> int:
         smoke.holds("after the first night")
         smoke.unchanged_night()
         if "r" in parts:
-            smoke.restarts()
+            smoke.crashes()
         smoke.silent()
         if "b" in parts:
+            smoke.rotated()
+            smoke.well()
             smoke.restored(folder / "backup")
         return smoke.passed
-    except (Failed, OSError, subprocess.TimeoutExpired):
+    except (Failed, OSError):
         (ROOT / "smoke.log").write_text(stack.text("logs", "--no-color", "--timestamps", check=False))
         raise
     finally:
@@ -349,14 +423,14 @@ def remove(stack: Compose) -> None:
 def main() -> None:
     """Parse the command line, run, print the count."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default="rb", help="r: restarts, b: backup; default both")
+    parser.add_argument("--parts", default="rb", help="r: crashes and restarts, b: secrets and backup; default both")
     given = parser.parse_args()
     os.umask(0o077)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the copy is removed then too
     with tempfile.TemporaryDirectory(prefix="xray-smoke-") as folder:
         try:
             passed = run(Path(folder), given.parts)
-        except (Failed, OSError, subprocess.TimeoutExpired) as error:
+        except (Failed, OSError) as error:
             print(f"smoke: {error}\nsmoke: the containers' logs are in smoke.log", file=sys.stderr)
             sys.exit(1)
     print(f"{passed} passed, 0 failed")

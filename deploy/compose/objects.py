@@ -1,4 +1,4 @@
-"""Buckets of the S3 service: make them, copy all of their objects to a tar file and back, lay phantom deliveries.
+"""Buckets of the S3 service: make them, copy all of their objects to a tar file and back, lay a delivery of phantoms.
 
 Objects travel through S3's own protocol, so a copy made from one S3 service can be put into another. One object at a
 time is on its way, through a file: the size of a bucket doesn't matter. An object comes back with the ETag it had, by
@@ -142,17 +142,17 @@ def _md5(content: IO[bytes], size: int) -> bytes:
     return digest.digest()
 
 
-def deliver(bucket: str, patients: int, deliveries: int, seed: int) -> None:
-    """Lay phantom deliveries in a bucket, _SUCCESS last in each."""
+def deliver(bucket: str, patients: int, seed: int, name: str) -> None:
+    """Lay a delivery of phantoms in a bucket, _SUCCESS last."""
     from xray_pipeline import phantom
 
     s3 = client()
     with tempfile.TemporaryDirectory() as folder:
-        for delivery in phantom.lay(Path(folder), deliveries=deliveries, patients=patients, seed=seed):
-            files = sorted(path for path in delivery.rglob("*") if path.is_file())
-            for path in sorted(files, key=lambda path: path.name == "_SUCCESS"):
-                s3.upload_file(str(path), bucket, str(path.relative_to(folder)))
-            print(f"{delivery.name}: {len(files) - 1} files")
+        (delivery,) = phantom.lay(Path(folder), deliveries=1, patients=patients, seed=seed)
+        files = sorted(path for path in delivery.rglob("*") if path.is_file())
+        for path in sorted(files, key=lambda path: path.name == "_SUCCESS"):
+            s3.upload_file(str(path), bucket, f"{name}/{path.relative_to(delivery)}")
+        print(f"{name}: {len(files) - 1} files")
 
 
 def main() -> None:
@@ -165,8 +165,8 @@ def main() -> None:
     laying = commands.add_parser("deliver")
     laying.add_argument("--bucket", default="incoming")
     laying.add_argument("--patients", type=int, default=300)
-    laying.add_argument("--deliveries", type=int, default=1)
     laying.add_argument("--seed", type=int, default=0)
+    laying.add_argument("--name", default="2026-01-01")
     given = vars(parser.parse_args())
     {"buckets": buckets, "save": save, "load": load, "deliver": deliver}[given.pop("command")](**given)
 

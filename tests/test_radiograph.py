@@ -36,6 +36,7 @@ from pydicom.uid import (
 from samples import chunk, compressed, dicom, jpeg, picture, png, written
 
 from xray_pipeline.errors import RadiographError
+from xray_pipeline.formats.raster import segments
 from xray_pipeline.radiograph import RULES, Limits, Normalised, decode, load, normalise, sniff, square
 
 LIMITS = Limits()
@@ -164,7 +165,136 @@ def test_scan_bomb_is_refused() -> None:
     assert refusal(source[:-2] + scan * 70 + b"\xff\xd9") == "corrupt"
 
 
+def entropy(source: bytes, number: int = -1) -> tuple[int, int]:
+    """Where the entropy-coded data of a JPEG's scan starts and stops; by default the last scan's."""
+    scan = [segment for segment in segments(source) if segment.marker == 0xDA][number]
+    return scan.start + 2 + int.from_bytes(source[scan.start + 2 : scan.start + 4]), scan.stop
+
+
+def without_end(source: bytes, kept: float, number: int = -1) -> bytes:
+    """A JPEG with the given share of a scan's entropy-coded data, and all that follows the scan."""
+    start, stop = entropy(source, number)
+    return source[: start + int((stop - start) * kept)].rstrip(b"\xff") + source[stop:]
+
+
+KINDS = pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_blocks": 7}, {"restart_marker_rows": 1}, {"rgb": True}],
+    ids=["plain", "progressive", "blocks", "rows", "rgb"],
+)
+
+
+def large_jpeg(rgb: bool = False, **options: Any) -> bytes:
+    noisy = picture(1, 300, 260) // 2 + np.random.default_rng(0).integers(0, 100, (300, 260), np.uint8)
+    return jpeg(np.repeat(noisy[..., None], 3, axis=2) if rgb else noisy, **options)
+
+
+@KINDS
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.95])
+def test_scan_that_ends_early_is_truncated_though_the_end_marker_is_there(options: dict[str, Any], kept: float) -> None:
+    source = large_jpeg(**options)
+    accepted(source)
+    assert refusal(without_end(source, kept)) == "truncated"
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 7}, {"restart_marker_rows": 1}, {"rgb": True}])
+def test_zeros_in_the_middle_of_a_scan_are_noticed(options: dict[str, Any]) -> None:
+    source = large_jpeg(**options)
+    start, stop = entropy(source)
+    middle = (start + stop) // 2
+    broken = source[:middle].rstrip(b"\xff") + bytes(1500) + source[middle + 1500 :]
+    assert refusal(broken) in ("truncated", "corrupt")
+
+
+def test_scan_that_goes_on_after_the_image_is_corrupt() -> None:
+    source = large_jpeg()
+    size = source.index(b"\xff\xc0") + 5
+    assert refusal(source[:size] + struct.pack(">H", 280) + source[size + 2 :]) == "corrupt"
+    accepted(source[:-2] + bytes(30) + b"\xff\xff\xd9")  # but padding is let pass
+
+
+def test_missing_scans_are_truncated() -> None:
+    source = large_jpeg(progressive=True)
+    last = [segment for segment in segments(source) if segment.marker == 0xDA][-1]
+    assert refusal(source[: last.start] + b"\xff\xd9") == "truncated"
+
+
+def test_restart_markers_must_be_as_many_as_the_header_says_and_in_order() -> None:
+    source = large_jpeg(restart_marker_rows=1)
+    first, second = source.index(b"\xff\xd0"), source.index(b"\xff\xd1")
+    assert refusal(source[:first] + source[second:]) == "corrupt"
+    assert refusal(source.replace(b"\xff\xd1", b"\xff\xd2", 1)) == "corrupt"
+    whole_turn = source[:first] + source[source.index(b"\xff\xd0", first + 2) :]
+    assert refusal(whole_turn) == "truncated"
+    interval = source.index(b"\xff\xdd")
+    assert refusal(source[:interval] + source[interval + 6 :]) == "corrupt"
+
+
+def test_part_between_restart_markers_that_ends_early_is_truncated() -> None:
+    for rgb in (False, True):
+        source = large_jpeg(rgb, restart_marker_rows=1)
+        third, fourth = source.index(b"\xff\xd2"), source.index(b"\xff\xd3")
+        assert refusal(source[: (third + fourth) // 2].rstrip(b"\xff") + source[fourth:]) == "truncated"
+
+
+def test_flat_grey_before_a_restart_marker_is_whole() -> None:
+    pixels = picture(1, 128, 128)
+    pixels[40:80] = 128
+    source = jpeg(pixels, restart_marker_rows=1)
+    assert (accepted(source).pixels[48:72] == 128).all()
+
+
+def test_flat_borders_are_whole() -> None:
+    for grey in (0, 128, 255):
+        pixels = picture(1, 200, 200)
+        pixels[90:] = grey
+        pixels[:, 120:] = grey
+        for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
+            assert accepted(jpeg(pixels, **options)).suffix == ".jpg"
+
+
 # PNG
+
+
+def packed_png(packed: bytes, interlaced: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", 80, 96, 8, 0, 0, 0, interlaced)
+    parts = [packed[at : at + 1000] for at in range(0, len(packed), 1000)]
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + b"".join(chunk(b"IDAT", part) for part in parts)
+        + chunk(b"IEND", b"")
+    )
+
+
+def rows(pixels: NDArray[np.uint8]) -> bytes:
+    """Unfiltered PNG rows."""
+    return b"".join(b"\0" + row.tobytes() for row in pixels) if pixels.size else b""
+
+
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+FILTERED = {0: rows(picture()), 1: b"".join(rows(picture()[y::down, x::right]) for y, x, down, right in ADAM7)}
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_png_data_must_be_as_long_as_the_header_says(interlaced: int) -> None:
+    plain = FILTERED[interlaced]
+    packed = zlib.compress(plain)
+    assert np.array_equal(accepted(packed_png(packed, interlaced)).pixels, picture())
+    assert refusal(packed_png(zlib.compress(plain[: 81 * 10]), interlaced)) == "truncated"
+    assert refusal(packed_png(zlib.compress(plain[:-1]), interlaced)) == "truncated"
+    assert refusal(packed_png(packed[:-4], interlaced)) == "truncated"
+    assert refusal(packed_png(packed[:-1] + bytes([packed[-1] ^ 1]), interlaced)) == "corrupt"
+    assert refusal(packed_png(zlib.compress(plain + b"\0"), interlaced)) == "trailing-garbage"
+    assert refusal(packed_png(packed + b"garbage" * 300, interlaced)) == "trailing-garbage"
+    assert refusal(packed_png(b"", interlaced)) == "truncated"
+
+
+def test_png_of_well_packed_pixels_is_whole() -> None:
+    flat = np.zeros((2048, 2048), np.uint16)
+    flat[0, 0] = 1
+    for level in (0, 1, 9):
+        assert np.array_equal(accepted(png(flat, compress_level=level)).pixels, flat)
 
 
 def test_sixteen_bits_are_kept() -> None:
@@ -326,6 +456,23 @@ def deflated_bomb() -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     zeros = bytes(1_000_000)
     return source[:start] + b"".join(packer.compress(zeros) for _ in range(50)) + packer.flush()
+
+
+def png_with_a_bomb_behind() -> bytes:
+    packer = zlib.compressobj(9)
+    zeros = bytes(1_000_000)
+    parts = [packer.compress(FILTERED[0]), *(packer.compress(zeros) for _ in range(200)), packer.flush()]
+    return packed_png(b"".join(parts))
+
+
+def test_bomb_behind_the_pixels_of_a_png_is_not_unpacked() -> None:
+    source = png_with_a_bomb_behind()
+    tracemalloc.start()
+    try:
+        assert refusal(source) == "trailing-garbage"
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("make", [huge_jpeg, huge_png, huge_dicom, deflated_bomb])

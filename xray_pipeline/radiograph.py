@@ -6,10 +6,14 @@ the parts that hold pixels: no EXIF, no text chunk, no patient tag. What is stor
 for byte and is otherwise lossless PNG. `RULES` is every rule there is.
 
 Trade-offs. Colour management is ignored (an ICC profile or gamma chunk is dropped), as training sees grey levels only.
-A JPEG of three components is taken at its luminance. libjpeg repairs damaged entropy data silently, so a flipped bit
-inside a JPEG's scan is not noticed, while a missing end is. A DICOM image without a window is stretched from its
-darkest to its brightest value, as viewers do, unless it has 8 bits. This module travels with the registered model, so
-it imports nothing of the package but its formats and errors: training and serving make pixels by the same code.
+A JPEG of three components is taken at its luminance. libjpeg repairs damaged entropy data silently. It is noticed when
+a JPEG's scan comes out over two blocks short, or over 16 bytes long, as when a stretch of it is missing, zeroed or
+added; with restart markers, when their count or order is wrong or what is between two ends a block early; and of a
+progressive JPEG, which is decoded twice for it, when a scan is short or missing. Damage after which the count comes out
+right, as after most single flipped bits, is not noticed: some blocks of the radiograph are then wrong. A DICOM image
+without a window is stretched from its darkest to its brightest value, as viewers do, unless it has 8 bits. This module
+travels with the registered model, so it imports nothing of the package but its formats and errors: training and serving
+make pixels by the same code.
 """
 
 from __future__ import annotations

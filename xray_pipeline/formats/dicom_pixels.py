@@ -131,7 +131,7 @@ def _compressed_frame(image: ImagePixels, tags: Elements) -> bytes:
 def _codestream_size(frame: bytes) -> tuple[int, int, int]:
     """Return (rows, columns, samples) from the header of a JPEG, JPEG-LS or JPEG 2000 codestream."""
     if frame.startswith(b"\xff\xd8"):
-        for marker, at, stop in segments(frame):
+        for marker, at, stop, _ in segments(frame):
             if marker in FRAMES or marker == 0xF7:  # SOF55: JPEG-LS
                 found = frame_header(marker, frame[at + 4 : stop])
                 return found.height, found.width, len(found.components)
@@ -151,7 +151,7 @@ def _codestream_size(frame: bytes) -> tuple[int, int, int]:
 def _plain_lossless(frame: bytes, image: ImagePixels) -> bytes:
     """Return a lossless JPEG (ITU-T T.81, process 14) with nothing in it that GDCM's decoder does not survive."""
     kept, headers, scans = [b"\xff\xd8"], 0, 0
-    for marker, at, stop in segments(frame):
+    for marker, at, stop, _ in segments(frame):
         payload = frame[at + 4 : stop]
         if marker == 0xC3:
             headers += 1

@@ -709,6 +709,12 @@ def test_unused_high_bits_are_masked() -> None:
     assert np.array_equal(accepted(overlaid).pixels, accepted(dicom(pixels, BitsStored=12)).pixels)
 
 
+def coded(scheme: str, value: str, meaning: str) -> Sequence:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return Sequence([code])
+
+
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
@@ -720,9 +726,24 @@ def test_unused_high_bits_are_masked() -> None:
         ({"ViewPosition": "LL"}, "lateral-view"),
         ({"ViewPosition": "RL"}, "lateral-view"),
         ({"ViewPosition": "LATERAL"}, "lateral-view"),
+        *(({"ViewPosition": view}, "lateral-view") for view in ("LLAT", "RLAT", "OBL", "L OBL", "LATERALE", "LAT\\AP")),
         ({"ViewPosition": None, "SeriesDescription": "CHEST LAT"}, "lateral-view"),
-        ({"BodyPartExamined": "HAND"}, "not-chest"),
+        ({"ViewPosition": "ERECT", "SeriesDescription": "CHEST LAT"}, "lateral-view"),
+        ({"ViewPosition": None, "PatientOrientation": ["A", "F"]}, "lateral-view"),
+        ({"ViewPosition": None, "ViewCodeSequence": coded("SCT", "399173006", "seitlich")}, "lateral-view"),
+        ({"ViewPosition": "", "ViewCodeSequence": coded("SRT", "R-10228", "")}, "lateral-view"),
+        ({"ViewPosition": None, "ViewCodeSequence": coded("99ACME", "7", "left lateral")}, "lateral-view"),
+        *(
+            ({"BodyPartExamined": part}, "not-chest")
+            for part in ("HAND", "THORACIC SPINE", "THORACIC_SPINE", "THORACOLUMBAR", "PLUNGE")
+        ),
+        ({"BodyPartExamined": None, "AnatomicRegionSequence": coded("SCT", "72696002", "Knee")}, "not-chest"),
+        ({"BodyPartExamined": "", "AnatomicRegionSequence": coded("SCT", "122495006", "Thoracic spine")}, "not-chest"),
         ({"PatientSpeciesDescription": "Canine"}, "not-human"),
+        ({"PatientSpeciesCodeSequence": coded("SCT", "448771007", "")}, "not-human"),
+        ({"PatientSpeciesCodeSequence": coded("99ACME", "1", "Canis lupus familiaris")}, "not-human"),
+        ({"SeriesDescription": "CANINE THORAX"}, "not-human"),
+        ({"PixelAspectRatio": ["2", "1"]}, "uneven-pixels"),
         ({"PresentationIntentType": "FOR PROCESSING"}, "for-processing"),
         ({"BurnedInAnnotation": "YES"}, "burned-in-annotation"),
         ({"PixelData": None}, "no-pixels"),
@@ -747,13 +768,67 @@ def without_pixels() -> bytes:
     [
         {"ViewPosition": "AP", "SeriesDescription": "CHEST PA AND LATERAL"},
         {"ViewPosition": None, "BodyPartExamined": None, "Modality": "DX"},
-        {"BodyPartExamined": "Thorax"},
+        *({"BodyPartExamined": part} for part in ("Thorax", "CHEST_ABDOMEN", "CHESTABDPELVIS", "LUNG", "HEMITHORAX")),
+        *({"ViewPosition": view} for view in ("AP SUPINE", "ERECT", "LORDOTIC")),
+        {"ViewPosition": "PA", "ViewCodeSequence": coded("SCT", "399173006", "left lateral")},
+        {"ViewPosition": "PA", "PatientOrientation": ["P", "F"]},
+        {"ViewPosition": None, "PatientOrientation": ["L", "F"]},
+        {"ViewPosition": None, "ViewCodeSequence": coded("SCT", "272479007", ""), "SeriesDescription": "LAT"},
+        {"ViewPosition": None, "ViewCodeSequence": coded("99ACME", "7", "")},
+        {"BodyPartExamined": "CHEST", "AnatomicRegionSequence": coded("SCT", "72696002", "Knee")},
+        {"BodyPartExamined": None, "AnatomicRegionSequence": coded("SCT", "816094009", "Brustkorb")},
+        {"BodyPartExamined": None, "AnatomicRegionSequence": coded("99ACME", "7", "Brustkorb")},
+        {"PatientSpeciesCodeSequence": coded("SRT", "L-85B00", "")},
+        {"PatientSpeciesCodeSequence": coded("99ACME", "1", "")},
+        {"PatientSpeciesDescription": "human"},
+        {"SeriesDescription": "CAT"},
+        {"PixelAspectRatio": ["1", "1"]},
         {"BurnedInAnnotation": "NO", "NumberOfFrames": 1},
         {"PatientSpeciesDescription": "Homo sapiens"},
     ],
 )
 def test_dicom_tags_that_do_not_quarantine(tags: dict[str, Any]) -> None:
     assert accepted(dicom(**tags)).facts.format == "dicom"
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, "1.2.840.10008.1.2.1", ExplicitVRBigEndian])
+@pytest.mark.parametrize("open_ended", [True, False])
+def test_codes_are_read_in_every_encoding(syntax: str, open_ended: bool) -> None:
+    region = coded("SCT", "72696002", "Knee")
+    region[0].is_undefined_length_sequence_item = open_ended
+    source = pydicom.dcmread(io.BytesIO(dicom(syntax=syntax, BodyPartExamined=None, AnatomicRegionSequence=region)))
+    source["AnatomicRegionSequence"].is_undefined_length = open_ended
+    assert refusal(written(source)) == "not-chest"
+
+
+def test_codes_that_can_not_be_read_count_as_not_given() -> None:
+    source = dicom(BodyPartExamined=None, AnatomicRegionSequence=coded("SCT", "72696002", "Knee"))
+    assert refusal(source) == "not-chest"
+    at = source.index(b"\x08\0\0\x01SH")
+    assert accepted(source[: at + 4] + b"??" + source[at + 6 :]).pixels.shape == (96, 80)
+
+
+def test_photometric_interpretation_alone_decides_the_polarity() -> None:
+    # PS3.3 asks for IDENTITY with MONOCHROME2 and INVERSE with MONOCHROME1, so the shape says nothing more.
+    for kind in ("MONOCHROME1", "MONOCHROME2"):
+        plain = accepted(dicom(PhotometricInterpretation=kind))
+        for shape in ("IDENTITY", "INVERSE"):
+            shown = accepted(dicom(PhotometricInterpretation=kind, PresentationLUTShape=shape))
+            assert shown.digest == plain.digest
+
+
+@pytest.mark.parametrize(
+    ("tags", "view"),
+    [
+        ({"ViewPosition": "AP"}, "AP"),
+        ({"ViewPosition": "PA erect"}, "PA"),
+        ({"ViewPosition": "DOE^JANE 1940"}, ""),
+        ({"ViewPosition": None, "ViewCodeSequence": coded("SRT", "R-10206", "")}, "AP"),
+        ({"ViewPosition": None}, ""),
+    ],
+)
+def test_view_is_one_of_a_few_words(tags: dict[str, Any], view: str) -> None:
+    assert accepted(dicom(**tags)).facts.view == view
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,12 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("archive", "quarantined", "archives (zip, tar, gzip, ...) are never unpacked"),
     Rule("executable", "quarantined", "a program, or a DICOM file whose preamble starts as one (MZ, ELF, #!)"),
     Rule("polyglot", "quarantined", "a DICOM file whose preamble makes it a second kind of file"),
-    Rule("truncated", "quarantined", "the file ends before its image does"),
+    Rule("truncated", "quarantined", "the file, or the compressed pixels in it, ends before the image does"),
     Rule("corrupt", "quarantined", "the file breaks its own format, or its decoder gave up"),
     Rule("undecodable", "quarantined", "the decoder crashed on the file or did not finish; it runs in a process apart"),
-    Rule("trailing-garbage", "quarantined", "bytes follow the end of the image"),
+    Rule(
+        "trailing-garbage", "quarantined", "bytes follow the end of the image, or the pixels that its header asks for"
+    ),
     Rule("bomb", "quarantined", "the header claims more pixels than allowed, or data inflates beyond the size limit"),
     Rule("too-small", "quarantined", "the shorter side has fewer pixels than the rules ask for"),
     Rule("extreme-aspect", "quarantined", "the longer side is too many times the shorter one"),
@@ -72,10 +74,15 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("unsupported-pixels", "quarantined", "DICOM pixels of other than 8 or 16 allocated bits, or floating point"),
     Rule("unsupported-transfer-syntax", "quarantined", "DICOM encoding not named, or one we have no decoder for"),
     Rule("wrong-modality", "quarantined", "DICOM Modality is given and is no projection radiograph's"),
-    Rule("lateral-view", "quarantined", "DICOM view is given as lateral or oblique"),
-    Rule("not-chest", "quarantined", "DICOM BodyPartExamined is given and is not the chest"),
-    Rule("not-human", "quarantined", "DICOM names a species other than human"),
+    Rule(
+        "lateral-view",
+        "quarantined",
+        "DICOM view (position, code, orientation, description) is given as lateral or oblique",
+    ),
+    Rule("not-chest", "quarantined", "DICOM body part, or coded region, is given and is not the chest"),
+    Rule("not-human", "quarantined", "DICOM gives a species other than human, or a description names an animal"),
     Rule("for-processing", "quarantined", "DICOM presentation intent is FOR PROCESSING: raw detector data"),
+    Rule("uneven-pixels", "quarantined", "DICOM pixels are not as high as wide (PixelAspectRatio)"),
     Rule("burned-in-annotation", "quarantined", "DICOM BurnedInAnnotation is YES: text of a patient may be visible"),
     Rule("metadata", "normalised", "EXIF, ICC, comments, text and every DICOM tag are left out of what is stored"),
     Rule("jpeg-kept", "normalised", "an upright grey JPEG keeps its compressed pixels byte for byte"),
@@ -85,7 +92,11 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("orientation", "normalised", "EXIF orientation is applied; a turned JPEG becomes PNG"),
     Rule("depth", "normalised", "16 bits are kept; DICOM of over 8 bits stored becomes 16-bit PNG, others 8-bit"),
     Rule("display", "normalised", "DICOM: modality LUT or rescale, then VOI LUT or window, else darkest to brightest"),
-    Rule("monochrome1", "normalised", "DICOM MONOCHROME1 is inverted, so that black is air"),
+    Rule(
+        "monochrome1",
+        "normalised",
+        "DICOM MONOCHROME1 is inverted, so that black is air; PresentationLUTShape is left aside",
+    ),
     Rule("padding", "normalised", "DICOM pixel padding is shown black and does not count for the brightness range"),
 )
 

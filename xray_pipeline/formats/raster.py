@@ -48,7 +48,7 @@ class Facts:
     """What is known of a radiograph.
 
     `width` and `height` are of the stored radiograph, `mode` and `bits` of the source. `patient_id` is raw: it must be
-    hashed at once and never logged. `age_years` is whole years above 2, at most 90, None when unknown.
+    hashed at once and never logged. `view` is PA, AP, FRONTAL or "": no words that were typed. `age_years` is whole years above 2, at most 90, None when unknown.
     """
 
     format: str

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -910,6 +912,85 @@ def test_damaged_compressed_pixels_are_refused(syntax: str) -> None:
     image = pydicom.dcmread(io.BytesIO(compressed(dicom(), syntax)))
     image.PixelData = image.PixelData[:60] + image.PixelData[-8:]
     assert refusal(written(image)) in ("corrupt", "truncated")
+
+
+def in_dicom(frames: list[bytes], syntax: str = JPEGBaseline8Bit, **tags: Any) -> bytes:
+    """A DICOM file of the size of `large_jpeg` that holds the given frames, each in a fragment."""
+    image = pydicom.dcmread(io.BytesIO(dicom(picture(1, 300, 260), **tags)))
+    image.PixelData = encapsulate(frames)
+    image["PixelData"].VR = "OB"
+    image.file_meta.TransferSyntaxUID = syntax
+    return written(image)
+
+
+def frame_of(source: bytes) -> bytes:
+    return next(generate_frames(pydicom.dcmread(io.BytesIO(source)).PixelData, number_of_frames=1))
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
+def test_jpeg_inside_dicom_is_held_to_the_same_rules(options: dict[str, Any]) -> None:
+    frame = large_jpeg(**options)
+    levels = np.asarray(opened(frame))
+    assert np.array_equal(accepted(in_dicom([frame])).pixels, levels)
+    signed = accepted(in_dicom([frame], PixelRepresentation=1)).pixels.astype(int)
+    assert np.corrcoef(signed.ravel(), levels.view(np.int8).ravel())[0, 1] > 0.9999
+    assert refusal(in_dicom([without_end(frame, 0.5)])) == "truncated"
+    assert refusal(in_dicom([without_end(frame, 0.05)])) == "truncated"
+    assert refusal(in_dicom([frame + b"x" * 4000])) == "trailing-garbage"
+    for padding in (b"\xff", bytes(600)):
+        assert np.array_equal(accepted(in_dicom([frame + padding])).pixels, levels)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLossless, JPEGLosslessSV1])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
+def test_lossless_jpeg_that_ends_early_is_truncated_though_the_end_marker_is_there(syntax: str, kept: float) -> None:
+    frame = frame_of(compressed(dicom(picture(1, 300, 260)), syntax))
+    accepted(in_dicom([frame], syntax))
+    assert refusal(in_dicom([without_end(frame, kept)], syntax)) == "truncated"
+
+
+@pytest.mark.parametrize("syntax", [JPEGLossless, JPEGLosslessSV1])
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_lossless_jpeg_with_a_flat_border_is_whole(syntax: str, grey: int) -> None:
+    pixels = picture(1)
+    pixels[60:] = grey
+    assert np.array_equal(accepted(compressed(dicom(pixels), syntax)).pixels, accepted(dicom(pixels)).pixels)
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS)
+def test_second_compressed_frame_is_noticed_without_a_number_of_frames(syntax: str) -> None:
+    frame = frame_of(compressed(dicom(picture(1, 300, 260)), syntax))
+    accepted(in_dicom([frame], syntax))
+    assert refusal(in_dicom([frame, frame], syntax)) == "multi-frame"
+
+
+@pytest.mark.parametrize("syntax", set(LOSSLESS) - {RLELossless})
+def test_bytes_behind_a_compressed_frame_are_refused_unless_they_are_padding(syntax: str) -> None:
+    frame = frame_of(compressed(dicom(picture(1, 300, 260)), syntax))
+    assert refusal(in_dicom([frame + b"PK\x03\x04"], syntax)) == "trailing-garbage"
+    whole = accepted(in_dicom([frame], syntax)).digest
+    assert accepted(in_dicom([frame + bytes(7)], syntax)).digest == whole
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_native_pixels_are_one_image(dtype: type) -> None:
+    image = pydicom.dcmread(io.BytesIO(dicom(picture().astype(dtype))))
+    one = image.PixelData
+
+    def with_pixels(pixels: bytes) -> bytes:
+        image.PixelData = pixels
+        return written(image)
+
+    assert refusal(with_pixels(one * 3)) == "multi-frame"
+    assert refusal(with_pixels(one + b"\x55" * 100_000)) == "trailing-garbage"
+    assert refusal(with_pixels(one + dicom(seed=3))) == "trailing-garbage"
+    assert accepted(with_pixels(one + bytes(128))).digest == accepted(with_pixels(one)).digest
+
+
+def test_odd_number_of_pixels_is_padded() -> None:
+    image = pydicom.dcmread(io.BytesIO(dicom(picture(0, 95, 81))))
+    image.PixelData = image.PixelData[: 95 * 81] + b"\x20"
+    assert accepted(written(image)).pixels.shape == (95, 81)
 
 
 def test_facts_of_a_dicom() -> None:

@@ -181,7 +181,7 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
     _check_subject(tags)
     image = _image(syntax, tags, limits)
     with turn(image.columns, image.rows):
-        stored = stored_values(image, tags)
+        stored = stored_values(image, tags, limits)
         pixels = displayed(image, stored, tags)
     facts = Facts(
         "dicom",

@@ -48,7 +48,8 @@ class Facts:
     """What is known of a radiograph.
 
     `width` and `height` are of the stored radiograph, `mode` and `bits` of the source. `patient_id` is raw: it must be
-    hashed at once and never logged. `view` is PA, AP, FRONTAL or "": no words that were typed. `age_years` is whole years above 2, at most 90, None when unknown.
+    hashed at once and never logged. `view` is PA, AP, FRONTAL or "", and no words that were typed. `age_years` is whole
+    years above 2, at most 90, None when unknown.
     """
 
     format: str
@@ -420,7 +421,7 @@ def _decoded_jpeg(jpeg: _Jpeg) -> NDArray[np.uint8]:
             raise RadiographError("corrupt", "the JPEG scan goes on after the image is complete")
         suspicious = _ends_in_grey(jpeg, pixels)
     if suspicious:
-        padded = io.BytesIO(_padded(jpeg))
+        padded = io.BytesIO(padded_jpeg(jpeg.data))
         if not np.array_equal(_grey_jpeg(jpeg, padded), pixels):
             raise RadiographError("truncated", "a JPEG scan, or a part between restart markers, ends early")
     return pixels
@@ -466,14 +467,15 @@ def _ends_in_grey(jpeg: _Jpeg, pixels: NDArray[np.uint8]) -> bool:
     return any((pixels[rows[n] : rows[n] + down, columns[n] : columns[n] + across] == 128).all() for n in grey)
 
 
-def _padded(jpeg: _Jpeg) -> bytes:
-    """Return a JPEG with noise wherever entropy-coded data ends: it is skipped unless there was too little data."""
+def padded_jpeg(data: bytes) -> bytes:
+    """Return a JPEG with noise wherever entropy-coded data ends: a decoder skips it unless it had too little data."""
     parts, at = [], 0
-    for scan in jpeg.scans:
-        padded = _RESTART.sub(lambda found: _NOISE + found[0], jpeg.data[scan.start : scan.stop])
-        parts += [jpeg.data[at : scan.start], padded, _NOISE]
-        at = scan.stop
-    return b"".join([*parts, jpeg.data[at:]])
+    for marker, start, stop, _ in segments(data):
+        if marker == SOS:
+            first = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+            parts += [data[at:first], _RESTART.sub(lambda found: _NOISE + found[0], data[first:stop]), _NOISE]
+            at = stop
+    return b"".join([*parts, data[at:]])
 
 
 _NOISE = bytes(range(7, 250, 11))

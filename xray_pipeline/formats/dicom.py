@@ -29,7 +29,7 @@ from xray_pipeline.formats.dicom_pixels import (
     displayed,
     stored_values,
 )
-from xray_pipeline.formats.raster import Facts, Limits, Read, check_size, turn
+from xray_pipeline.formats.raster import VIEWS, Facts, Limits, Read, check_size, turn
 
 # pydicom's warnings quote the value they are about, and a value may name a patient.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -249,7 +249,7 @@ _SIDE_ON = re.compile(
     r"\b(LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|[LRD]?LAT\d?|[LRD]?LATER(AL|O)\w*|OBL|OBLI[QC]\w*|PROFIL|SEITLICH\w*"
     r"|SAGITTAL\w*)\b"
 )
-_FRONTAL = re.compile(r"\b(AP|PA|FRONTAL)\b")
+_FRONTAL = re.compile(rf"\b({'|'.join(VIEWS)})\b")
 _SIDEWAYS = re.compile(r"[AP][LRHF]{0,2}\\[LRHFAP]{1,3}")  # what the rows of the image run towards: front or back
 _ANIMAL = re.compile(r"\b(CANINE|FELINE|EQUINE|VETERINARY|DOG|HORSE)\b")
 _SIDE = "side"
@@ -314,7 +314,7 @@ def _described(tags: Elements) -> str:
 
 
 def _view(tags: Elements) -> str:
-    """Return "PA", "AP", "FRONTAL", `_SIDE`, or "" when not known: position counts before code before the rest."""
+    """Return one of VIEWS, `_SIDE`, or "" when not known: position counts before code before the rest."""
     code = tags.code(0x00540220)
     coded = code.meaning
     if code.scheme in _SNOMED:

@@ -99,6 +99,8 @@ def stored_values(image: ImagePixels, tags: Elements, limits: Limits) -> NDArray
         return _meant(flat.reshape(image.rows, image.columns), image)
     frame = _compressed_frame(image, tags)
     if image.syntax in _JPEG:
+        if image.allocated != 8:
+            raise RadiographError("corrupt", f"{image.allocated} bits allocated for a JPEG of 8")
         levels = jpeg_levels(frame, limits)
         return (levels.view(np.int8) if image.signed else levels).astype(np.int32)
     values = _decoded(image, frame)

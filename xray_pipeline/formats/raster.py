@@ -27,6 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from xray_pipeline.errors import RadiographError
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+VIEWS = ("PA", "AP", "FRONTAL")
 
 PNG = b"\x89PNG\r\n\x1a\n"
 _LARGE_PIXELS = 16_000_000
@@ -48,7 +49,7 @@ class Facts:
     """What is known of a radiograph.
 
     `width` and `height` are of the stored radiograph, `mode` and `bits` of the source. `patient_id` is raw: it must be
-    hashed at once and never logged. `view` is PA, AP, FRONTAL or "", and no words that were typed. `age_years` is whole
+    hashed at once and never logged. `view` is one of VIEWS or "", and no words that were typed. `age_years` is whole
     years above 2, at most 90, None when unknown.
     """
 

@@ -1,11 +1,13 @@
 """Mutation fuzz of radiograph decoding: every damaged file gets a verdict, soon, and nothing crashes.
 
-    python tests/fuzz_radiograph.py [--seconds 60 | --cases N] [--seed S]      (a longer run: make fuzz)
-    python tests/fuzz_radiograph.py --seed S --only NUMBER                     (one case again)
+    python tests/fuzz_radiograph.py [--seconds 60 | --cases N] [--seed S] [--real]     (a longer run: make fuzz)
+    python tests/fuzz_radiograph.py --seed S [--real] --only NUMBER                    (one case again)
 
 Real encodings of every supported kind are cut, spliced, overwritten and flipped; checksums of PNG chunks are made right
-again in half of the cases, so that damage reaches the decoder. A case follows from (seed, number) alone. The number of
-the case under way is kept in a file, so that a decoder that takes the process down names its input.
+again in half of the cases, so that damage reaches the decoder. With --real, files of hospitals are (what lies in
+$XRAY_SHARED/data, or in `shared` beside the repository). A case follows from these options, seed and number alone. The
+number of the case under way is kept in a file, so that a decoder that takes the process down names its input. A run
+fails when its memory grew by more than GROWTH.
 """
 
 from __future__ import annotations
@@ -36,10 +38,13 @@ from pydicom.uid import (
 from samples import compressed, dicom, jpeg, picture, png
 
 from xray_pipeline.errors import RadiographError
+from xray_pipeline.formats.raster import segments
 from xray_pipeline.radiograph import RULES, Limits, decode, normalise
 
 LIMITS = Limits(max_file_bytes=5_000_000, max_pixels=4_000_000, min_side=8)
-SLOW = 2.0  # seconds one case may take
+SLOW = 20.0  # seconds one case may take, on a busy machine
+GROWTH = 150  # MB that the process may grow by; a decoded image, of 4 million pixels at most, is there in a few copies
+SHARED = Path(os.environ.get("XRAY_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
 CODES = frozenset(("accepted", *(rule.code for rule in RULES if rule.outcome == "quarantined")))
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -64,6 +69,22 @@ def seeds() -> list[bytes]:
         twelve,
         *(dicom(deep, syntax=s) for s in (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)),
         *(compressed(source, syntax) for syntax in lossless for source in (shallow, twelve)),
+    ]
+
+
+def real_seeds() -> list[bytes]:
+    """Small files of hospitals: a JPEG of each kind (plain, progressive, with restart markers), DICOM and PNG."""
+    jpegs = sorted((path.stat().st_size, path) for path in (SHARED / "data" / "fullres_sample").rglob("*.jpeg"))
+    kinds: dict[tuple[int, ...], bytes] = {}
+    for _, path in jpegs:
+        data = path.read_bytes()
+        kinds.setdefault(tuple(sorted({s.marker for s in segments(data)} & {0xC0, 0xC1, 0xC2, 0xDD})), data)
+    others = sorted(path.read_bytes() for path in (SHARED / "data" / "dicom").iterdir())
+    small = sorted((SHARED / "data" / "chest_xray").rglob("*.jpeg"))[::2000]
+    return [
+        *kinds.values(),
+        *(path.read_bytes() for path in small),
+        *(data for data in others if len(data) <= LIMITS.max_file_bytes),
     ]
 
 
@@ -122,9 +143,9 @@ def verdict(data: bytes) -> str:
     return reason
 
 
-def run(seed: int, cases: int, seconds: float = float("inf")) -> collections.Counter[str]:
+def run(corpus: list[bytes], seed: int, cases: int, seconds: float = float("inf")) -> collections.Counter[str]:
     """Run cases 0, 1, 2, ... and count the verdicts. Raises AssertionError, with the case's number, on a failure."""
-    corpus, outcomes = seeds(), collections.Counter[str]()
+    outcomes = collections.Counter[str]()
     end, number = time.monotonic() + seconds, 0
     with tempfile.NamedTemporaryFile(prefix="fuzz-radiograph-", suffix=".case", delete=False) as mark:
         while number < cases and time.monotonic() < end:
@@ -148,18 +169,24 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1 << 62)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", type=int)
+    parser.add_argument("--real", action="store_true")
     chosen = parser.parse_args()
+    corpus = real_seeds() if chosen.real else seeds()
     if chosen.only is not None:
-        sys.stdout.write(verdict(mutated(seeds(), chosen.seed, chosen.only)) + "\n")
+        sys.stdout.write(verdict(mutated(corpus, chosen.seed, chosen.only)) + "\n")
         return
+    for data in corpus:  # what is loaded once, and one image of each kind, is not growth
+        verdict(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
-    outcomes = run(chosen.seed, chosen.cases, chosen.seconds)
+    outcomes = run(corpus, chosen.seed, chosen.cases, chosen.seconds)
     total, took = outcomes.total(), time.monotonic() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     sys.stdout.write(f"seed {chosen.seed}: {total:,} cases in {took:.0f} s, memory grew by {grown:.0f} MB\n")
     for reason, count in outcomes.most_common():
         sys.stdout.write(f"{count:9,} {reason}\n")
+    if grown > GROWTH:
+        sys.exit(f"memory grew by {grown:.0f} MB, {GROWTH} allowed")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ _TAGS = {
     "OperatorsName": "PLANTED^Operator",
     "StudyDescription": "PLANTED study",
     "PatientComments": "PLANTED comment",
+    "ViewPosition": "PLANTED^Grace",
+    "Manufacturer": "PLANTED maker",
+    "ManufacturerModelName": "PLANTED^Grace",
     "PatientSex": "F",
     "PatientAge": "045Y",
 }
@@ -43,7 +46,9 @@ def fit(folder: Path) -> Path:
         (place / f"Planted_Ada-{number}.dat").write_bytes(_image(number))
     bad = folder / "NORMAL" / "Planted_Ada"
     bad.mkdir()
-    (bad / "planted_lateral.dcm").write_bytes(samples.dicom(seed=900, ViewPosition="LL", PatientID="PLANTED9", **_TAGS))
+    (bad / "planted_lateral.dcm").write_bytes(
+        samples.dicom(seed=900, PatientID="PLANTED9", **_TAGS | {"ViewPosition": "LL"})
+    )
     (bad / "planted_notes.txt").write_bytes(b"PLANTED^Grace, born 1977-07-07")
     (bad / "planted_cut.jpg").write_bytes(samples.jpeg(seed=901)[:-300])
     (bad / "planted_broken.dcm").write_bytes(samples.dicom(seed=902, PatientID="PLANTED8", **_TAGS)[:-999])

@@ -318,6 +318,18 @@ def test_every_radiograph_is_in_one_slice_of_each_dimension() -> None:
     assert Slice.from_dict(json.loads(json.dumps(bacteria.to_dict()))) == bacteria
 
 
+def test_no_slice_is_named_by_what_was_typed_for_a_few_patients() -> None:
+    rows, p = held_out(120)
+    number = rows["patient"].astype("category").cat.codes
+    rows["scanner"] = np.select([number < 9, number < 19, number < 29], ["Dr DOE^JANE 1940", "ACME 1", ""], "ACME 2")
+    rows["view"] = np.select([number < 9, number < 40, number < 50], ["DOE^JANE 1940", "PA", ""], "AP")
+    found = slices(rows, p, None, TWO, (0.5,), resamples=100)
+    assert {part.value for part in found if part.dimension == "scanner"} == {"ACME 1", "ACME 2", "other", "unknown"}
+    assert {part.value for part in found if part.dimension == "view"} == {"AP", "PA", "other", "unknown"}
+    for dimension in ("scanner", "view"):
+        assert sum(part.n for part in found if part.dimension == dimension) == 120
+
+
 def test_a_slice_of_everything_is_the_evaluation() -> None:
     rows, p = held_out(120)
     (everything,) = [part for part in slices(rows, p, None, TWO, (0.5,), resamples=100) if part.value == "PA"]

@@ -21,6 +21,7 @@ import pandas as pd
 from sklearn import metrics as sk
 
 from xray_pipeline.errors import EvaluationError
+from xray_pipeline.formats.raster import VIEWS
 from xray_pipeline.judging.bootstrap import (
     METRICS,
     Floats,
@@ -56,6 +57,7 @@ Progress = Callable[[int, int, str], None]
 Read = Callable[[str, str], bytes]
 
 SMALL_SLICE = 30
+NAMED_SCANNER = 10  # patients; the name is typed, and of a rare one it may say who was examined, where and by whom
 
 _SCORE_BLOCK = 512  # radiographs scored between two commits of predictions
 
@@ -301,12 +303,17 @@ def slices(
 def slice_values(rows: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
     """Return for each dimension the value of each row, "unknown" where it is not known.
 
-    Age groups are 0-1, 1-5, 5-18, 18-40, 40-65 and 65+ years; size is the shorter side of the stored radiograph.
+    Age groups are 0-1, 1-5, 5-18, 18-40, 40-65 and 65+ years; size is the shorter side of the stored radiograph. A
+    view that is not one of VIEWS is "other", and so is a scanner with fewer than NAMED_SCANNER patients.
     """
     plain = {
         name: rows[name].fillna("").astype(str).replace("", "unknown").to_numpy()
         for name in ("label", "source", "delivery", "scanner", "view", "sex", "mode")
     }
+    patients = rows["patient"].groupby(plain["scanner"]).transform("nunique").to_numpy()
+    named = {"scanner": patients >= NAMED_SCANNER, "view": np.isin(plain["view"].astype(str), VIEWS)}
+    for name, shown in named.items():
+        plain[name] = np.where(shown | (plain[name] == "unknown"), plain[name], "other")
     ages = _bands(rows["age_years"], (1, 5, 18, 40, 65), "years")
     sides = _bands(rows[["width", "height"]].min(axis=1), (512, 1024, 2048), "px")
     return {**plain, "age group": ages, "size": sides}

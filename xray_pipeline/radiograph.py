@@ -6,10 +6,14 @@ the parts that hold pixels: no EXIF, no text chunk, no patient tag. What is stor
 for byte and is otherwise lossless PNG. `RULES` is every rule there is.
 
 Trade-offs. Colour management is ignored (an ICC profile or gamma chunk is dropped), as training sees grey levels only.
-A JPEG of three components is taken at its luminance. libjpeg repairs damaged entropy data silently, so a flipped bit
-inside a JPEG's scan is not noticed, while a missing end is. A DICOM image without a window is stretched from its
-darkest to its brightest value, as viewers do, unless it has 8 bits. This module travels with the registered model, so
-it imports nothing of the package but its formats and errors: training and serving make pixels by the same code.
+A JPEG of three components is taken at its luminance. libjpeg repairs damaged entropy data silently. It is noticed when
+a JPEG's scan comes out over two blocks short, or over 16 bytes long, as when a stretch of it is missing, zeroed or
+added; with restart markers, when their count or order is wrong or what is between two ends a block early; and of a
+progressive JPEG, which is decoded twice for it, when a scan is short or missing. Damage after which the count comes out
+right, as after most single flipped bits, is not noticed: some blocks of the radiograph are then wrong. A DICOM image
+without a window is stretched from its darkest to its brightest value, as viewers do, unless it has 8 bits. This module
+travels with the registered model, so it imports nothing of the package but its formats and errors: training and serving
+make pixels by the same code.
 """
 
 from __future__ import annotations
@@ -47,10 +51,12 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("archive", "quarantined", "archives (zip, tar, gzip, ...) are never unpacked"),
     Rule("executable", "quarantined", "a program, or a DICOM file whose preamble starts as one (MZ, ELF, #!)"),
     Rule("polyglot", "quarantined", "a DICOM file whose preamble makes it a second kind of file"),
-    Rule("truncated", "quarantined", "the file ends before its image does"),
+    Rule("truncated", "quarantined", "the file, or the compressed pixels in it, ends before the image does"),
     Rule("corrupt", "quarantined", "the file breaks its own format, or its decoder gave up"),
     Rule("undecodable", "quarantined", "the decoder crashed on the file or did not finish; it runs in a process apart"),
-    Rule("trailing-garbage", "quarantined", "bytes follow the end of the image"),
+    Rule(
+        "trailing-garbage", "quarantined", "bytes follow the end of the image, or the pixels that its header asks for"
+    ),
     Rule("bomb", "quarantined", "the header claims more pixels than allowed, or data inflates beyond the size limit"),
     Rule("too-small", "quarantined", "the shorter side has fewer pixels than the rules ask for"),
     Rule("extreme-aspect", "quarantined", "the longer side is too many times the shorter one"),
@@ -68,10 +74,15 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("unsupported-pixels", "quarantined", "DICOM pixels of other than 8 or 16 allocated bits, or floating point"),
     Rule("unsupported-transfer-syntax", "quarantined", "DICOM encoding not named, or one we have no decoder for"),
     Rule("wrong-modality", "quarantined", "DICOM Modality is given and is no projection radiograph's"),
-    Rule("lateral-view", "quarantined", "DICOM view is given as lateral or oblique"),
-    Rule("not-chest", "quarantined", "DICOM BodyPartExamined is given and is not the chest"),
-    Rule("not-human", "quarantined", "DICOM names a species other than human"),
+    Rule(
+        "lateral-view",
+        "quarantined",
+        "DICOM view (position, code, orientation, description) is given as lateral or oblique",
+    ),
+    Rule("not-chest", "quarantined", "DICOM body part, or coded region, is given and is not the chest"),
+    Rule("not-human", "quarantined", "DICOM gives a species other than human, or a description names an animal"),
     Rule("for-processing", "quarantined", "DICOM presentation intent is FOR PROCESSING: raw detector data"),
+    Rule("uneven-pixels", "quarantined", "DICOM pixels are not as high as wide (PixelAspectRatio)"),
     Rule("burned-in-annotation", "quarantined", "DICOM BurnedInAnnotation is YES: text of a patient may be visible"),
     Rule("metadata", "normalised", "EXIF, ICC, comments, text and every DICOM tag are left out of what is stored"),
     Rule("jpeg-kept", "normalised", "an upright grey JPEG keeps its compressed pixels byte for byte"),
@@ -81,7 +92,11 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("orientation", "normalised", "EXIF orientation is applied; a turned JPEG becomes PNG"),
     Rule("depth", "normalised", "16 bits are kept; DICOM of over 8 bits stored becomes 16-bit PNG, others 8-bit"),
     Rule("display", "normalised", "DICOM: modality LUT or rescale, then VOI LUT or window, else darkest to brightest"),
-    Rule("monochrome1", "normalised", "DICOM MONOCHROME1 is inverted, so that black is air"),
+    Rule(
+        "monochrome1",
+        "normalised",
+        "DICOM MONOCHROME1 is inverted, so that black is air; PresentationLUTShape is left aside",
+    ),
     Rule("padding", "normalised", "DICOM pixel padding is shown black and does not count for the brightness range"),
 )
 

@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zlib
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import pydicom.config
 
@@ -29,7 +29,7 @@ from xray_pipeline.formats.dicom_pixels import (
     displayed,
     stored_values,
 )
-from xray_pipeline.formats.raster import Facts, Limits, Read, check_size, turn
+from xray_pipeline.formats.raster import VIEWS, Facts, Limits, Read, check_size, turn
 
 # pydicom's warnings quote the value they are about, and a value may name a patient.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -39,7 +39,7 @@ warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 _UNDEFINED = 0xFFFFFFFF
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _ITEM = 0xFFFEE000
-_MAX_ELEMENTS, _MAX_DEPTH = 100_000, 64
+_MAX_ELEMENTS, _MAX_DEPTH, _MAX_CODE_BYTES = 100_000, 64, 1 << 16
 
 
 class _Element(NamedTuple):
@@ -49,19 +49,32 @@ class _Element(NamedTuple):
     encapsulated: bool  # undefined length
 
 
-class Elements:
-    """The top-level elements of a data set, found without reading values: flat, counted, and of bounded depth."""
+class Code(NamedTuple):
+    """A coded concept (PS3.3 8.8): scheme, value, meaning; fit to compare, not to show."""
 
-    def __init__(self, data: bytes, at: int, *, implicit: bool, little: bool, meta: bool = False) -> None:
+    scheme: str = ""
+    value: str = ""
+    meaning: str = ""
+
+
+class Elements:
+    """The top-level elements of a data set, found without reading values: flat, counted, and of bounded depth.
+
+    `part`: "meta" ends with the file meta group, "item" with the delimiter of a sequence's item.
+    """
+
+    def __init__(
+        self, data: bytes, at: int, *, implicit: bool, little: bool, part: Literal["", "meta", "item"] = ""
+    ) -> None:
         self.data, self.stop, self.implicit, self.little = data, at, implicit, little
         self.elements: dict[int, _Element] = {}
         self._order = "<" if little else ">"
         self._nested_implicit = implicit
         self._around: list[bool] = []  # for each open sequence or item: whether what encloses it has implicit VRs
         self._top = (0, 0, 0)  # tag, start and start of value of the last top-level element
-        self._walk(meta)
+        self._walk(part)
 
-    def _walk(self, meta: bool) -> None:
+    def _walk(self, part: str) -> None:
         head = struct.Struct(self._order + "HH2sH")
         for _ in range(_MAX_ELEMENTS):
             if self.stop >= len(self.data):
@@ -69,10 +82,11 @@ class Elements:
             if self.stop + 8 > len(self.data):
                 raise self._broken("the DICOM file ends inside an element", "truncated")
             group, number, vr, short = head.unpack_from(self.data, self.stop)
-            if group == 0xFFFE and number != 0xE000:
-                self._close(number)
-            elif meta and group != 2 and not self._around:
+            delimiter = group == 0xFFFE and number != 0xE000
+            if not self._around and ((part == "meta" and group != 2) or (part == "item" and delimiter)):
                 return
+            if delimiter:
+                self._close(number)
             else:
                 self._enter(group << 16 | number, vr, short)
         else:
@@ -141,6 +155,20 @@ class Elements:
         value = self.raw(tag)
         return int(struct.unpack(self._order + "H", value[:2])[0]) if len(value) >= 2 else default
 
+    def code(self, tag: int) -> Code:
+        """Return the first code in a top-level sequence, upper case; empty when there is none that can be read."""
+        found, body = self.elements.get(tag), self.raw(tag)[:_MAX_CODE_BYTES]
+        if not found or len(body) < 8:
+            return Code()
+        (size,) = struct.unpack_from(self._order + "I", body, 4)
+        implicit = self.implicit or self.data[found.start + 4 : found.start + 6] == b"UN"
+        content = body[8:] if size == _UNDEFINED else body[8 : 8 + size]
+        try:
+            item = Elements(content, 0, implicit=implicit, little=self.little, part="item")
+        except RadiographError:
+            return Code()
+        return Code(item.text(0x00080102), item.text(0x00080100), item.text(0x00080104))
+
 
 def read_dicom(data: bytes, limits: Limits) -> Read:
     """Read a DICOM file. Raises RadiographError."""
@@ -150,9 +178,10 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
         reason = "unsupported-pixels" if deep else "no-pixels"
         raise RadiographError(reason, "floating-point pixels" if deep else "the DICOM file holds no image")
     _check_tags(tags)
+    _check_subject(tags)
     image = _image(syntax, tags, limits)
     with turn(image.columns, image.rows):
-        stored = stored_values(image, tags)
+        stored = stored_values(image, tags, limits)
         pixels = displayed(image, stored, tags)
     facts = Facts(
         "dicom",
@@ -161,7 +190,7 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
         image.photometric,
         image.stored,
         patient_id=tags.raw(0x00100020)[:1024].decode("latin-1").strip(" \0"),
-        view=tags.text(0x00185101)[:16],
+        view=_view(tags),
         sex=tags.text(0x00100040)[:1] if tags.text(0x00100040)[:1] in ("M", "F", "O") else "",
         age_years=_age(tags),
         scanner=_scanner(tags),
@@ -170,7 +199,7 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
 
 
 def _data_set(data: bytes, limits: Limits) -> tuple[str, Elements]:
-    meta = Elements(data, 132, implicit=False, little=True, meta=True)
+    meta = Elements(data, 132, implicit=False, little=True, part="meta")
     syntax = meta.text(0x00020010)
     if syntax not in NATIVE and syntax not in DECODERS:
         shown = syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "none that is valid"
@@ -193,14 +222,41 @@ _RADIOGRAPHY = frozenset(("", "CR", "DX", "RG", "RF", "OT", "SC"))
 # Shown in messages; any other value stays out of them, as anything may have been typed there.
 _OTHER_MODALITIES = frozenset(("CT", "MR", "US", "NM", "PT", "MG", "XA", "ES", "SM", "SR", "SEG", "PX", "IO", "ECG"))
 _COLOUR = frozenset(("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"))
-_CHEST = re.compile(r"CHEST|THORA|LUNG|^$")
-_SIDE_ON = re.compile(r"\b(LL|RL|LLD|RLD|LAT|LATERAL|LLO|RLO|LAO|RAO|LPO|RPO|OBLIQUE)\b")
-_FRONTAL = re.compile(r"\b(AP|PA|FRONTAL)\b")
-_ANIMAL = re.compile(r"\b(CANINE|FELINE|EQUINE|VETERINARY|DOG|CAT|HORSE)\b")
+# SNOMED CT, and as it was coded before (PS3.16 8.1). What is coded otherwise is told by its meaning, if at all.
+_SNOMED = frozenset(("SCT", "SRT", "SNM3", "99SDM"))
+_HUMAN_CODES = frozenset(("337915000", "L-85003", "30996001", "L-85B00"))
+# fmt: off
+_CHEST_CODES = frozenset((  # thorax, lung, and regions that include them (PS3.16 CID 4009)
+    "816094009", "51185008", "T-D3000", "39607008", "T-28000", "417437006", "R-FAB52", "416152001", "R-FAB53",
+    "416319003", "R-FAB54", "416550000", "R-FAB55", "416775004", "R-FAB56",
+))
+_SIDE_CODES = frozenset((  # lateral, sagittal, oblique (PS3.16 CID 4010)
+    "399067008", "R-102CD", "399198007", "R-10232", "399173006", "R-10236", "399352003", "R-10228", "399260004",
+    "R-10224", "30730003", "G-A145", "399182000", "R-102C1", "399236003", "R-10234", "399184004", "R-10238",
+    "399135007", "R-10220", "399356000", "R-40985", "399006002", "R-10212", "399038007", "R-10210", "399059000",
+    "R-10216", "399312000", "R-10208", "399160007", "R-10204", "260427002", "R-40783", "260426006", "R-40782",
+    "399099002", "R-10230", "399368009", "R-10226",
+))
+# fmt: on
+_FRONTAL_CODES: Final = {
+    **dict.fromkeys(("272479007", "R-40888", "R-10214"), "PA"),
+    **dict.fromkeys(("399348003", "R-10206"), "AP"),
+    **dict.fromkeys(("399033003", "R-10202"), "FRONTAL"),
+}
+_CHEST = re.compile(r"CHEST|\bTHORA|THORAX|\bLUNG")
+_SPINE = re.compile(r"SPINE|SPINAL|LUMB|VERTEB|COLUMN|COLONN|WIRBEL|RACHIS")
+_SIDE_ON = re.compile(
+    r"\b(LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|[LRD]?LAT\d?|[LRD]?LATER(AL|O)\w*|OBL|OBLI[QC]\w*|PROFIL|SEITLICH\w*"
+    r"|SAGITTAL\w*)\b"
+)
+_FRONTAL = re.compile(rf"\b({'|'.join(VIEWS)})\b")
+_SIDEWAYS = re.compile(r"[AP][LRHF]{0,2}\\[LRHFAP]{1,3}")  # what the rows of the image run towards: front or back
+_ANIMAL = re.compile(r"\b(CANINE|FELINE|EQUINE|VETERINARY|DOG|HORSE)\b")
+_SIDE = "side"
 
 
 def _check_tags(tags: Elements) -> None:
-    """Raise RadiographError when a tag says that this is not a frontal chest radiograph for viewing."""
+    """Raise RadiographError when a tag says that this is not one radiograph for viewing."""
     if (frames := _whole(tags.text(0x00280008))) not in (None, 1):
         raise RadiographError("multi-frame", f"{frames} frames")
     if tags.number(0x00280002, 1) != 1 or tags.text(0x00280004) not in ("MONOCHROME1", "MONOCHROME2"):
@@ -214,15 +270,63 @@ def _check_tags(tags: Elements) -> None:
         raise RadiographError("for-processing", "raw detector data; send the image for presentation")
     if tags.text(0x00280301) == "YES":
         raise RadiographError("burned-in-annotation", "the modality says that text is burned into the image")
-    if not _CHEST.search(tags.text(0x00180015)):
-        raise RadiographError("not-chest", "body part examined is given, and is not the chest")
-    described = " ".join(tags.text(tag) for tag in (0x00181400, 0x0008103E, 0x00181030)).replace("_", " ")
-    species = tags.text(0x00102201)
-    if (species and not species.startswith("HOM")) or _ANIMAL.search(described):
+    ratio = re.fullmatch(r"(\d{1,9})\\(\d{1,9})", tags.text(0x00280034).replace(" ", ""))
+    if ratio and int(ratio[1]) != int(ratio[2]):
+        raise RadiographError("uneven-pixels", "a pixel is not as high as it is wide; resample the image")
+
+
+def _check_subject(tags: Elements) -> None:
+    """Raise RadiographError when a tag says that this is not the chest of a human, seen from the front or back."""
+    if not _is_chest(tags):
+        raise RadiographError("not-chest", "body part or anatomic region is given, and is not the chest")
+    if not _is_human(tags):
         raise RadiographError("not-human", "the species is given, and is not human")
-    view = tags.text(0x00185101).replace("_", " ")
-    if _SIDE_ON.search(view) or (not view and _SIDE_ON.search(described) and not _FRONTAL.search(described)):
+    if _ANIMAL.search(_described(tags)):
+        raise RadiographError("not-human", "the description of series, protocol or processing names an animal")
+    if _view(tags) == _SIDE:
         raise RadiographError("lateral-view", "the view is given as lateral or oblique")
+
+
+def _is_chest(tags: Elements) -> bool:
+    """Return whether the body part, or without it the coded region, is the chest or not known."""
+    if part := tags.text(0x00180015).replace("_", " "):
+        return _names_chest(part)
+    region = tags.code(0x00082218)
+    return region.scheme not in _SNOMED or region.value in _CHEST_CODES or _names_chest(region.meaning)
+
+
+def _names_chest(text: str) -> bool:
+    return bool(_CHEST.search(text)) and not _SPINE.search(text)
+
+
+def _is_human(tags: Elements) -> bool:
+    """Return whether the species, in words and coded, is human or not known."""
+    code, word = tags.code(0x00102202), tags.text(0x00102201)
+    human = code.value in _HUMAN_CODES or code.meaning.startswith(_HUMAN)
+    return (not word or word.startswith(_HUMAN)) and (not (code.meaning or code.scheme in _SNOMED) or human)
+
+
+_HUMAN = ("HOM", "HUM")
+
+
+def _described(tags: Elements) -> str:
+    return " ".join(tags.text(tag) for tag in (0x00181400, 0x0008103E, 0x00181030)).replace("_", " ")
+
+
+def _view(tags: Elements) -> str:
+    """Return one of VIEWS, `_SIDE`, or "" when not known: position counts before code before the rest."""
+    code = tags.code(0x00540220)
+    coded = code.meaning
+    if code.scheme in _SNOMED:
+        coded = _FRONTAL_CODES.get(code.value) or ("LATERAL" if code.value in _SIDE_CODES else coded)
+    for text in (tags.text(0x00185101).replace("_", " "), coded):
+        if _SIDE_ON.search(text):
+            return _SIDE
+        if frontal := _FRONTAL.search(text):
+            return frontal[0]
+    described = _described(tags)
+    sideways = _SIDEWAYS.fullmatch(tags.text(0x00200020))
+    return _SIDE if sideways or (_SIDE_ON.search(described) and not _FRONTAL.search(described)) else ""
 
 
 def _whole(text: str) -> int | None:

@@ -19,10 +19,12 @@ import logging
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,7 +145,8 @@ class Dataset:
 
         From the settings, else from `<home>/patient.key`, which is made once with mode 0600, but never for a store on
         S3: several machines may share it, and each would make its own. Losing the key orphans every patient's split, so
-        a key that does not fit the dataset is refused. Raises DatasetError.
+        a key that does not fit the dataset is refused, and so is a file that is cut short or that others may read.
+        Raises DatasetError.
         """
         key = self.settings.patient_key.get_secret_value().encode()
         if not key:
@@ -153,14 +156,15 @@ class Dataset:
                     f"the store is {self.settings.store} and there is no patient key; set XRAY_PATIENT_KEY to the same "
                     f"random value on every machine that works with it, for example from `openssl rand -hex 32`"
                 )
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                    file.write(secrets.token_hex(32))
-                log.info("made a new key for patient hashes: %s (keep a copy: the split depends on it)", path)
-            except FileExistsError:
-                log.debug("using the patient key in %s", path)
-            key = path.read_text().strip().encode()
+                if not path.exists():
+                    _make_key(path)
+                key = _read_key(path)
+            except OSError as error:
+                raise DatasetError(
+                    f"the patient key {path} can't be used: {error.strerror or error}; make {path.parent} a folder "
+                    f"that can be written to, or set XRAY_PATIENT_KEY"
+                ) from error
         self._check_identity(key)
         return key
 
@@ -334,6 +338,45 @@ class Dataset:
                     f"the dataset in {self.store.uri} was made with another setting: {name} {shown}; "
                     f"put the setting back, or start a new store"
                 )
+
+
+_SHORTEST_KEY = 32  # characters, of the 64 that are made
+
+
+def _make_key(path: Path) -> None:
+    """Make the key file whole or not at all; of processes that do so at once one wins, and none replaces another's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".patient.key-", dir=path.parent)  # mode 0600
+    try:
+        with open(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(handle)
+        os.link(temporary, path)
+    except FileExistsError:
+        log.debug("another process made the patient key %s", path)
+    else:
+        log.info("made a new key for patient hashes: %s (keep a copy: the split depends on it)", path)
+    finally:
+        os.unlink(temporary)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name must survive a power cut before a dataset depends on it
+    finally:
+        os.close(folder)
+
+
+def _read_key(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise DatasetError(f"others may read the patient key; run: chmod 600 {path}")
+        key = file.read().strip(b"\0 \t\r\n")  # some file systems fill with zeros what a power cut took
+    if len(key) < _SHORTEST_KEY:
+        raise DatasetError(
+            f"the patient key {path} has {len(key)} characters, {_SHORTEST_KEY} or more are needed; put your copy of "
+            f"it back, or delete it if nothing was ever ingested with it: a new one is made then"
+        )
+    return key
 
 
 _ROW_COLUMNS = (

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +33,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xray_pipeline.data_quality.near_duplicates import Prints
+from xray_pipeline.deliveries.standing import (
+    File,
+    contested,
+    contested_by_nearest,
+    counted,
+    files_of,
+    part_of,
+    standing,
+)
 from xray_pipeline.errors import DatasetError, ObjectNotFound
 from xray_pipeline.settings import Settings, SplitMode
 from xray_pipeline.storage import Store, open_store
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # 2: rows carry a perceptual hash and a thumbnail, without which copies go unnoticed
+CONNECTED = 3  # of a snapshot whose rows depend on it that `contested` is asked, as it was not for those of format 2
 SIDES = ("train", "validation", "held-out")
 
 Progress = Callable[[int, int, str], None]
@@ -93,9 +103,19 @@ class History:
 
     def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
         """Return how many parts of delivery `name` are committed, and their files as (file, size, version)."""
-        parts = [table for key, table in self._tables.items() if re.fullmatch(re.escape(name) + r"(\+\d+)?", key)]
-        files = (zip(table["file"], table["size"].tolist(), table["version"], strict=True) for table in parts)
-        return len(parts), frozenset(file for part in files for file in part)
+        parts = [table for key, table in self._tables.items() if part_of(key)[0] == name]
+        return len(parts), frozenset(file for part in parts for file in files_of(part))
+
+    def without(self, name: str, files: Set[File]) -> History:
+        """Return the history in which some quarantined files of delivery `name` were never judged."""
+
+        def less(table: pd.DataFrame) -> pd.DataFrame:
+            kept = (table["verdict"] == "accepted") | np.array(
+                [file not in files for file in files_of(table)], np.bool_
+            )
+            return table if kept.all() else table[kept].reset_index(drop=True)
+
+        return History({key: less(t) if part_of(key)[0] == name else t for key, t in self._tables.items()})
 
     def labels(self, digest: str) -> str | None:
         """Return the label of a committed radiograph; None when the dataset doesn't hold it."""
@@ -116,6 +136,13 @@ class History:
     def prints(self) -> Prints:
         """The fingerprints of the committed radiographs, in the order of the manifests' keys. Raises DatasetError."""
         return Prints.joined([Prints.of(t, np.flatnonzero(t["verdict"] == "accepted")) for t in self._tables.values()])
+
+    @cached_property
+    def contested(self) -> Prints:
+        """The fingerprints of radiographs, accepted or not, that label conflicts keep out. Raises DatasetError."""
+        out, stands = contested(self._tables), standing(self._tables)
+        rows = {key: counted(t, stands[key]) & t["digest"].isin(out) for key, t in self._tables.items() if out}
+        return Prints.joined([Prints.of(self._tables[key], np.flatnonzero(which)) for key, which in rows.items()])
 
     @cached_property
     def _accepted(self) -> pd.DataFrame:
@@ -195,7 +222,8 @@ class Dataset:
             raise DatasetError(f"delivery {key} was rejected; it can't be committed")
         self._write_identity(self.patient_key())
         if not self.store.exists(f"manifests/{key}.parquet"):
-            table = rejudge(intake.table, self.history(), self.settings)
+            history = self.history().without(intake.delivery.name, set(files_of(intake.table)))
+            table = rejudge(intake.table, history, self.settings)
             self._store_radiographs(intake, table, progress)
             data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
             if not self.store.write_if_absent(f"manifests/{key}.parquet", data):
@@ -211,8 +239,11 @@ class Dataset:
         keys = self.manifests()
         if not keys:
             return None
+        tables = {key: self.manifest(key) for key in keys}
+        differ = contested(tables) ^ contested_by_nearest(tables)
+        moved = any(table.loc[table["verdict"] == "accepted", "digest"].isin(differ).any() for table in tables.values())
         content = {
-            "format": FORMAT,
+            "format": CONNECTED if moved else FORMAT,
             "dataset": json.loads(self.store.read("dataset.json")),
             "manifests": {key: self._manifest(key)[0] for key in keys},
         }
@@ -223,32 +254,32 @@ class Dataset:
 
     def open_snapshot(self, digest: str) -> Snapshot:
         """Return a snapshot made earlier. Raises DatasetError when it is unknown or its bytes changed."""
-        return self._describe(digest, sorted(self._snapshot_manifests(digest)))
+        return self._describe(digest, sorted(self._snapshot(digest)["manifests"]))
 
     def rows(self, snapshot: Snapshot) -> pd.DataFrame:
         """Return the snapshot's radiographs, one row each, sorted by digest.
 
         Columns: digest, suffix, label, patient, side, delivery, source, width, height, mode, view, sex, age_years,
-        scanner. `source` is the family a file name belongs to, never the name itself. Radiographs that a later delivery
-        brought under another label, themselves or a near copy, are left out. Raises DatasetError when a manifest is
-        missing or has changed.
+        scanner. `source` is the family a file name belongs to, never the name itself. Radiographs that some delivery
+        brought under another label, themselves or a near copy, are left out until that is settled: `contested`. Raises
+        DatasetError when a manifest is missing or has changed.
         """
-        tables = []
-        for key, expected in self._snapshot_manifests(snapshot.digest).items():
+        kept, tables = self._snapshot(snapshot.digest), {}
+        for key, expected in kept["manifests"].items():
             actual, table = self._manifest(key)
             if actual != expected:
                 raise DatasetError(
                     f"manifest {key} has digest {actual[:12]}, snapshot {snapshot.digest[:12]} was made with "
                     f"{expected[:12]}; restore {self.store.uri}/manifests/{key}.parquet from a backup"
                 )
-            tables.append(table.assign(delivery=key, source=table["file"].map(_source)))
-        rows = pd.concat(tables, ignore_index=True)
-        accepted, conflicts = rows[rows["verdict"] == "accepted"], rows[rows["reason"] == "label-conflict"]
-        copied = accepted[accepted["digest"].isin(conflicts["near_copy"])]
-        label_of = dict(zip(copied["digest"], copied["label"], strict=True))
-        pairs = zip(conflicts["near_copy"], conflicts["label"], strict=True)
-        out = {*conflicts["digest"], *(copy for copy, label in pairs if label_of.get(copy, label) != label)}
-        rows = accepted[~accepted["digest"].isin(out)]
+            tables[key] = table
+        out = contested(tables) if kept["format"] == CONNECTED else contested_by_nearest(tables)
+        accepted = [
+            table[(table["verdict"] == "accepted") & ~table["digest"].isin(out)].assign(delivery=key)
+            for key, table in tables.items()
+        ]
+        rows = pd.concat(accepted, ignore_index=True)
+        rows["source"] = rows["file"].map(_source)
         return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
 
     def read(self, digest: str, suffix: str) -> bytes:
@@ -267,18 +298,19 @@ class Dataset:
         rows = self.rows(empty)
         return Snapshot(digest, tuple(keys), len(rows), rows["patient"].nunique())
 
-    def _snapshot_manifests(self, digest: str) -> dict[str, str]:
+    def _snapshot(self, digest: str) -> dict[str, Any]:
         try:
             data = self.store.read(f"snapshots/{digest}.json")
         except ObjectNotFound as error:
             raise DatasetError(f"no snapshot {digest} in {self.store.uri}") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise DatasetError(f"snapshots/{digest}.json in {self.store.uri} has changed; restore it from a backup")
-        content = json.loads(data)
-        if content["format"] != FORMAT:
-            raise DatasetError(f"snapshot {digest[:12]} has format {content['format']}; this version reads {FORMAT}")
-        manifests: dict[str, str] = content["manifests"]
-        return manifests
+        content: dict[str, Any] = json.loads(data)
+        if content["format"] not in (FORMAT, CONNECTED):
+            raise DatasetError(
+                f"snapshot {digest[:12]} has format {content['format']}; this version reads {FORMAT} and {CONNECTED}"
+            )
+        return content
 
     def _manifest(self, key: str) -> tuple[str, pd.DataFrame]:
         if key not in self._cache:

@@ -48,7 +48,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("special-file", "quarantined", "FIFOs, sockets and devices are never opened"),
     Rule("system-file", "quarantined", "litter of operating systems (.DS_Store, Thumbs.db, ._*); counts as no file"),
     Rule("unreadable", "quarantined", "no permission to read the file, or its name is no safe path"),
-    Rule("vanished", "quarantined", "the file went away during the check"),
+    Rule("vanished", "quarantined", "the file went away during the check, or later, which settled a label conflict"),
     Rule("changed", "quarantined", "the file changed during the check"),
     Rule("no-class", "quarantined", "the file lies outside every class folder"),
     Rule("not-listed", "quarantined", "labels.csv does not name the file"),
@@ -56,7 +56,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "label-conflict",
         "quarantined",
-        "the same image, or a near copy of it, has two labels, here or against the dataset; both are out",
+        "the same image, or a near copy of it, has two labels, here or against the dataset; all its copies are out",
     ),
     Rule("duplicate", "quarantined", "the same image is in the delivery already (first path wins) or in the dataset"),
     Rule("patient-on-two-sides", "quarantined", "the patient is on another side of the split, here or in the dataset"),

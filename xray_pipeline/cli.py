@@ -76,7 +76,7 @@ def quarantine(
 
 @app.command()
 def rejudge(delivery: Annotated[str, typer.Argument(help="Its name.")], as_json: Json = False) -> None:
-    """Judge the quarantined files of a committed delivery anew, after a rule changed; what is fit now is added."""
+    """Judge the quarantined files of a committed delivery anew, after a rule changed or a wrong copy was deleted."""
     with _progress(as_json) as progress:
         result = bookkeeping.rejudge(_run(), delivery, progress)
     lines = [f"{result['judged']} files judged anew, {result['accepted']} accepted", *filter(None, [result["why"]])]

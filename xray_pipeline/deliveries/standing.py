@@ -7,10 +7,12 @@ from then on. Everything here follows from the manifests alone, so it is the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
 
 File = tuple[str, int, str]
 
@@ -33,6 +35,8 @@ def standing(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]
 
     Accepted rows always stand: only quarantined files are judged anew.
     """
+    import numpy as np
+
     stands: dict[str, NDArray[np.bool_]] = {}
     later: dict[str, set[File]] = {}
     for key in sorted(tables, key=part_of, reverse=True):
@@ -52,6 +56,8 @@ def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     Near copies are connected by what standing rows, accepted or in a label conflict, say of each other. A conflict is
     settled once the rows that stand agree.
     """
+    import pandas as pd
+
     stands = standing(tables)
     conflicts = {
         digest
@@ -82,11 +88,15 @@ def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
 
 def counted(table: pd.DataFrame, stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return which rows say what a radiograph shows: the accepted ones, and standing ones in a label conflict."""
+    import numpy as np
+
     return np.asarray(((table["verdict"] == "accepted") | (table["reason"] == CONFLICT)) & stands)
 
 
 def contested_by_nearest(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     """Return what `contested` gave when snapshots of format 2 were made: by one near copy a row, never settled."""
+    import pandas as pd
+
     columns = ["digest", "label", "near_copy", "verdict", "reason"]
     rows = pd.concat([table[columns] for table in tables.values()])
     accepted, conflicts = rows[rows["verdict"] == "accepted"], rows[rows["reason"] == CONFLICT]

@@ -140,16 +140,35 @@ def test_near_copies_on_one_side_are_accepted_and_listed(tmp_path: Path, given: 
     digest = dataset.manifest("one")["digest"][0][:12]
     assert result.result["near_copies"] == {
         "across_split": 1,
+        "two_labels": 0,
         "same_side": 3,
         "listed": [
-            {"row": 0, "of": f"dataset {digest}", "verdict": "quarantined"},
-            {"row": 1, "of": f"dataset {digest}", "verdict": "accepted"},
-            {"row": 2, "of": "row 3", "verdict": "accepted"},
-            {"row": 3, "of": "row 2", "verdict": "accepted"},
+            {"row": 0, "of": f"dataset {digest}", "verdict": "quarantined", "why": "across the split"},
+            {"row": 1, "of": f"dataset {digest}", "verdict": "accepted", "why": "same side"},
+            {"row": 2, "of": "row 3", "verdict": "accepted", "why": "same side"},
+            {"row": 3, "of": "row 2", "verdict": "accepted", "why": "same side"},
         ],
     }
     assert "1 across the split, quarantined; 3 on the same side, accepted." in result.page
     assert "z.jpg" not in result.page
+
+
+def test_near_copies_under_two_labels_are_called_that(tmp_path: Path, given: Settings) -> None:
+    files = {"train/NORMAL/a.png": png(image(1)), "train/PNEUMONIA/b.jpg": near(1), "train/NORMAL/c.png": png(image(2))}
+    result = judged(lay(tmp_path, files), given)
+    assert result.result["near_copies"] == {
+        "across_split": 0,
+        "two_labels": 2,
+        "same_side": 0,
+        "listed": [
+            {"row": 0, "of": "row 2", "verdict": "quarantined", "why": "two labels"},
+            {"row": 2, "of": "row 0", "verdict": "quarantined", "why": "two labels"},
+        ],
+    }
+    assert (
+        "0 across the split, quarantined; 0 on the same side, accepted; 2 with two labels, quarantined." in result.page
+    )
+    assert "quarantined, two labels" in result.page
 
 
 @pytest.mark.parametrize("side", ["train", "test"])

@@ -2,8 +2,9 @@
 
 Four batches are validated: every row of the intake table, its accepted rows, its quarantined rows, and one row that
 sums up. The delivery is fit when every expectation holds. Great Expectations runs in memory with its analytics off and
-leaves nothing on disk; importing it takes seconds, so only `judge` does. Its own Data Docs load files from outside, so
-the page is ours: one HTML file that names rows by number, never a path or a patient.
+leaves nothing on disk; importing it takes seconds, so only `judge` does. Its own Data Docs load files from outside when
+they are opened, so they are written only on request, and the page is ours: one HTML file that names rows by number,
+never a path or a patient.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -91,15 +93,18 @@ def judge(
     bookkeeping: Sequence[str] = (),
     drift: Drift | None = None,
     acknowledged: Collection[str] = (),
+    data_docs: Path | None = None,
 ) -> Outcome:
     """Validate an intake table (columns of `Row`) and return the verdict on its delivery.
 
     `bookkeeping` names the delivery's files that have no row (labels.csv, _SUCCESS); `drift` is how the delivery
-    compares with the dataset, and `acknowledged` names the channels whose alarm a person has settled.
+    compares with the dataset, and `acknowledged` names the channels whose alarm a person has settled. With `data_docs`,
+    a folder, Great Expectations writes its own Data Docs of the validation there. Raises OSError when it can't.
     """
     table = table.assign(statistics="", thumbnail="")  # two thirds of its memory, and no rule is about what is in them
     batches = _batches(table, drift, acknowledged)
-    findings = _validate(batches, [*_rules(settings), *_drift_rules(drift, settings.rules, acknowledged)])
+    rules = [*_rules(settings), *_drift_rules(drift, settings.rules, acknowledged)]
+    findings = _validate(batches, rules, delivery.key, data_docs)
     failed = [finding for finding in findings if not finding.success]
     fit = not any(finding.stops for finding in failed)
     failures, warnings = (
@@ -309,18 +314,22 @@ def _drift_rules(drift: Drift | None, rules: IntakeRules, acknowledged: Collecti
     ]
 
 
-def _validate(batches: dict[str, pd.DataFrame], rules: list[_Rule]) -> list[Finding]:
+def _validate(
+    batches: dict[str, pd.DataFrame], rules: list[_Rule], run_name: str, data_docs: Path | None
+) -> list[Finding]:
     """Run the expectations, one validation a batch, and return their findings in the order of the rules."""
-    from great_expectations import ExpectationSuite
+    from great_expectations import ExpectationSuite, RunIdentifier, ValidationDefinition
 
-    source = _context().data_sources.add_pandas("intake")
+    context, run = _context(), RunIdentifier(run_name=run_name)
+    source = context.data_sources.add_pandas("intake")
     found: dict[int, Finding] = {}
     for name, frame in batches.items():
         numbered = [(number, rule) for number, rule in enumerate(rules) if rule.batch == name]
         asset = source.add_dataframe_asset(name)
-        batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
-        suite = ExpectationSuite(name=name, expectations=[rule.expectation for _, rule in numbered])
-        validated = batch.validate(suite, result_format="BASIC")
+        suite = context.suites.add(ExpectationSuite(name=name, expectations=[rule.expectation for _, rule in numbered]))
+        data = asset.add_batch_definition_whole_dataframe("all")
+        validation = context.validation_definitions.add(ValidationDefinition(name=name, data=data, suite=suite))
+        validated = validation.run(batch_parameters={"dataframe": frame}, result_format=_COUNTS_ONLY, run_id=run)
         # Results come in an order of their own: what each is of, its configuration says.
         results = {_identity(result.expectation_config): result for result in validated.results}
         for number, rule in numbered:
@@ -329,7 +338,22 @@ def _validate(batches: dict[str, pd.DataFrame], rules: list[_Rule]) -> list[Find
             found[number] = Finding(
                 rule.sentence, observed, rule.threshold, bool(result.success), rule.stops, rule.broken
             )
+    if data_docs:
+        context.add_data_docs_site("intake", _data_docs_site(data_docs))
+        context.build_data_docs()
     return [found[number] for number in range(len(rules))]
+
+
+_COUNTS_ONLY = {"result_format": "BASIC", "partial_unexpected_count": 0}  # unexpected values may be paths
+
+
+def _data_docs_site(folder: Path) -> Any:
+    return {
+        "class_name": "SiteBuilder",
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())},
+        "show_how_to_buttons": False,
+    }
 
 
 def _identity(configuration: Any) -> tuple[str, str]:

@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -242,10 +243,12 @@ def check(
     patient_key: bytes,
     progress: Progress | None = None,
     acknowledged: Collection[str] = (),
+    data_docs: Path | None = None,
 ) -> Intake:
     """Read and judge every new file of a delivery. `acknowledged` names the drift alarms that a person has settled.
 
-    Writes nothing, except that the scan of a large delivery keeps a journal in `settings.cache` until it is through.
+    Writes nothing but the journal that the scan of a large delivery keeps in `settings.cache` until it is through, and
+    Great Expectations' Data Docs into the folder `data_docs` when that is given.
     Raises DeliveryError when the delivery can't be judged as a whole (unknown class, unreadable labels.csv, changed
     since it was found), StorageError when its store does not answer, ConfigError.
     """
@@ -264,7 +267,7 @@ def check(
     table = rejudge(by_file(still_there(read, store), of_rows(named)), history, settings)
     bookkeeping = sorted(entry.key for entry in entries if entry.key in BOOKKEEPING)
     found = drift.of_table(table, history.reference(), settings.rules)
-    outcome = expectations.judge(delivery, table, settings, bookkeeping, found, acknowledged)
+    outcome = expectations.judge(delivery, table, settings, bookkeeping, found, acknowledged, data_docs)
     accepted = int((table["verdict"] == "accepted").sum())
     log.info("delivery %s: %d of %d files accepted", delivery.key, accepted, len(table))
     return Intake(delivery, table, outcome.fit, outcome.failures, outcome.result, outcome.page, outcome.warnings, found)

@@ -274,7 +274,7 @@ def test_a_conflict_with_another_delivery_is_settled_where_the_wrong_copy_was(se
 
 
 def test_a_corrected_list_settles_a_label_conflict(settings: Settings) -> None:
-    said = "file,label\na.png,NORMAL\nb.png,{}\nc.jpg,NORMAL\nd.png,NORMAL\n"
+    said = "file,label,patient_id\na.png,NORMAL,1\nb.png,{},1\nc.jpg,NORMAL,2\nd.png,NORMAL,1\n"
     files = {"a.png": SAME, "b.png": SAME, "c.jpg": jpeg(seed=1), "d.png": NEAR}
     lay(settings, "first", {**files, "labels.csv": said.format("PNEUMONIA").encode()})
     run = run_of(settings)

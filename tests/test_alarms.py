@@ -113,7 +113,7 @@ def test_an_inverted_scanner_is_warned_of_and_still_taken(grown: Settings) -> No
     deliver(grown, "second", range(100, 125), inverted=True)
     run, checked = judged(grown)
     assert checked.fit
-    assert "Pixels look like the dataset's: p = 0.000" in checked.warnings[0]
+    assert "Pixels do not look like the dataset's: p = 0.000" in checked.warnings[0]
     assert alarms.of_delivery(run.store(), "second") == ("pixels",)
     page = run.store().read("intake/second/page.html").decode()
     assert "Drift alarm." in page
@@ -124,7 +124,7 @@ def test_a_policy_may_stop_it_until_a_person_lets_it_in(grown: Settings) -> None
     deliver(grown, "second", range(100, 125), inverted=True)
     run, checked = judged(grown, drift="stop")
     assert not checked.fit
-    assert "Pixels look like the dataset's" in checked.why
+    assert "Pixels do not look like the dataset's" in checked.why
     night.commit_deliveries(run, ["second"])
     assert night.find_deliveries(run) == ["second"]
     alarms.acknowledge(run.store(), "second", "alice", "a new detector")

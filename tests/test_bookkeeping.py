@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,111 @@ def test_a_killed_rejudging_is_repeated_to_the_same_end(committed: Run, monkeypa
             rejudge(run, "first")
     assert set(manifests(run)) == {"first.parquet"}
     assert rejudge(run, "first")["accepted"] == 1
+
+
+# a label conflict that a person settles
+
+X = picture(90, 200, 180)
+SAME = png(X)
+NEAR = jpeg(X, quality=60)
+
+
+def conflict(settings: Settings, wrong: bytes, more: dict[str, bytes] | None = None) -> Run:
+    """A delivery in which an image, or its near copy, is under both labels, and two others."""
+    files = {"NORMAL/a.png": SAME, "PNEUMONIA/b.img": wrong, "NORMAL/c.jpg": jpeg(seed=1)}
+    lay(settings, "first", files | {"PNEUMONIA/d.jpg": jpeg(seed=4)} | (more or {}))
+    run = run_of(settings)
+    ingest(run)
+    assert {row["reason"] for row in quarantine(run)} == {"label-conflict"}
+    return run
+
+
+def labels(run: Run) -> list[str]:
+    """The labels of what a night would train on, sorted; the snapshot can be opened again with the same rows."""
+    dataset = Dataset(run.settings)
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    again = Dataset(run.settings)
+    assert again.rows(again.open_snapshot(snapshot.digest)).equals(dataset.rows(snapshot))
+    return sorted(dataset.rows(snapshot)["label"])
+
+
+@pytest.mark.parametrize("wrong", [SAME, NEAR], ids=["the same image", "a near copy"])
+def test_a_label_conflict_that_is_settled_gives_the_radiograph_back(settings: Settings, wrong: bytes) -> None:
+    run = conflict(settings, wrong)
+    assert labels(run) == ["NORMAL", "PNEUMONIA"]
+    before = Dataset(settings).snapshot()
+    Path(settings.incoming, "first", "PNEUMONIA", "b.img").unlink()
+    found = rejudge(run, "first")
+    assert (found["key"], found["accepted"], found["gone"]) == ("first+2", 1, 1)
+    assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
+    assert [(row["delivery"], row["reason"]) for row in quarantine(run)] == [("first+2", "vanished")]
+    assert verify(run) == (True, "4 files of 1 deliveries, each accepted or quarantined once")
+    assert bookkeeping.of_delivery(run, "first+2")["holds"]  # type: ignore[index]
+    assert before is not None
+    assert len(Dataset(settings).rows(before)) == 2
+    assert rejudge(run, "first")["key"] == ""
+    assert night.find_deliveries(run) == []
+
+
+@pytest.mark.parametrize("wrong", [SAME, NEAR], ids=["the same image", "a near copy"])
+def test_a_conflict_with_another_delivery_is_settled_where_the_wrong_copy_was(settings: Settings, wrong: bytes) -> None:
+    lay(settings, "first", {"NORMAL/a.png": SAME, "NORMAL/c.jpg": jpeg(seed=1)})
+    run = run_of(settings)
+    ingest(run)
+    lay(settings, "second", {"PNEUMONIA/b.img": wrong, "PNEUMONIA/d.jpg": jpeg(seed=4)})
+    ingest(run)
+    assert labels(run) == ["NORMAL", "PNEUMONIA"]
+    assert rejudge(run, "second")["key"] == ""
+    Path(settings.incoming, "second", "PNEUMONIA", "b.img").unlink()
+    assert rejudge(run, "second")["key"] == "second+2"
+    assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
+
+
+def test_a_corrected_list_settles_a_label_conflict(settings: Settings) -> None:
+    said = "file,label,patient_id\na.png,NORMAL,1\nb.png,{},1\nc.jpg,NORMAL,2\nd.png,NORMAL,1\n"
+    files = {"a.png": SAME, "b.png": SAME, "c.jpg": jpeg(seed=1), "d.png": NEAR}
+    lay(settings, "first", {**files, "labels.csv": said.format("PNEUMONIA").encode()})
+    run = run_of(settings)
+    ingest(run)
+    assert labels(run) == ["NORMAL"]
+    lay(settings, "first", {"labels.csv": said.format("NORMAL").encode()})
+    rejudge(run, "first")
+    assert labels(run) == ["NORMAL"] * 3
+    assert [row["reason"] for row in quarantine(run)] == ["duplicate"]
+
+
+def test_a_conflict_is_not_settled_by_what_is_still_there(settings: Settings) -> None:
+    run = conflict(settings, NEAR, {"PNEUMONIA/e.img": jpeg(X[3:-3, 2:-2])})
+    Path(settings.incoming, "first", "PNEUMONIA", "b.img").unlink()
+    rejudge(run, "first")
+    assert labels(run) == ["NORMAL", "PNEUMONIA"]
+    assert sorted(row["reason"] for row in quarantine(run)) == ["label-conflict", "label-conflict", "vanished"]
+
+
+def test_a_delivery_that_was_cleared_away_settles_nothing(settings: Settings) -> None:
+    run = conflict(settings, SAME)
+    for path in Path(settings.incoming, "first").rglob("*.*"):
+        path.unlink()
+    assert rejudge(run, "first")["key"] == ""
+    assert labels(run) == ["NORMAL", "PNEUMONIA"]
+
+
+def test_a_snapshot_of_an_earlier_version_keeps_its_rows(settings: Settings) -> None:
+    """Before, one near copy a row counted, and a conflict was never settled."""
+    run = conflict(settings, NEAR)
+    Path(settings.incoming, "first", "PNEUMONIA", "b.img").unlink()
+    rejudge(run, "first")
+    now = Dataset(settings).snapshot()
+    assert now is not None
+    folder = Path(settings.store, "dataset", "snapshots")
+    content = json.loads((folder / f"{now.digest}.json").read_bytes())
+    assert content["format"] == 3
+    data = json.dumps({**content, "format": 2}, sort_keys=True, indent=1).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (folder / f"{digest}.json").write_bytes(data)
+    dataset = Dataset(settings)
+    assert (dataset.open_snapshot(digest).images, dataset.open_snapshot(now.digest).images) == (2, 3)
 
 
 # all of it

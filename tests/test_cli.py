@@ -54,6 +54,31 @@ def test_check_says_yes_and_writes_nothing(xray: Run, delivery: Path, tmp_path: 
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["incoming"]
 
 
+def test_check_writes_data_docs_on_request(xray: Run, delivery: Path, tmp_path: Path) -> None:
+    done = xray("check", delivery, "--data-docs", "docs", XRAY_RULES__MIN_FILES="13")
+    assert done.returncode == 3, done.stderr
+    folder = tmp_path / "docs"
+    index = (folder / "index.html").read_text()
+    pages = {path.name.partition("-")[2]: path for path in folder.glob("validations/*/first/*/*.html")}
+    assert sorted(pages) == ["accepted.html", "files.html", "quarantined.html", "summary.html"]
+    assert all(str(page.relative_to(folder)) in index for page in pages.values())
+    assert "Failed" in pages["summary.html"].read_text()
+    assert "Succeeded" in pages["accepted.html"].read_text()
+    assert not any(b"patient0000" in path.read_bytes() for path in folder.rglob("*.html"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "home"]
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["incoming"]
+    again = xray("check", delivery, "--data-docs", "docs")
+    assert again.returncode == 1
+    assert "docs is not empty; name a new or empty folder outside the delivery" in again.stderr
+
+
+def test_data_docs_are_not_written_into_a_delivery(xray: Run, delivery: Path) -> None:
+    done = xray("check", delivery, "--data-docs", delivery / "docs")
+    assert done.returncode == 1
+    assert "lies in the delivery, which is never written to" in done.stderr
+    assert not (delivery / "docs").exists()
+
+
 def test_a_misspelt_class_is_a_no_that_names_the_nearest(xray: Run, delivery: Path) -> None:
     (delivery / "PNEUMONIA").rename(delivery / "PNEUMONA")
     done = xray("check", delivery)

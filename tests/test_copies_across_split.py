@@ -140,16 +140,35 @@ def test_near_copies_on_one_side_are_accepted_and_listed(tmp_path: Path, given: 
     digest = dataset.manifest("one")["digest"][0][:12]
     assert result.result["near_copies"] == {
         "across_split": 1,
+        "two_labels": 0,
         "same_side": 3,
         "listed": [
-            {"row": 0, "of": f"dataset {digest}", "verdict": "quarantined"},
-            {"row": 1, "of": f"dataset {digest}", "verdict": "accepted"},
-            {"row": 2, "of": "row 3", "verdict": "accepted"},
-            {"row": 3, "of": "row 2", "verdict": "accepted"},
+            {"row": 0, "of": f"dataset {digest}", "verdict": "quarantined", "why": "across the split"},
+            {"row": 1, "of": f"dataset {digest}", "verdict": "accepted", "why": "same side"},
+            {"row": 2, "of": "row 3", "verdict": "accepted", "why": "same side"},
+            {"row": 3, "of": "row 2", "verdict": "accepted", "why": "same side"},
         ],
     }
     assert "1 across the split, quarantined; 3 on the same side, accepted." in result.page
     assert "z.jpg" not in result.page
+
+
+def test_near_copies_under_two_labels_are_called_that(tmp_path: Path, given: Settings) -> None:
+    files = {"train/NORMAL/a.png": png(image(1)), "train/PNEUMONIA/b.jpg": near(1), "train/NORMAL/c.png": png(image(2))}
+    result = judged(lay(tmp_path, files), given)
+    assert result.result["near_copies"] == {
+        "across_split": 0,
+        "two_labels": 2,
+        "same_side": 0,
+        "listed": [
+            {"row": 0, "of": "row 2", "verdict": "quarantined", "why": "two labels"},
+            {"row": 2, "of": "row 0", "verdict": "quarantined", "why": "two labels"},
+        ],
+    }
+    assert (
+        "0 across the split, quarantined; 0 on the same side, accepted; 2 with two labels, quarantined." in result.page
+    )
+    assert "quarantined, two labels" in result.page
 
 
 @pytest.mark.parametrize("side", ["train", "test"])
@@ -181,6 +200,63 @@ def test_a_near_copy_under_another_label_withdraws_the_dataset_s(tmp_path: Path,
     assert after is not None
     assert (len(dataset.rows(before)), len(dataset.rows(after))) == (2, 2)
     assert late["near_copy"] not in set(dataset.rows(after)["digest"])
+
+
+GROUPS = [(0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 3), (3, 1, 0)]  # kinds of near copies
+
+
+@pytest.mark.parametrize("kinds", GROUPS)
+def test_all_copies_of_an_image_with_two_labels_are_out(
+    tmp_path: Path, given: Settings, kinds: tuple[int, ...]
+) -> None:
+    files = {f"train/NORMAL/a{n}.img": near(1, kind) for n, kind in enumerate(kinds)}
+    files |= {"train/NORMAL/a.png": png(image(1)), "train/PNEUMONIA/b.jpg": jpeg(image(1), quality=80)}
+    files |= {"train/NORMAL/c.png": png(image(2)), "train/NORMAL/d.jpg": near(2)}
+    result = judged(lay(tmp_path, files), given)
+    expected = {name: "accepted" if name[13:15] in ("c.", "d.") else "label-conflict" for name in files}
+    assert outcomes(result) == dict(sorted(expected.items()))
+
+
+def test_copies_of_the_same_image_under_two_labels_are_out_too(tmp_path: Path, given: Settings) -> None:
+    files = {"train/NORMAL/a.png": png(image(1)), "train/PNEUMONIA/a.png": png(image(1)), "train/NORMAL/b.jpg": near(1)}
+    assert set(outcomes(judged(lay(tmp_path, files), given)).values()) == {"label-conflict"}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_all_the_dataset_s_copies_are_withdrawn(tmp_path: Path, given: Settings, exact: bool) -> None:
+    one = {f"train/NORMAL/a{n}.img": near(1, n) for n in range(4)} | {"train/NORMAL/c.png": png(image(2))}
+    dataset = committed(given, lay(tmp_path / "one", one))
+    assert set(dataset.manifest("one")["reason"]) == {""}
+    two = {"train/PNEUMONIA/b.img": near(1) if exact else png(image(1)), "train/PNEUMONIA/d.png": png(image(3))}
+    dataset = committed(given, lay(tmp_path / "two", two))
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    assert dataset.rows(snapshot)["label"].tolist() in (["NORMAL", "PNEUMONIA"], ["PNEUMONIA", "NORMAL"])
+    # What comes later is another copy of an image with two labels, whichever it is given.
+    three = {"train/NORMAL/x.jpg": jpeg(image(1), quality=70), "train/PNEUMONIA/y.img": near(1, 2)}
+    result = judged(lay(tmp_path / "three", three | {"train/NORMAL/z.png": png(image(4))}), given, dataset.history())
+    assert list(outcomes(result).values()) == ["label-conflict", "accepted", "label-conflict"]
+
+
+def test_a_copy_of_what_was_never_accepted_for_its_labels_is_out(tmp_path: Path, given: Settings) -> None:
+    one = {"train/NORMAL/a.png": png(image(1)), "train/PNEUMONIA/b.jpg": near(1), "train/NORMAL/c.png": png(image(2))}
+    dataset = committed(given, lay(tmp_path / "one", one))
+    two = {"train/NORMAL/x.img": near(1, 1), "train/NORMAL/y.png": png(image(1)), "train/NORMAL/z.png": png(image(3))}
+    result = judged(lay(tmp_path / "two", two), given, dataset.history())
+    assert list(outcomes(result).values()) == ["label-conflict", "label-conflict", "accepted"]
+    assert "delivered under two labels before" in result.table["detail"][0]
+
+
+def test_the_dataset_s_copies_in_pairs_are_withdrawn_together(tmp_path: Path, given: Settings) -> None:
+    """Each names one near copy, its nearest, and so the four do not name each other."""
+    files = {f"train/NORMAL/a{n}.jpg": jpeg(image(1), quality=q) for n, q in enumerate((95, 94, 40, 39))}
+    committed(given, lay(tmp_path / "one", files | {"train/NORMAL/c.png": png(image(2))}))
+    two = {"train/PNEUMONIA/b.img": near(1, 2), "train/PNEUMONIA/d.png": png(image(3))}
+    dataset = committed(given, lay(tmp_path / "two", two))
+    assert len(dataset.manifest("two")["withdraws"][0].split()) == 4
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    assert snapshot.images == 2
 
 
 def test_different_images_of_one_patient_are_no_copies(tmp_path: Path, given: Settings) -> None:

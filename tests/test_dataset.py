@@ -4,6 +4,8 @@ import collections
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -155,7 +157,7 @@ def test_a_changed_setting_is_refused(settings: Settings) -> None:
 def test_another_patient_key_is_refused(settings: Settings) -> None:
     deliver(settings, "first", range(5))
     ingest(settings)
-    (settings.home / "patient.key").write_text("another")
+    (settings.home / "patient.key").write_text("another" * 9)
     with pytest.raises(DatasetError, match="patient_key is another one"):
         Dataset(settings).patient_key()
 
@@ -170,6 +172,95 @@ def test_machines_that_share_a_store_must_share_the_patient_key(settings: Settin
 def test_the_patient_key_is_private(settings: Settings) -> None:
     Dataset(settings).patient_key()
     assert (settings.home / "patient.key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in settings.home.iterdir()] == ["patient.key"]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "0" * 31, "\0" * 64], ids=["empty", "a line", "short", "zeros"])
+def test_a_patient_key_that_is_cut_short_is_refused(settings: Settings, content: str) -> None:
+    Dataset(settings).patient_key()
+    (settings.home / "patient.key").write_text(content)
+    with pytest.raises(DatasetError, match=r"patient\.key has \d+ characters, 32 or more are needed; put your copy"):
+        Dataset(settings).patient_key()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_patient_key_that_others_may_use_is_refused(settings: Settings, mode: int) -> None:
+    key = Dataset(settings).patient_key()
+    path = settings.home / "patient.key"
+    path.chmod(mode)
+    with pytest.raises(DatasetError, match=f"others may read the patient key; run: chmod 600 {path}"):
+        Dataset(settings).patient_key()
+    path.chmod(0o600)
+    assert Dataset(settings).patient_key() == key
+
+
+def test_a_patient_key_that_can_not_be_made_is_said(settings: Settings) -> None:
+    settings.home.write_text("a file where the folder should be")
+    with pytest.raises(DatasetError, match="set XRAY_PATIENT_KEY"):
+        Dataset(settings).patient_key()
+
+
+def processes(code: str, folder: Path) -> list[str]:
+    """Run code that forks, in an interpreter of its own, and return the lines it prints."""
+    head = "import os, signal, sys\nfrom pathlib import Path\nfrom xray_pipeline.dataset import Dataset\n"
+    head += "from xray_pipeline.settings import Settings\nroot = Path(sys.argv[1])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", head + code, str(folder)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_killed_at_any_line_the_patient_key_is_whole_or_not_there(tmp_path: Path) -> None:
+    code = """
+def child(home, stop):
+    left = stop
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename.endswith("dataset.py"):
+            left -= event == "line"
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+    sys.settrace(trace)
+    Dataset(Settings(home=home)).patient_key()
+    os._exit(0)
+
+for stop in range(1000):
+    home = root / str(stop)
+    pid = os.fork() or child(home, stop)
+    status = os.waitpid(pid, 0)[1]
+    path = home / "patient.key"
+    print(os.WTERMSIG(status), path.stat().st_size if path.exists() else "none", flush=True)
+    if status == 0:
+        break
+"""
+    lines = [line.split() for line in processes(code, tmp_path)]
+    assert lines[-1] == ["0", "64"]
+    assert len(lines) > 10
+    assert {signal for signal, _ in lines[:-1]} == {"9"}
+    assert {size for _, size in lines} == {"none", "64"}
+
+
+def test_processes_that_start_at_once_agree_on_the_patient_key(tmp_path: Path) -> None:
+    code = """
+for number in range(100):
+    home = root / str(number)
+    go, start = os.pipe()
+    answer, told = os.pipe()
+    for _ in range(4):
+        if not os.fork():
+            os.close(start)
+            os.read(go, 1)
+            os.write(told, Dataset(Settings(home=home)).patient_key() + b"\\n")
+            os._exit(0)
+    os.close(start)
+    for _ in range(4):
+        assert os.wait()[1] == 0
+    os.close(told)
+    print(len(set(os.read(answer, 10_000).split(b"\\n")[:-1])), flush=True)
+"""
+    assert processes(code, tmp_path) == ["1"] * 100
 
 
 def corrupt(path: Path) -> None:

@@ -209,6 +209,15 @@ def test_great_expectations_is_silent_offline_and_leaves_nothing_behind(tmp_path
     assert list(tmp_path.rglob("*")) == [tmp_path / "work"]
 
 
+def test_data_docs_name_no_file_and_take_any_key(settings: Settings, tmp_path: Path) -> None:
+    delivery = Delivery("Tag 3, Raum%2F2 ä~1", "u", 2, 1, 1, "f" * 64, True)
+    twice = table(*GOOD, row(0), row(3, patient="MRN-4711", digest="e" * 64))
+    judge(delivery, twice, settings, data_docs=tmp_path)
+    pages = [path.read_text() for path in tmp_path.rglob("*.html")]
+    assert any("Failed" in page for page in pages)
+    assert not any("NORMAL/0" in page or "MRN-4711" in page for page in pages)
+
+
 def test_importing_intake_does_not_import_great_expectations() -> None:
     code = "import sys, xray_pipeline.intake; assert 'great_expectations' not in sys.modules"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -72,6 +72,10 @@ class Past:
     def prints(self) -> Prints:
         return Prints.joined([])
 
+    @property
+    def contested(self) -> Prints:
+        return Prints.joined([])
+
 
 def lay(folder: Path, files: dict[str, bytes]) -> Path:
     for name, data in files.items():

@@ -49,10 +49,21 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger."
 
 
 @app.command()
-def check(delivery: Annotated[str, typer.Argument(help="Folder or s3:// prefix.")], as_json: Json = False) -> None:
-    """Judge one delivery and print the verdict; writes nothing."""
+def check(
+    delivery: Annotated[str, typer.Argument(help="Folder or s3:// prefix.")],
+    data_docs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also write Great Expectations' own Data Docs there. Their pages load styles, scripts and a logo from "
+            "outside when they are opened.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge one delivery and print the verdict; writes nothing, unless Data Docs are asked for."""
     with _progress(as_json) as progress:
-        result = answers.preview_delivery(_run().settings, delivery, progress)
+        result = answers.preview_delivery(_run().settings, delivery, progress, data_docs)
     _print(result, as_json, _delivery_lines(result))
     if not result["fit"]:
         raise typer.Exit(NO)
@@ -76,7 +87,7 @@ def quarantine(
 
 @app.command()
 def rejudge(delivery: Annotated[str, typer.Argument(help="Its name.")], as_json: Json = False) -> None:
-    """Judge the quarantined files of a committed delivery anew, after a rule changed; what is fit now is added."""
+    """Judge the quarantined files of a committed delivery anew, after a rule changed or a wrong copy was deleted."""
     with _progress(as_json) as progress:
         result = bookkeeping.rejudge(_run(), delivery, progress)
     lines = [f"{result['judged']} files judged anew, {result['accepted']} accepted", *filter(None, [result["why"]])]

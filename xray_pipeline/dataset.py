@@ -19,10 +19,12 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +33,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xray_pipeline.data_quality.near_duplicates import Prints
+from xray_pipeline.deliveries.standing import (
+    File,
+    contested,
+    contested_by_nearest,
+    counted,
+    files_of,
+    part_of,
+    standing,
+)
 from xray_pipeline.errors import DatasetError, ObjectNotFound
 from xray_pipeline.settings import Settings, SplitMode
 from xray_pipeline.storage import Store, open_store
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # 2: rows carry a perceptual hash and a thumbnail, without which copies go unnoticed
+CONNECTED = 3  # of a snapshot whose rows depend on it that `contested` is asked, as it was not for those of format 2
 SIDES = ("train", "validation", "held-out")
 
 Progress = Callable[[int, int, str], None]
@@ -91,9 +103,19 @@ class History:
 
     def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
         """Return how many parts of delivery `name` are committed, and their files as (file, size, version)."""
-        parts = [table for key, table in self._tables.items() if re.fullmatch(re.escape(name) + r"(\+\d+)?", key)]
-        files = (zip(table["file"], table["size"].tolist(), table["version"], strict=True) for table in parts)
-        return len(parts), frozenset(file for part in files for file in part)
+        parts = [table for key, table in self._tables.items() if part_of(key)[0] == name]
+        return len(parts), frozenset(file for part in parts for file in files_of(part))
+
+    def without(self, name: str, files: Set[File]) -> History:
+        """Return the history in which some quarantined files of delivery `name` were never judged."""
+
+        def less(table: pd.DataFrame) -> pd.DataFrame:
+            kept = (table["verdict"] == "accepted") | np.array(
+                [file not in files for file in files_of(table)], np.bool_
+            )
+            return table if kept.all() else table[kept].reset_index(drop=True)
+
+        return History({key: less(t) if part_of(key)[0] == name else t for key, t in self._tables.items()})
 
     def labels(self, digest: str) -> str | None:
         """Return the label of a committed radiograph; None when the dataset doesn't hold it."""
@@ -114,6 +136,13 @@ class History:
     def prints(self) -> Prints:
         """The fingerprints of the committed radiographs, in the order of the manifests' keys. Raises DatasetError."""
         return Prints.joined([Prints.of(t, np.flatnonzero(t["verdict"] == "accepted")) for t in self._tables.values()])
+
+    @cached_property
+    def contested(self) -> Prints:
+        """The fingerprints of radiographs, accepted or not, that label conflicts keep out. Raises DatasetError."""
+        out, stands = contested(self._tables), standing(self._tables)
+        rows = {key: counted(t, stands[key]) & t["digest"].isin(out) for key, t in self._tables.items() if out}
+        return Prints.joined([Prints.of(self._tables[key], np.flatnonzero(which)) for key, which in rows.items()])
 
     @cached_property
     def _accepted(self) -> pd.DataFrame:
@@ -143,7 +172,8 @@ class Dataset:
 
         From the settings, else from `<home>/patient.key`, which is made once with mode 0600, but never for a store on
         S3: several machines may share it, and each would make its own. Losing the key orphans every patient's split, so
-        a key that does not fit the dataset is refused. Raises DatasetError.
+        a key that does not fit the dataset is refused, and so is a file that is cut short or that others may read.
+        Raises DatasetError.
         """
         key = self.settings.patient_key.get_secret_value().encode()
         if not key:
@@ -153,14 +183,15 @@ class Dataset:
                     f"the store is {self.settings.store} and there is no patient key; set XRAY_PATIENT_KEY to the same "
                     f"random value on every machine that works with it, for example from `openssl rand -hex 32`"
                 )
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                    file.write(secrets.token_hex(32))
-                log.info("made a new key for patient hashes: %s (keep a copy: the split depends on it)", path)
-            except FileExistsError:
-                log.debug("using the patient key in %s", path)
-            key = path.read_text().strip().encode()
+                if not path.exists():
+                    _make_key(path)
+                key = _read_key(path)
+            except OSError as error:
+                raise DatasetError(
+                    f"the patient key {path} can't be used: {error.strerror or error}; make {path.parent} a folder "
+                    f"that can be written to, or set XRAY_PATIENT_KEY"
+                ) from error
         self._check_identity(key)
         return key
 
@@ -191,7 +222,8 @@ class Dataset:
             raise DatasetError(f"delivery {key} was rejected; it can't be committed")
         self._write_identity(self.patient_key())
         if not self.store.exists(f"manifests/{key}.parquet"):
-            table = rejudge(intake.table, self.history(), self.settings)
+            history = self.history().without(intake.delivery.name, set(files_of(intake.table)))
+            table = rejudge(intake.table, history, self.settings)
             self._store_radiographs(intake, table, progress)
             data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
             if not self.store.write_if_absent(f"manifests/{key}.parquet", data):
@@ -207,8 +239,11 @@ class Dataset:
         keys = self.manifests()
         if not keys:
             return None
+        tables = {key: self.manifest(key) for key in keys}
+        differ = contested(tables) ^ contested_by_nearest(tables)
+        moved = any(table.loc[table["verdict"] == "accepted", "digest"].isin(differ).any() for table in tables.values())
         content = {
-            "format": FORMAT,
+            "format": CONNECTED if moved else FORMAT,
             "dataset": json.loads(self.store.read("dataset.json")),
             "manifests": {key: self._manifest(key)[0] for key in keys},
         }
@@ -219,32 +254,32 @@ class Dataset:
 
     def open_snapshot(self, digest: str) -> Snapshot:
         """Return a snapshot made earlier. Raises DatasetError when it is unknown or its bytes changed."""
-        return self._describe(digest, sorted(self._snapshot_manifests(digest)))
+        return self._describe(digest, sorted(self._snapshot(digest)["manifests"]))
 
     def rows(self, snapshot: Snapshot) -> pd.DataFrame:
         """Return the snapshot's radiographs, one row each, sorted by digest.
 
         Columns: digest, suffix, label, patient, side, delivery, source, width, height, mode, view, sex, age_years,
-        scanner. `source` is the family a file name belongs to, never the name itself. Radiographs that a later delivery
-        brought under another label, themselves or a near copy, are left out. Raises DatasetError when a manifest is
-        missing or has changed.
+        scanner. `source` is the family a file name belongs to, never the name itself. Radiographs that some delivery
+        brought under another label, themselves or a near copy, are left out until that is settled: `contested`. Raises
+        DatasetError when a manifest is missing or has changed.
         """
-        tables = []
-        for key, expected in self._snapshot_manifests(snapshot.digest).items():
+        kept, tables = self._snapshot(snapshot.digest), {}
+        for key, expected in kept["manifests"].items():
             actual, table = self._manifest(key)
             if actual != expected:
                 raise DatasetError(
                     f"manifest {key} has digest {actual[:12]}, snapshot {snapshot.digest[:12]} was made with "
                     f"{expected[:12]}; restore {self.store.uri}/manifests/{key}.parquet from a backup"
                 )
-            tables.append(table.assign(delivery=key, source=table["file"].map(_source)))
-        rows = pd.concat(tables, ignore_index=True)
-        accepted, conflicts = rows[rows["verdict"] == "accepted"], rows[rows["reason"] == "label-conflict"]
-        copied = accepted[accepted["digest"].isin(conflicts["near_copy"])]
-        label_of = dict(zip(copied["digest"], copied["label"], strict=True))
-        pairs = zip(conflicts["near_copy"], conflicts["label"], strict=True)
-        out = {*conflicts["digest"], *(copy for copy, label in pairs if label_of.get(copy, label) != label)}
-        rows = accepted[~accepted["digest"].isin(out)]
+            tables[key] = table
+        out = contested(tables) if kept["format"] == CONNECTED else contested_by_nearest(tables)
+        accepted = [
+            table[(table["verdict"] == "accepted") & ~table["digest"].isin(out)].assign(delivery=key)
+            for key, table in tables.items()
+        ]
+        rows = pd.concat(accepted, ignore_index=True)
+        rows["source"] = rows["file"].map(_source)
         return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
 
     def read(self, digest: str, suffix: str) -> bytes:
@@ -263,18 +298,19 @@ class Dataset:
         rows = self.rows(empty)
         return Snapshot(digest, tuple(keys), len(rows), rows["patient"].nunique())
 
-    def _snapshot_manifests(self, digest: str) -> dict[str, str]:
+    def _snapshot(self, digest: str) -> dict[str, Any]:
         try:
             data = self.store.read(f"snapshots/{digest}.json")
         except ObjectNotFound as error:
             raise DatasetError(f"no snapshot {digest} in {self.store.uri}") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise DatasetError(f"snapshots/{digest}.json in {self.store.uri} has changed; restore it from a backup")
-        content = json.loads(data)
-        if content["format"] != FORMAT:
-            raise DatasetError(f"snapshot {digest[:12]} has format {content['format']}; this version reads {FORMAT}")
-        manifests: dict[str, str] = content["manifests"]
-        return manifests
+        content: dict[str, Any] = json.loads(data)
+        if content["format"] not in (FORMAT, CONNECTED):
+            raise DatasetError(
+                f"snapshot {digest[:12]} has format {content['format']}; this version reads {FORMAT} and {CONNECTED}"
+            )
+        return content
 
     def _manifest(self, key: str) -> tuple[str, pd.DataFrame]:
         if key not in self._cache:
@@ -334,6 +370,45 @@ class Dataset:
                     f"the dataset in {self.store.uri} was made with another setting: {name} {shown}; "
                     f"put the setting back, or start a new store"
                 )
+
+
+_SHORTEST_KEY = 32  # characters, of the 64 that are made
+
+
+def _make_key(path: Path) -> None:
+    """Make the key file whole or not at all; of processes that do so at once one wins, and none replaces another's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".patient.key-", dir=path.parent)  # mode 0600
+    try:
+        with open(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(handle)
+        os.link(temporary, path)
+    except FileExistsError:
+        log.debug("another process made the patient key %s", path)
+    else:
+        log.info("made a new key for patient hashes: %s (keep a copy: the split depends on it)", path)
+    finally:
+        os.unlink(temporary)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name must survive a power cut before a dataset depends on it
+    finally:
+        os.close(folder)
+
+
+def _read_key(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise DatasetError(f"others may read the patient key; run: chmod 600 {path}")
+        key = file.read().strip(b"\0 \t\r\n")  # some file systems fill with zeros what a power cut took
+    if len(key) < _SHORTEST_KEY:
+        raise DatasetError(
+            f"the patient key {path} has {len(key)} characters, {_SHORTEST_KEY} or more are needed; put your copy of "
+            f"it back, or delete it if nothing was ever ingested with it: a new one is made then"
+        )
+    return key
 
 
 _ROW_COLUMNS = (

@@ -2,8 +2,9 @@
 
 Four batches are validated: every row of the intake table, its accepted rows, its quarantined rows, and one row that
 sums up. The delivery is fit when every expectation holds. Great Expectations runs in memory with its analytics off and
-leaves nothing on disk; importing it takes seconds, so only `judge` does. Its own Data Docs load files from outside, so
-the page is ours: one HTML file that names rows by number, never a path or a patient.
+leaves nothing on disk; importing it takes seconds, so only `judge` does. Its own Data Docs load files from outside when
+they are opened, so they are written only on request, and the page is ours: one HTML file that names rows by number,
+never a path or a patient.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -22,6 +24,7 @@ import pandas as pd
 
 from xray_pipeline import intake
 from xray_pipeline.data_quality.drift import Channel, Drift, level_of
+from xray_pipeline.deliveries.standing import CONFLICT
 from xray_pipeline.deliveries.table import COLUMNS
 from xray_pipeline.settings import IntakeRules, Settings
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 _SHA256, _HASH = r"^[0-9a-f]{64}$", r"^[0-9a-f]{32}$"
 _SIDES = ["train", "validation", "held-out"]
 _LEAKS = ("copy-across-split", "patient-on-two-sides")
+_NEAR_COUNTS = {"across_split": "across the split", "two_labels": "two labels", "same_side": "same side"}
+_NEAR = {"copy-across-split": "across the split", CONFLICT: "two labels", "": "same side"}
 _NEAR_LISTED = 1000  # near copies listed in a result
 _EXAMPLES = 12  # row numbers shown for one reason
 _ROWS = "{:,.0f} rows differ".format
@@ -40,7 +45,8 @@ _ROWS = "{:,.0f} rows differ".format
 class Finding:
     """One expectation as a person reads it: what must hold, what was seen, what was asked for, and whether it held.
 
-    One that does not hold rejects the delivery, unless `stops` is false: then it only warns.
+    One that does not hold rejects the delivery, unless `stops` is false: then it only warns. `broken` says what is so
+    then, where the sentence alone would read as if it held.
     """
 
     sentence: str
@@ -48,6 +54,12 @@ class Finding:
     threshold: str
     success: bool
     stops: bool = True
+    broken: str = ""
+
+    @property
+    def complaint(self) -> str:
+        """What is said of it when it does not hold."""
+        return f"{self.broken or self.sentence}: {self.observed}, wanted {self.threshold}."
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ class _Rule:
     expectation: Any
     says: Callable[[float], str] = "{:,.0f}".format
     stops: bool = True
+    broken: str = ""
 
 
 def judge(
@@ -80,20 +93,22 @@ def judge(
     bookkeeping: Sequence[str] = (),
     drift: Drift | None = None,
     acknowledged: Collection[str] = (),
+    data_docs: Path | None = None,
 ) -> Outcome:
     """Validate an intake table (columns of `Row`) and return the verdict on its delivery.
 
     `bookkeeping` names the delivery's files that have no row (labels.csv, _SUCCESS); `drift` is how the delivery
-    compares with the dataset, and `acknowledged` names the channels whose alarm a person has settled.
+    compares with the dataset, and `acknowledged` names the channels whose alarm a person has settled. With `data_docs`,
+    a folder, Great Expectations writes its own Data Docs of the validation there. Raises OSError when it can't.
     """
     table = table.assign(statistics="", thumbnail="")  # two thirds of its memory, and no rule is about what is in them
     batches = _batches(table, drift, acknowledged)
-    findings = _validate(batches, [*_rules(settings), *_drift_rules(drift, settings.rules, acknowledged)])
+    rules = [*_rules(settings), *_drift_rules(drift, settings.rules, acknowledged)]
+    findings = _validate(batches, rules, delivery.key, data_docs)
     failed = [finding for finding in findings if not finding.success]
     fit = not any(finding.stops for finding in failed)
     failures, warnings = (
-        tuple(f"{f.sentence}: {f.observed}, wanted {f.threshold}." for f in failed if f.stops is stops)
-        for stops in (True, False)
+        tuple(finding.complaint for finding in failed if finding.stops is stops) for stops in (True, False)
     )
     result = {
         "delivery": delivery.key,
@@ -121,22 +136,29 @@ def written(settings: Settings) -> list[tuple[str, str, bool]]:
 
 
 def near_copies(table: pd.DataFrame) -> dict[str, Any]:
-    """Return the near copies of an intake table as JSON-able values: `across_split` and `same_side` count files.
+    """Return the near copies of an intake table as JSON-able values: `across_split` and `two_labels` count files that
+    are quarantined for it, `same_side` accepted ones.
 
-    `listed` has the first 1,000 as {"row", "of", "verdict"}, where `of` is "row N" or "dataset <digest, 12 digits>".
+    `listed` has the first 1,000 as {"row", "of", "verdict", "why"}: `of` is "row N" (of this delivery) or "dataset
+    <digest, 12 digits>", and `why` says which of the three it is.
     """
-    here = {str(digest): int(row) for row, digest in table.loc[table["verdict"] == "accepted", "digest"].items()}
     near = table[table["near_copy"] != ""]
-    accepted = near["verdict"] == "accepted"
+    compared = table[(table["verdict"] == "accepted") | (table["near_copy"] != "") | (table["reason"] == CONFLICT)]
+    here = {digest: int(row) for row, digest in compared["digest"][::-1].items()}
+    why = near["reason"].map(_NEAR).dropna()
+    counts = why.value_counts()
     listed = [
         {
             "row": int(row),
-            "of": f"row {here[digest]}" if digest in here else f"dataset {digest[:12]}",
-            "verdict": str(verdict),
+            "of": f"row {here[near.at[row, 'near_copy']]}"
+            if near.at[row, "near_copy"] in here
+            else f"dataset {near.at[row, 'near_copy'][:12]}",
+            "verdict": str(near.at[row, "verdict"]),
+            "why": text,
         }
-        for row, digest, verdict in near[["near_copy", "verdict"]].head(_NEAR_LISTED).itertuples(name=None)
+        for row, text in why.head(_NEAR_LISTED).items()
     ]
-    return {"across_split": int((~accepted).sum()), "same_side": int(accepted.sum()), "listed": listed}
+    return {name: int(counts.get(text, 0)) for name, text in _NEAR_COUNTS.items()} | {"listed": listed}
 
 
 def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[str]) -> dict[str, pd.DataFrame]:
@@ -259,7 +281,10 @@ def _share_rules(rules: IntakeRules) -> list[_Rule]:
     ]
 
 
-_ALIKE = {"pixels": "Pixels look like the dataset's", "labels": "The mix of classes is the dataset's"}
+_ALIKE = {
+    "pixels": ("Pixels look like the dataset's", "Pixels do not look like the dataset's"),
+    "labels": ("The mix of classes is the dataset's", "The mix of classes is not the dataset's"),
+}
 
 
 def _drift_rules(drift: Drift | None, rules: IntakeRules, acknowledged: Collection[str]) -> list[_Rule]:
@@ -273,7 +298,7 @@ def _drift_rules(drift: Drift | None, rules: IntakeRules, acknowledged: Collecti
     return [
         _Rule(
             "summary",
-            _ALIKE[channel.name],
+            _ALIKE[channel.name][0],
             f"p above {channel.level:.4f}",
             core.ExpectColumnMinToBeBetween(
                 column=f"drift_{channel.name}",
@@ -283,30 +308,52 @@ def _drift_rules(drift: Drift | None, rules: IntakeRules, acknowledged: Collecti
             ),
             says(channel),
             rules.drift == "stop",
+            _ALIKE[channel.name][1],
         )
         for channel in (drift.channels if drift else ())
     ]
 
 
-def _validate(batches: dict[str, pd.DataFrame], rules: list[_Rule]) -> list[Finding]:
+def _validate(
+    batches: dict[str, pd.DataFrame], rules: list[_Rule], run_name: str, data_docs: Path | None
+) -> list[Finding]:
     """Run the expectations, one validation a batch, and return their findings in the order of the rules."""
-    from great_expectations import ExpectationSuite
+    from great_expectations import ExpectationSuite, RunIdentifier, ValidationDefinition
 
-    source = _context().data_sources.add_pandas("intake")
+    context, run = _context(), RunIdentifier(run_name=run_name)
+    source = context.data_sources.add_pandas("intake")
     found: dict[int, Finding] = {}
     for name, frame in batches.items():
         numbered = [(number, rule) for number, rule in enumerate(rules) if rule.batch == name]
         asset = source.add_dataframe_asset(name)
-        batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
-        suite = ExpectationSuite(name=name, expectations=[rule.expectation for _, rule in numbered])
-        validated = batch.validate(suite, result_format="BASIC")
+        suite = context.suites.add(ExpectationSuite(name=name, expectations=[rule.expectation for _, rule in numbered]))
+        data = asset.add_batch_definition_whole_dataframe("all")
+        validation = context.validation_definitions.add(ValidationDefinition(name=name, data=data, suite=suite))
+        validated = validation.run(batch_parameters={"dataframe": frame}, result_format=_COUNTS_ONLY, run_id=run)
         # Results come in an order of their own: what each is of, its configuration says.
         results = {_identity(result.expectation_config): result for result in validated.results}
         for number, rule in numbered:
             result = results[_identity(rule.expectation.configuration)]
             observed = _observed(rule, result)
-            found[number] = Finding(rule.sentence, observed, rule.threshold, bool(result.success), rule.stops)
+            found[number] = Finding(
+                rule.sentence, observed, rule.threshold, bool(result.success), rule.stops, rule.broken
+            )
+    if data_docs:
+        context.add_data_docs_site("intake", _data_docs_site(data_docs))
+        context.build_data_docs()
     return [found[number] for number in range(len(rules))]
+
+
+_COUNTS_ONLY = {"result_format": "BASIC", "partial_unexpected_count": 0}  # unexpected values may be paths
+
+
+def _data_docs_site(folder: Path) -> Any:
+    return {
+        "class_name": "SiteBuilder",
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())},
+        "show_how_to_buttons": False,
+    }
 
 
 def _identity(configuration: Any) -> tuple[str, str]:

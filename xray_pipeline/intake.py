@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -48,7 +49,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("special-file", "quarantined", "FIFOs, sockets and devices are never opened"),
     Rule("system-file", "quarantined", "litter of operating systems (.DS_Store, Thumbs.db, ._*); counts as no file"),
     Rule("unreadable", "quarantined", "no permission to read the file, or its name is no safe path"),
-    Rule("vanished", "quarantined", "the file went away during the check"),
+    Rule("vanished", "quarantined", "the file went away during the check, or later, which settled a label conflict"),
     Rule("changed", "quarantined", "the file changed during the check"),
     Rule("no-class", "quarantined", "the file lies outside every class folder"),
     Rule("not-listed", "quarantined", "labels.csv does not name the file"),
@@ -56,7 +57,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "label-conflict",
         "quarantined",
-        "the same image, or a near copy of it, has two labels, here or against the dataset; both are out",
+        "the same image, or a near copy of it, has two labels, here or against the dataset; all its copies are out",
     ),
     Rule("duplicate", "quarantined", "the same image is in the delivery already (first path wins) or in the dataset"),
     Rule("patient-on-two-sides", "quarantined", "the patient is on another side of the split, here or in the dataset"),
@@ -242,10 +243,12 @@ def check(
     patient_key: bytes,
     progress: Progress | None = None,
     acknowledged: Collection[str] = (),
+    data_docs: Path | None = None,
 ) -> Intake:
     """Read and judge every new file of a delivery. `acknowledged` names the drift alarms that a person has settled.
 
-    Writes nothing, except that the scan of a large delivery keeps a journal in `settings.cache` until it is through.
+    Writes nothing but the journal that the scan of a large delivery keeps in `settings.cache` until it is through, and
+    Great Expectations' Data Docs into the folder `data_docs` when that is given.
     Raises DeliveryError when the delivery can't be judged as a whole (unknown class, unreadable labels.csv, changed
     since it was found), StorageError when its store does not answer, ConfigError.
     """
@@ -264,7 +267,7 @@ def check(
     table = rejudge(by_file(still_there(read, store), of_rows(named)), history, settings)
     bookkeeping = sorted(entry.key for entry in entries if entry.key in BOOKKEEPING)
     found = drift.of_table(table, history.reference(), settings.rules)
-    outcome = expectations.judge(delivery, table, settings, bookkeeping, found, acknowledged)
+    outcome = expectations.judge(delivery, table, settings, bookkeeping, found, acknowledged, data_docs)
     accepted = int((table["verdict"] == "accepted").sum())
     log.info("delivery %s: %d of %d files accepted", delivery.key, accepted, len(table))
     return Intake(delivery, table, outcome.fit, outcome.failures, outcome.result, outcome.page, outcome.warnings, found)

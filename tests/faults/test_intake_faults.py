@@ -554,7 +554,7 @@ def test_an_inverted_delivery_of_real_radiographs_raises_the_alarm_and_a_like_on
 
     deliver("a", paths[:130], False)
     assert deliver("b", paths[130:160], False).warnings == ()
-    assert "Pixels look like the dataset's" in deliver("c", paths[160:], True).warnings[0]
+    assert "Pixels do not look like the dataset's" in deliver("c", paths[160:], True).warnings[0]
     assert alarms.of_delivery(run.store(), "c") == ("pixels",)
 
 

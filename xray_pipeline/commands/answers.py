@@ -34,12 +34,15 @@ SCORED_ALL_THE_SAME = ("", "duplicate", "label-conflict", "patient-on-two-sides"
 BATCH = 64
 
 
-def preview_delivery(settings: Settings, uri: str, progress: Progress | None = None) -> dict[str, Any]:
-    """Judge a delivery anywhere as the intake would, against the dataset as it is; write nothing.
+def preview_delivery(
+    settings: Settings, uri: str, progress: Progress | None = None, data_docs: Path | None = None
+) -> dict[str, Any]:
+    """Judge a delivery anywhere as the intake would, against the dataset as it is; write nothing but `data_docs`.
 
     Returns key, files, fit, accepted, quarantined (counts by reason), why, warnings, accounting (how the files add up)
-    and the Great Expectations result; a delivery that can't be judged at all is not fit. Raises DeliveryError when
-    there is nothing to judge, StorageError.
+    and the Great Expectations result; a delivery that can't be judged at all is not fit. With `data_docs`, a new or
+    empty folder outside the delivery, Great Expectations writes its own pages there. Raises ConfigError for another
+    folder, DeliveryError when there is nothing to judge, StorageError.
     """
     from xray_pipeline import intake
     from xray_pipeline.dataset import Dataset, accounting
@@ -50,8 +53,10 @@ def preview_delivery(settings: Settings, uri: str, progress: Progress | None = N
     # Without a dataset there is no key yet, and a preview must not make one: any key gives the same verdicts.
     key = dataset.patient_key() if dataset.manifests() else secrets.token_bytes(32)
     delivery = intake.at(uri, settings, history, time.time())
+    if data_docs:
+        _empty_folder(data_docs, delivery.uri)
     try:
-        found = intake.check(delivery, settings, history, key, progress)
+        found = intake.check(delivery, settings, history, key, progress, data_docs=data_docs)
     except DeliveryError as error:
         rejected = {"fit": False, "accepted": 0, "quarantined": {}, "why": str(error), "expectations": {}}
         return {"key": delivery.key, "files": delivery.files, **rejected, "warnings": [], "accounting": None}
@@ -67,6 +72,20 @@ def preview_delivery(settings: Settings, uri: str, progress: Progress | None = N
         "accounting": asdict(balance(found.table, delivery.files)),
         "expectations": found.result,
     }
+
+
+def _empty_folder(folder: Path, delivery: str) -> None:
+    """Make the folder for Data Docs, but never in a delivery. Raises ConfigError."""
+    wanted = "name a new or empty folder outside the delivery"
+    if folder.resolve().is_relative_to(Path(delivery).resolve()):
+        raise ConfigError(f"{folder} lies in the delivery, which is never written to; {wanted}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"Data Docs can't be written to {folder}: {error.strerror}; {wanted}") from error
+    if taken:
+        raise ConfigError(f"{folder} is not empty; {wanted}")
 
 
 def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Progress | None = None) -> dict[str, Any]:

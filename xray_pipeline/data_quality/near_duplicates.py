@@ -206,12 +206,26 @@ def nearest(asked: Prints, known: Prints, workers: int = 0, itself: bool = False
         near = _candidates(asked, known, itself, pool)
         for start, stop in pairwise(_ROUNDS):
             pairs = [(q, n) for q in np.flatnonzero(found < 0).tolist() for n in near[q][start:stop].tolist()]
-            parts = [list(zip(*pairs[at : at + _PAIRS], strict=True)) for at in range(0, len(pairs), _PAIRS)]
-            alike = pool.map(lambda part: _alike(asked.pictures(part[0]), known.pictures(part[1])), parts)
-            for (question, place), same in zip(pairs, (value for part in alike for value in part), strict=True):
-                if same and found[question] < 0:
+            for question, place in _copies(pairs, asked, known, pool):
+                if found[question] < 0:
                     found[question] = place
     return found
+
+
+def every(asked: Prints, known: Prints, workers: int = 0) -> list[tuple[int, int]]:
+    """Return all near copies as (place in `asked`, place in `known`), among the 64 nearest by hash of each asked."""
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        near = _candidates(asked, known, False, pool)
+        return _copies([(q, n) for q, places in enumerate(near) for n in places.tolist()], asked, known, pool)
+
+
+def _copies(
+    pairs: list[tuple[int, int]], asked: Prints, known: Prints, pool: ThreadPoolExecutor
+) -> list[tuple[int, int]]:
+    """Return those pairs of places that are near copies."""
+    parts = [list(zip(*pairs[at : at + _PAIRS], strict=True)) for at in range(0, len(pairs), _PAIRS)]
+    alike = pool.map(lambda part: _alike(asked.pictures(part[0]), known.pictures(part[1])), parts)
+    return [pair for pair, same in zip(pairs, (value for part in alike for value in part), strict=True) if same]
 
 
 def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExecutor) -> list[NDArray[np.int64]]:

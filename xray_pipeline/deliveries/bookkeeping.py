@@ -1,7 +1,8 @@
 """Every file of every delivery, exactly once: the balance of a table, the quarantine as a list, judging it anew.
 
 A file's standing verdict is that of the last manifest that has it: a file that was quarantined may be accepted by a
-later part of its delivery, after a rule changed; the manifest that quarantined it stays as it was. Files are named by
+later part of its delivery, after a rule changed or a label conflict was settled; the manifest that quarantined it stays
+as it was. Files are named by
 delivery and row, because a path may name a patient; only who asks for paths gets them. The trade-off: listing the
 quarantine reads every manifest, as everything about the dataset does.
 """
@@ -13,10 +14,11 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from xray_pipeline.deliveries.standing import CONFLICT, files_of, part_of, standing
 from xray_pipeline.errors import DatasetError, DeliveryError
 from xray_pipeline.night import Progress, Run
 
@@ -81,17 +83,18 @@ def quarantine(run: Run, delivery: str = "", reason: str = "", paths: bool = Fal
     """Return the quarantined files of the dataset: delivery, row, reason, detail, size and content digest of each.
 
     `delivery` (a name, or the key of one part) and `reason` narrow the list; `paths` adds the path inside the delivery,
-    which may name a patient. Files that a later part accepted are left out. Raises DeliveryError for a delivery that
+    which may name a patient. What counts of a file is its latest judgement. Raises DeliveryError for a delivery that
     was never committed, DatasetError.
     """
     from xray_pipeline.dataset import Dataset
 
     dataset = Dataset(run.settings)
-    keys = [key for key in dataset.manifests() if not delivery or delivery in (key, _name(key))]
+    tables = {key: dataset.manifest(key) for key in dataset.manifests()}
+    keys = [key for key in tables if not delivery or delivery in (key, part_of(key)[0])]
     if delivery and not keys:
         raise DeliveryError(f"no delivery {delivery} is committed; `xray check` judges one that waits")
     found = []
-    for key, row in _standing(dataset, keys):
+    for key, row in _standing(tables, keys):
         if reason in ("", row.reason):
             said = {"delivery": key, "row": int(row.Index), "reason": row.reason, "detail": row.detail}
             path = {"file": row.file} if paths else {}
@@ -99,25 +102,13 @@ def quarantine(run: Run, delivery: str = "", reason: str = "", paths: bool = Fal
     return found
 
 
-def _standing(dataset: Any, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield (key, row) of quarantined files that no part of their delivery accepted."""
-    accepted: dict[str, set[tuple[str, int, str]]] = {}
-    for key in dataset.manifests():
-        table = dataset.manifest(key)
-        taken = table[table["verdict"] == "accepted"]
-        accepted.setdefault(_name(key), set()).update(
-            zip(taken["file"], taken["size"].tolist(), taken["version"], strict=True)
-        )
+def _standing(tables: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (key, row) of the quarantined rows of manifests `keys` that stand: the latest judgement of their files."""
+    stands = standing(tables)
     for key in keys:
-        table = dataset.manifest(key)
-        for row in table[table["verdict"] != "accepted"].itertuples():
-            if (row.file, int(row.size), row.version) not in accepted[_name(key)]:
-                yield key, row
-
-
-def _name(key: str) -> str:
-    """Return the name of the delivery whose part a key is: names hold no `+`."""
-    return key.partition("+")[0]
+        table = tables[key]
+        for row in table[stands[key] & (table["verdict"] != "accepted")].itertuples():
+            yield key, row
 
 
 def verify(run: Run) -> tuple[bool, str]:
@@ -135,72 +126,82 @@ def verify(run: Run) -> tuple[bool, str]:
             return False, f"the rows of manifest {key} do not add up: {asdict(found)}"
         accepted = table["verdict"] == "accepted"
         digests.update(table.loc[accepted, "digest"])
-        rows = [(_name(key), *row) for row in table[["file", "size", "version"]].itertuples(index=False, name=None)]
+        rows = [
+            (part_of(key)[0], *row) for row in table[["file", "size", "version"]].itertuples(index=False, name=None)
+        ]
         taken.update(row for row, is_in in zip(rows, accepted, strict=True) if is_in)
         files.update(row for row, reason in zip(rows, table["reason"], strict=True) if reason not in NOT_FILES)
     twice = sum(count > 1 for counts in (taken, digests) for count in counts.values())
     if twice:
         return False, f"{twice} files or radiographs were accepted more than once"
-    deliveries = len({_name(key) for key in dataset.manifests()})
+    deliveries = len({part_of(key)[0] for key in dataset.manifests()})
     return True, f"{len(files)} files of {deliveries} deliveries, each accepted or quarantined once"
-
-
-class _Reopened:
-    """The dataset's history in which some files of one delivery were never seen."""
-
-    def __init__(self, history: Any, name: str, files: set[tuple[str, int, str]]) -> None:
-        self._history, self._name, self._files = history, name, files
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._history, name)
-
-    def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
-        parts, files = self._history.seen(name)
-        return parts, files - self._files if name == self._name else files
 
 
 def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, Any]:
     """Judge the quarantined files of a committed delivery anew, under the rules and the dataset of now.
 
-    What is accepted now becomes an addition to the delivery with a manifest of its own; the manifests there are stay as
-    they are, and what is still quarantined stays there. New files of the delivery are left to the next night. Returns
-    key ("" when nothing changed), judged, accepted, quarantined (counts by reason), fit and why. Raises DeliveryError
-    when the delivery was never committed or its folder is gone, DatasetError, StorageError.
+    What is accepted now becomes an addition to the delivery with a manifest of its own, and so does what settles a
+    label conflict: a file of it that is out for another reason now, or gone from the delivery. The manifests there are
+    stay as they are, and what else is quarantined stays there. New files of the delivery are left to the next night.
+    Returns key ("" when nothing changed), judged, accepted, gone, quarantined (counts by reason), fit and why. Raises
+    DeliveryError when the delivery was never committed, DatasetError, StorageError.
     """
+    import numpy as np
+
     from xray_pipeline import expectations, intake
     from xray_pipeline.dataset import Dataset, accounting
+    from xray_pipeline.deliveries.layout import escape
+    from xray_pipeline.deliveries.table import Row, by_file, of_rows
+    from xray_pipeline.storage import open_store
 
     dataset = Dataset(run.settings)
-    keys = [key for key in dataset.manifests() if _name(key) == name]
-    if not keys:
+    tables = {key: dataset.manifest(key) for key in dataset.manifests() if part_of(key)[0] == name}
+    if not tables:
         raise DeliveryError(f"no delivery {name} is committed; `xray check` judges one that waits")
-    files = {(row.file, int(row.size), row.version) for _, row in _standing(dataset, keys)}
-    history = _Reopened(dataset.history(), name, files)
-    delivery = _find(run, name, history)
-    empty = {"key": "", "judged": 0, "accepted": 0, "quarantined": {}, "fit": True, "why": ""}
+    waiting = {(row.file, int(row.size), row.version): row.reason for _, row in _standing(tables, tables)}
+    history = dataset.history().without(name, waiting.keys())
+    delivery = _find(run, name)
+    outcome = {"key": "", "judged": 0, "accepted": 0, "gone": 0, "quarantined": {}, "fit": True, "why": ""}
+    nothing = f"nothing in delivery {name} is quarantined and still there"
     if delivery is None:
-        return {**empty, "why": f"nothing in delivery {name} is quarantined and still there"}
-    found = intake.check(delivery, run.settings, history, dataset.patient_key(), progress)
-    judged = found.table[
-        [row in files for row in found.table[["file", "size", "version"]].itertuples(index=False, name=None)]
-    ]
+        return {**outcome, "why": nothing}
+    listed = {(escape(entry.key), entry.size, entry.version) for entry in open_store(delivery.uri, run.settings).list()}
+    judged = of_rows(())
+    if listed & waiting.keys():
+        delivery = intake.at(delivery.uri, run.settings, history, time.time())
+        found = intake.check(delivery, run.settings, history, dataset.patient_key(), progress).table
+        judged = found[[file in waiting for file in files_of(found)]]
     taken = judged[judged["verdict"] == "accepted"].reset_index(drop=True)
+    disputed = np.array([waiting[file] == CONFLICT for file in files_of(judged)], np.bool_)
+    # Only what was read, or that labels.csv no longer names, can settle a conflict: not a file that can't be opened.
+    known = (judged["digest"] != "") | (judged["reason"] == "not-listed")
+    settling = judged[disputed & known & (judged["verdict"] != "accepted") & (judged["reason"] != CONFLICT)]
+    gone = [
+        Row(*file, reason="vanished", detail="gone from the delivery; it was in a label conflict")
+        for file, reason in waiting.items()
+        if reason == CONFLICT and file not in listed
+    ]
     still = accounting([judged[judged["verdict"] != "accepted"]])
-    outcome = {**empty, "judged": len(judged), "quarantined": still}
-    if taken.empty:
-        return {**outcome, "why": "every one of them is quarantined again"}
-    addition = replace(delivery, files=len(taken), bytes=int(taken["size"].sum()))
-    verdict = expectations.judge(addition, taken, run.settings)
-    why = " ".join(verdict.failures)
-    if not verdict.fit:
-        return {**outcome, "fit": False, "why": why}
-    kept = intake.Intake(addition, taken, verdict.fit, verdict.failures, verdict.result, verdict.page)
-    keep(run, kept, accounting([taken]))
+    outcome |= {"judged": len(judged), "gone": len(gone), "quarantined": still}
+    if not (len(taken) or len(settling) or gone):
+        return {**outcome, "why": "every one of them is quarantined again" if len(judged) else nothing}
+    table = by_file(taken, settling, of_rows(gone))
+    part, size = history.seen(name)[0] + 1, int(table["size"].sum())
+    addition = replace(delivery, part=part, files=len(table), bytes=size)
+    kept = intake.Intake(addition, table, True, (), {}, "")
+    if len(taken):
+        verdict = expectations.judge(addition, taken, run.settings)
+        if not verdict.fit:
+            return {**outcome, "fit": False, "why": " ".join(verdict.failures)}
+        kept = replace(kept, result=verdict.result, page=verdict.page)
+    keep(run, kept, accounting([table]))
     manifest = dataset.commit(kept, progress)
-    if manifest.accepted + manifest.quarantined != len(taken):
-        raise DatasetError(f"part {delivery.key} of delivery {name} was committed by another run; run it again")
-    log.info("delivery %s: %d quarantined files are accepted now", delivery.key, manifest.accepted)
-    return {**outcome, "key": delivery.key, "accepted": manifest.accepted}
+    if manifest.accepted + manifest.quarantined != len(table):
+        raise DatasetError(f"part {addition.key} of delivery {name} was committed by another run; run it again")
+    log.info("delivery %s: %d quarantined files are accepted now", addition.key, manifest.accepted)
+    why = f"{len(gone)} in a label conflict are gone from the delivery and no longer count" if gone else ""
+    return {**outcome, "key": addition.key, "accepted": manifest.accepted, "why": why}
 
 
 def keep(run: Run, found: Any, counts: dict[str, int]) -> None:
@@ -209,16 +210,19 @@ def keep(run: Run, found: Any, counts: dict[str, int]) -> None:
     from xray_pipeline.night import Checked
 
     store, key = run.store(), found.delivery.key
-    verdict = Checked(key, asdict(found.delivery), run.settings.rules.digest(), True, counts["accepted"], {}, "")
+    accepted = counts.pop("accepted", 0)
+    verdict = Checked(key, asdict(found.delivery), run.settings.rules.digest(), True, accepted, counts, "")
     store.write(f"intake/{key}/table.parquet", to_parquet(found.table, {"delivery": found.delivery.name}))
-    store.write(f"intake/{key}/page.html", found.page.encode())
+    if found.page:
+        store.write(f"intake/{key}/page.html", found.page.encode())
     store.write(f"intake/{key}/checked.json", json.dumps(verdict.to_dict(), sort_keys=True, indent=1).encode())
 
 
-def _find(run: Run, name: str, history: Any) -> Any:
+def _find(run: Run, name: str) -> Any:
     from xray_pipeline import intake
+    from xray_pipeline.deliveries.together import EMPTY
     from xray_pipeline.storage import open_store
 
     incoming = open_store(run.settings.incoming, run.settings)
-    found = intake.find(incoming, history, run.settings.settle_seconds, time.time(), run.settings.classes)
+    found = intake.find(incoming, EMPTY, run.settings.settle_seconds, time.time(), run.settings.classes)
     return next((delivery for delivery in found if delivery.name == name), None)

@@ -15,8 +15,9 @@ class Row(NamedTuple):
     `file` is the path inside the delivery with undecodable bytes, control characters and backslashes as \\xNN;
     `source_digest` and `digest` are SHA-256 of the file and of what is stored; `patient` is a keyed hash; ages are
     years; `statistics` says how the pixels look (`appearance.to_text`); `phash` and `thumbnail` are of
-    `near_duplicates`; `near_copy` is the digest of a near copy, accepted here or in the dataset. Text is "" and numbers
-    are 0 (age NaN) where unknown.
+    `near_duplicates`; `near_copy` is the digest of a near copy, here or in the dataset; `withdraws` are the digests,
+    separated by spaces, of earlier deliveries' radiographs that a label conflict keeps out together with this row. Text
+    is "" and numbers are 0 (age NaN) where unknown.
     """
 
     file: str
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     phash: str = ""
     thumbnail: str = ""
     near_copy: str = ""
+    withdraws: str = ""
 
 
 COLUMNS: Final = Row._fields

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 import pandas as pd
@@ -31,6 +31,10 @@ class History(Protocol):
     def prints(self) -> Prints:
         """The fingerprints of the committed radiographs."""
 
+    @property
+    def contested(self) -> Prints:
+        """The fingerprints of those radiographs, committed or quarantined, that label conflicts keep out."""
+
 
 class _NoHistory:
     def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
@@ -49,6 +53,10 @@ class _NoHistory:
     def prints(self) -> Prints:
         return Prints.joined([])
 
+    @property
+    def contested(self) -> Prints:
+        return Prints.joined([])
+
 
 EMPTY: Final[History] = _NoHistory()
 
@@ -57,7 +65,8 @@ def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.Dat
     """Judge the accepted rows of an intake table once more against each other and the dataset.
 
     Quarantines label conflicts, duplicates, patients on two sides and copies across the split, and notes near copies on
-    the same side; rows that are quarantined already stay so. Raises DatasetError.
+    the same side and what a label conflict takes out of the dataset; rows that are quarantined already stay so. Raises
+    DatasetError.
     """
     table = table.copy()
     accepted = table.loc[table["verdict"] == "accepted", ["digest", "label", "patient", "side", "given_split"]]
@@ -65,10 +74,18 @@ def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.Dat
     found |= _two_sides(accepted.drop(index=list(found)), history)
     rest = accepted.drop(index=list(found))
     copies, kept = _near_copies(table, rest.index, history, settings.workers)
-    found |= {row: ("copy-across-split", detail) for row, (_, detail) in copies.items()}
     near = kept | {row: digest for row, (digest, _) in copies.items()}
-    found |= _two_labels(rest, near, history)
+    disputed = [row for row, (reason, _) in found.items() if reason == "label-conflict"]
+    disputed += table.index[(table["reason"] == "label-conflict") & (table["digest"] != "")].tolist()
+    both, withdrawn = _two_labels(table, rest.index.tolist(), disputed, near, history, settings.workers)
+    found |= {row: ("copy-across-split", detail) for row, (_, detail) in copies.items()}
+    found |= {row: ("label-conflict", detail) for row, (_, detail) in both.items()}
+    near |= {row: digest for row, (digest, _) in both.items()}
     table.loc[rest.index, "near_copy"] = [near.get(row, "") for row in rest.index]
+    if "withdraws" not in table:  # judged by an earlier version, committed by this one
+        table["withdraws"] = ""
+    if withdrawn:
+        table.loc[list(withdrawn), "withdraws"] = list(withdrawn.values())
     if found:
         out = list(found)
         table.loc[out, ["verdict", "side"]] = ["quarantined", ""]
@@ -89,7 +106,11 @@ def _same_images(accepted: pd.DataFrame, history: History) -> _Findings:
     for digest, same in by_digest.items():
         known = history.labels(digest)
         labels = sorted({label for _, label, *_ in same} | ({known} if known else set()))
-        if len(labels) > 1:
+        if digest in history.contested.side:
+            found |= {
+                row: ("label-conflict", "it, or a near copy, was delivered under two labels before") for row, *_ in same
+            }
+        elif len(labels) > 1:
             where = "in the dataset and here" if known else "in this delivery"
             found |= {row: ("label-conflict", f"labelled {' and '.join(labels)} {where}") for row, *_ in same}
         elif known:
@@ -151,18 +172,86 @@ def _copied(rows: Sequence[int], mine: Prints, others: Prints | None, workers: i
                 yield row, others.digests[place]
 
 
-def _two_labels(accepted: pd.DataFrame, near: Mapping[int, str], history: History) -> _Findings:
-    """Return the findings for near copies under different labels: both are out, as for the same image."""
-    here = {digest: (row, label) for row, digest, label in accepted[["digest", "label"]].itertuples(name=None)}
-    found: _Findings = {}
-    for row, digest in near.items():
-        label = accepted.at[row, "label"]
-        other, theirs = here.get(digest, (-1, history.labels(digest) or label))
-        if theirs != label:
-            where = "in this delivery" if digest in here else "in the dataset and here"
-            detail = f"near copies labelled {' and '.join(sorted((label, theirs)))} {where}"
-            found |= {at: ("label-conflict", detail) for at in (row, other) if at >= 0}
-    return found
+def _two_labels(
+    table: pd.DataFrame,
+    accepted: Sequence[int],
+    disputed: Sequence[int],
+    near: Collection[int],
+    history: History,
+    workers: int,
+) -> tuple[_Findings, dict[int, str]]:
+    """Return the rows that are out because the near copies they are connected with do not share one label, as (digest
+    of such a copy, detail), and for these and the `disputed` rows (the same image under two labels) the earlier
+    deliveries' radiographs that are out with them. `near` are the rows that have a near copy."""
+    here, known, contested = [*accepted, *disputed], history.prints, history.contested
+    mine = Prints.of(table, here)
+    starts = set(range(len(accepted), len(here)))
+    starts |= {at for at, _ in _copied(range(len(here)), mine, contested, workers)}
+    # Where the copies of one image have two labels, two of them are near copies of each other: each that has a copy at
+    # all is asked for one under another label.
+    if copied := [at for at, row in enumerate(here) if row in near]:
+        both = Prints.joined([mine, known])
+        labels = [*table.loc[here, "label"], *map(history.labels, known.digests)]
+        for label in sorted({labels[at] for at in copied}):
+            asked = [at for at in copied if labels[at] == label]
+            others = both.take([at for at, other in enumerate(labels) if other != label])
+            starts |= {at for at, _ in _copied(asked, mine.take(asked), others, workers)}
+    if not starts:
+        return {}, {}
+    links = _links(sorted(starts), Prints.joined([mine, known, contested]), workers)
+    rows_of: dict[str, list[int]] = {}
+    for row, digest in sorted(zip(here, mine.digests, strict=True)):
+        rows_of.setdefault(digest, []).append(row)
+    settled, out, withdrawn = set(disputed), _Findings(), dict[int, str]()
+    for group in _groups(links, rows_of):
+        rows = [(row, digest) for digest in group for row in rows_of.get(digest, ())]
+        earlier = group.keys() - rows_of.keys()
+        said = {*table.loc[[row for row, _ in rows], "label"], *map(history.labels, group)} - {None}
+        where = "in the dataset and here" if any(map(history.labels, earlier)) else "in this delivery"
+        detail = f"near copies labelled {' and '.join(sorted(said))} {where}"
+        if len(said) == 1:
+            detail = "near copy of an image that was delivered under two labels before"
+        for number, (row, digest) in enumerate(rows):
+            if row not in settled:
+                out[row] = (group[digest], detail)
+            withdrawn[row] = " ".join(sorted(earlier if number == 0 else earlier & links[digest]))
+    return out, withdrawn
+
+
+def _links(places: Sequence[int], every: Prints, workers: int) -> dict[str, set[str]]:
+    """Return the near copies, by digest, of all that those at `places` are connected with."""
+    links: dict[str, set[str]] = {}
+    reached = {every.digests[at]: at for at in places}
+    asking = list(reached.values())
+    while asking:
+        further = {}
+        for at, other in near_duplicates.every(every.take(asking), every, workers):
+            one, two = every.digests[asking[at]], every.digests[other]
+            if one != two:
+                links.setdefault(one, set()).add(two)
+                links.setdefault(two, set()).add(one)
+                if two not in reached:
+                    further[two] = other
+        reached |= further
+        asking = list(further.values())
+    return links
+
+
+def _groups(links: Mapping[str, set[str]], starts: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield what is connected with each of `starts`, each with one that it is linked to, so that these links alone
+    connect the group."""
+    done: set[str] = set()
+    for start in starts:
+        if start in links and start not in done:
+            group = {start: min(links[start])}
+            left = [start]
+            while left:
+                one = left.pop()
+                new = sorted(links[one] - group.keys())
+                group |= dict.fromkeys(new, one)
+                left += new
+            done |= group.keys()
+            yield group
 
 
 def _two_sides(accepted: pd.DataFrame, history: History) -> _Findings:

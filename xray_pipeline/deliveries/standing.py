@@ -1,0 +1,113 @@
+"""What the manifests say together: which of their rows stand, and which radiographs are held under two labels.
+
+Manifests are never changed. A file that is judged anew gets a row in a later part of its delivery, and that row counts
+from then on. Everything here follows from the manifests alone, so it is the same on every machine and every day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+File = tuple[str, int, str]
+
+CONFLICT = "label-conflict"
+
+
+def part_of(key: str) -> tuple[str, int]:
+    """Return the delivery and the number of the part that a manifest's key names: names hold no `+`."""
+    name, _, part = key.partition("+")
+    return name, int(part or 1)
+
+
+def files_of(table: pd.DataFrame) -> Iterator[File]:
+    """Yield each row's file as (file, size, version)."""
+    return zip(table["file"], table["size"].tolist(), table["version"], strict=True)
+
+
+def standing(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]:
+    """Return for each manifest (by key) which rows stand: what a later part says of a file replaces its row.
+
+    Accepted rows always stand: only quarantined files are judged anew.
+    """
+    import numpy as np
+
+    stands: dict[str, NDArray[np.bool_]] = {}
+    later: dict[str, set[File]] = {}
+    for key in sorted(tables, key=part_of, reverse=True):
+        table, (name, part) = tables[key], part_of(key)
+        stands[key] = np.ones(len(table), np.bool_)
+        if judged := later.get(name):
+            quarantined = np.flatnonzero(table["verdict"] != "accepted")
+            stands[key][quarantined] = [file not in judged for file in files_of(table.iloc[quarantined])]
+        if part > 1:
+            later.setdefault(name, set()).update(files_of(table))
+    return stands
+
+
+def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
+    """Return the digests of radiographs that manifests (by key) hold under two labels, themselves or near copies.
+
+    Near copies are connected by what standing rows, accepted or in a label conflict, say of each other. A conflict is
+    settled once the rows that stand agree.
+    """
+    import pandas as pd
+
+    stands = standing(tables)
+    conflicts = {
+        digest
+        for key, table in tables.items()
+        for digest in table.loc[(table["reason"] == CONFLICT) & stands[key], "digest"]
+    }
+    if not conflicts:
+        return set()
+    columns = ["digest", "label", "near_copy", "withdraws"]
+    # Manifests of earlier versions have no `withdraws`.
+    parts = [t.loc[counted(t, stands[key])].reindex(columns=columns, fill_value="") for key, t in tables.items()]
+    rows = pd.concat(parts, ignore_index=True)
+    groups: dict[str, set[str]] = {digest: {digest} for digest in conflicts}
+    linked = rows.loc[(rows["near_copy"] != "") | (rows["withdraws"] != ""), ["digest", "near_copy", "withdraws"]]
+    for digest, near, withdraws in linked.itertuples(index=False, name=None):
+        for other in f"{near} {withdraws}".split():
+            _join(groups, digest, other)
+    reached = set().union(*(groups[digest] for digest in conflicts))
+    labels: dict[str, set[str]] = {}
+    for digest, label in rows.loc[rows["digest"].isin(reached), ["digest", "label"]].itertuples(index=False, name=None):
+        labels.setdefault(digest, set()).add(label)
+    out: set[str] = set()
+    for digest in conflicts:
+        if digest not in out and len(set().union(*(labels.get(one, ()) for one in groups[digest]))) > 1:
+            out |= groups[digest]
+    return out
+
+
+def counted(table: pd.DataFrame, stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which rows say what a radiograph shows: the accepted ones, and standing ones in a label conflict."""
+    import numpy as np
+
+    return np.asarray(((table["verdict"] == "accepted") | (table["reason"] == CONFLICT)) & stands)
+
+
+def contested_by_nearest(tables: Mapping[str, pd.DataFrame]) -> set[str]:
+    """Return what `contested` gave when snapshots of format 2 were made: by one near copy a row, never settled."""
+    import pandas as pd
+
+    columns = ["digest", "label", "near_copy", "verdict", "reason"]
+    rows = pd.concat([table[columns] for table in tables.values()])
+    accepted, conflicts = rows[rows["verdict"] == "accepted"], rows[rows["reason"] == CONFLICT]
+    copied = accepted[accepted["digest"].isin(conflicts["near_copy"])]
+    label_of = dict(zip(copied["digest"], copied["label"], strict=True))
+    pairs = zip(conflicts["near_copy"], conflicts["label"], strict=True)
+    return {*conflicts["digest"], *(copy for copy, label in pairs if label_of.get(copy, label) != label)}
+
+
+def _join(groups: dict[str, set[str]], one: str, two: str) -> None:
+    few, many = sorted((groups.setdefault(one, {one}), groups.setdefault(two, {two})), key=len)
+    if few is not many:
+        many |= few
+        groups |= dict.fromkeys(few, many)

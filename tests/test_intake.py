@@ -127,6 +127,18 @@ def test_a_clock_far_ahead_does_not_hold_a_delivery_back(tmp_path: Path) -> None
     assert find(open_store(tmp_path), EMPTY, 600, NOW)[0].settled
 
 
+def test_objects_dated_days_ahead_are_left_out_one_by_one() -> None:
+    class Listed(DirectoryStore):
+        def list(self, prefix: str = "") -> Iterator[Entry]:
+            yield from (Entry(f"a/NORMAL/{n}.jpg", 1, "v", modified) for n, modified in enumerate(times))
+
+    times = [NOW + 10 * 86_400, NOW - 5]
+    assert not find(Listed(Path("/in")), EMPTY, 600, NOW)[0].settled
+    assert find(Listed(Path("/in")), EMPTY, 600, NOW + 600)[0].settled
+    times = [NOW + 10 * 86_400]
+    assert find(Listed(Path("/in")), EMPTY, 600, NOW)[0].settled  # nothing else can be said of it, and it must not wait
+
+
 def test_nothing_new_is_left_out_and_additions_are_a_part_of_their_own(tmp_path: Path, settings: Settings) -> None:
     lay(tmp_path / "day", two_classes() | {"_SUCCESS": b""})
     first = judged(tmp_path / "day", settings)

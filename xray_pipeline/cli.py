@@ -110,7 +110,7 @@ def ingest(
     run = _run()
     with _progress(as_json) as progress:
         keys = deliveries or night.find_deliveries(run)
-        results = [night.check_delivery(run, key, progress).to_dict() for key in keys]
+        results = [night.check_delivery(run, key, progress, named=bool(deliveries)).to_dict() for key in keys]
         committed = night.commit_deliveries(run, keys, progress)
         results = [{**result, "accounting": bookkeeping.of_delivery(run, result["key"])} for result in results]
     lines = [line for result in results for line in _delivery_lines(result)]

@@ -76,7 +76,8 @@ class Delivery:
     """One incoming folder, or what was added to it since an earlier part of it was committed.
 
     `part` is 1 for the first and counts additions up; `files` and `bytes` count what is new; `fingerprint` is the
-    SHA-256 of the sorted listing of this part; `settled` says that it is complete.
+    SHA-256 of the sorted listing of this part; `settled` says that it is complete; `changed` is when it last changed,
+    in Unix seconds, 0 when that is not known.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Delivery:
     bytes: int
     fingerprint: str
     settled: bool
+    changed: float = 0.0
 
     @property
     def key(self) -> str:
@@ -195,8 +197,9 @@ def _describe(
     if not new:
         return None
     size = sum(entry.size for entry in new)
-    settled = _is_settled(entries, parts, settle_seconds, now)
-    return Delivery(name, uri, parts + 1, len(new), size, _fingerprint(new, entries), settled)
+    changed = _last_change(entries, now)
+    settled = now - changed >= settle_seconds or _is_marked(entries, parts, changed)
+    return Delivery(name, uri, parts + 1, len(new), size, _fingerprint(new, entries), settled, changed)
 
 
 def _unseen(entries: list[Entry], seen: frozenset[tuple[str, int, str]]) -> list[Entry]:
@@ -210,14 +213,15 @@ def _fingerprint(new: list[Entry], entries: list[Entry]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _is_settled(entries: list[Entry], parts: int, settle_seconds: float, now: float) -> bool:
-    # A clock that is days ahead must not keep a delivery out forever.
-    newest = max(entry.modified for entry in entries if entry.key != SUCCESS)
-    newest = newest if newest < now + 86_400 else 0.0
-    marks = [entry.modified for entry in entries if entry.key == SUCCESS]
-    if marks and (parts == 0 or marks[0] >= newest):  # the first part's marker says nothing of an addition
-        return True
-    return now - newest >= settle_seconds
+def _last_change(entries: list[Entry], now: float) -> float:
+    """Return when a delivery last changed; 0 when all its files are dated ahead, by a clock that can't be believed."""
+    # What lies days ahead is left out file by file: it must not keep a delivery out forever, nor hide what is copied.
+    return max((e.modified for e in entries if e.key != SUCCESS and e.modified < now + 86_400), default=0.0)
+
+
+def _is_marked(entries: list[Entry], parts: int, changed: float) -> bool:
+    # The first part's marker says nothing of an addition.
+    return any(parts == 0 or entry.modified >= changed for entry in entries if entry.key == SUCCESS)
 
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f%+\\/]")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -189,11 +190,12 @@ def find_deliveries(run: Run) -> list[str]:
     return [delivery.key for delivery in settled[:limit]]
 
 
-def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Checked:
+def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
     """Judge a delivery and keep the result in the store; an unchanged delivery is judged once.
 
-    A delivery that can't be judged at all (an unknown class, say) is rejected with that reason.
-    Raises DeliveryError when `key` is no waiting delivery, StorageError.
+    A delivery that can't be judged at all (an unknown class, say) is rejected with that reason. `named` says that a
+    person asked for this one. Raises DeliveryError when `key` is no waiting delivery, or is a named one that has not
+    settled, StorageError.
     """
     from xray_pipeline import intake as intakes
     from xray_pipeline.data_quality import alarms
@@ -203,18 +205,23 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Chec
     delivery = next((d for d in _deliveries(run) if d.key == key), None)
     if delivery is None:
         raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
+    arriving = "" if delivery.settled else _arriving(delivery, run.settings)
+    if named and arriving:
+        raise DeliveryError(arriving)
     store, dataset = run.store(), Dataset(run.settings)
     earlier = checked(store, key)
     rules = run.settings.rules.digest()
-    if earlier and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules):
+    if earlier and not arriving and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules):
         log.info("delivery %s was judged before and has not changed: %s", key, _verdict(earlier))
         return earlier
     store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
     try:
+        if arriving:  # it grew since it was found
+            raise DeliveryError(arriving)
         settled = alarms.acknowledged(store, key, delivery.fingerprint)
         intake = intakes.check(delivery, run.settings, dataset.history(), dataset.patient_key(), progress, settled)
     except DeliveryError as error:
-        result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
+        result = Checked(key, asdict(delivery), "" if arriving else rules, False, 0, {}, str(error))
     else:
         counts = accounting([intake.table])
         accepted = counts.pop("accepted", 0)
@@ -227,6 +234,15 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Chec
     store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
     log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
     return result
+
+
+def _arriving(delivery: Delivery, settings: Settings) -> str:
+    ago = max(0.0, time.time() - delivery.changed)
+    return (
+        f"delivery {delivery.key} changed {ago:,.0f} s ago and may still be arriving; it is taken once it has not "
+        f"changed for {settings.settle_seconds:,.0f} s (XRAY_SETTLE_SECONDS), or when an empty file _SUCCESS is put "
+        f"into it"
+    )
 
 
 def checked(store: Store, key: str) -> Checked | None:
@@ -462,8 +478,6 @@ def _verdict(result: Checked) -> str:
 
 
 def _deliveries(run: Run) -> list[Delivery]:
-    import time
-
     from xray_pipeline import intake
     from xray_pipeline.dataset import Dataset
 

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import stat
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -215,7 +216,9 @@ _TEMPORARY = ".xray-tmp-"
 def _entry(key: str, item: os.DirEntry[str]) -> Entry:
     info = item.stat(follow_symlinks=False)
     kind: Kind = "file" if stat.S_ISREG(info.st_mode) else "symlink" if stat.S_ISLNK(info.st_mode) else "special"
-    return Entry(key, info.st_size, f"{info.st_mtime_ns}-{info.st_ino}", max(info.st_mtime, info.st_ctime), kind)
+    # A time ahead was set by another clock; the inode's says when the file came.
+    modified = info.st_ctime if info.st_mtime > time.time() else max(info.st_mtime, info.st_ctime)
+    return Entry(key, info.st_size, f"{info.st_mtime_ns}-{info.st_ino}", modified, kind)
 
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # no host, port, user or ARN can pass for a bucket

@@ -93,7 +93,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Checked(Outcome):
-    """The verdict on one delivery, kept in the store beside its intake table and page."""
+    """The verdict on one delivery, kept in the store beside its intake table and page.
+
+    `rules` is the digest of all that it depends on beside the files and the dataset (`reading.judged_by`), "" when it
+    is to be made anew in any case.
+    """
 
     key: str
     delivery: Mapping[str, Any]
@@ -191,15 +195,17 @@ def find_deliveries(run: Run) -> list[str]:
 
 
 def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
-    """Judge a delivery and keep the result in the store; an unchanged delivery is judged once.
+    """Judge a delivery and keep the result in the store.
 
-    A delivery that can't be judged at all (an unknown class, say) is rejected with that reason. `named` says that a
-    person asked for this one. Raises DeliveryError when `key` is no waiting delivery, or is a named one that has not
-    settled, StorageError.
+    One that has not changed is judged once, while rules, classes, split and code stay the same; one that a person
+    `named` is judged in any case, and so is one with unreadable files, as permissions are no part of a listing. A
+    delivery that can't be judged at all (an unknown class, say) is rejected with that reason. Raises DeliveryError when
+    `key` is no waiting delivery, or is a named one that has not settled, DatasetError, StorageError.
     """
     from xray_pipeline import intake as intakes
     from xray_pipeline.data_quality import alarms
     from xray_pipeline.dataset import Dataset, accounting, to_parquet
+    from xray_pipeline.deliveries.reading import judged_by
 
     logs.about(delivery=key)
     delivery = next((d for d in _deliveries(run) if d.key == key), None)
@@ -209,9 +215,9 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     if named and arriving:
         raise DeliveryError(arriving)
     store, dataset = run.store(), Dataset(run.settings)
-    earlier = checked(store, key)
-    rules = run.settings.rules.digest()
-    if earlier and not arriving and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules):
+    earlier, patient_key = checked(store, key), dataset.patient_key()
+    rules = "" if arriving else judged_by(run.settings, patient_key)
+    if earlier and not named and _stands(earlier, delivery, rules) and "unreadable" not in earlier.quarantined:
         log.info("delivery %s was judged before and has not changed: %s", key, _verdict(earlier))
         return earlier
     store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
@@ -219,9 +225,9 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         if arriving:  # it grew since it was found
             raise DeliveryError(arriving)
         settled = alarms.acknowledged(store, key, delivery.fingerprint)
-        intake = intakes.check(delivery, run.settings, dataset.history(), dataset.patient_key(), progress, settled)
+        intake = intakes.check(delivery, run.settings, dataset.history(), patient_key, progress, settled)
     except DeliveryError as error:
-        result = Checked(key, asdict(delivery), "" if arriving else rules, False, 0, {}, str(error))
+        result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
     else:
         counts = accounting([intake.table])
         accepted = counts.pop("accepted", 0)
@@ -234,6 +240,10 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
     log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
     return result
+
+
+def _stands(earlier: Checked, delivery: Delivery, rules: str) -> bool:
+    return bool(rules) and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
 
 
 def _arriving(delivery: Delivery, settings: Settings) -> str:

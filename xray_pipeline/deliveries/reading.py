@@ -6,8 +6,10 @@ Only the rows are kept, so memory follows the number of threads and the largest 
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import hmac
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,13 +63,25 @@ def _seen_as(entry: Entry) -> str:
 
 def journal_of(uri: str, fingerprint: str, files: int, settings: Settings, patient_key: bytes) -> Journal:
     """Return the journal of a scan of `files` files; `fingerprint` tells the listing."""
-    s, code = settings, hashlib.sha256()
+    depends = (uri, fingerprint, judged_by(settings, patient_key))
+    return Journal(settings.cache / "intake", depends, enabled=files >= _JOURNAL_FROM)
+
+
+def judged_by(settings: Settings, patient_key: bytes) -> str:
+    """Return the SHA-256 of all that rows depend on beside the files: rules, classes, split, patient key and code."""
+    s = settings
+    of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()
+    split = (s.split_mode, s.split_validation, s.split_held_out)
+    depends = (s.rules.digest(), s.classes, split, of_key, _code())
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    code = hashlib.sha256()
     for module in sorted(Path(radiograph.__file__).parent.rglob("*.py")):
         code.update(module.read_bytes())
-    split = (s.split_mode, s.split_validation, s.split_held_out)
-    of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()
-    depends = (uri, fingerprint, s.rules.digest(), s.classes, split, of_key, code.hexdigest())
-    return Journal(s.cache / "intake", depends, enabled=files >= _JOURNAL_FROM)
+    return code.hexdigest()
 
 
 def reread(store: Store, file: str, limits: Limits) -> Normalised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 from samples import jpeg
 
 from xray_pipeline import intake, night
+from xray_pipeline.dataset import Dataset
+from xray_pipeline.deliveries import bookkeeping
 from xray_pipeline.deliveries.reading import judged_by
 from xray_pipeline.errors import DeliveryError
 from xray_pipeline.intake import Delivery
@@ -156,3 +159,72 @@ def test_a_delivery_whose_files_were_made_readable_is_taken_the_next_night(as_no
     for path in locked:
         path.chmod(0o644)
     assert [verdict.accepted for verdict in ingest(run)] == [len(GOOD)]
+
+
+# additions
+
+
+def snapshot(run: Run) -> str:
+    found = Dataset(run.settings).snapshot()
+    return found.digest if found else ""
+
+
+@pytest.mark.parametrize("litter", [".DS_Store", "NORMAL/.DS_Store", "NORMAL/Thumbs.db", "__MACOSX/NORMAL/x.jpg"])
+def test_litter_alone_is_no_addition(settings: Settings, litter: str) -> None:
+    run = Run(settings)
+    lay(settings, "day", GOOD)
+    ingest(run)
+    lay(settings, "day", {litter: b"x"})
+    assert night.find_deliveries(run) == []
+    lay(settings, "day", {"NORMAL/patient90_1.jpg": jpeg(seed=90)})
+    (added,) = ingest(run)
+    assert (added.key, added.accepted, dict(added.quarantined)) == ("day+2", 1, {"system-file": 1})
+
+
+@pytest.mark.parametrize("how", ["touched", "copied", "one late duplicate", "quarantined ones too"])
+def test_an_addition_of_which_nothing_is_new_is_settled_once_and_trains_nothing(settings: Settings, how: str) -> None:
+    run = Run(settings)
+    files = GOOD | ({"NORMAL/empty.jpg": b""} if how == "quarantined ones too" else {})
+    folder = lay(settings, "day", files)
+    ingest(run)
+    before = snapshot(run)
+    if how == "one late duplicate":
+        lay(settings, "day", {"NORMAL/again.jpg": next(d for f, d in GOOD.items() if f.startswith("NORMAL"))})
+    elif how == "copied":
+        folder.rename(folder.parent / "old")
+        shutil.copytree(folder.parent / "old", folder)
+        shutil.rmtree(folder.parent / "old")
+    else:
+        for path in folder.rglob("*.jpg"):
+            os.utime(path)
+    (settled,) = ingest(run)
+    assert (settled.key, settled.fit, settled.accepted) == ("day+2", True, 0)
+    assert "Nothing is new" in " ".join(settled.warnings)
+    assert len(Dataset(run.settings).manifest("day+2")) == sum(settled.quarantined.values())
+    assert night.find_deliveries(run) == []
+    assert snapshot(run) == before  # and so the candidate, which is found trained
+    assert bookkeeping.verify(run)[0]
+
+
+def test_a_first_delivery_of_copies_and_an_addition_of_something_bad_are_rejected(settings: Settings) -> None:
+    run = Run(settings)
+    lay(settings, "day", GOOD)
+    ingest(run)
+    lay(settings, "day", {"NORMAL/late.jpg": b""})
+    lay(settings, "other", GOOD)
+    assert [(verdict.key, verdict.fit) for verdict in ingest(run)] == [("day+2", False), ("other", False)]
+
+
+def test_files_that_are_still_missing_are_counted_once(settings: Settings) -> None:
+    run = Run(settings)
+    listed = "".join(f"{n}.jpg,{('NORMAL', 'PNEUMONIA')[n % 2]}\n" for n in range(20))
+    lay(
+        settings,
+        "day",
+        {f"{n}.jpg": jpeg(seed=n) for n in range(16)} | {"labels.csv": f"file,label\n{listed}".encode()},
+    )
+    assert [dict(verdict.quarantined) for verdict in ingest(run)] == [{"missing": 4}]
+    lay(settings, "day", {"16.jpg": jpeg(seed=16)})
+    (added,) = ingest(run)
+    assert (added.fit, added.accepted, dict(added.quarantined)) == (True, 1, {})
+    assert bookkeeping.verify(run)[0]

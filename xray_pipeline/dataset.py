@@ -204,7 +204,9 @@ class Dataset:
 
     def snapshot(self) -> Snapshot | None:
         """Name the present state of the dataset and keep that name; None while nothing is committed."""
-        keys = self.manifests()
+        # A manifest that can't change `rows` (copies only) makes no other snapshot, so that nothing is trained for it.
+        matters = ("", "label-conflict")
+        keys = [key for key in self.manifests() if self.manifest(key)["reason"].isin(matters).any()]
         if not keys:
             return None
         content = {

@@ -40,6 +40,11 @@ _SYSTEM = re.compile(
 )
 
 
+def is_litter(key: str) -> bool:
+    """Whether an operating system left that file; it is no file of the delivery."""
+    return _SYSTEM.search(key) is not None
+
+
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f\\\udc80-\udcff]")
 
 
@@ -69,7 +74,7 @@ def places(
         raise DeliveryError(f"{LABELS} of {where} is not a regular file; links are never followed")
     listed = _as_on_disk(_by_list(store.read(LABELS), classes, where), files)
     found = {file: listed.get(file) or Place(reason="not-listed", detail="not in labels.csv") for file in files}
-    found |= {file: _litter() for file in files if _SYSTEM.search(file)}
+    found |= {file: _litter() for file in files if is_litter(file)}
     return found, sorted(set(listed) - set(files))
 
 
@@ -103,7 +108,7 @@ def _by_folder(files: list[str], classes: Sequence[str], where: str) -> dict[str
         given = side_named(folders[0]) if folders and folders[0] not in classes else None
         if given is not None:
             folders = folders[1:]
-        if _SYSTEM.search(file):
+        if is_litter(file):
             found[file] = _litter()
         elif not folders:
             found[file] = Place(given=given or "", reason="no-class", detail="the file lies in no class folder")

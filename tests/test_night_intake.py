@@ -228,3 +228,47 @@ def test_files_that_are_still_missing_are_counted_once(settings: Settings) -> No
     (added,) = ingest(run)
     assert (added.fit, added.accepted, dict(added.quarantined)) == (True, 1, {})
     assert bookkeeping.verify(run)[0]
+
+
+# what lies in the incoming folder
+
+
+@pytest.mark.parametrize(
+    ("stray", "said"),
+    [
+        ("DOE_JANE.jpg", "1 files lie beside the deliveries and are left out"),
+        ("labels.csv", "1 files lie beside the deliveries and are left out"),
+        ("DOE_JANE.ZIP", "1 archives are left out"),
+        ("test/NORMAL/1.jpg", "the folder 'test' is named like a part of a delivery and is left out"),
+        ("Normal/1.jpg", "the folder 'Normal' is named like a part of a delivery and is left out"),
+        ("DAY2/labels.csv", "delivery DAY2 holds no file to check"),
+        ("DAY2/_SUCCESS", "delivery DAY2 holds no file to check"),
+        ("DAY2/.DS_Store", "delivery DAY2 holds no file to check"),
+    ],
+)
+def test_what_is_no_delivery_is_left_out_beside_real_ones_and_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture, stray: str, said: str
+) -> None:
+    run = Run(settings)
+    lay(settings, "day", GOOD)
+    lay(settings, "", {stray: b"x"})
+    assert [verdict.accepted for verdict in ingest(run)] == [len(GOOD)]
+    assert caplog.text.count(said) == 1
+    assert "JANE" not in caplog.text
+
+
+@pytest.mark.parametrize("stray", ["a.jpg", "labels.csv", "NORMAL/a.jpg", "normal/a.jpg", "test/NORMAL/a.jpg"])
+def test_incoming_that_is_a_delivery_stops_beside_folders_that_are_none(settings: Settings, stray: str) -> None:
+    lay(settings, "", {stray: b"x", "notes/readme.txt": b"x", "sub/b.jpg": b"x"})
+    with pytest.raises(DeliveryError, match="looks like a delivery itself; point at its parent"):
+        night.find_deliveries(Run(settings))
+
+
+def test_rejected_deliveries_keep_no_other_out(settings: Settings) -> None:
+    run = changed(Run(settings), max_deliveries=2)
+    for name in "abd":
+        lay(settings, name, {"NORMAL/x.jpg": b""})
+    lay(settings, "c", GOOD)
+    assert [[verdict.key for verdict in ingest(run)] for _ in range(3)] == [["a", "b"], ["c", "d"], ["a", "b"]]
+    anew = changed(run, rules=IntakeRules(min_files=2))
+    assert [[verdict.key for verdict in ingest(anew)] for _ in range(2)] == [["a", "b"], ["a", "d"]]

@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
@@ -28,7 +28,16 @@ import pandas as pd
 from xray_pipeline import radiograph
 from xray_pipeline.data_quality import drift
 from xray_pipeline.data_quality.drift import Drift
-from xray_pipeline.deliveries.layout import BOOKKEEPING, LABELS, SUCCESS, escape, is_litter, places, side_named
+from xray_pipeline.deliveries.layout import (
+    BOOKKEEPING,
+    LABELS,
+    SUCCESS,
+    class_named,
+    escape,
+    is_litter,
+    places,
+    side_named,
+)
 from xray_pipeline.deliveries.reading import Progress, Reader, journal_of, scan, still_there
 from xray_pipeline.deliveries.table import Row, by_file, of_rows
 from xray_pipeline.deliveries.together import History, rejudge
@@ -115,31 +124,83 @@ class Intake:
 
 
 def find(
-    incoming: Store, history: History, settle_seconds: float, now: float, classes: Sequence[str] = ()
+    incoming: Store,
+    history: History,
+    settle_seconds: float,
+    now: float,
+    classes: Sequence[str] = (),
+    *,
+    quietly: bool = False,
 ) -> list[Delivery]:
     """Return the deliveries under `incoming` that hold files the dataset has not seen, sorted by name.
 
     A delivery is settled when it carries `_SUCCESS` or nothing in it was modified for `settle_seconds` before `now`
     (Unix seconds). A delivery with a folder that can't be listed is left out, with a warning; it is found once it can.
-    Raises DeliveryError when `incoming` itself looks like a delivery; `classes` helps to tell.
+    So is what lies beside deliveries and is none; `quietly` keeps those warnings back. Raises DeliveryError when
+    `incoming` itself looks like a delivery and nothing in it does; `classes` helps to tell.
     """
     listings: dict[str, list[Entry]] = {}
+    loose: list[Entry] = []
     for entry in _entries(incoming):
         folder, slash, key = entry.key.partition("/")
         if not slash:
-            _check_stray(entry, incoming)
+            loose.append(entry)
         elif folder and not folder.startswith("."):
             listings.setdefault(folder, []).append(replace(entry, key=key))
-    wrong = sorted(f for f in listings if side_named(f) is not None or f in classes)
-    if wrong:
+    parts = {folder: listings.pop(folder) for folder in sorted(listings) if _is_part(folder, classes)}
+    if not any(_is_laid_out(entries, classes) for entries in listings.values()):
+        _check_not_a_delivery(incoming.uri, loose, list(parts))
+    left_out = [f"{incoming.uri}: {text}" for text in _left_out(loose, list(parts))]
+    found = []
+    for folder, entries in sorted(listings.items()):
+        delivery = _describe(folder, incoming.child(folder).uri, entries, history, settle_seconds, now)
+        if delivery is not None:
+            found.append(delivery)
+        elif not any(map(_is_content, entries)) and not history.seen(_safe_name(folder))[0]:
+            left_out.append(f"delivery {_safe_name(folder)} holds no file to check, only bookkeeping or litter")
+    for text in left_out:
+        log.log(logging.DEBUG if quietly else logging.WARNING, "%s", text)
+    return sorted(found, key=lambda delivery: delivery.name)
+
+
+def _is_part(folder: str, classes: Sequence[str]) -> bool:
+    """Whether a folder is named as one inside a delivery is."""
+    return side_named(folder) is not None or class_named(folder, classes) is not None
+
+
+def _is_laid_out(entries: Sequence[Entry], classes: Sequence[str]) -> bool:
+    """Whether a folder with these files is a delivery, by its layout."""
+    return any(e.key == LABELS or ("/" in e.key and _is_part(e.key.partition("/")[0], classes)) for e in entries)
+
+
+def _is_content(entry: Entry) -> bool:
+    return entry.key not in BOOKKEEPING and not is_litter(entry.key)
+
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
+
+def _check_not_a_delivery(uri: str, loose: list[Entry], parts: list[str]) -> None:
+    if parts:
         raise DeliveryError(
-            f"{incoming.uri} holds the folder {wrong[0]!r} and so looks like a delivery itself; point at its parent"
+            f"{uri} holds the folder {parts[0]!r} and so looks like a delivery itself; point at its parent"
         )
-    found = (
-        _describe(folder, incoming.child(folder).uri, entries, history, settle_seconds, now)
-        for folder, entries in listings.items()
-    )
-    return sorted((delivery for delivery in found if delivery is not None), key=lambda delivery: delivery.name)
+    if any(entry.key in BOOKKEEPING or entry.key.lower().endswith(_IMAGES) for entry in loose):
+        raise DeliveryError(f"{uri} holds files and so looks like a delivery itself; point at its parent")
+
+
+def _left_out(loose: list[Entry], parts: list[str]) -> Iterator[str]:
+    """Say what lies beside the deliveries and is none, without its name where that may be a patient's."""
+    for folder in parts:
+        yield f"the folder {folder!r} is named like a part of a delivery and is left out; if it is one, rename it"
+    names = [entry.key.lower() for entry in loose if entry.kind == "file"]
+    if count := sum(name in BOOKKEEPING or name.endswith(_IMAGES) for name in names):
+        yield f"{count} files lie beside the deliveries and are left out; put them into a delivery's folder"
+    if count := sum(name.endswith(_ARCHIVES) for name in names):
+        yield f"{count} archives are left out, as none is ever unpacked; deliver what is in them as a folder"
+    if any(entry.kind == "symlink" for entry in loose):
+        yield "a symbolic link is left out; links are never followed, deliver a real folder"
 
 
 def _entries(incoming: Store) -> list[Entry]:
@@ -179,13 +240,6 @@ def at(uri: str, settings: Settings, history: History, now: float) -> Delivery:
         known = "; every file in it is in the dataset already" if entries else "; does it exist?"
         raise DeliveryError(f"{store.uri} holds nothing to check{known}")
     return found
-
-
-def _check_stray(entry: Entry, incoming: Store) -> None:
-    if entry.key in BOOKKEEPING or entry.key.lower().endswith((".jpg", ".jpeg", ".png", ".dcm", ".dicom")):
-        raise DeliveryError(f"{incoming.uri} holds files and so looks like a delivery itself; point at its parent")
-    if entry.kind == "symlink":
-        log.warning("%s holds a symbolic link; links are never followed, deliver a real folder", incoming.uri)
 
 
 def _describe(

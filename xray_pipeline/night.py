@@ -177,7 +177,8 @@ def recipe_names() -> list[str]:
 def find_deliveries(run: Run) -> list[str]:
     """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
 
-    At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest.
+    At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest. Those that were
+    rejected and have not changed come in where there is room, so that they keep no other out.
     """
     found = _deliveries(run)
     for delivery in found:
@@ -190,8 +191,19 @@ def find_deliveries(run: Run) -> list[str]:
         log.info("no new deliveries in %s", run.settings.incoming)
     limit = run.settings.max_deliveries
     if len(settled) > limit:
-        log.warning("%d deliveries wait; this run takes the first %d", len(settled), limit)
-    return [delivery.key for delivery in settled[:limit]]
+        log.warning("%d deliveries wait; this run takes %d", len(settled), limit)
+        rejected = _rejected_before(run, settled)
+        settled = sorted(settled, key=lambda delivery: delivery.key in rejected)[:limit]
+    return [delivery.key for delivery in sorted(settled, key=lambda delivery: delivery.name)]
+
+
+def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
+    from xray_pipeline.dataset import Dataset
+    from xray_pipeline.deliveries.reading import judged_by
+
+    store, rules = run.store(), judged_by(run.settings, Dataset(run.settings).patient_key())
+    verdicts = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
+    return {d.key for d, verdict in verdicts if verdict and not verdict.fit and _stands(verdict, d, rules)}
 
 
 def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
@@ -208,7 +220,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     from xray_pipeline.deliveries.reading import judged_by
 
     logs.about(delivery=key)
-    delivery = next((d for d in _deliveries(run) if d.key == key), None)
+    delivery = next((d for d in _deliveries(run, quietly=True) if d.key == key), None)
     if delivery is None:
         raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
     arriving = "" if delivery.settled else _arriving(delivery, run.settings)
@@ -487,10 +499,11 @@ def _verdict(result: Checked) -> str:
     return "; ".join([head, *filter(None, [result.why]), *result.warnings])
 
 
-def _deliveries(run: Run) -> list[Delivery]:
+def _deliveries(run: Run, *, quietly: bool = False) -> list[Delivery]:
     from xray_pipeline import intake
     from xray_pipeline.dataset import Dataset
 
     incoming = open_store(run.settings.incoming, run.settings)
     history = Dataset(run.settings).history()
-    return intake.find(incoming, history, run.settings.settle_seconds, time.time(), run.settings.classes)
+    s = run.settings
+    return intake.find(incoming, history, s.settle_seconds, time.time(), s.classes, quietly=quietly)

@@ -112,7 +112,7 @@ def _by_folder(files: list[str], classes: Sequence[str], where: str) -> dict[str
             found[file] = _litter()
         elif not folders:
             found[file] = Place(given=given or "", reason="no-class", detail="the file lies in no class folder")
-        elif (label := _class(folders[0], classes)) is None:
+        elif (label := class_named(folders[0], classes)) is None:
             unknown.add(folders[0])
         else:
             found[file] = Place(label, given or "")
@@ -139,8 +139,8 @@ def side_named(text: str) -> str | None:
     return _SIDES.get(text.strip().casefold())
 
 
-def _class(text: str, classes: Sequence[str]) -> str | None:
-    """Return the class of that name: exactly, else whatever the case."""
+def class_named(text: str, classes: Sequence[str]) -> str | None:
+    """Return the class of that name: exactly, else whatever the case; None when there is none."""
     if text in classes:
         return text
     return next((name for name in classes if _folded(name) == _folded(text)), None)
@@ -167,7 +167,7 @@ def _by_list(data: bytes, classes: Sequence[str], where: str) -> dict[str, Place
     for line, cells in _csv_lines(data, where):
         at_line = f"line {line} of {LABELS} in {where}"
         file, given = cells["file"].strip().replace("\\", "/").removeprefix("./"), cells.get("split", "").strip()
-        label = _class(cells["label"].strip(), classes)
+        label = class_named(cells["label"].strip(), classes)
         if not file:
             raise DeliveryError(f"{at_line} names no file")
         if label is None:

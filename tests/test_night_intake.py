@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
 import tempfile
@@ -272,3 +273,33 @@ def test_rejected_deliveries_keep_no_other_out(settings: Settings) -> None:
     assert [[verdict.key for verdict in ingest(run)] for _ in range(3)] == [["a", "b"], ["c", "d"], ["a", "b"]]
     anew = changed(run, rules=IntakeRules(min_files=2))
     assert [[verdict.key for verdict in ingest(anew)] for _ in range(2)] == [["a", "b"], ["a", "d"]]
+
+
+# a delivery that can't be judged as a whole
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"PNEUMONA/x.jpg": b"x"}, "did you mean PNEUMONIA?"),
+        ({"labels.csv": b"file,label\na.jpg,HERNIA\n"}, "line 2 of labels.csv"),
+    ],
+    ids=["unknown class", "bad labels.csv"],
+)
+def test_there_is_a_page_that_says_why_and_nothing_of_an_earlier_check(
+    settings: Settings, more: dict[str, bytes], why: str
+) -> None:
+    run = Run(settings)
+    lay(settings, "day", {"NORMAL/a.jpg": jpeg(seed=1), "NORMAL/b.jpg": b"", "NORMAL/c.jpg": b"x"})
+    assert not ingest(run)[0].fit
+    assert bookkeeping.of_delivery(run, "day")
+    lay(settings, "day", more)
+    assert why in ingest(run)[0].why
+    assert bookkeeping.of_delivery(run, "day") is None
+    kept = sorted(entry.key for entry in run.store().list("intake/day"))
+    assert kept == ["intake/day/checked.json", "intake/day/page.html"]
+    page = html.unescape(run.store().read("intake/day/page.html").decode())
+    assert why in page
+    assert "Rejected: nothing of it enters the dataset" in page
+    assert "All" not in page
+    assert f"{3 + ('labels.csv' not in more)} files, 0.0 megabytes" in page

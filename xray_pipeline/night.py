@@ -214,6 +214,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     delivery that can't be judged at all (an unknown class, say) is rejected with that reason. Raises DeliveryError when
     `key` is no waiting delivery, or is a named one that has not settled, DatasetError, StorageError.
     """
+    from xray_pipeline import expectations
     from xray_pipeline import intake as intakes
     from xray_pipeline.data_quality import alarms
     from xray_pipeline.dataset import Dataset, accounting, to_parquet
@@ -240,6 +241,9 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         intake = intakes.check(delivery, run.settings, dataset.history(), patient_key, progress, settled)
     except DeliveryError as error:
         result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
+        for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
+            store.delete(f"intake/{key}/{name}")
+        store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
     else:
         counts = accounting([intake.table])
         accepted = counts.pop("accepted", 0)

@@ -33,7 +33,7 @@ from xray_pipeline.deliveries import reading
 from xray_pipeline.deliveries.layout import Place, escape, unescape
 from xray_pipeline.deliveries.table import COLUMNS
 from xray_pipeline.deliveries.together import EMPTY, rejudge
-from xray_pipeline.errors import ConfigError, DeliveryError
+from xray_pipeline.errors import ConfigError, DeliveryError, StorageUnavailable
 from xray_pipeline.intake import RULES, Delivery, Intake, check, find
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import DirectoryStore, Entry, open_store
@@ -85,7 +85,7 @@ def two_classes(**more: bytes) -> dict[str, bytes]:
     return {"NORMAL/a.jpg": jpeg(seed=1), "PNEUMONIA/b.jpg": jpeg(seed=2), **more}
 
 
-def judged(folder: Path, settings: Settings, history: Any = EMPTY) -> Intake:
+def judged(folder: Path | str, settings: Settings, history: Any = EMPTY) -> Intake:
     return check(intake.at(str(folder), settings, history, NOW), settings, history, KEY)
 
 
@@ -207,8 +207,6 @@ def test_stray_files_are_seen_beside_an_unreadable_folder() -> None:
 
 
 def test_incoming_that_can_not_be_listed_is_an_error() -> None:
-    from xray_pipeline.errors import StorageUnavailable
-
     with tempfile.TemporaryDirectory() as name:
         folder = lay(Path(name) / "in", {"b/NORMAL/1.jpg": b"1"})
         folder.parent.chmod(0o755)
@@ -219,8 +217,6 @@ def test_incoming_that_can_not_be_listed_is_an_error() -> None:
 
 
 def test_a_store_that_does_not_answer_is_an_error_for_all(tmp_path: Path) -> None:
-    from xray_pipeline.errors import StorageUnavailable
-
     class Dead(DirectoryStore):
         def list(self, prefix: str = "") -> Iterator[Entry]:
             raise StorageUnavailable("no answer") from OSError(5, "Input/output error")
@@ -748,6 +744,50 @@ def test_s3_delivery_gives_the_same_table(s3: S3Server, tmp_path: Path, settings
     assert there.equals(here)
 
 
+@contextlib.contextmanager
+def denied(s3: S3Server, action: str, resource: str) -> Iterator[None]:
+    """The server's own policy denies an action on objects or, where `resource` is "", on the bucket."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3.endpoint)
+    arn = "/".join(filter(None, [f"arn:aws:s3:::{BUCKET}", resource]))
+    statement = {"Effect": "Deny", "Principal": "*", "Action": [action], "Resource": [arn]}
+    client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+    try:
+        yield
+    finally:
+        client.delete_bucket_policy(Bucket=BUCKET)
+
+
+def test_an_object_that_s3_denies_is_a_row_and_a_denied_listing_stops(s3: S3Server, settings: Settings) -> None:
+    root = f"s3://{BUCKET}/denied-{os.getpid()}"
+    remote = settings.model_copy(update={"s3_endpoint": s3.endpoint})
+    store = open_store(root, remote)
+    for name, data in (two_classes() | {"NORMAL/c.jpg": jpeg(seed=3)}).items():
+        store.write(f"day/{name}", data)
+    day = f"denied-{os.getpid()}/day"
+    with denied(s3, "s3:GetObject", f"{day}/NORMAL/c.jpg"):
+        found = judged(f"{root}/day", remote)
+    assert outcomes(found) == {
+        "NORMAL/a.jpg": "accepted",
+        "NORMAL/c.jpg": "unreadable",
+        "PNEUMONIA/b.jpg": "accepted",
+    }
+    with denied(s3, "s3:GetObject", f"{day}/*"):
+        assert set(outcomes(judged(f"{root}/day", remote)).values()) == {"unreadable"}
+    with denied(s3, "s3:ListBucket", ""), pytest.raises(StorageUnavailable, match="AccessDenied"):
+        find(store, EMPTY, 0, NOW)
+
+
+def test_labels_csv_that_may_not_be_read_stops_its_delivery(settings: Settings) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = lay(Path(name), {"a.jpg": jpeg(), "labels.csv": b"file,label\na.jpg,NORMAL\n"})
+        folder.chmod(0o755)
+        (folder / "labels.csv").chmod(0)
+        with nobody(), pytest.raises(DeliveryError, match=r"no permission to read labels\.csv"):
+            judged(folder, settings)
+
+
 @pytest.mark.parametrize("key", ["NORMAL//x.jpg", "NORMAL/../../x.jpg", "/NORMAL/x.jpg"])
 def test_keys_that_are_no_paths_are_never_read(tmp_path: Path, settings: Settings, key: str) -> None:
     reader = reading.Reader(DirectoryStore(tmp_path), settings, KEY, {key: Place("NORMAL")})
@@ -828,8 +868,6 @@ def test_a_small_delivery_leaves_nothing_in_the_cache(tmp_path: Path, settings: 
 
 
 def test_a_dead_store_is_an_error_not_a_quarantine(tmp_path: Path, settings: Settings) -> None:
-    from xray_pipeline.errors import StorageUnavailable
-
     class Dead(DirectoryStore):
         def read(self, key: str) -> bytes:
             raise StorageUnavailable("no answer")

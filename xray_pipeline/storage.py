@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from xray_pipeline.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
+from xray_pipeline.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 
 if TYPE_CHECKING:
     from xray_pipeline.settings import Settings
@@ -51,7 +51,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """Return the whole object. Raises ObjectNotFound, StorageUnavailable."""
+        """Return the whole object. Raises ObjectNotFound, AccessDenied, StorageUnavailable."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -207,7 +207,8 @@ class DirectoryStore(Store):
             return ObjectNotFound(f"no {place}")
         if error.errno == errno.ELOOP:
             return StorageError(f"{place} is a symbolic link; links are never followed")
-        return StorageUnavailable(f"{place}: {error.strerror or error}")
+        kind = AccessDenied if isinstance(error, PermissionError) else StorageUnavailable
+        return kind(f"{place}: {error.strerror or error}")
 
 
 _TEMPORARY = ".xray-tmp-"
@@ -321,7 +322,9 @@ class S3Store(Store):
             code = error.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "404", "NotFound"):
                 raise ObjectNotFound(f"no {place}") from error
-            raise StorageUnavailable(f"{place}: S3 answered {code or _status(error)}") from error
+            # Not every 403: a wrong or expired key is no matter of one object.
+            kind = AccessDenied if code == "AccessDenied" else StorageUnavailable
+            raise kind(f"{place}: S3 answered {code or _status(error)}") from error
         except (BotoCoreError, Boto3Error) as error:
             raise StorageUnavailable(f"{place}: {error}") from error
 

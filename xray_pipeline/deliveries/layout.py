@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from xray_pipeline.errors import DeliveryError
+from xray_pipeline.errors import AccessDenied, DeliveryError
 from xray_pipeline.storage import Entry, Store
 
 SUCCESS, LABELS = "_SUCCESS", "labels.csv"
@@ -72,7 +72,11 @@ def places(
         return _by_folder(files, classes, where), []
     if labels.kind != "file":
         raise DeliveryError(f"{LABELS} of {where} is not a regular file; links are never followed")
-    listed = _as_on_disk(_by_list(store.read(LABELS), classes, where), files)
+    try:
+        data = store.read(LABELS)
+    except AccessDenied as error:
+        raise DeliveryError(f"no permission to read {LABELS} of {where}") from error
+    listed = _as_on_disk(_by_list(data, classes, where), files)
     found = {file: listed.get(file) or Place(reason="not-listed", detail="not in labels.csv") for file in files}
     found |= {file: _litter() for file in files if is_litter(file)}
     return found, sorted(set(listed) - set(files))

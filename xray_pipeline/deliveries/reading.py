@@ -24,7 +24,14 @@ from xray_pipeline.dataset import side_of
 from xray_pipeline.deliveries.journal import Journal
 from xray_pipeline.deliveries.layout import Place, escape, unescape
 from xray_pipeline.deliveries.table import Row, quarantined
-from xray_pipeline.errors import ConfigError, ObjectNotFound, RadiographError, StorageError, StorageUnavailable
+from xray_pipeline.errors import (
+    AccessDenied,
+    ConfigError,
+    ObjectNotFound,
+    RadiographError,
+    StorageError,
+    StorageUnavailable,
+)
 from xray_pipeline.radiograph import Limits, Normalised
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import Entry, Store
@@ -156,9 +163,9 @@ class Reader:
             data = self._store.read(entry.key)
         except ObjectNotFound:
             return quarantined(row, "vanished", "the file went away during the check")
-        except StorageUnavailable as error:
-            if isinstance(error.__cause__, PermissionError):
-                return quarantined(row, "unreadable", "no permission to read the file")
+        except AccessDenied:
+            return quarantined(row, "unreadable", "no permission to read the file")
+        except StorageUnavailable:
             raise
         except StorageError:
             return quarantined(row, "unreadable", "no regular file any more, or its name is no safe path")

@@ -65,13 +65,15 @@ def quarantine(
     paths: Annotated[bool, typer.Option("--paths", help="Show paths too; they may name patients.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the quarantined files of committed deliveries."""
+    """List the quarantined files of committed deliveries; with --delivery also of one that was rejected."""
     found = bookkeeping.quarantine(_run(), delivery, reason, paths)
     lines = [
         f"{row['delivery']} row {row['row']}: {row['reason']}, {row['detail']}" + (f", {row['file']}" if paths else "")
         for row in found
     ]
-    _print(found, as_json, lines or ["nothing is quarantined"])
+    out = sorted({row["delivery"] for row in found if not row["committed"]})
+    notes = [f"delivery {key} is rejected: nothing of it is committed" for key in out]
+    _print(found, as_json, [*notes, *lines] or ["nothing is quarantined"])
 
 
 @app.command()

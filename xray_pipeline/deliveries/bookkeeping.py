@@ -9,6 +9,7 @@ quarantine reads every manifest, as everything about the dataset does.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import time
@@ -17,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from xray_pipeline import night
 from xray_pipeline.errors import DatasetError, DeliveryError
-from xray_pipeline.night import Progress, Run
+from xray_pipeline.night import Checked, Progress, Run
 
 log = logging.getLogger(__name__)
 
@@ -81,19 +83,22 @@ def quarantine(run: Run, delivery: str = "", reason: str = "", paths: bool = Fal
     """Return the quarantined files of the dataset: delivery, row, reason, detail, size and content digest of each.
 
     `delivery` (a name, or the key of one part) and `reason` narrow the list; `paths` adds the path inside the delivery,
-    which may name a patient. Files that a later part accepted are left out. Raises DeliveryError for a delivery that
-    was never committed, DatasetError.
+    which may name a patient. Files that a later part accepted are left out. Of a delivery that is asked for by name,
+    parts that were rejected are listed too; `committed` tells them. Raises DeliveryError for a delivery that was
+    neither committed nor judged file by file, DatasetError.
     """
     from xray_pipeline.dataset import Dataset
 
     dataset = Dataset(run.settings)
     keys = [key for key in dataset.manifests() if not delivery or delivery in (key, _name(key))]
-    if delivery and not keys:
-        raise DeliveryError(f"no delivery {delivery} is committed; `xray check` judges one that waits")
+    rejected = [one for one in night.rejected(run) if delivery in (one.key, _name(one.key))] if delivery else []
+    if delivery and not keys and not rejected:
+        raise DeliveryError(f"no delivery {delivery} is committed or rejected; `xray check` judges one that waits")
     found = []
-    for key, row in _standing(dataset, keys):
+    for key, row in itertools.chain(_standing(dataset, keys), _kept_out(run.store(), rejected, bool(keys))):
         if reason in ("", row.reason):
             said = {"delivery": key, "row": int(row.Index), "reason": row.reason, "detail": row.detail}
+            said["committed"] = key in keys
             path = {"file": row.file} if paths else {}
             found.append({**said, "size": int(row.size), "source_digest": row.source_digest, **path})
     return found
@@ -113,6 +118,21 @@ def _standing(dataset: Any, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
         for row in table[table["verdict"] != "accepted"].itertuples():
             if (row.file, int(row.size), row.version) not in accepted[_name(key)]:
                 yield key, row
+
+
+def _kept_out(store: Any, rejected: Sequence[Checked], more: bool) -> Iterator[tuple[str, Any]]:
+    """Yield (key, row) of quarantined files of rejected deliveries; one that was not judged by file is an error unless
+    there is `more` to tell."""
+    from xray_pipeline.dataset import from_parquet
+
+    for verdict in rejected:
+        name = f"intake/{verdict.key}/table.parquet"
+        if store.exists(name):
+            table = from_parquet(store.read(name), f"intake table of {verdict.key}")
+            for row in table[table["verdict"] != "accepted"].itertuples():
+                yield verdict.key, row
+        elif not more:
+            raise DeliveryError(f"delivery {verdict.key} is rejected as a whole, no file was judged: {verdict.why}")
 
 
 def _name(key: str) -> str:
@@ -206,7 +226,6 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
 def keep(run: Run, found: Any, counts: dict[str, int]) -> None:
     """Keep the verdict on an addition beside its delivery's intake, as the night does for what it checks."""
     from xray_pipeline.dataset import to_parquet
-    from xray_pipeline.night import Checked
 
     store, key = run.store(), found.delivery.key
     verdict = Checked(key, asdict(found.delivery), run.settings.rules.digest(), True, counts["accepted"], {}, "")

@@ -162,6 +162,12 @@ def test_errors_are_one_line_and_exit_1(
     assert "Traceback" not in done.stderr
 
 
+def test_the_written_rules_need_no_settings(xray: Run) -> None:
+    done = xray("rules", XRAY_RULES__MIN_SIDE="-1", XRAY_CLASSES="[]")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| NORMAL, PNEUMONIA |" in done.stdout
+
+
 @pytest.mark.parametrize("arguments", [("frobnicate",), ("retrain", "--promotion", "maybe"), ("evaluate", "x")])
 def test_wrong_usage_exits_2(xray: Run, arguments: tuple[str, ...]) -> None:
     assert xray(*arguments).returncode == 2

@@ -336,8 +336,21 @@ def test_no_class_folder_at_all_stops(tmp_path: Path, settings: Settings) -> Non
 
 def test_empty_or_missing_delivery_is_said(tmp_path: Path, settings: Settings) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DeliveryError, match="nothing to check"):
+        with pytest.raises(DeliveryError, match="nothing to check: it is empty; does it exist"):
             intake.at(str(folder), settings, EMPTY, NOW)
+    lay(tmp_path, {"labels.csv": b"file,label\na.jpg,NORMAL\n", "_SUCCESS": b"", ".DS_Store": b"x"})
+    with pytest.raises(DeliveryError, match="nothing to check: it has only bookkeeping or litter"):
+        intake.at(str(tmp_path), settings, EMPTY, NOW)
+    with pytest.raises(DeliveryError, match=r"labels\.csv is a file; a delivery is a folder"):
+        intake.at(str(tmp_path / "labels.csv"), settings, EMPTY, NOW)
+
+
+def test_class_folders_that_are_links_are_said(tmp_path: Path, settings: Settings) -> None:
+    lay(tmp_path, two_classes(**{"in/notes.txt": b"x"}))
+    for name in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / name)
+    with pytest.raises(DeliveryError, match="2 symbolic links in it are never followed, deliver real folders"):
+        judged(tmp_path / "in", settings)
 
 
 def test_one_class_is_enough(tmp_path: Path, settings: Settings) -> None:
@@ -385,6 +398,10 @@ def test_labels_csv(tmp_path: Path, settings: Settings) -> None:
         b"File;Label\na.jpg;normal\n",
         b"label\tfile\nNORMAL\ta.jpg",
         b'"file","label","more"\n"./a.jpg","NORMAL","x,y"\n\n',
+        b"file,label\na.jpg,NORMAL\n,\n , \n,,,\n",
+        b"file,label,patient_id\na.jpg,NORMAL,,,\n",
+        b"sep=;\r\nfile;label\r\na.jpg;NORMAL\r\n",
+        b"\xef\xbb\xbfSEP=\t\nfile\tlabel\na.jpg\tNORMAL",
     ],
 )
 def test_labels_csv_as_programs_write_it(tmp_path: Path, settings: Settings, text: bytes) -> None:
@@ -398,6 +415,9 @@ def test_labels_csv_as_programs_write_it(tmp_path: Path, settings: Settings, tex
         (b"name,label\na.jpg,NORMAL\n", "must start with the columns"),
         (b"file,label,label\na.jpg,NORMAL,NORMAL\n", "must start with the columns"),
         (b"file,label\na.jpg\n", "line 2 .* has 1 columns, not 2"),
+        (b"file,label\na.jpg,NORMAL,more\n", "line 2 .* has 3 columns, not 2"),
+        (b"sep=,\nfile,label\na.jpg\n", "line 3 .* has 1 columns, not 2"),
+        (b"file,label\n" + b"\n" * 32_000_000, "32,000,011 bytes, 32,000,000 are allowed"),
         (b"file,label\na.jpg,NORML\n", "line 2 .*did you mean NORMAL?"),
         (b"file,label\na.jpg,HERNIA\n", "line 2 .*like no class"),
         (b"file,label,split\na.jpg,NORMAL,later\n", "line 2 .*none of train, val, test"),
@@ -443,6 +463,25 @@ def test_a_file_listed_under_two_labels_is_a_conflict(tmp_path: Path, settings: 
     text = b"file,label\na.jpg,NORMAL\nb.jpg,NORMAL\na.jpg,PNEUMONIA\n"
     found = outcomes(judged(lay(tmp_path, {"a.jpg": jpeg(), "b.jpg": jpeg(seed=2), "labels.csv": text}), settings))
     assert found == {"a.jpg": "label-conflict", "b.jpg": "accepted"}
+
+
+def test_a_file_listed_often_and_differently_says_how(tmp_path: Path, settings: Settings) -> None:
+    lines = ["a.jpg,NORMAL,1", "a.jpg,PNEUMONIA,1", "a.jpg,PNEUMONIA,1", "b.jpg,NORMAL,1", "b.jpg,NORMAL,2"]
+    lines += ["b.jpg,NORMAL,2", "c.jpg,NORMAL,1", "c.jpg,NORMAL,1"]
+    text = "\n".join(["file,label,patient_id", *lines]).encode()
+    files = {f"{name}.jpg": jpeg(seed=seed) for seed, name in enumerate("abc")}
+    result = judged(lay(tmp_path, files | {"labels.csv": text}), settings)
+    assert outcomes(result) == {"a.jpg": "label-conflict", "b.jpg": "listed-twice", "c.jpg": "accepted"}
+    assert rows(result)["b.jpg"].detail == "listed more than once and differently, last in line 7"
+
+
+def test_labels_csv_against_the_class_folder_is_a_conflict(tmp_path: Path, settings: Settings) -> None:
+    names = ["NORMAL/a.jpg", "train/Pneumonia/b.jpg", "NORMAL/c.jpg", "ward/d.jpg"]
+    text = "".join(f"{name},NORMAL\n" for name in names).replace("c.jpg,NORMAL", "c.jpg,pneumonia")
+    files = {name: jpeg(seed=seed) for seed, name in enumerate(names)}
+    found = judged(lay(tmp_path, files | {"labels.csv": f"file,label\n{text}".encode()}), settings)
+    kept = {"NORMAL/a.jpg": "accepted", "ward/d.jpg": "accepted"}
+    assert outcomes(found) == kept | {"NORMAL/c.jpg": "label-conflict", "train/Pneumonia/b.jpg": "label-conflict"}
 
 
 # patients
@@ -794,19 +833,33 @@ def test_keys_that_are_no_paths_are_never_read(tmp_path: Path, settings: Setting
     assert reader.row(Entry(key, 1, "v", 0.0)).reason == "unreadable"
 
 
-def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path, settings: Settings) -> None:
+@pytest.mark.parametrize(
+    ("kind", "files", "limit"),
+    [
+        ("directory", 60, 15_000_000),  # 60 files hold 29 MB, decoded as much again
+        ("s3", 130, 55_000_000),  # and 130 64 MB; 25 MB are the clients', 15 MB answers that were read
+    ],
+    ids=["directory", "s3"],
+)
+def test_memory_does_not_grow_with_the_number_of_files(
+    tmp_path: Path, settings: Settings, kind: str, files: int, limit: int, request: pytest.FixtureRequest
+) -> None:
     import numpy as np
 
+    uri, two = str(tmp_path), settings.model_copy(update={"workers": 2})
+    if kind == "s3":
+        uri = f"s3://{BUCKET}/memory-{os.getpid()}"
+        two = two.model_copy(update={"s3_endpoint": request.getfixturevalue("s3").endpoint})
+    store = open_store(uri, two)
     big = np.random.default_rng(0).integers(0, 256, (700, 700), np.uint8)
-    for n in range(60):
+    for n in range(files):
         big[0, :2] = n, 255
-        lay(tmp_path, {f"NORMAL/{n}.png": png(big, compress_level=1)})
-    two = settings.model_copy(update={"workers": 2})
-    check(intake.at(str(tmp_path), two, EMPTY, NOW), two, EMPTY, KEY)
+        store.write(f"NORMAL/{n}.png", png(big, compress_level=1))
+    check(intake.at(uri, two, EMPTY, NOW), two, EMPTY, KEY)
     tracemalloc.start()
     try:
-        check(intake.at(str(tmp_path), two, EMPTY, NOW), two, EMPTY, KEY)
-        assert tracemalloc.get_traced_memory()[1] < 15_000_000  # 60 files hold 29 MB, decoded as much again
+        check(intake.at(uri, two, EMPTY, NOW), two, EMPTY, KEY)
+        assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
 

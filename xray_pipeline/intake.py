@@ -41,10 +41,7 @@ from xray_pipeline.deliveries.layout import (
 from xray_pipeline.deliveries.reading import Progress, Reader, journal_of, scan, still_there
 from xray_pipeline.deliveries.table import Row, by_file, of_rows
 from xray_pipeline.deliveries.together import History, rejudge
-from xray_pipeline.errors import (
-    DeliveryError,
-    StorageUnavailable,
-)
+from xray_pipeline.errors import DeliveryError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.radiograph import Rule
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Entry, Store, open_store
@@ -61,11 +58,13 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("changed", "quarantined", "the file changed during the check"),
     Rule("no-class", "quarantined", "the file lies outside every class folder"),
     Rule("not-listed", "quarantined", "labels.csv does not name the file"),
+    Rule("listed-twice", "quarantined", "labels.csv names the file more than once, with different patients or splits"),
     Rule("missing", "quarantined", "labels.csv names a file that is not in the delivery"),
     Rule(
         "label-conflict",
         "quarantined",
-        "the same image, or a near copy of it, has two labels, here or against the dataset; both are out",
+        "the same image, or a near copy of it, has two labels, here or against the dataset: both are out; "
+        "or labels.csv gives the file two labels, or another one than the class folder it lies in",
     ),
     Rule("duplicate", "quarantined", "the same image is in the delivery already (first path wins) or in the dataset"),
     Rule("patient-on-two-sides", "quarantined", "the patient is on another side of the split, here or in the dataset"),
@@ -231,14 +230,24 @@ def _is_of_one_folder(error: StorageUnavailable) -> bool:
 
 
 def at(uri: str, settings: Settings, history: History, now: float) -> Delivery:
-    """Return the delivery in one folder or s3:// prefix, wherever it lies. Raises DeliveryError without new files."""
+    """Return the delivery in one folder or s3:// prefix, wherever it lies.
+
+    Raises DeliveryError without new files and for what is no folder, StorageUnavailable.
+    """
     store = open_store(uri, settings)
     folder = store.uri.rstrip("/").rpartition("/")[2]
-    entries = list(store.list())
+    try:
+        entries = list(store.list())
+    except ObjectNotFound as error:
+        raise DeliveryError(f"{store.uri} is a file; a delivery is a folder, name that") from error
     found = _describe(folder, store.uri, entries, history, settings.settle_seconds, now)
     if found is None:
-        known = "; every file in it is in the dataset already" if entries else "; does it exist?"
-        raise DeliveryError(f"{store.uri} holds nothing to check{known}")
+        known = "it is empty; does it exist?"
+        if entries:
+            known = "it has only bookkeeping or litter, no file to judge"
+        if any(map(_is_content, entries)):
+            known = "every file in it is in the dataset already"
+        raise DeliveryError(f"{store.uri} holds nothing to check: {known}")
     return found
 
 

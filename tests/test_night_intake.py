@@ -216,6 +216,18 @@ def test_a_first_delivery_of_copies_and_an_addition_of_something_bad_are_rejecte
     assert [(verdict.key, verdict.fit) for verdict in ingest(run)] == [("day+2", False), ("other", False)]
 
 
+def test_an_addition_that_can_not_be_read_is_not_settled(as_nobody: Settings) -> None:
+    run = Run(as_nobody)
+    folder = lay(as_nobody, "day", GOOD)
+    ingest(run)
+    again = folder / next(iter(GOOD))
+    os.utime(again)
+    again.chmod(0)
+    assert [verdict.fit for verdict in ingest(run)] == [False]
+    again.chmod(0o644)
+    assert [dict(verdict.quarantined) for verdict in ingest(run)] == [{"duplicate": 1}]
+
+
 def test_files_that_are_still_missing_are_counted_once(settings: Settings) -> None:
     run = Run(settings)
     listed = "".join(f"{n}.jpg,{('NORMAL', 'PNEUMONIA')[n % 2]}\n" for n in range(20))
@@ -239,6 +251,7 @@ def test_files_that_are_still_missing_are_counted_once(settings: Settings) -> No
     [
         ("DOE_JANE.jpg", "1 files lie beside the deliveries and are left out"),
         ("labels.csv", "1 files lie beside the deliveries and are left out"),
+        ("_SUCCESS", "1 files lie beside the deliveries and are left out"),
         ("DOE_JANE.ZIP", "1 archives are left out"),
         ("test/NORMAL/1.jpg", "the folder 'test' is named like a part of a delivery and is left out"),
         ("Normal/1.jpg", "the folder 'Normal' is named like a part of a delivery and is left out"),

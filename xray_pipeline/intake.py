@@ -76,6 +76,7 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule("no-given-split", "quarantined", "split mode is `given` and nothing says which side the file is on"),
 )
+_UNREAD: Final = ("unreadable", "vanished", "changed")
 NOT_COUNTED: Final = ("duplicate", "system-file")  # in the share of quarantined files
 
 
@@ -146,12 +147,13 @@ def find(
             loose.append(entry)
         elif folder and not folder.startswith("."):
             listings.setdefault(folder, []).append(replace(entry, key=key))
-    parts = {folder: listings.pop(folder) for folder in sorted(listings) if _is_part(folder, classes)}
-    if not any(_is_laid_out(entries, classes) for entries in listings.values()):
-        _check_not_a_delivery(incoming.uri, loose, list(parts))
-    left_out = [f"{incoming.uri}: {text}" for text in _left_out(loose, list(parts))]
+    parts = sorted(folder for folder in listings if _is_part(folder, classes))
+    whole = {folder: entries for folder, entries in listings.items() if folder not in parts}
+    if not any(_is_laid_out(entries, classes) for entries in whole.values()):
+        _check_not_a_delivery(incoming.uri, loose, parts)
+    left_out = [f"{incoming.uri}: {text}" for text in _left_out(loose, parts)]
     found = []
-    for folder, entries in sorted(listings.items()):
+    for folder, entries in whole.items():
         delivery = _describe(folder, incoming.child(folder).uri, entries, history, settle_seconds, now)
         if delivery is not None:
             found.append(delivery)
@@ -180,12 +182,16 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
+def _is_of_a_delivery(loose: Entry) -> bool:
+    return loose.key in BOOKKEEPING or loose.key.lower().endswith(_IMAGES)
+
+
 def _check_not_a_delivery(uri: str, loose: list[Entry], parts: list[str]) -> None:
     if parts:
         raise DeliveryError(
             f"{uri} holds the folder {parts[0]!r} and so looks like a delivery itself; point at its parent"
         )
-    if any(entry.key in BOOKKEEPING or entry.key.lower().endswith(_IMAGES) for entry in loose):
+    if any(map(_is_of_a_delivery, loose)):
         raise DeliveryError(f"{uri} holds files and so looks like a delivery itself; point at its parent")
 
 
@@ -193,10 +199,9 @@ def _left_out(loose: list[Entry], parts: list[str]) -> Iterator[str]:
     """Say what lies beside the deliveries and is none, without its name where that may be a patient's."""
     for folder in parts:
         yield f"the folder {folder!r} is named like a part of a delivery and is left out; if it is one, rename it"
-    names = [entry.key.lower() for entry in loose if entry.kind == "file"]
-    if count := sum(name in BOOKKEEPING or name.endswith(_IMAGES) for name in names):
+    if count := sum(map(_is_of_a_delivery, loose)):
         yield f"{count} files lie beside the deliveries and are left out; put them into a delivery's folder"
-    if count := sum(name.endswith(_ARCHIVES) for name in names):
+    if count := sum(entry.key.lower().endswith(_ARCHIVES) for entry in loose):
         yield f"{count} archives are left out, as none is ever unpacked; deliver what is in them as a folder"
     if any(entry.kind == "symlink" for entry in loose):
         yield "a symbolic link is left out; links are never followed, deliver a real folder"
@@ -344,14 +349,17 @@ def check(
 
 
 def _nothing_new(table: pd.DataFrame, seen: frozenset[tuple[str, int, str]]) -> bool:
-    """Whether an addition brings only copies, litter, and files that were quarantined before and are again.
+    """Whether an addition brings only copies, litter, and quarantined files of a name and size seen before.
 
     Such files (a delivery copied anew, a late duplicate) are settled by a manifest that lists them; rejected, they
-    would be so every night.
+    would be so every night. What could not be read is not settled: it may be new.
     """
     before = {(file, size) for file, size, _ in seen}
     rows = table[["file", "size", "reason"]].itertuples(index=False, name=None)
-    return all(reason in NOT_COUNTED or (reason and (file, size) in before) for file, size, reason in rows)
+    return all(
+        reason in NOT_COUNTED or (reason not in ("", *_UNREAD) and (file, size) in before)
+        for file, size, reason in rows
+    )
 
 
 def _undemanding(settings: Settings) -> Settings:
@@ -362,5 +370,5 @@ def _undemanding(settings: Settings) -> Settings:
 def _said(table: pd.DataFrame) -> str:
     return (
         f"Nothing is new in {len(table):,} added files: they are copies of radiographs there already, "
-        f"litter, or were quarantined before and are again; they are listed and not looked at again."
+        f"litter, or quarantined and of a name and size seen before; they are listed and not looked at again."
     )

@@ -143,6 +143,22 @@ def test_the_quarantine_is_narrowed_by_delivery_and_reason(committed: Run) -> No
         quarantine(committed, "third")
 
 
+def test_the_files_of_a_rejected_delivery_are_listed_when_it_is_named(committed: Run) -> None:
+    lay(committed.settings, "second", {"NORMAL/patient9_1.jpg": b"", "NORMAL/patient8_1.jpg": jpeg(seed=8)[:500]})
+    ingest(committed)
+    found = quarantine(committed, "second", paths=True)
+    assert [(row["delivery"], row["reason"], row["file"], row["committed"]) for row in found] == [
+        ("second", "truncated", "NORMAL/patient8_1.jpg", False),
+        ("second", "empty", "NORMAL/patient9_1.jpg", False),
+    ]
+    assert {row["delivery"] for row in quarantine(committed)} == {"first"}
+    assert all(row["committed"] for row in quarantine(committed, "first"))
+    lay(committed.settings, "second", {"PNEUMONA/patient9_1.jpg": b""})
+    ingest(committed)
+    with pytest.raises(DeliveryError, match=r"second is rejected as a whole, no file was judged: .*PNEUMONIA"):
+        quarantine(committed, "second")
+
+
 # judging anew
 
 

@@ -111,6 +111,24 @@ def test_check_and_ingest_print_how_the_files_add_up(xray: Run, delivery: Path) 
     assert (anew["judged"], anew["accepted"]) == (1, 0)
 
 
+def test_the_bad_file_of_a_rejected_delivery_is_named(xray: Run, delivery: Path) -> None:
+    for n in range(9):
+        (delivery / "NORMAL" / f"bad{n}.jpeg").write_bytes(b"")
+    assert xray("ingest", "first").returncode == 3
+    said = xray("quarantine", "--delivery", "first", "--paths").stdout.splitlines()
+    assert said[:2] == [
+        "delivery first is rejected: nothing of it is committed",
+        "first row 0: empty, the file has no bytes, NORMAL/bad0.jpeg",
+    ]
+
+
+def test_a_delivery_named_while_it_is_copied_is_refused(xray: Run, delivery: Path) -> None:
+    done = xray("ingest", "first", XRAY_SETTLE_SECONDS="600")
+    assert done.returncode == 1
+    assert "may still be arriving" in done.stderr
+    assert "_SUCCESS" in done.stderr
+
+
 def test_acknowledging_without_an_alarm_is_an_error(xray: Run, delivery: Path) -> None:
     xray("ingest")
     done = xray("acknowledge", "first", "--reason", "looked")
@@ -167,6 +185,12 @@ def test_errors_are_one_line_and_exit_1(
     assert message in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("xray: ")]
     assert "Traceback" not in done.stderr
+
+
+def test_the_written_rules_need_no_settings(xray: Run) -> None:
+    done = xray("rules", XRAY_RULES__MIN_SIDE="-1", XRAY_CLASSES="[]")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| NORMAL, PNEUMONIA |" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("frobnicate",), ("retrain", "--promotion", "maybe"), ("evaluate", "x")])

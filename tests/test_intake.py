@@ -33,7 +33,7 @@ from xray_pipeline.deliveries import reading
 from xray_pipeline.deliveries.layout import Place, escape, unescape
 from xray_pipeline.deliveries.table import COLUMNS
 from xray_pipeline.deliveries.together import EMPTY, rejudge
-from xray_pipeline.errors import ConfigError, DeliveryError
+from xray_pipeline.errors import ConfigError, DeliveryError, StorageUnavailable
 from xray_pipeline.intake import RULES, Delivery, Intake, check, find
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import DirectoryStore, Entry, open_store
@@ -89,7 +89,7 @@ def two_classes(**more: bytes) -> dict[str, bytes]:
     return {"NORMAL/a.jpg": jpeg(seed=1), "PNEUMONIA/b.jpg": jpeg(seed=2), **more}
 
 
-def judged(folder: Path, settings: Settings, history: Any = EMPTY) -> Intake:
+def judged(folder: Path | str, settings: Settings, history: Any = EMPTY) -> Intake:
     return check(intake.at(str(folder), settings, history, NOW), settings, history, KEY)
 
 
@@ -129,6 +129,18 @@ def test_a_clock_far_ahead_does_not_hold_a_delivery_back(tmp_path: Path) -> None
     lay(tmp_path, {"a/NORMAL/1.jpg": b"1"})
     os.utime(tmp_path / "a/NORMAL/1.jpg", (NOW + 10**8, NOW + 10**8))
     assert find(open_store(tmp_path), EMPTY, 600, NOW)[0].settled
+
+
+def test_objects_dated_days_ahead_are_left_out_one_by_one() -> None:
+    class Listed(DirectoryStore):
+        def list(self, prefix: str = "") -> Iterator[Entry]:
+            yield from (Entry(f"a/NORMAL/{n}.jpg", 1, "v", modified) for n, modified in enumerate(times))
+
+    times = [NOW + 10 * 86_400, NOW - 5]
+    assert not find(Listed(Path("/in")), EMPTY, 600, NOW)[0].settled
+    assert find(Listed(Path("/in")), EMPTY, 600, NOW + 600)[0].settled
+    times = [NOW + 10 * 86_400]
+    assert find(Listed(Path("/in")), EMPTY, 600, NOW)[0].settled  # nothing else can be said of it, and it must not wait
 
 
 def test_nothing_new_is_left_out_and_additions_are_a_part_of_their_own(tmp_path: Path, settings: Settings) -> None:
@@ -199,8 +211,6 @@ def test_stray_files_are_seen_beside_an_unreadable_folder() -> None:
 
 
 def test_incoming_that_can_not_be_listed_is_an_error() -> None:
-    from xray_pipeline.errors import StorageUnavailable
-
     with tempfile.TemporaryDirectory() as name:
         folder = lay(Path(name) / "in", {"b/NORMAL/1.jpg": b"1"})
         folder.parent.chmod(0o755)
@@ -211,8 +221,6 @@ def test_incoming_that_can_not_be_listed_is_an_error() -> None:
 
 
 def test_a_store_that_does_not_answer_is_an_error_for_all(tmp_path: Path) -> None:
-    from xray_pipeline.errors import StorageUnavailable
-
     class Dead(DirectoryStore):
         def list(self, prefix: str = "") -> Iterator[Entry]:
             raise StorageUnavailable("no answer") from OSError(5, "Input/output error")
@@ -332,8 +340,21 @@ def test_no_class_folder_at_all_stops(tmp_path: Path, settings: Settings) -> Non
 
 def test_empty_or_missing_delivery_is_said(tmp_path: Path, settings: Settings) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DeliveryError, match="nothing to check"):
+        with pytest.raises(DeliveryError, match="nothing to check: it is empty; does it exist"):
             intake.at(str(folder), settings, EMPTY, NOW)
+    lay(tmp_path, {"labels.csv": b"file,label\na.jpg,NORMAL\n", "_SUCCESS": b"", ".DS_Store": b"x"})
+    with pytest.raises(DeliveryError, match="nothing to check: it has only bookkeeping or litter"):
+        intake.at(str(tmp_path), settings, EMPTY, NOW)
+    with pytest.raises(DeliveryError, match=r"labels\.csv is a file; a delivery is a folder"):
+        intake.at(str(tmp_path / "labels.csv"), settings, EMPTY, NOW)
+
+
+def test_class_folders_that_are_links_are_said(tmp_path: Path, settings: Settings) -> None:
+    lay(tmp_path, two_classes(**{"in/notes.txt": b"x"}))
+    for name in ("NORMAL", "PNEUMONIA"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / name)
+    with pytest.raises(DeliveryError, match="2 symbolic links in it are never followed, deliver real folders"):
+        judged(tmp_path / "in", settings)
 
 
 def test_one_class_is_enough(tmp_path: Path, settings: Settings) -> None:
@@ -381,6 +402,10 @@ def test_labels_csv(tmp_path: Path, settings: Settings) -> None:
         b"File;Label\na.jpg;normal\n",
         b"label\tfile\nNORMAL\ta.jpg",
         b'"file","label","more"\n"./a.jpg","NORMAL","x,y"\n\n',
+        b"file,label\na.jpg,NORMAL\n,\n , \n,,,\n",
+        b"file,label,patient_id\na.jpg,NORMAL,,,\n",
+        b"sep=;\r\nfile;label\r\na.jpg;NORMAL\r\n",
+        b"\xef\xbb\xbfSEP=\t\nfile\tlabel\na.jpg\tNORMAL",
     ],
 )
 def test_labels_csv_as_programs_write_it(tmp_path: Path, settings: Settings, text: bytes) -> None:
@@ -394,6 +419,9 @@ def test_labels_csv_as_programs_write_it(tmp_path: Path, settings: Settings, tex
         (b"name,label\na.jpg,NORMAL\n", "must start with the columns"),
         (b"file,label,label\na.jpg,NORMAL,NORMAL\n", "must start with the columns"),
         (b"file,label\na.jpg\n", "line 2 .* has 1 columns, not 2"),
+        (b"file,label\na.jpg,NORMAL,more\n", "line 2 .* has 3 columns, not 2"),
+        (b"sep=,\nfile,label\na.jpg\n", "line 3 .* has 1 columns, not 2"),
+        (b"file,label\n" + b"\n" * 32_000_000, "32,000,011 bytes, 32,000,000 are allowed"),
         (b"file,label\na.jpg,NORML\n", "line 2 .*did you mean NORMAL?"),
         (b"file,label\na.jpg,HERNIA\n", "line 2 .*like no class"),
         (b"file,label,split\na.jpg,NORMAL,later\n", "line 2 .*none of train, val, test"),
@@ -439,6 +467,25 @@ def test_a_file_listed_under_two_labels_is_a_conflict(tmp_path: Path, settings: 
     text = b"file,label\na.jpg,NORMAL\nb.jpg,NORMAL\na.jpg,PNEUMONIA\n"
     found = outcomes(judged(lay(tmp_path, {"a.jpg": jpeg(), "b.jpg": jpeg(seed=2), "labels.csv": text}), settings))
     assert found == {"a.jpg": "label-conflict", "b.jpg": "accepted"}
+
+
+def test_a_file_listed_often_and_differently_says_how(tmp_path: Path, settings: Settings) -> None:
+    lines = ["a.jpg,NORMAL,1", "a.jpg,PNEUMONIA,1", "a.jpg,PNEUMONIA,1", "b.jpg,NORMAL,1", "b.jpg,NORMAL,2"]
+    lines += ["b.jpg,NORMAL,2", "c.jpg,NORMAL,1", "c.jpg,NORMAL,1"]
+    text = "\n".join(["file,label,patient_id", *lines]).encode()
+    files = {f"{name}.jpg": jpeg(seed=seed) for seed, name in enumerate("abc")}
+    result = judged(lay(tmp_path, files | {"labels.csv": text}), settings)
+    assert outcomes(result) == {"a.jpg": "label-conflict", "b.jpg": "listed-twice", "c.jpg": "accepted"}
+    assert rows(result)["b.jpg"].detail == "listed more than once and differently, last in line 7"
+
+
+def test_labels_csv_against_the_class_folder_is_a_conflict(tmp_path: Path, settings: Settings) -> None:
+    names = ["NORMAL/a.jpg", "train/Pneumonia/b.jpg", "NORMAL/c.jpg", "ward/d.jpg"]
+    text = "".join(f"{name},NORMAL\n" for name in names).replace("c.jpg,NORMAL", "c.jpg,pneumonia")
+    files = {name: jpeg(seed=seed) for seed, name in enumerate(names)}
+    found = judged(lay(tmp_path, files | {"labels.csv": f"file,label\n{text}".encode()}), settings)
+    kept = {"NORMAL/a.jpg": "accepted", "ward/d.jpg": "accepted"}
+    assert outcomes(found) == kept | {"NORMAL/c.jpg": "label-conflict", "train/Pneumonia/b.jpg": "label-conflict"}
 
 
 # patients
@@ -740,25 +787,83 @@ def test_s3_delivery_gives_the_same_table(s3: S3Server, tmp_path: Path, settings
     assert there.equals(here)
 
 
+@contextlib.contextmanager
+def denied(s3: S3Server, action: str, resource: str) -> Iterator[None]:
+    """The server's own policy denies an action on objects or, where `resource` is "", on the bucket."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3.endpoint)
+    arn = "/".join(filter(None, [f"arn:aws:s3:::{BUCKET}", resource]))
+    statement = {"Effect": "Deny", "Principal": "*", "Action": [action], "Resource": [arn]}
+    client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+    try:
+        yield
+    finally:
+        client.delete_bucket_policy(Bucket=BUCKET)
+
+
+def test_an_object_that_s3_denies_is_a_row_and_a_denied_listing_stops(s3: S3Server, settings: Settings) -> None:
+    root = f"s3://{BUCKET}/denied-{os.getpid()}"
+    remote = settings.model_copy(update={"s3_endpoint": s3.endpoint})
+    store = open_store(root, remote)
+    for name, data in (two_classes() | {"NORMAL/c.jpg": jpeg(seed=3)}).items():
+        store.write(f"day/{name}", data)
+    day = f"denied-{os.getpid()}/day"
+    with denied(s3, "s3:GetObject", f"{day}/NORMAL/c.jpg"):
+        found = judged(f"{root}/day", remote)
+    assert outcomes(found) == {
+        "NORMAL/a.jpg": "accepted",
+        "NORMAL/c.jpg": "unreadable",
+        "PNEUMONIA/b.jpg": "accepted",
+    }
+    with denied(s3, "s3:GetObject", f"{day}/*"):
+        assert set(outcomes(judged(f"{root}/day", remote)).values()) == {"unreadable"}
+    with denied(s3, "s3:ListBucket", ""), pytest.raises(StorageUnavailable, match="AccessDenied"):
+        find(store, EMPTY, 0, NOW)
+
+
+def test_labels_csv_that_may_not_be_read_stops_its_delivery(settings: Settings) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = lay(Path(name), {"a.jpg": jpeg(), "labels.csv": b"file,label\na.jpg,NORMAL\n"})
+        folder.chmod(0o755)
+        (folder / "labels.csv").chmod(0)
+        with nobody(), pytest.raises(DeliveryError, match=r"no permission to read labels\.csv"):
+            judged(folder, settings)
+
+
 @pytest.mark.parametrize("key", ["NORMAL//x.jpg", "NORMAL/../../x.jpg", "/NORMAL/x.jpg"])
 def test_keys_that_are_no_paths_are_never_read(tmp_path: Path, settings: Settings, key: str) -> None:
     reader = reading.Reader(DirectoryStore(tmp_path), settings, KEY, {key: Place("NORMAL")})
     assert reader.row(Entry(key, 1, "v", 0.0)).reason == "unreadable"
 
 
-def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path, settings: Settings) -> None:
+@pytest.mark.parametrize(
+    ("kind", "files", "limit"),
+    [
+        ("directory", 60, 15_000_000),  # 60 files hold 29 MB, decoded as much again
+        ("s3", 130, 55_000_000),  # and 130 64 MB; 25 MB are the clients', 15 MB answers that were read
+    ],
+    ids=["directory", "s3"],
+)
+def test_memory_does_not_grow_with_the_number_of_files(
+    tmp_path: Path, settings: Settings, kind: str, files: int, limit: int, request: pytest.FixtureRequest
+) -> None:
     import numpy as np
 
+    uri, two = str(tmp_path), settings.model_copy(update={"workers": 2})
+    if kind == "s3":
+        uri = f"s3://{BUCKET}/memory-{os.getpid()}"
+        two = two.model_copy(update={"s3_endpoint": request.getfixturevalue("s3").endpoint})
+    store = open_store(uri, two)
     big = np.random.default_rng(0).integers(0, 256, (700, 700), np.uint8)
-    for n in range(60):
+    for n in range(files):
         big[0, :2] = n, 255
-        lay(tmp_path, {f"NORMAL/{n}.png": png(big, compress_level=1)})
-    two = settings.model_copy(update={"workers": 2})
-    check(intake.at(str(tmp_path), two, EMPTY, NOW), two, EMPTY, KEY)
+        store.write(f"NORMAL/{n}.png", png(big, compress_level=1))
+    check(intake.at(uri, two, EMPTY, NOW), two, EMPTY, KEY)
     tracemalloc.start()
     try:
-        check(intake.at(str(tmp_path), two, EMPTY, NOW), two, EMPTY, KEY)
-        assert tracemalloc.get_traced_memory()[1] < 15_000_000  # 60 files hold 29 MB, decoded as much again
+        check(intake.at(uri, two, EMPTY, NOW), two, EMPTY, KEY)
+        assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
 
@@ -820,8 +925,6 @@ def test_a_small_delivery_leaves_nothing_in_the_cache(tmp_path: Path, settings: 
 
 
 def test_a_dead_store_is_an_error_not_a_quarantine(tmp_path: Path, settings: Settings) -> None:
-    from xray_pipeline.errors import StorageUnavailable
-
     class Dead(DirectoryStore):
         def read(self, key: str) -> bytes:
             raise StorageUnavailable("no answer")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,9 @@ def test_server_that_is_gone_is_named(s3_env: None) -> None:
     gone = open_store(f"s3://{BUCKET}/x", Settings(s3_endpoint="http://127.0.0.1:9"))
     with pytest.raises(StorageUnavailable, match=r"'k' in s3://"):
         gone.read("k")
+
+
+def test_a_time_that_another_clock_set_ahead_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "k").write_bytes(b"1")
+    os.utime(tmp_path / "k", (2**32, 2**32))
+    assert abs(next(iter(open_store(tmp_path).list())).modified - time.time()) < 60

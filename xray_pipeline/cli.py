@@ -76,13 +76,15 @@ def quarantine(
     paths: Annotated[bool, typer.Option("--paths", help="Show paths too; they may name patients.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the quarantined files of committed deliveries."""
+    """List the quarantined files of committed deliveries; with --delivery also of one that was rejected."""
     found = bookkeeping.quarantine(_run(), delivery, reason, paths)
     lines = [
         f"{row['delivery']} row {row['row']}: {row['reason']}, {row['detail']}" + (f", {row['file']}" if paths else "")
         for row in found
     ]
-    _print(found, as_json, lines or ["nothing is quarantined"])
+    out = sorted({row["delivery"] for row in found if not row["committed"]})
+    notes = [f"delivery {key} is rejected: nothing of it is committed" for key in out]
+    _print(found, as_json, [*notes, *lines] or ["nothing is quarantined"])
 
 
 @app.command()
@@ -121,7 +123,7 @@ def ingest(
     run = _run()
     with _progress(as_json) as progress:
         keys = deliveries or night.find_deliveries(run)
-        results = [night.check_delivery(run, key, progress).to_dict() for key in keys]
+        results = [night.check_delivery(run, key, progress, named=bool(deliveries)).to_dict() for key in keys]
         committed = night.commit_deliveries(run, keys, progress)
         results = [{**result, "accounting": bookkeeping.of_delivery(run, result["key"])} for result in results]
     lines = [line for result in results for line in _delivery_lines(result)]

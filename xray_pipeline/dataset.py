@@ -38,6 +38,7 @@ from xray_pipeline.deliveries.standing import (
     contested,
     contested_by_nearest,
     counted,
+    decisive,
     files_of,
     part_of,
     standing,
@@ -236,10 +237,11 @@ class Dataset:
 
     def snapshot(self) -> Snapshot | None:
         """Name the present state of the dataset and keep that name; None while nothing is committed."""
-        keys = self.manifests()
+        every = {key: self.manifest(key) for key in self.manifests()}
+        keys = decisive(every)
         if not keys:
             return None
-        tables = {key: self.manifest(key) for key in keys}
+        tables = {key: every[key] for key in keys}
         differ = contested(tables) ^ contested_by_nearest(tables)
         moved = any(table.loc[table["verdict"] == "accepted", "digest"].isin(differ).any() for table in tables.values())
         content = {

@@ -5,6 +5,7 @@
     ├── StorageError             a store can't be used as asked
     │   ├── ObjectNotFound       the key isn't there
     │   └── StorageUnavailable   the store did not answer in time, or refused
+    │       └── AccessDenied     no permission for this one object or folder
     ├── RadiographError          one file is not a radiograph we take (carries the quarantine reason)
     ├── DecoderUnavailable       no process to decode in could be started: this machine's fault, not the file's
     ├── DeliveryError            a whole delivery can't be judged (unknown class, unreadable labels.csv, ...)
@@ -44,6 +45,10 @@ class ObjectNotFound(StorageError):
 
 class StorageUnavailable(StorageError):
     """The store did not answer in time, or refused."""
+
+
+class AccessDenied(StorageUnavailable):
+    """No permission for this one object or folder; the store itself may answer well."""
 
 
 class RadiographError(XrayError):

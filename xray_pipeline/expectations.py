@@ -25,7 +25,7 @@ import pandas as pd
 from xray_pipeline import intake
 from xray_pipeline.data_quality.drift import Channel, Drift, level_of
 from xray_pipeline.deliveries.standing import CONFLICT
-from xray_pipeline.deliveries.table import COLUMNS
+from xray_pipeline.deliveries.table import COLUMNS, of_rows
 from xray_pipeline.settings import IntakeRules, Settings
 
 if TYPE_CHECKING:
@@ -126,6 +126,11 @@ def judge(
     }
     page = _page(delivery, table, findings, fit, bookkeeping, drift)
     return Outcome(fit, failures, result, page, warnings)
+
+
+def unjudged(delivery: Delivery, why: str) -> str:
+    """Return the page of a delivery that can't be judged as a whole; it holds no file's row."""
+    return _page(delivery, of_rows([]), [], False, (), None, why)
 
 
 def written(settings: Settings) -> list[tuple[str, str, bool]]:
@@ -408,6 +413,7 @@ def _page(
     fit: bool,
     bookkeeping: Sequence[str],
     drift: Drift | None,
+    why: str = "",
 ) -> str:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
@@ -442,6 +448,7 @@ def _page(
         sizes=_sizes(accepted),
         known=_known(accepted),
         bookkeeping=list(bookkeeping),
+        why=why,
     )
 
 

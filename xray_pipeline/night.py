@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -92,7 +93,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Checked(Outcome):
-    """The verdict on one delivery, kept in the store beside its intake table and page."""
+    """The verdict on one delivery, kept in the store beside its intake table and page.
+
+    `rules` is the digest of all that it depends on beside the files and the dataset (`reading.judged_by`), "" when it
+    is to be made anew in any case.
+    """
 
     key: str
     delivery: Mapping[str, Any]
@@ -172,7 +177,8 @@ def recipe_names() -> list[str]:
 def find_deliveries(run: Run) -> list[str]:
     """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
 
-    At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest.
+    At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest. Those that were
+    rejected and have not changed come in where there is room, so that they keep no other out.
     """
     found = _deliveries(run)
     for delivery in found:
@@ -185,36 +191,59 @@ def find_deliveries(run: Run) -> list[str]:
         log.info("no new deliveries in %s", run.settings.incoming)
     limit = run.settings.max_deliveries
     if len(settled) > limit:
-        log.warning("%d deliveries wait; this run takes the first %d", len(settled), limit)
-    return [delivery.key for delivery in settled[:limit]]
+        log.warning("%d deliveries wait; this run takes %d", len(settled), limit)
+        rejected = _rejected_before(run, settled)
+        settled = sorted(settled, key=lambda delivery: delivery.key in rejected)[:limit]
+    return [delivery.key for delivery in sorted(settled, key=lambda delivery: delivery.name)]
 
 
-def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Checked:
-    """Judge a delivery and keep the result in the store; an unchanged delivery is judged once.
+def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
+    from xray_pipeline.dataset import Dataset
+    from xray_pipeline.deliveries.reading import judged_by
 
-    A delivery that can't be judged at all (an unknown class, say) is rejected with that reason.
-    Raises DeliveryError when `key` is no waiting delivery, StorageError.
+    store, rules = run.store(), judged_by(run.settings, Dataset(run.settings).patient_key())
+    verdicts = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
+    return {d.key for d, verdict in verdicts if verdict and not verdict.fit and _stands(verdict, d, rules)}
+
+
+def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
+    """Judge a delivery and keep the result in the store.
+
+    One that has not changed is judged once, while rules, classes, split and code stay the same; one that a person
+    `named` is judged in any case, and so is one with unreadable files, as permissions are no part of a listing. A
+    delivery that can't be judged at all (an unknown class, say) is rejected with that reason. Raises DeliveryError when
+    `key` is no waiting delivery, or is a named one that has not settled, DatasetError, StorageError.
     """
+    from xray_pipeline import expectations
     from xray_pipeline import intake as intakes
     from xray_pipeline.data_quality import alarms
     from xray_pipeline.dataset import Dataset, accounting, to_parquet
+    from xray_pipeline.deliveries.reading import judged_by
 
     logs.about(delivery=key)
-    delivery = next((d for d in _deliveries(run) if d.key == key), None)
+    delivery = next((d for d in _deliveries(run, quietly=True) if d.key == key), None)
     if delivery is None:
         raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
+    arriving = "" if delivery.settled else _arriving(delivery, run.settings)
+    if named and arriving:
+        raise DeliveryError(arriving)
     store, dataset = run.store(), Dataset(run.settings)
-    earlier = checked(store, key)
-    rules = run.settings.rules.digest()
-    if earlier and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules):
+    earlier, patient_key = checked(store, key), dataset.patient_key()
+    rules = "" if arriving else judged_by(run.settings, patient_key)
+    if earlier and not named and _stands(earlier, delivery, rules) and "unreadable" not in earlier.quarantined:
         log.info("delivery %s was judged before and has not changed: %s", key, _verdict(earlier))
         return earlier
     store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
     try:
+        if arriving:  # it grew since it was found
+            raise DeliveryError(arriving)
         settled = alarms.acknowledged(store, key, delivery.fingerprint)
-        intake = intakes.check(delivery, run.settings, dataset.history(), dataset.patient_key(), progress, settled)
+        intake = intakes.check(delivery, run.settings, dataset.history(), patient_key, progress, settled)
     except DeliveryError as error:
         result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
+        for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
+            store.delete(f"intake/{key}/{name}")
+        store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
     else:
         counts = accounting([intake.table])
         accepted = counts.pop("accepted", 0)
@@ -227,6 +256,19 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None) -> Chec
     store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
     log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
     return result
+
+
+def _stands(earlier: Checked, delivery: Delivery, rules: str) -> bool:
+    return bool(rules) and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
+
+
+def _arriving(delivery: Delivery, settings: Settings) -> str:
+    ago = max(0.0, time.time() - delivery.changed)
+    return (
+        f"delivery {delivery.key} changed {ago:,.0f} s ago and may still be arriving; it is taken once it has not "
+        f"changed for {settings.settle_seconds:,.0f} s (XRAY_SETTLE_SECONDS), or when an empty file _SUCCESS is put "
+        f"into it"
+    )
 
 
 def checked(store: Store, key: str) -> Checked | None:
@@ -461,12 +503,11 @@ def _verdict(result: Checked) -> str:
     return "; ".join([head, *filter(None, [result.why]), *result.warnings])
 
 
-def _deliveries(run: Run) -> list[Delivery]:
-    import time
-
+def _deliveries(run: Run, *, quietly: bool = False) -> list[Delivery]:
     from xray_pipeline import intake
     from xray_pipeline.dataset import Dataset
 
     incoming = open_store(run.settings.incoming, run.settings)
     history = Dataset(run.settings).history()
-    return intake.find(incoming, history, run.settings.settle_seconds, time.time(), run.settings.classes)
+    s = run.settings
+    return intake.find(incoming, history, s.settle_seconds, time.time(), s.classes, quietly=quietly)

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import stat
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from xray_pipeline.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
+from xray_pipeline.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 
 if TYPE_CHECKING:
     from xray_pipeline.settings import Settings
@@ -50,7 +51,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """Return the whole object. Raises ObjectNotFound, StorageUnavailable."""
+        """Return the whole object. Raises ObjectNotFound, AccessDenied, StorageUnavailable."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -206,7 +207,8 @@ class DirectoryStore(Store):
             return ObjectNotFound(f"no {place}")
         if error.errno == errno.ELOOP:
             return StorageError(f"{place} is a symbolic link; links are never followed")
-        return StorageUnavailable(f"{place}: {error.strerror or error}")
+        kind = AccessDenied if isinstance(error, PermissionError) else StorageUnavailable
+        return kind(f"{place}: {error.strerror or error}")
 
 
 _TEMPORARY = ".xray-tmp-"
@@ -215,7 +217,9 @@ _TEMPORARY = ".xray-tmp-"
 def _entry(key: str, item: os.DirEntry[str]) -> Entry:
     info = item.stat(follow_symlinks=False)
     kind: Kind = "file" if stat.S_ISREG(info.st_mode) else "symlink" if stat.S_ISLNK(info.st_mode) else "special"
-    return Entry(key, info.st_size, f"{info.st_mtime_ns}-{info.st_ino}", max(info.st_mtime, info.st_ctime), kind)
+    # A time ahead was set by another clock; the inode's says when the file came.
+    modified = info.st_ctime if info.st_mtime > time.time() else max(info.st_mtime, info.st_ctime)
+    return Entry(key, info.st_size, f"{info.st_mtime_ns}-{info.st_ino}", modified, kind)
 
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # no host, port, user or ARN can pass for a bucket
@@ -318,7 +322,9 @@ class S3Store(Store):
             code = error.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "404", "NotFound"):
                 raise ObjectNotFound(f"no {place}") from error
-            raise StorageUnavailable(f"{place}: S3 answered {code or _status(error)}") from error
+            # Not every 403: a wrong or expired key is no matter of one object.
+            kind = AccessDenied if code == "AccessDenied" else StorageUnavailable
+            raise kind(f"{place}: S3 answered {code or _status(error)}") from error
         except (BotoCoreError, Boto3Error) as error:
             raise StorageUnavailable(f"{place}: {error}") from error
 

@@ -10,17 +10,19 @@ quarantine reads every manifest, as everything about the dataset does.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from xray_pipeline import night
 from xray_pipeline.deliveries.standing import CONFLICT, files_of, part_of, standing
 from xray_pipeline.errors import DatasetError, DeliveryError
-from xray_pipeline.night import Progress, Run
+from xray_pipeline.night import Checked, Progress, Run
 
 log = logging.getLogger(__name__)
 
@@ -83,20 +85,23 @@ def quarantine(run: Run, delivery: str = "", reason: str = "", paths: bool = Fal
     """Return the quarantined files of the dataset: delivery, row, reason, detail, size and content digest of each.
 
     `delivery` (a name, or the key of one part) and `reason` narrow the list; `paths` adds the path inside the delivery,
-    which may name a patient. What counts of a file is its latest judgement. Raises DeliveryError for a delivery that
-    was never committed, DatasetError.
+    which may name a patient. What counts of a file is its latest judgement. Of a delivery that is asked for by name,
+    parts that were rejected are listed too; `committed` tells them. Raises DeliveryError for a delivery that was
+    neither committed nor judged file by file, DatasetError.
     """
     from xray_pipeline.dataset import Dataset
 
     dataset = Dataset(run.settings)
     tables = {key: dataset.manifest(key) for key in dataset.manifests()}
     keys = [key for key in tables if not delivery or delivery in (key, part_of(key)[0])]
-    if delivery and not keys:
-        raise DeliveryError(f"no delivery {delivery} is committed; `xray check` judges one that waits")
+    rejected = [one for one in night.rejected(run) if delivery in (one.key, part_of(one.key)[0])] if delivery else []
+    if delivery and not keys and not rejected:
+        raise DeliveryError(f"no delivery {delivery} is committed or rejected; `xray check` judges one that waits")
     found = []
-    for key, row in _standing(tables, keys):
+    for key, row in itertools.chain(_standing(tables, keys), _kept_out(run.store(), rejected, bool(keys))):
         if reason in ("", row.reason):
             said = {"delivery": key, "row": int(row.Index), "reason": row.reason, "detail": row.detail}
+            said["committed"] = key in keys
             path = {"file": row.file} if paths else {}
             found.append({**said, "size": int(row.size), "source_digest": row.source_digest, **path})
     return found
@@ -109,6 +114,21 @@ def _standing(tables: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[
         table = tables[key]
         for row in table[stands[key] & (table["verdict"] != "accepted")].itertuples():
             yield key, row
+
+
+def _kept_out(store: Any, rejected: Sequence[Checked], more: bool) -> Iterator[tuple[str, Any]]:
+    """Yield (key, row) of quarantined files of rejected deliveries; one that was not judged by file is an error unless
+    there is `more` to tell."""
+    from xray_pipeline.dataset import from_parquet
+
+    for verdict in rejected:
+        name = f"intake/{verdict.key}/table.parquet"
+        if store.exists(name):
+            table = from_parquet(store.read(name), f"intake table of {verdict.key}")
+            for row in table[table["verdict"] != "accepted"].itertuples():
+                yield verdict.key, row
+        elif not more:
+            raise DeliveryError(f"delivery {verdict.key} is rejected as a whole, no file was judged: {verdict.why}")
 
 
 def verify(run: Run) -> tuple[bool, str]:
@@ -207,7 +227,6 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
 def keep(run: Run, found: Any, counts: dict[str, int]) -> None:
     """Keep the verdict on an addition beside its delivery's intake, as the night does for what it checks."""
     from xray_pipeline.dataset import to_parquet
-    from xray_pipeline.night import Checked
 
     store, key = run.store(), found.delivery.key
     accepted = counts.pop("accepted", 0)

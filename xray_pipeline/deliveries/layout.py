@@ -18,11 +18,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from xray_pipeline.errors import DeliveryError
+from xray_pipeline.errors import AccessDenied, DeliveryError
 from xray_pipeline.storage import Entry, Store
 
 SUCCESS, LABELS = "_SUCCESS", "labels.csv"
 BOOKKEEPING: Final = (SUCCESS, LABELS)
+
+
+_MOST_BYTES: Final = 32_000_000  # of labels.csv: several hundred thousand lines, five times as much in memory
 
 
 class Place(NamedTuple):
@@ -38,6 +41,11 @@ class Place(NamedTuple):
 _SYSTEM = re.compile(
     r"(^|/)(\.DS_Store|\._[^/]*|Thumbs\.db|desktop\.ini|\.git(keep|ignore))$|(^|/)(__MACOSX|@eaDir)/", re.I
 )
+
+
+def is_litter(key: str) -> bool:
+    """Whether an operating system left that file; it is no file of the delivery."""
+    return _SYSTEM.search(key) is not None
 
 
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f\\\udc80-\udcff]")
@@ -64,12 +72,22 @@ def places(
     labels = next((entry for entry in entries if entry.key == LABELS), None)
     files = [entry.key for entry in entries if entry.key not in BOOKKEEPING]
     if labels is None:
-        return _by_folder(files, classes, where), []
+        links = sum(entry.kind == "symlink" for entry in entries)
+        return _by_folder(files, classes, where, links), []
     if labels.kind != "file":
         raise DeliveryError(f"{LABELS} of {where} is not a regular file; links are never followed")
-    listed = _as_on_disk(_by_list(store.read(LABELS), classes, where), files)
-    found = {file: listed.get(file) or Place(reason="not-listed", detail="not in labels.csv") for file in files}
-    found |= {file: _litter() for file in files if _SYSTEM.search(file)}
+    if labels.size > _MOST_BYTES:
+        raise DeliveryError(
+            f"{LABELS} of {where} has {labels.size:,} bytes, {_MOST_BYTES:,} are allowed; split the delivery"
+        )
+    try:
+        data = store.read(LABELS)
+    except AccessDenied as error:
+        raise DeliveryError(f"no permission to read {LABELS} of {where}") from error
+    listed = _as_on_disk(_by_list(data, classes, where), files)
+    absent = Place(reason="not-listed", detail=f"not in {LABELS}")
+    found = {file: _against_folder(file, listed.get(file, absent), classes) for file in files}
+    found |= {file: _litter() for file in files if is_litter(file)}
     return found, sorted(set(listed) - set(files))
 
 
@@ -95,7 +113,7 @@ def _litter() -> Place:
     return Place(reason="system-file", detail="litter of an operating system")
 
 
-def _by_folder(files: list[str], classes: Sequence[str], where: str) -> dict[str, Place]:
+def _by_folder(files: list[str], classes: Sequence[str], where: str, links: int) -> dict[str, Place]:
     found: dict[str, Place] = {}
     unknown: set[str] = set()
     for file in files:
@@ -103,20 +121,21 @@ def _by_folder(files: list[str], classes: Sequence[str], where: str) -> dict[str
         given = side_named(folders[0]) if folders and folders[0] not in classes else None
         if given is not None:
             folders = folders[1:]
-        if _SYSTEM.search(file):
+        if is_litter(file):
             found[file] = _litter()
         elif not folders:
             found[file] = Place(given=given or "", reason="no-class", detail="the file lies in no class folder")
-        elif (label := _class(folders[0], classes)) is None:
+        elif (label := class_named(folders[0], classes)) is None:
             unknown.add(folders[0])
         else:
             found[file] = Place(label, given or "")
     if unknown:
         raise DeliveryError(_unknown_class(sorted(unknown), classes, f"folder of {where}"))
     if not any(place.label for place in found.values()):
+        linked = f"; {links} symbolic links in it are never followed, deliver real folders" if links else ""
         raise DeliveryError(
             f"{where} has neither a folder for a class ({', '.join(classes)}) nor {LABELS}; "
-            f"lay it out as CLASS/*, {{train,val,test}}/CLASS/* or a flat folder with {LABELS}"
+            f"lay it out as CLASS/*, {{train,val,test}}/CLASS/* or a flat folder with {LABELS}{linked}"
         )
     return found
 
@@ -134,8 +153,8 @@ def side_named(text: str) -> str | None:
     return _SIDES.get(text.strip().casefold())
 
 
-def _class(text: str, classes: Sequence[str]) -> str | None:
-    """Return the class of that name: exactly, else whatever the case."""
+def class_named(text: str, classes: Sequence[str]) -> str | None:
+    """Return the class of that name: exactly, else whatever the case; None when there is none."""
     if text in classes:
         return text
     return next((name for name in classes if _folded(name) == _folded(text)), None)
@@ -162,7 +181,7 @@ def _by_list(data: bytes, classes: Sequence[str], where: str) -> dict[str, Place
     for line, cells in _csv_lines(data, where):
         at_line = f"line {line} of {LABELS} in {where}"
         file, given = cells["file"].strip().replace("\\", "/").removeprefix("./"), cells.get("split", "").strip()
-        label = _class(cells["label"].strip(), classes)
+        label = class_named(cells["label"].strip(), classes)
         if not file:
             raise DeliveryError(f"{at_line} names no file")
         if label is None:
@@ -171,11 +190,20 @@ def _by_list(data: bytes, classes: Sequence[str], where: str) -> dict[str, Place
             raise DeliveryError(f"{at_line} has a split that is none of train, val, test")
         place = Place(label, side_named(given) or "", cells.get("patient_id", "").strip())
         earlier = listed.get(file, place)
-        if earlier != place:
-            differ = "label-conflict" if earlier.label != label else "not-listed"
-            place = place._replace(reason=differ, detail=f"listed twice and differently, again in line {line}")
+        if earlier[:3] != place[:3] or earlier.reason:
+            conflict = earlier.label != label or earlier.reason == "label-conflict"
+            differ = "label-conflict" if conflict else "listed-twice"
+            place = place._replace(reason=differ, detail=f"listed more than once and differently, last in line {line}")
         listed[file] = place
     return listed
+
+
+def _against_folder(file: str, place: Place, classes: Sequence[str]) -> Place:
+    """Return what labels.csv says of a file, out when a class folder that it lies in says otherwise."""
+    folders = {class_named(folder, classes) for folder in file.split("/")[:-1]} - {None}
+    if place.reason or not folders or place.label in folders:
+        return place
+    return place._replace(reason="label-conflict", detail=f"{LABELS} and the class folder it lies in differ")
 
 
 _REQUIRED, _OPTIONAL = ("file", "label"), ("patient_id", "split")
@@ -187,9 +215,14 @@ def _csv_lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, str]]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DeliveryError(f"{LABELS} of {where} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    stream = io.StringIO(text, newline="")
+    skipped = 0
+    if named := re.match(r"sep=([,;\t])\r?\n", text, re.I):  # Excel's own first line
+        stream.seek(named.end())
+        skipped = 1
+    header = text[stream.tell() :].split("\n", 1)[0]
+    separator = named[1] if named else max(",;\t", key=header.count)
+    reader = csv.reader(stream, delimiter=separator)
     try:
         columns = [cell.strip().casefold() for cell in next(reader, [])]
         absent = [name for name in _REQUIRED if columns.count(name) != 1]
@@ -198,11 +231,14 @@ def _csv_lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, str]]]:
                 f"{LABELS} of {where} must start with the columns file,label and may have patient_id,split, each once"
             )
         for cells in reader:
-            if len(cells) not in (0, len(columns)):
-                raise DeliveryError(
-                    f"line {reader.line_num} of {LABELS} in {where} has {len(cells)} columns, not {len(columns)}"
-                )
-            if cells:
-                yield reader.line_num, dict(zip(columns, cells, strict=True))
+            if not any(map(str.strip, cells)):  # spreadsheets leave such lines at the end
+                continue
+            while len(cells) > len(columns) and not cells[-1].strip():
+                cells.pop()
+            line = reader.line_num + skipped
+            if len(cells) != len(columns):
+                raise DeliveryError(f"line {line} of {LABELS} in {where} has {len(cells)} columns, not {len(columns)}")
+            yield line, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
-        raise DeliveryError(f"line {reader.line_num} of {LABELS} in {where} is not CSV: {error}") from error
+        line = reader.line_num + skipped
+        raise DeliveryError(f"line {line} of {LABELS} in {where} is not CSV: {error}") from error

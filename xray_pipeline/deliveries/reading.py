@@ -6,8 +6,10 @@ Only the rows are kept, so memory follows the number of threads and the largest 
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import hmac
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,14 @@ from xray_pipeline.dataset import side_of
 from xray_pipeline.deliveries.journal import Journal
 from xray_pipeline.deliveries.layout import Place, escape, unescape
 from xray_pipeline.deliveries.table import Row, quarantined
-from xray_pipeline.errors import ConfigError, ObjectNotFound, RadiographError, StorageError, StorageUnavailable
+from xray_pipeline.errors import (
+    AccessDenied,
+    ConfigError,
+    ObjectNotFound,
+    RadiographError,
+    StorageError,
+    StorageUnavailable,
+)
 from xray_pipeline.radiograph import Limits, Normalised
 from xray_pipeline.settings import IntakeRules, Settings
 from xray_pipeline.storage import Entry, Store
@@ -61,13 +70,25 @@ def _seen_as(entry: Entry) -> str:
 
 def journal_of(uri: str, fingerprint: str, files: int, settings: Settings, patient_key: bytes) -> Journal:
     """Return the journal of a scan of `files` files; `fingerprint` tells the listing."""
-    s, code = settings, hashlib.sha256()
+    depends = (uri, fingerprint, judged_by(settings, patient_key))
+    return Journal(settings.cache / "intake", depends, enabled=files >= _JOURNAL_FROM)
+
+
+def judged_by(settings: Settings, patient_key: bytes) -> str:
+    """Return the SHA-256 of all that rows depend on beside the files: rules, classes, split, patient key and code."""
+    s = settings
+    of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()
+    split = (s.split_mode, s.split_validation, s.split_held_out)
+    depends = (s.rules.digest(), s.classes, split, of_key, _code())
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    code = hashlib.sha256()
     for module in sorted(Path(radiograph.__file__).parent.rglob("*.py")):
         code.update(module.read_bytes())
-    split = (s.split_mode, s.split_validation, s.split_held_out)
-    of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()
-    depends = (uri, fingerprint, s.rules.digest(), s.classes, split, of_key, code.hexdigest())
-    return Journal(s.cache / "intake", depends, enabled=files >= _JOURNAL_FROM)
+    return code.hexdigest()
 
 
 def reread(store: Store, file: str, limits: Limits) -> Normalised:
@@ -142,9 +163,9 @@ class Reader:
             data = self._store.read(entry.key)
         except ObjectNotFound:
             return quarantined(row, "vanished", "the file went away during the check")
-        except StorageUnavailable as error:
-            if isinstance(error.__cause__, PermissionError):
-                return quarantined(row, "unreadable", "no permission to read the file")
+        except AccessDenied:
+            return quarantined(row, "unreadable", "no permission to read the file")
+        except StorageUnavailable:
             raise
         except StorageError:
             return quarantined(row, "unreadable", "no regular file any more, or its name is no safe path")

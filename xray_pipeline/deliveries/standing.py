@@ -50,6 +50,21 @@ def standing(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]
     return stands
 
 
+def decisive(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return the keys, sorted, of manifests that can change what a snapshot holds.
+
+    Those of copies only can not, so that nothing is trained for them. One that settles a label conflict can.
+    """
+    found: list[str] = []
+    disputed: set[tuple[str, File]] = set()
+    for key in sorted(tables, key=part_of):
+        table, name = tables[key], part_of(key)[0]
+        if table["reason"].isin(("", CONFLICT)).any() or any((name, file) in disputed for file in files_of(table)):
+            found.append(key)
+        disputed.update((name, file) for file in files_of(table[table["reason"] == CONFLICT]))
+    return sorted(found)
+
+
 def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     """Return the digests of radiographs that manifests (by key) hold under two labels, themselves or near copies.
 

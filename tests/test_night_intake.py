@@ -1,0 +1,318 @@
+"""The night's way with deliveries: which it takes, when it judges one anew, and what it leaves of a rejected one."""
+
+from __future__ import annotations
+
+import html
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import jpeg
+
+from xray_pipeline import intake, night
+from xray_pipeline.dataset import Dataset
+from xray_pipeline.deliveries import bookkeeping
+from xray_pipeline.deliveries.reading import judged_by
+from xray_pipeline.errors import DeliveryError
+from xray_pipeline.intake import Delivery
+from xray_pipeline.night import Checked, Run
+from xray_pipeline.settings import IntakeRules, Settings
+
+GOOD = {
+    f"{c}/patient{n}{c}_1.jpg": jpeg(seed=n + 50 * (c == "NORMAL")) for n in range(4) for c in ("NORMAL", "PNEUMONIA")
+}
+DAYS = 86_400.0
+
+
+def lay(settings: Settings, name: str, files: dict[str, bytes]) -> Path:
+    folder = Path(settings.incoming, name)
+    for file, data in files.items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def changed(run: Run, **values: Any) -> Run:
+    return Run(run.settings.model_copy(update=values))
+
+
+def ingest(run: Run) -> list[Checked]:
+    keys = night.find_deliveries(run)
+    found = [night.check_delivery(run, key) for key in keys]
+    night.commit_deliveries(run, keys)
+    return found
+
+
+# settled
+
+
+def test_a_delivery_that_still_changes_is_refused_by_name_and_says_why(settings: Settings) -> None:
+    run = changed(Run(settings), settle_seconds=600)
+    lay(settings, "day", GOOD)
+    assert night.find_deliveries(run) == []
+    with pytest.raises(DeliveryError, match=r"day changed \d s ago .* 600 s \(XRAY_SETTLE_SECONDS\).*_SUCCESS"):
+        night.check_delivery(run, "day", named=True)
+    assert not run.store().exists("intake/day/checked.json")
+    lay(settings, "day", {"_SUCCESS": b""})
+    assert night.check_delivery(run, "day", named=True).fit
+
+
+def test_a_delivery_that_grows_after_it_was_found_is_judged_when_it_has_settled(settings: Settings) -> None:
+    run = changed(Run(settings), settle_seconds=1)
+    folder = lay(settings, "day", GOOD)
+    time.sleep(1.1)
+    assert night.find_deliveries(run) == ["day"]
+    (folder / "NORMAL" / "late.jpg").write_bytes(jpeg(seed=99))
+    caught = night.check_delivery(run, "day")
+    assert not caught.fit
+    assert "still be arriving" in caught.why
+    time.sleep(1.1)
+    assert [verdict.accepted for verdict in ingest(run)] == [len(GOOD) + 1]
+
+
+def test_a_file_dated_ahead_does_not_hide_that_others_are_still_copied(settings: Settings) -> None:
+    run = changed(Run(settings), settle_seconds=600)
+    folder = lay(settings, "day", GOOD)
+    ahead = time.time() + 3 * DAYS
+    os.utime(folder / next(iter(GOOD)), (ahead, ahead))
+    assert night.find_deliveries(run) == []
+
+
+# a verdict that stands
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The deliveries that are judged from now on."""
+    judged: list[str] = []
+    check = intake.check
+
+    def counting(delivery: Delivery, *rest: Any) -> Any:
+        judged.append(delivery.key)
+        return check(delivery, *rest)
+
+    monkeypatch.setattr(intake, "check", counting)
+    return judged
+
+
+def test_a_rejected_delivery_is_judged_once_while_nothing_changes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(settings)
+    lay(settings, "day", GOOD | {"COVID/x.jpg": jpeg(seed=500)})
+    judged = counted(monkeypatch)
+    assert [verdict.fit for verdict in ingest(run) + ingest(run)] == [False, False]
+    assert judged == ["day"]
+    assert not night.check_delivery(run, "day", named=True).fit
+    assert judged == ["day", "day"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"classes": ("NORMAL", "PNEUMONIA", "COVID")}),
+        ({"split_mode": "given", "classes": ("NORMAL", "PNEUMONIA", "COVID")}, {"split_mode": "patient"}),
+        ({"rules": IntakeRules(min_files=100), "classes": ("NORMAL", "PNEUMONIA", "COVID")}, {"rules": IntakeRules()}),
+    ],
+    ids=["classes", "split mode", "rules"],
+)
+def test_a_verdict_falls_with_what_it_depended_on(
+    settings: Settings, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    lay(settings, "day", GOOD | {"COVID/x.jpg": jpeg(seed=500)})
+    run = changed(Run(settings), **before)
+    assert [verdict.fit for verdict in ingest(run)] == [False]
+    assert [verdict.fit for verdict in ingest(changed(run, **after))] == [True]
+
+
+@pytest.mark.parametrize("value", [{"split_held_out": 0.3}, {"split_validation": 0.3}])
+def test_a_verdict_depends_on_the_shares_of_the_split(settings: Settings, value: dict[str, float]) -> None:
+    assert judged_by(settings, b"k") != judged_by(settings.model_copy(update=value), b"k")
+    assert judged_by(settings, b"k") != judged_by(settings, b"another key")
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Settings]:
+    """Settings in a folder of somebody without root's right to read everything, who the test runs as."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        with tempfile.TemporaryDirectory() as home:
+            yield Settings(home=Path(home), settle_seconds=0)
+    finally:
+        os.seteuid(me)
+
+
+def test_a_delivery_whose_files_were_made_readable_is_taken_the_next_night(as_nobody: Settings) -> None:
+    run = Run(as_nobody)
+    folder = lay(as_nobody, "day", GOOD)
+    locked = [folder / name for name in list(GOOD)[:3]]
+    for path in locked:
+        path.chmod(0)
+    (rejected,) = ingest(run)
+    assert rejected.quarantined == {"unreadable": 3}
+    for path in locked:
+        path.chmod(0o644)
+    assert [verdict.accepted for verdict in ingest(run)] == [len(GOOD)]
+
+
+# additions
+
+
+def snapshot(run: Run) -> str:
+    found = Dataset(run.settings).snapshot()
+    return found.digest if found else ""
+
+
+@pytest.mark.parametrize("litter", [".DS_Store", "NORMAL/.DS_Store", "NORMAL/Thumbs.db", "__MACOSX/NORMAL/x.jpg"])
+def test_litter_alone_is_no_addition(settings: Settings, litter: str) -> None:
+    run = Run(settings)
+    lay(settings, "day", GOOD)
+    ingest(run)
+    lay(settings, "day", {litter: b"x"})
+    assert night.find_deliveries(run) == []
+    lay(settings, "day", {"NORMAL/patient90_1.jpg": jpeg(seed=90)})
+    (added,) = ingest(run)
+    assert (added.key, added.accepted, dict(added.quarantined)) == ("day+2", 1, {"system-file": 1})
+
+
+@pytest.mark.parametrize("how", ["touched", "copied", "one late duplicate", "quarantined ones too"])
+def test_an_addition_of_which_nothing_is_new_is_settled_once_and_trains_nothing(settings: Settings, how: str) -> None:
+    run = Run(settings)
+    files = GOOD | ({"NORMAL/empty.jpg": b""} if how == "quarantined ones too" else {})
+    folder = lay(settings, "day", files)
+    ingest(run)
+    before = snapshot(run)
+    if how == "one late duplicate":
+        lay(settings, "day", {"NORMAL/again.jpg": next(d for f, d in GOOD.items() if f.startswith("NORMAL"))})
+    elif how == "copied":
+        folder.rename(folder.parent / "old")
+        shutil.copytree(folder.parent / "old", folder)
+        shutil.rmtree(folder.parent / "old")
+    else:
+        for path in folder.rglob("*.jpg"):
+            os.utime(path)
+    (settled,) = ingest(run)
+    assert (settled.key, settled.fit, settled.accepted) == ("day+2", True, 0)
+    assert "Nothing is new" in " ".join(settled.warnings)
+    assert len(Dataset(run.settings).manifest("day+2")) == sum(settled.quarantined.values())
+    assert night.find_deliveries(run) == []
+    assert snapshot(run) == before  # and so the candidate, which is found trained
+    assert bookkeeping.verify(run)[0]
+
+
+def test_a_first_delivery_of_copies_and_an_addition_of_something_bad_are_rejected(settings: Settings) -> None:
+    run = Run(settings)
+    lay(settings, "day", GOOD)
+    ingest(run)
+    lay(settings, "day", {"NORMAL/late.jpg": b""})
+    lay(settings, "other", GOOD)
+    assert [(verdict.key, verdict.fit) for verdict in ingest(run)] == [("day+2", False), ("other", False)]
+
+
+def test_an_addition_that_can_not_be_read_is_not_settled(as_nobody: Settings) -> None:
+    run = Run(as_nobody)
+    folder = lay(as_nobody, "day", GOOD)
+    ingest(run)
+    again = folder / next(iter(GOOD))
+    os.utime(again)
+    again.chmod(0)
+    assert [verdict.fit for verdict in ingest(run)] == [False]
+    again.chmod(0o644)
+    assert [dict(verdict.quarantined) for verdict in ingest(run)] == [{"duplicate": 1}]
+
+
+def test_files_that_are_still_missing_are_counted_once(settings: Settings) -> None:
+    run = Run(settings)
+    listed = "".join(f"{n}.jpg,{('NORMAL', 'PNEUMONIA')[n % 2]}\n" for n in range(20))
+    lay(
+        settings,
+        "day",
+        {f"{n}.jpg": jpeg(seed=n) for n in range(16)} | {"labels.csv": f"file,label\n{listed}".encode()},
+    )
+    assert [dict(verdict.quarantined) for verdict in ingest(run)] == [{"missing": 4}]
+    lay(settings, "day", {"16.jpg": jpeg(seed=16)})
+    (added,) = ingest(run)
+    assert (added.fit, added.accepted, dict(added.quarantined)) == (True, 1, {})
+    assert bookkeeping.verify(run)[0]
+
+
+# what lies in the incoming folder
+
+
+@pytest.mark.parametrize(
+    ("stray", "said"),
+    [
+        ("DOE_JANE.jpg", "1 files lie beside the deliveries and are left out"),
+        ("labels.csv", "1 files lie beside the deliveries and are left out"),
+        ("_SUCCESS", "1 files lie beside the deliveries and are left out"),
+        ("DOE_JANE.ZIP", "1 archives are left out"),
+        ("test/NORMAL/1.jpg", "the folder 'test' is named like a part of a delivery and is left out"),
+        ("Normal/1.jpg", "the folder 'Normal' is named like a part of a delivery and is left out"),
+        ("DAY2/labels.csv", "delivery DAY2 holds no file to check"),
+        ("DAY2/_SUCCESS", "delivery DAY2 holds no file to check"),
+        ("DAY2/.DS_Store", "delivery DAY2 holds no file to check"),
+    ],
+)
+def test_what_is_no_delivery_is_left_out_beside_real_ones_and_told(
+    settings: Settings, caplog: pytest.LogCaptureFixture, stray: str, said: str
+) -> None:
+    run = Run(settings)
+    lay(settings, "day", GOOD)
+    lay(settings, "", {stray: b"x"})
+    assert [verdict.accepted for verdict in ingest(run)] == [len(GOOD)]
+    assert caplog.text.count(said) == 1
+    assert "JANE" not in caplog.text
+
+
+@pytest.mark.parametrize("stray", ["a.jpg", "labels.csv", "NORMAL/a.jpg", "normal/a.jpg", "test/NORMAL/a.jpg"])
+def test_incoming_that_is_a_delivery_stops_beside_folders_that_are_none(settings: Settings, stray: str) -> None:
+    lay(settings, "", {stray: b"x", "notes/readme.txt": b"x", "sub/b.jpg": b"x"})
+    with pytest.raises(DeliveryError, match="looks like a delivery itself; point at its parent"):
+        night.find_deliveries(Run(settings))
+
+
+def test_rejected_deliveries_keep_no_other_out(settings: Settings) -> None:
+    run = changed(Run(settings), max_deliveries=2)
+    for name in "abd":
+        lay(settings, name, {"NORMAL/x.jpg": b""})
+    lay(settings, "c", GOOD)
+    assert [[verdict.key for verdict in ingest(run)] for _ in range(3)] == [["a", "b"], ["c", "d"], ["a", "b"]]
+    anew = changed(run, rules=IntakeRules(min_files=2))
+    assert [[verdict.key for verdict in ingest(anew)] for _ in range(2)] == [["a", "b"], ["a", "d"]]
+
+
+# a delivery that can't be judged as a whole
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"PNEUMONA/x.jpg": b"x"}, "did you mean PNEUMONIA?"),
+        ({"labels.csv": b"file,label\na.jpg,HERNIA\n"}, "line 2 of labels.csv"),
+    ],
+    ids=["unknown class", "bad labels.csv"],
+)
+def test_there_is_a_page_that_says_why_and_nothing_of_an_earlier_check(
+    settings: Settings, more: dict[str, bytes], why: str
+) -> None:
+    run = Run(settings)
+    lay(settings, "day", {"NORMAL/a.jpg": jpeg(seed=1), "NORMAL/b.jpg": b"", "NORMAL/c.jpg": b"x"})
+    assert not ingest(run)[0].fit
+    assert bookkeeping.of_delivery(run, "day")
+    lay(settings, "day", more)
+    assert why in ingest(run)[0].why
+    assert bookkeeping.of_delivery(run, "day") is None
+    kept = sorted(entry.key for entry in run.store().list("intake/day"))
+    assert kept == ["intake/day/checked.json", "intake/day/page.html"]
+    page = html.unescape(run.store().read("intake/day/page.html").decode())
+    assert why in page
+    assert "Rejected: nothing of it enters the dataset" in page
+    assert "All" not in page
+    assert f"{3 + ('labels.csv' not in more)} files, 0.0 megabytes" in page

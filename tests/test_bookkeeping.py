@@ -287,6 +287,9 @@ def test_a_conflict_with_another_delivery_is_settled_where_the_wrong_copy_was(se
     Path(settings.incoming, "second", "PNEUMONIA", "b.img").unlink()
     assert rejudge(run, "second")["key"] == "second+2"
     assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
+    lay(settings, "third", {"PNEUMONIA/e.img": wrong, "PNEUMONIA/f.jpg": jpeg(seed=5)})
+    ingest(run)
+    assert labels(run) == ["NORMAL", "PNEUMONIA", "PNEUMONIA"]
 
 
 def test_a_corrected_list_settles_a_label_conflict(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from samples import jpeg
 from xray_pipeline import night, phantom
 from xray_pipeline.data_quality import alarms
 from xray_pipeline.data_quality.drift import Channel, Drift
+from xray_pipeline.deliveries import bookkeeping
 from xray_pipeline.errors import DeliveryError
 from xray_pipeline.night import Run
 from xray_pipeline.settings import IntakeRules, Settings
@@ -81,12 +82,13 @@ def test_two_who_acknowledge_at_once_are_told(store: DirectoryStore, monkeypatch
 # the same through the night
 
 
-def deliver(settings: Settings, name: str, numbers: range, inverted: bool = False) -> None:
+def deliver(settings: Settings, name: str, numbers: range, inverted: bool = False, side: int = 0) -> None:
     for number in numbers:
         one = phantom.Patient(f"p{number}", "", 0.6 * (number % 3 > 0), number, 1, number % 2, "")
         pixels = phantom.radiograph(one, 1)
         out = io.BytesIO()
-        Image.fromarray(np.asarray((65535 - pixels if inverted else pixels) >> 8, np.uint8)).save(out, "PNG")
+        image = Image.fromarray(np.asarray((65535 - pixels if inverted else pixels) >> 8, np.uint8))
+        (image.resize((side, side)) if side else image).save(out, "PNG")
         folder = Path(settings.incoming) / name / ("NORMAL", "PNEUMONIA")[int(number % 3 > 0)]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"patient{number:04d}_1.png").write_bytes(out.getvalue())
@@ -131,6 +133,22 @@ def test_a_policy_may_stop_it_until_a_person_lets_it_in(grown: Settings) -> None
     again = night.check_delivery(run, "second")
     assert (again.fit, again.warnings) == (True, ())
     assert "the alarm is acknowledged" in run.store().read("intake/second/page.html").decode()
+
+
+def test_files_judged_anew_are_compared_too(grown: Settings) -> None:
+    deliver(grown, "second", range(100, 130))
+    deliver(grown, "second", range(200, 225), inverted=True, side=200)
+    run, checked = judged(grown, drift="stop", min_side=220, max_quarantined_share=1.0)
+    assert (checked.fit, checked.accepted) == (True, 30)
+    night.commit_deliveries(run, ["second"])
+    rules = IntakeRules(drift_min_dataset=60, drift="stop")
+    run = Run(grown.model_copy(update={"rules": rules}))
+    refused = bookkeeping.rejudge(run, "second")
+    assert not refused["fit"]
+    assert "Pixels do not look like the dataset's" in refused["why"]
+    assert alarms.of_delivery(run.store(), "second+2") == ("pixels",)
+    alarms.acknowledge(run.store(), "second+2", "alice", "an older detector")
+    assert bookkeeping.rejudge(run, "second")["accepted"] == 25
 
 
 def test_more_of_the_same_raises_nothing(grown: Settings) -> None:

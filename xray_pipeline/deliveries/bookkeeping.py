@@ -170,6 +170,7 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     import numpy as np
 
     from xray_pipeline import expectations, intake
+    from xray_pipeline.data_quality import alarms, drift
     from xray_pipeline.dataset import Dataset, accounting
     from xray_pipeline.deliveries.layout import escape
     from xray_pipeline.deliveries.table import Row, by_file, of_rows
@@ -211,7 +212,10 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     addition = replace(delivery, part=part, files=len(table), bytes=size)
     kept = intake.Intake(addition, table, True, (), {}, "")
     if len(taken):
-        verdict = expectations.judge(addition, taken, run.settings)
+        unlike = drift.of_table(taken, history.reference(), run.settings.rules)
+        alarms.keep(run.store(), addition.key, addition.fingerprint, unlike)
+        settled = alarms.acknowledged(run.store(), addition.key, addition.fingerprint)
+        verdict = expectations.judge(addition, taken, run.settings, (), unlike, settled)
         if not verdict.fit:
             return {**outcome, "fit": False, "why": " ".join(verdict.failures)}
         kept = replace(kept, result=verdict.result, page=verdict.page)

@@ -69,8 +69,8 @@ def make(path: Path, given: dict[str, str]) -> list[str]:
     added |= {name: value for name, value in given.items() if name not in there}
     if not added:
         return []
-    head = HEAD if not there else "" if before.endswith("\n") else "\n"
-    text = head + "".join(f"{name}={value}\n" for name, value in added.items())
+    ended = "\n" if before and not before.endswith("\n") else ""
+    text = ended + ("" if there else HEAD) + "".join(f"{name}={value}\n" for name, value in added.items())
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
         file.write(text)
     return list(added)

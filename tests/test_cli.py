@@ -69,14 +69,17 @@ def test_check_writes_data_docs_on_request(xray: Run, delivery: Path, tmp_path: 
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["incoming"]
     again = xray("check", delivery, "--data-docs", "docs")
     assert again.returncode == 1
-    assert "docs is not empty; name a new or empty folder outside the delivery" in again.stderr
+    assert "docs is not empty; name a new or empty folder outside the deliveries" in again.stderr
 
 
 def test_data_docs_are_not_written_into_a_delivery(xray: Run, delivery: Path) -> None:
     done = xray("check", delivery, "--data-docs", delivery / "docs")
     assert done.returncode == 1
-    assert "lies in the delivery, which is never written to" in done.stderr
+    assert "lies among the deliveries, which are never written to" in done.stderr
     assert not (delivery / "docs").exists()
+    beside = delivery.parent / "another" / "docs"
+    assert xray("check", delivery, "--data-docs", beside).returncode == 1
+    assert not beside.exists()
 
 
 def test_a_misspelt_class_is_a_no_that_names_the_nearest(xray: Run, delivery: Path) -> None:

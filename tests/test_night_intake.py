@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import html
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from samples import jpeg
 
-from xray_pipeline import intake, night
+from xray_pipeline import expectations, intake, night
 from xray_pipeline.dataset import Dataset
 from xray_pipeline.deliveries import bookkeeping
 from xray_pipeline.deliveries.reading import judged_by
@@ -140,6 +141,8 @@ def test_a_verdict_depends_on_the_shares_of_the_split(settings: Settings, value:
 def as_nobody() -> Iterator[Settings]:
     """Settings in a folder of somebody without root's right to read everything, who the test runs as."""
     me = os.geteuid()
+    codecs.lookup("utf-8-sig")
+    expectations._core()  # both while their modules may be read
     if me == 0:
         os.seteuid(65534)
     try:
@@ -163,6 +166,44 @@ def test_a_delivery_whose_files_were_made_readable_is_taken_the_next_night(as_no
 
 
 # additions
+
+
+def test_a_list_that_was_made_readable_is_read_the_next_night(as_nobody: Settings) -> None:
+    run = Run(as_nobody)
+    files = {f"patient{n}_1.jpg": jpeg(seed=n) for n in range(4)}
+    text = "file,label\n" + "".join(f"{name},NORMAL\n" for name in files)
+    labels = lay(as_nobody, "day", {**files, "labels.csv": text.encode()}) / "labels.csv"
+    labels.chmod(0)
+    (refused,) = ingest(run)
+    assert "no permission to read labels.csv" in refused.why
+    labels.chmod(0o644)
+    assert ingest(run)[0].fit
+
+
+def test_files_that_lists_put_out_unread_stop_no_later_delivery(settings: Settings) -> None:
+    run = Run(settings)
+    for name, labels in (("first", ("NORMAL", "PNEUMONIA")), ("second", ("PNEUMONIA", "NORMAL"))):
+        files = {f"{name}{n}_1.jpg": jpeg(seed=hash_of(name, n)) for n in range(9)}
+        lines = [f"{file},NORMAL" for file in files] + [f"twice_1.jpg,{label}" for label in labels]
+        text = "\n".join(["file,label", *lines]).encode()
+        lay(settings, name, {**files, "twice_1.jpg": jpeg(seed=hash_of(name, 10)), "labels.csv": text})
+        assert ingest(run)[0].quarantined == {"label-conflict": 1}
+    lay(settings, "third", GOOD)
+    assert ingest(run)[0].fit
+    assert bookkeeping.verify(run)[0]
+
+
+def test_a_rejected_delivery_that_became_a_file_is_there_no_more(settings: Settings) -> None:
+    run = Run(settings)
+    folder = lay(settings, "day", {"NORMAL/a.jpg": b""})
+    assert [verdict.key for verdict in (ingest(run), night.rejected(run))[1]] == ["day"]
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+    assert night.rejected(run) == []
+
+
+def hash_of(name: str, number: int) -> int:
+    return 100 * len(name) + number
 
 
 def snapshot(run: Run) -> str:

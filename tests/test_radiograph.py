@@ -232,6 +232,7 @@ def test_restart_markers_must_be_as_many_as_the_header_says_and_in_order() -> No
     assert refusal(whole_turn) == "truncated"
     interval = source.index(b"\xff\xdd")
     assert refusal(source[:interval] + source[interval + 6 :]) == "corrupt"
+    accepted(source[:first] + b"\xff\xff" + source[first:])  # fill bytes may stand before any marker
 
 
 def test_part_between_restart_markers_that_ends_early_is_truncated() -> None:

@@ -288,7 +288,7 @@ def _share_rules(rules: IntakeRules) -> list[_Rule]:
 
 _ALIKE = {
     "pixels": ("Pixels look like the dataset's", "Pixels do not look like the dataset's"),
-    "labels": ("The mix of classes is the dataset's", "The mix of classes is not the dataset's"),
+    "labels": ("The mix of classes and ages is the dataset's", "The mix of classes and ages is not the dataset's"),
 }
 
 

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
 from xray_pipeline import logs
-from xray_pipeline.errors import DeliveryError, RegistryError
+from xray_pipeline.errors import AccessDenied, DeliveryError, ObjectNotFound, RegistryError
 from xray_pipeline.learning.overrides import parse_text
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
@@ -240,6 +240,8 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         settled = alarms.acknowledged(store, key, delivery.fingerprint)
         intake = intakes.check(delivery, run.settings, dataset.history(), patient_key, progress, settled)
     except DeliveryError as error:
+        if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
+            rules = ""
         result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
         for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
             store.delete(f"intake/{key}/{name}")
@@ -291,8 +293,17 @@ def rejected(run: Run) -> list[Checked]:
     return [
         verdict
         for verdict in waiting
-        if verdict and not verdict.fit and any(open_store(verdict.delivery["uri"], run.settings).list())
+        if verdict and not verdict.fit and _holds_files(verdict.delivery["uri"], run.settings)
     ]
+
+
+def _holds_files(uri: str, settings: Settings) -> bool:
+    try:
+        return any(open_store(uri, settings).list())
+    except ObjectNotFound:  # a file took its place
+        return False
+    except AccessDenied:
+        return True
 
 
 def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = None) -> Committed:

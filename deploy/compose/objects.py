@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import sys
 import tarfile
 import tempfile
@@ -112,20 +113,20 @@ def put(s3: Any, bucket: str, key: str, content: IO[bytes], size: int, etag: str
     """Upload an object as it was uploaded when it got its ETag; return whether it has that ETag again."""
     from boto3.s3.transfer import TransferConfig
 
-    _, dash, count = etag.partition("-")
+    parts = re.search(r"-([1-9]\d*)$", etag)
     content.seek(0)
-    if not dash:
+    if not parts:
         found = s3.put_object(Bucket=bucket, Key=key, Body=content)["ETag"]
         return bool(found.strip('"') == etag)
-    part = part_size(content, size, etag) or max(8 * MIB, -(-size // int(count)))
+    count = int(parts[1])
+    part = part_size(content, size, etag, count) or max(8 * MIB, -(-size // count))
     content.seek(0)
     s3.upload_fileobj(content, bucket, key, Config=TransferConfig(multipart_threshold=1, multipart_chunksize=part))
     return bool(s3.head_object(Bucket=bucket, Key=key)["ETag"].strip('"') == etag)
 
 
-def part_size(content: IO[bytes], size: int, etag: str) -> int:
-    """Return the size of the parts that give an ETag (MD5 of the parts' MD5s, a dash, their number), 0 if none does."""
-    count = int(etag.partition("-")[2])
+def part_size(content: IO[bytes], size: int, etag: str, count: int) -> int:
+    """Return the size of `count` parts that give an ETag (MD5 of the parts' MD5s, a dash, `count`), 0 if none does."""
     for part in (part for part in PARTS if -(-size // part) == count):
         content.seek(0)
         digests = b"".join(_md5(content, part) for _ in range(count))

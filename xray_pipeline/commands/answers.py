@@ -41,7 +41,7 @@ def preview_delivery(
 
     Returns key, files, fit, accepted, quarantined (counts by reason), why, warnings, accounting (how the files add up)
     and the Great Expectations result; a delivery that can't be judged at all is not fit. With `data_docs`, a new or
-    empty folder outside the delivery, Great Expectations writes its own pages there. Raises ConfigError for another
+    empty folder outside the deliveries, Great Expectations writes its own pages there. Raises ConfigError for another
     folder, DeliveryError when there is nothing to judge, StorageError.
     """
     from xray_pipeline import intake
@@ -54,7 +54,7 @@ def preview_delivery(
     key = dataset.patient_key() if dataset.manifests() else secrets.token_bytes(32)
     delivery = intake.at(uri, settings, history, time.time())
     if data_docs:
-        _empty_folder(data_docs, delivery.uri)
+        _empty_folder(data_docs, delivery.uri, settings.incoming)
     try:
         found = intake.check(delivery, settings, history, key, progress, data_docs=data_docs)
     except DeliveryError as error:
@@ -74,11 +74,11 @@ def preview_delivery(
     }
 
 
-def _empty_folder(folder: Path, delivery: str) -> None:
-    """Make the folder for Data Docs, but never in a delivery. Raises ConfigError."""
-    wanted = "name a new or empty folder outside the delivery"
-    if folder.resolve().is_relative_to(Path(delivery).resolve()):
-        raise ConfigError(f"{folder} lies in the delivery, which is never written to; {wanted}")
+def _empty_folder(folder: Path, *deliveries: str) -> None:
+    """Make the folder for Data Docs, but never among deliveries. Raises ConfigError."""
+    wanted = "name a new or empty folder outside the deliveries"
+    if any(folder.resolve().is_relative_to(Path(one).resolve()) for one in deliveries):
+        raise ConfigError(f"{folder} lies among the deliveries, which are never written to; {wanted}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         taken = any(folder.iterdir())

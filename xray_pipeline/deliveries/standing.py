@@ -77,7 +77,7 @@ def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     conflicts = {
         digest
         for key, table in tables.items()
-        for digest in table.loc[(table["reason"] == CONFLICT) & stands[key], "digest"]
+        for digest in table.loc[(table["reason"] == CONFLICT) & counted(table, stands[key]), "digest"]
     }
     if not conflicts:
         return set()
@@ -102,10 +102,14 @@ def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
 
 
 def counted(table: pd.DataFrame, stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which rows say what a radiograph shows: the accepted ones, and standing ones in a label conflict."""
+    """Return which rows say what a radiograph shows: the accepted ones, and standing ones in a label conflict.
+
+    A file that labels.csv put out was never read: it has no digest, and says nothing of any image.
+    """
     import numpy as np
 
-    return np.asarray(((table["verdict"] == "accepted") | (table["reason"] == CONFLICT)) & stands)
+    said = (table["verdict"] == "accepted") | (table["reason"] == CONFLICT)
+    return np.asarray(said & (table["digest"] != "") & stands)
 
 
 def contested_by_nearest(tables: Mapping[str, pd.DataFrame]) -> set[str]:

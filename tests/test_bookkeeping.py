@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from xray_pipeline import night
 from xray_pipeline.dataset import Dataset
 from xray_pipeline.deliveries import bookkeeping, written_rules
 from xray_pipeline.deliveries.bookkeeping import balance, quarantine, rejudge, verify
+from xray_pipeline.deliveries.reading import judged_by
 from xray_pipeline.errors import DeliveryError
 from xray_pipeline.night import Run
 from xray_pipeline.settings import IntakeRules, Settings
@@ -336,6 +338,97 @@ def test_a_snapshot_of_an_earlier_version_keeps_its_rows(settings: Settings) -> 
     (folder / f"{digest}.json").write_bytes(data)
     dataset = Dataset(settings)
     assert (dataset.open_snapshot(digest).images, dataset.open_snapshot(now.digest).images) == (2, 3)
+
+
+def copy_anew(settings: Settings, name: str) -> None:
+    for path in Path(settings.incoming, name).rglob("*.*"):
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+def test_a_conflict_is_settled_in_a_delivery_that_was_copied_anew(settings: Settings) -> None:
+    run = conflict(settings, SAME)
+    copy_anew(settings, "first")
+    ingest(run)
+    Path(settings.incoming, "first", "PNEUMONIA", "b.img").unlink()
+    found = rejudge(run, "first")
+    assert (found["key"], found["accepted"], found["gone"]) == ("first+3", 1, 1)
+    assert verify(run)[0]
+    assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
+    assert sorted(row["reason"] for row in quarantine(run)) == ["duplicate", "duplicate", "vanished"]
+    assert rejudge(run, "first")["key"] == ""
+
+
+def test_a_file_that_was_copied_anew_is_not_gone(settings: Settings) -> None:
+    run = conflict(settings, SAME)
+    Path(settings.incoming, "first", "PNEUMONIA", "b.img").unlink()
+    copy_anew(settings, "first")
+    assert rejudge(run, "first")["gone"] == 1
+    assert Dataset(settings).manifest("first+2")["file"].tolist() == ["PNEUMONIA/b.img"]
+    ingest(run)
+    assert verify(run)[0]
+    assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
+    assert "label-conflict" not in {row["reason"] for row in quarantine(run)}
+
+
+def test_a_wrong_copy_that_is_overwritten_is_settled(settings: Settings) -> None:
+    run = conflict(settings, SAME)
+    lay(settings, "first", {"PNEUMONIA/b.img": jpeg(seed=9)})
+    ingest(run)
+    assert rejudge(run, "first")["accepted"] == 1
+    assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA", "PNEUMONIA"]
+    assert verify(run)[0]
+
+
+def test_a_conflict_is_settled_where_only_litter_is_left(settings: Settings) -> None:
+    lay(settings, "first", {"NORMAL/a.png": SAME, "NORMAL/c.jpg": jpeg(seed=1)})
+    run = run_of(settings)
+    ingest(run)
+    lay(settings, "second", {"PNEUMONIA/b.img": SAME, "PNEUMONIA/d.jpg": jpeg(seed=4), "PNEUMONIA/Thumbs.db": b"x"})
+    ingest(run)
+    Path(settings.incoming, "second", "PNEUMONIA", "b.img").unlink()
+    assert rejudge(run, "second")["gone"] == 1
+    assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
+
+
+def test_a_new_file_decides_nothing_about_those_that_wait(settings: Settings) -> None:
+    """The wrong copy is moved to the right folder, under a name that comes first."""
+    run = conflict(settings, SAME)
+    folder = Path(settings.incoming, "first")
+    (folder / "PNEUMONIA" / "b.img").rename(folder / "NORMAL" / "0.img")
+    found = rejudge(run, "first")
+    assert (found["judged"], found["accepted"], found["gone"]) == (1, 1, 1)
+    assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
+    ingest(run)
+    assert sorted(row["reason"] for row in quarantine(run)) == ["duplicate", "vanished"]
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["only gone", "one is taken"])
+def test_nothing_of_another_check_is_left_beside_an_addition(settings: Settings, taken: bool) -> None:
+    if taken:
+        run, name = conflict(settings, SAME), "first"
+    else:
+        lay(settings, "other", {"NORMAL/a.png": SAME, "NORMAL/e.jpg": jpeg(seed=5)})
+        ingest(run_of(settings))
+        run, name = conflict(settings, SAME), "first"
+        Path(settings.incoming, name, "NORMAL", "a.png").unlink()
+    Path(settings.incoming, name, "PNEUMONIA", "b.img").unlink()
+    lay(settings, name, {"PNEUMONIA/bad.jpg": b"nothing"})
+    ingest(run)
+    store = Path(settings.store, "intake", f"{name}+2")
+    assert json.loads((store / "checked.json").read_bytes())["fit"] is False
+    assert rejudge(run, name)["accepted"] == int(taken)
+    kept = json.loads((store / "checked.json").read_bytes())
+    assert (kept["fit"], kept["rules"]) == (True, judged_by(run.settings, Dataset(settings).patient_key()))
+    files = {path.name for path in store.iterdir()}
+    assert files == {"checked.json", "table.parquet"} | (
+        {"drift.json", "expectations.json", "page.html"} if taken else set()
+    )
+    if taken:
+        assert json.loads((store / "expectations.json").read_bytes())["success"] is True
+        assert "Rejected" not in (store / "page.html").read_text()
 
 
 # all of it

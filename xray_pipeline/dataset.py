@@ -99,24 +99,25 @@ class Snapshot:
 class History:
     """What earlier deliveries brought: the context in which a new one is judged."""
 
-    def __init__(self, tables: dict[str, pd.DataFrame]) -> None:
-        self._tables = tables
+    def __init__(self, tables: dict[str, pd.DataFrame], others: Set[File] = frozenset()) -> None:
+        self._tables, self._others = tables, others
 
     def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
         """Return how many parts of delivery `name` are committed, and their files as (file, size, version)."""
         parts = [table for key, table in self._tables.items() if part_of(key)[0] == name]
-        return len(parts), frozenset(file for part in parts for file in files_of(part))
+        return len(parts), frozenset(file for part in parts for file in files_of(part)) | self._others
 
-    def without(self, name: str, files: Set[File]) -> History:
-        """Return the history in which some quarantined files of delivery `name` were never judged."""
+    def without(self, name: str, paths: Set[str], others: Set[File] = frozenset()) -> History:
+        """Return the history in which what is quarantined at these paths of delivery `name` was never judged.
+
+        `others` count as seen, so that a check leaves them out.
+        """
 
         def less(table: pd.DataFrame) -> pd.DataFrame:
-            kept = (table["verdict"] == "accepted") | np.array(
-                [file not in files for file in files_of(table)], np.bool_
-            )
+            kept = (table["verdict"] == "accepted") | ~table["file"].isin(paths)
             return table if kept.all() else table[kept].reset_index(drop=True)
 
-        return History({key: less(t) if part_of(key)[0] == name else t for key, t in self._tables.items()})
+        return History({key: less(t) if part_of(key)[0] == name else t for key, t in self._tables.items()}, others)
 
     def labels(self, digest: str) -> str | None:
         """Return the label of a committed radiograph; None when the dataset doesn't hold it."""
@@ -223,7 +224,7 @@ class Dataset:
             raise DatasetError(f"delivery {key} was rejected; it can't be committed")
         self._write_identity(self.patient_key())
         if not self.store.exists(f"manifests/{key}.parquet"):
-            history = self.history().without(intake.delivery.name, set(files_of(intake.table)))
+            history = self.history().without(intake.delivery.name, set(intake.table["file"]))
             table = rejudge(intake.table, history, self.settings)
             self._store_radiographs(intake, table, progress)
             data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})

@@ -24,7 +24,7 @@ from xray_pipeline.storage import Store, open_store
 if TYPE_CHECKING:
     from xray_pipeline.evaluation import Evaluation
     from xray_pipeline.gate import Decision, Evidence
-    from xray_pipeline.intake import Delivery
+    from xray_pipeline.intake import Delivery, Intake
     from xray_pipeline.registry import Registry
     from xray_pipeline.training import Recipe
 
@@ -217,7 +217,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     from xray_pipeline import expectations
     from xray_pipeline import intake as intakes
     from xray_pipeline.data_quality import alarms
-    from xray_pipeline.dataset import Dataset, accounting, to_parquet
+    from xray_pipeline.dataset import Dataset
     from xray_pipeline.deliveries.reading import judged_by
 
     logs.about(delivery=key)
@@ -246,17 +246,40 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
             store.delete(f"intake/{key}/{name}")
         store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
+        store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
     else:
-        counts = accounting([intake.table])
-        accepted = counts.pop("accepted", 0)
-        store.write(f"intake/{key}/table.parquet", to_parquet(intake.table, {"delivery": delivery.name}))
-        store.write(f"intake/{key}/expectations.json", _json(intake.result))
-        store.write(f"intake/{key}/page.html", intake.page.encode())
-        alarms.keep(store, key, delivery.fingerprint, intake.drift)
-        why = " ".join(intake.failures)
-        result = Checked(key, asdict(delivery), rules, intake.fit, accepted, counts, why, intake.warnings)
-    store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
+        result = keep(store, intake, rules)
     log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
+    return result
+
+
+def keep(store: Store, found: Intake, rules: str) -> Checked:
+    """Keep and return the verdict on a delivery, in place of any before; `rules` is as in `Checked`.
+
+    Raises StorageError.
+    """
+    from xray_pipeline.data_quality import alarms
+    from xray_pipeline.dataset import accounting, to_parquet
+
+    delivery, key = found.delivery, found.delivery.key
+    contents = {
+        "table.parquet": to_parquet(found.table, {"delivery": delivery.name}),
+        "expectations.json": _json(found.result) if found.result else b"",
+        "page.html": found.page.encode(),
+    }
+    store.delete(f"intake/{key}/checked.json")
+    for name, content in contents.items():
+        if content:
+            store.write(f"intake/{key}/{name}", content)
+        else:
+            store.delete(f"intake/{key}/{name}")
+    if found.drift is None:
+        store.delete(f"intake/{key}/{alarms.CHECKED}")
+    alarms.keep(store, key, delivery.fingerprint, found.drift)
+    counts = accounting([found.table])
+    accepted, why = counts.pop("accepted", 0), " ".join(found.failures)
+    result = Checked(key, asdict(delivery), rules, found.fit, accepted, counts, why, found.warnings)
+    store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
     return result
 
 

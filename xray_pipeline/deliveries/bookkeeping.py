@@ -2,9 +2,8 @@
 
 A file's standing verdict is that of the last manifest that has it: a file that was quarantined may be accepted by a
 later part of its delivery, after a rule changed or a label conflict was settled; the manifest that quarantined it stays
-as it was. Files are named by
-delivery and row, because a path may name a patient; only who asks for paths gets them. The trade-off: listing the
-quarantine reads every manifest, as everything about the dataset does.
+as it was. Files are named by delivery and row, because a path may name a patient; only who asks for paths gets them.
+The trade-off: listing the quarantine reads every manifest, as everything about the dataset does.
 """
 
 from __future__ import annotations
@@ -15,14 +14,18 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xray_pipeline import night
-from xray_pipeline.deliveries.standing import CONFLICT, files_of, part_of, standing
+from xray_pipeline.deliveries.standing import CONFLICT, File, files_of, part_of, standing
 from xray_pipeline.errors import DatasetError, DeliveryError
 from xray_pipeline.night import Checked, Progress, Run
+
+if TYPE_CHECKING:
+    from xray_pipeline.dataset import Dataset
+    from xray_pipeline.intake import Delivery
 
 log = logging.getLogger(__name__)
 
@@ -146,9 +149,7 @@ def verify(run: Run) -> tuple[bool, str]:
             return False, f"the rows of manifest {key} do not add up: {asdict(found)}"
         accepted = table["verdict"] == "accepted"
         digests.update(table.loc[accepted, "digest"])
-        rows = [
-            (part_of(key)[0], *row) for row in table[["file", "size", "version"]].itertuples(index=False, name=None)
-        ]
+        rows = [(part_of(key)[0], *file) for file in files_of(table)]
         taken.update(row for row, is_in in zip(rows, accepted, strict=True) if is_in)
         files.update(row for row, reason in zip(rows, table["reason"], strict=True) if reason not in NOT_FILES)
     twice = sum(count > 1 for counts in (taken, digests) for count in counts.values())
@@ -163,82 +164,120 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
 
     What is accepted now becomes an addition to the delivery with a manifest of its own, and so does what settles a
     label conflict: a file of it that is out for another reason now, or gone from the delivery. The manifests there are
-    stay as they are, and what else is quarantined stays there. New files of the delivery are left to the next night.
-    Returns key ("" when nothing changed), judged, accepted, gone, quarantined (counts by reason), fit and why. Raises
-    DeliveryError when the delivery was never committed, DatasetError, StorageError.
+    stay as they are, and what else is quarantined stays there. New files of the delivery are left to the next night and
+    decide nothing here.
+    Returns key ("" when nothing changed), judged, accepted, gone, quarantined (counts by reason), fit and why: a
+    delivery whose folder is gone changes nothing. Raises DeliveryError when the delivery was never committed or can't
+    be judged as a whole, DatasetError, StorageError.
     """
-    import numpy as np
-
-    from xray_pipeline import expectations, intake
-    from xray_pipeline.data_quality import alarms, drift
     from xray_pipeline.dataset import Dataset, accounting
     from xray_pipeline.deliveries.layout import escape
-    from xray_pipeline.deliveries.table import Row, by_file, of_rows
+    from xray_pipeline.deliveries.table import by_file
     from xray_pipeline.storage import open_store
 
     dataset = Dataset(run.settings)
     tables = {key: dataset.manifest(key) for key in dataset.manifests() if part_of(key)[0] == name}
     if not tables:
         raise DeliveryError(f"no delivery {name} is committed; `xray check` judges one that waits")
-    waiting = {(row.file, int(row.size), row.version): row.reason for _, row in _standing(tables, tables)}
-    history = dataset.history().without(name, waiting.keys())
-    delivery = _find(run, name)
     outcome = {"key": "", "judged": 0, "accepted": 0, "gone": 0, "quarantined": {}, "fit": True, "why": ""}
     nothing = f"nothing in delivery {name} is quarantined and still there"
+    delivery = _find(run, name)
     if delivery is None:
         return {**outcome, "why": nothing}
     listed = {(escape(entry.key), entry.size, entry.version) for entry in open_store(delivery.uri, run.settings).list()}
-    judged = of_rows(())
-    if listed & waiting.keys():
-        delivery = intake.at(delivery.uri, run.settings, history, time.time())
-        found = intake.check(delivery, run.settings, history, dataset.patient_key(), progress).table
-        judged = found[[file in waiting for file in files_of(found)]]
+    waiting = _waiting(tables)
+    delivery, judged = _judged(run, dataset, delivery, waiting, listed, progress)
     taken = judged[judged["verdict"] == "accepted"].reset_index(drop=True)
-    disputed = np.array([waiting[file] == CONFLICT for file in files_of(judged)], np.bool_)
-    # Only what was read, or that labels.csv no longer names, can settle a conflict: not a file that can't be opened.
-    known = (judged["digest"] != "") | (judged["reason"] == "not-listed")
-    settling = judged[disputed & known & (judged["verdict"] != "accepted") & (judged["reason"] != CONFLICT)]
-    gone = [
-        Row(*file, reason="vanished", detail="gone from the delivery; it was in a label conflict")
-        for file, reason in waiting.items()
-        if reason == CONFLICT and file not in listed
-    ]
+    settling, gone = _settling(judged, waiting), _gone(waiting, listed)
     still = accounting([judged[judged["verdict"] != "accepted"]])
     outcome |= {"judged": len(judged), "gone": len(gone), "quarantined": still}
-    if not (len(taken) or len(settling) or gone):
+    if not (len(taken) or len(settling) or len(gone)):
         return {**outcome, "why": "every one of them is quarantined again" if len(judged) else nothing}
-    table = by_file(taken, settling, of_rows(gone))
-    part, size = history.seen(name)[0] + 1, int(table["size"].sum())
+    table = by_file(taken, settling, gone)
+    part, size = dataset.history().seen(name)[0] + 1, int(table["size"].sum())
     addition = replace(delivery, part=part, files=len(table), bytes=size)
-    kept = intake.Intake(addition, table, True, (), {}, "")
+    return {**outcome, **_commit(run, dataset, addition, table, len(gone), progress)}
+
+
+def _waiting(tables: Mapping[str, Any]) -> dict[File, str]:
+    """Return the files of one delivery whose quarantine stands, litter aside, with its reason."""
+    from xray_pipeline.deliveries.layout import is_litter
+
+    stands, found = standing(tables), dict[File, str]()
+    for key, table in tables.items():
+        out = table[stands[key] & (table["verdict"] != "accepted")]
+        found |= {file: why for file, why in zip(files_of(out), out["reason"], strict=True) if not is_litter(file[0])}
+    return found
+
+
+def _judged(
+    run: Run,
+    dataset: Dataset,
+    delivery: Delivery,
+    waiting: Mapping[File, str],
+    listed: Set[File],
+    progress: Progress | None,
+) -> tuple[Delivery, Any]:
+    """Judge what waits and is still there; return it as a delivery, the given one when there is nothing, and its table.
+
+    To what is not in the dataset yet nothing is compared: a verdict that follows from it could never be undone.
+    """
+    from xray_pipeline import intake
+    from xray_pipeline.deliveries.table import of_rows
+
+    if not listed & waiting.keys():
+        return delivery, of_rows(())
+    history = dataset.history().without(delivery.name, {file[0] for file in waiting}, listed - waiting.keys())
+    delivery = intake.at(delivery.uri, run.settings, history, time.time())
+    found = intake.check(delivery, run.settings, history, dataset.patient_key(), progress).table
+    return delivery, found[[file in waiting for file in files_of(found)]]
+
+
+def _settling(judged: Any, waiting: Mapping[File, str]) -> Any:
+    """Return the rows that are still out, but no longer for the label conflict that their path is in."""
+    disputed = {file[0] for file, reason in waiting.items() if reason == CONFLICT}
+    # Only what was read, or that labels.csv no longer names, can settle a conflict: not a file that can't be opened.
+    known = (judged["digest"] != "") | (judged["reason"] == "not-listed")
+    out = (judged["verdict"] != "accepted") & (judged["reason"] != CONFLICT)
+    return judged[judged["file"].isin(disputed) & known & out]
+
+
+def _gone(waiting: Mapping[File, str], listed: Set[File]) -> Any:
+    """Return one row for each path in a label conflict at which nothing is any more."""
+    from xray_pipeline.deliveries.table import Row, of_rows
+
+    there = {file[0] for file in listed}
+    gone = {file[0]: file for file, reason in waiting.items() if reason == CONFLICT and file[0] not in there}
+    detail = "gone from the delivery; it was in a label conflict"
+    return of_rows(Row(*file, reason="vanished", detail=detail) for file in gone.values())
+
+
+def _commit(
+    run: Run, dataset: Dataset, addition: Delivery, table: Any, gone: int, progress: Progress | None
+) -> dict[str, Any]:
+    """Commit an addition unless what is accepted in it is unfit; return what changes in the outcome of `rejudge`."""
+    from xray_pipeline import expectations, intake
+    from xray_pipeline.data_quality import alarms, drift
+    from xray_pipeline.deliveries.reading import judged_by
+
+    store, key = run.store(), addition.key
+    taken = table[table["verdict"] == "accepted"].reset_index(drop=True)
+    found = intake.Intake(addition, table, True, (), {}, "")
     if len(taken):
-        unlike = drift.of_table(taken, history.reference(), run.settings.rules)
-        alarms.keep(run.store(), addition.key, addition.fingerprint, unlike)
-        settled = alarms.acknowledged(run.store(), addition.key, addition.fingerprint)
+        unlike = drift.of_table(taken, dataset.history().reference(), run.settings.rules)
+        alarms.keep(store, key, addition.fingerprint, unlike)
+        settled = alarms.acknowledged(store, key, addition.fingerprint)
         verdict = expectations.judge(addition, taken, run.settings, (), unlike, settled)
         if not verdict.fit:
-            return {**outcome, "fit": False, "why": " ".join(verdict.failures)}
-        kept = replace(kept, result=verdict.result, page=verdict.page)
-    keep(run, kept, accounting([table]))
-    manifest = dataset.commit(kept, progress)
+            return {"fit": False, "why": " ".join(verdict.failures)}
+        found = intake.Intake(addition, table, True, (), verdict.result, verdict.page, verdict.warnings, unlike)
+    night.keep(store, found, judged_by(run.settings, dataset.patient_key()))
+    manifest = dataset.commit(found, progress)
     if manifest.accepted + manifest.quarantined != len(table):
-        raise DatasetError(f"part {addition.key} of delivery {name} was committed by another run; run it again")
-    log.info("delivery %s: %d quarantined files are accepted now", addition.key, manifest.accepted)
-    why = f"{len(gone)} in a label conflict are gone from the delivery and no longer count" if gone else ""
-    return {**outcome, "key": addition.key, "accepted": manifest.accepted, "why": why}
-
-
-def keep(run: Run, found: Any, counts: dict[str, int]) -> None:
-    """Keep the verdict on an addition beside its delivery's intake, as the night does for what it checks."""
-    from xray_pipeline.dataset import to_parquet
-
-    store, key = run.store(), found.delivery.key
-    accepted = counts.pop("accepted", 0)
-    verdict = Checked(key, asdict(found.delivery), run.settings.rules.digest(), True, accepted, counts, "")
-    store.write(f"intake/{key}/table.parquet", to_parquet(found.table, {"delivery": found.delivery.name}))
-    if found.page:
-        store.write(f"intake/{key}/page.html", found.page.encode())
-    store.write(f"intake/{key}/checked.json", json.dumps(verdict.to_dict(), sort_keys=True, indent=1).encode())
+        raise DatasetError(f"part {key} of delivery {addition.name} was committed by another run; run it again")
+    log.info("delivery %s: %d files accepted, %d settled in a label conflict", key, len(taken), len(table) - len(taken))
+    why = f"{gone} in a label conflict are gone from the delivery and no longer count" if gone else ""
+    return {"key": key, "accepted": manifest.accepted, "why": why}
 
 
 def _find(run: Run, name: str) -> Any:

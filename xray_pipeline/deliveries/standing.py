@@ -31,22 +31,28 @@ def files_of(table: pd.DataFrame) -> Iterator[File]:
 
 
 def standing(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]:
-    """Return for each manifest (by key) which rows stand: what a later part says of a file replaces its row.
+    """Return for each manifest (by key) which rows stand: not those that a later part of the delivery replaces.
 
-    Accepted rows always stand: only quarantined files are judged anew.
+    A row that is accepted, or judges a file anew, replaces earlier quarantined ones of its path, in whatever version: a
+    delivery may have been copied anew meanwhile. Accepted rows always stand: only quarantined files are judged anew.
     """
     import numpy as np
 
-    stands: dict[str, NDArray[np.bool_]] = {}
-    later: dict[str, set[File]] = {}
-    for key in sorted(tables, key=part_of, reverse=True):
-        table, (name, part) = tables[key], part_of(key)
-        stands[key] = np.ones(len(table), np.bool_)
-        if judged := later.get(name):
-            quarantined = np.flatnonzero(table["verdict"] != "accepted")
-            stands[key][quarantined] = [file not in judged for file in files_of(table.iloc[quarantined])]
-        if part > 1:
-            later.setdefault(name, set()).update(files_of(table))
+    stands = {key: np.ones(len(table), np.bool_) for key, table in tables.items()}
+    several = {name for name, part in map(part_of, tables) if part > 1}
+    keys = [key for key in sorted(tables, key=part_of) if part_of(key)[0] in several]
+    replacing: dict[str, set[str]] = {}
+    before: dict[str, set[File]] = {}
+    for key in keys:
+        table, known = tables[key], before.setdefault(part_of(key)[0], set())
+        rows = zip(files_of(table), table["verdict"], strict=True)
+        replacing[key] = {file[0] for file, verdict in rows if verdict == "accepted" or file in known}
+        known.update(files_of(table))
+    later: dict[str, set[str]] = {}
+    for key in reversed(keys):
+        table, replaced = tables[key], later.setdefault(part_of(key)[0], set())
+        stands[key] = np.asarray((table["verdict"] == "accepted") | ~table["file"].isin(replaced))
+        replaced |= replacing[key]
     return stands
 
 
@@ -56,12 +62,12 @@ def decisive(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     Those of copies only can not, so that nothing is trained for them. One that settles a label conflict can.
     """
     found: list[str] = []
-    disputed: set[tuple[str, File]] = set()
+    disputed: set[tuple[str, str]] = set()
     for key in sorted(tables, key=part_of):
         table, name = tables[key], part_of(key)[0]
-        if table["reason"].isin(("", CONFLICT)).any() or any((name, file) in disputed for file in files_of(table)):
+        if table["reason"].isin(("", CONFLICT)).any() or any((name, file) in disputed for file in table["file"]):
             found.append(key)
-        disputed.update((name, file) for file in files_of(table[table["reason"] == CONFLICT]))
+        disputed.update((name, file) for file in table.loc[table["reason"] == CONFLICT, "file"])
     return sorted(found)
 
 

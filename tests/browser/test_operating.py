@@ -167,6 +167,7 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
     shoot("mlflow-version.png")
 
 
+@pytest.mark.usefixtures("page")  # skipped with those that come before it
 def test_a_refused_night_leaves_the_champion(site: Site) -> None:
     weak = {"epochs": 1, "overrides": "levels=false\npenalty=100000"}
     run = site.airflow.trigger("xray_retrain", weak)

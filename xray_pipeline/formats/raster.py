@@ -167,7 +167,7 @@ _PNG_LEVEL = 4
 # JPEG (ITU-T T.81). Segments: FF, marker, length of two bytes, payload; entropy-coded data follows each SOS.
 
 
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff]")  # with its fill bytes
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")  # without the fill bytes before it
 _FILL = re.compile(rb"\xff+(?=\xff)")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _SOI, EOI, SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
@@ -254,7 +254,10 @@ def _end_of_scan(data: bytes, start: int) -> tuple[int, int]:
     for number, found in enumerate(_JPEG_MARKER.finditer(data, start)):
         marker = data[found.end() - 1]
         if not 0xD0 <= marker <= 0xD7:
-            return found.start(), number
+            stop = found.start()
+            while stop > start and data[stop - 1] == 0xFF:
+                stop -= 1
+            return stop, number
         if marker != 0xD0 + number % 8:
             raise RadiographError("corrupt", f"JPEG restart marker {number + 1} of a scan is out of order")
     raise RadiographError("truncated", "the JPEG has no end marker")

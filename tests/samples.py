@@ -146,3 +146,12 @@ def written(image: Dataset) -> bytes:
     out = io.BytesIO()
     image.save_as(out, enforce_file_format=True)
     return out.getvalue()
+
+
+def lay_files(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write files, by their paths below `folder`; return the folder."""
+    for file, data in files.items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder

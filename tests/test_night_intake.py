@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import jpeg
+from samples import jpeg, lay_files
 
 from xray_pipeline import expectations, intake, night
 from xray_pipeline.dataset import Dataset
@@ -31,12 +31,7 @@ DAYS = 86_400.0
 
 
 def lay(settings: Settings, name: str, files: dict[str, bytes]) -> Path:
-    folder = Path(settings.incoming, name)
-    for file, data in files.items():
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
+    return lay_files(Path(settings.incoming, name), files)
 
 
 def changed(run: Run, **values: Any) -> Run:

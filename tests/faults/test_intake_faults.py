@@ -29,7 +29,7 @@ from PIL import Image
 from pydantic import SecretStr
 from pydicom.dataset import Dataset as Tags
 from pydicom.sequence import Sequence
-from samples import chunk, dicom, jpeg, picture, png, written
+from samples import chunk, dicom, jpeg, lay_files, picture, png, written
 
 from xray_pipeline import night
 from xray_pipeline.data_quality import alarms
@@ -44,12 +44,7 @@ GOOD = {f"{('NORMAL', 'PNEUMONIA')[n % 2]}/patient{n:03d}_1.jpeg": jpeg(seed=n) 
 
 
 def lay(settings: Settings, files: dict[str, bytes], name: str = "delivery") -> Path:
-    folder = Path(settings.incoming, name)
-    for file, data in files.items():
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
+    return lay_files(Path(settings.incoming, name), files)
 
 
 def lenient(settings: Settings, **rules: Any) -> Run:

@@ -247,8 +247,7 @@ def _groups(rows: pd.DataFrame) -> list[str]:
 
 def _mix(new: pd.DataFrame, kept: pd.DataFrame) -> str:
     """Say how the classes are mixed on both sides, and the ages where any is known."""
-    both = [rows["label"] for rows in (new, kept)]
-    found = _shares(*both)
+    found = _shares(new["label"], kept["label"])
     if new["age_years"].notna().any() or kept["age_years"].notna().any():
         ages = (rows["age_years"].map(age_group).replace("", "unknown") for rows in (new, kept))
         found += "; ages: " + _shares(*ages)

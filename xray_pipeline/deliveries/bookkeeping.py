@@ -194,8 +194,7 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     if not (len(taken) or len(settling) or len(gone)):
         return {**outcome, "why": "every one of them is quarantined again" if len(judged) else nothing}
     table = by_file(taken, settling, gone)
-    part, size = dataset.history().seen(name)[0] + 1, int(table["size"].sum())
-    addition = replace(delivery, part=part, files=len(table), bytes=size)
+    addition = replace(delivery, part=len(tables) + 1, files=len(table), bytes=int(table["size"].sum()))
     return {**outcome, **_commit(run, dataset, addition, table, len(gone), progress)}
 
 

@@ -23,8 +23,6 @@ from xray_pipeline.storage import Entry, Store
 
 SUCCESS, LABELS = "_SUCCESS", "labels.csv"
 BOOKKEEPING: Final = (SUCCESS, LABELS)
-
-
 _MOST_BYTES: Final = 32_000_000  # of labels.csv: several hundred thousand lines, five times as much in memory
 
 

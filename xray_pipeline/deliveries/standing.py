@@ -122,6 +122,8 @@ def contested_by_nearest(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     """Return what `contested` gave when snapshots of format 2 were made: by one near copy a row, never settled."""
     import pandas as pd
 
+    if not any((table["reason"] == CONFLICT).any() for table in tables.values()):
+        return set()
     columns = ["digest", "label", "near_copy", "verdict", "reason"]
     rows = pd.concat([table[columns] for table in tables.values()])
     accepted, conflicts = rows[rows["verdict"] == "accepted"], rows[rows["reason"] == CONFLICT]

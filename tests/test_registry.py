@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,18 @@ def test_a_damaged_copy_in_the_cache_is_replaced(three: Registry) -> None:
     folder = three.download(1)
     (folder / "served.py").write_text("print('hello')")
     assert "ServedClassifier" in (three.download(1) / "served.py").read_text()
+
+
+def test_many_at_once_each_get_a_whole_copy(three: Registry) -> None:
+    """A night, a rehearsal and a promotion share the cache: none may take away what another was just given."""
+
+    def fetched(_: int) -> str:
+        return Classifier.load(three.download(1)).digest
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(12):
+            shutil.rmtree(three.settings.cache / "models", ignore_errors=True)
+            assert len(set(pool.map(fetched, range(4)))) == 1
 
 
 def test_models_not_used_for_long_leave_the_cache(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ milliseconds between another's entry and its own outdated alias can be taken for
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -369,8 +370,9 @@ class Registry:
             folder.mkdir()
             self._download(model, folder)
             self._audit(model, folder)
-            _keep(folder, kept)
-        _prune(kept.parent)
+            with _alone(kept.parent):
+                _keep(folder, kept)
+                _prune(kept.parent)
         return kept
 
     def _download(self, model: ModelVersion, folder: Path) -> None:
@@ -452,14 +454,24 @@ def _busy(error: BaseException) -> bool:
     return bool(clash) or error.error_code in ("TEMPORARILY_UNAVAILABLE", "RESOURCE_CONFLICT")
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time change what the cache holds: a copy that was returned must not be taken away again."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _keep(folder: Path, kept: Path) -> None:
     """Move an audited model to its place in the cache, unless an equal one is there."""
     try:
         audit(kept, kept.name)
     except ModelRefused:  # not there, or damaged
         shutil.rmtree(kept, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another process was faster
-            os.rename(folder, kept)
+        folder.rename(kept)
     os.utime(kept)
 
 

@@ -256,9 +256,12 @@ def race(rounds: int, works: list[tuple[Callable[..., str], tuple[Any, ...]]], p
                 pipe.send("go")
             yield number, [pipe.recv() for pipe in pipes]
     finally:
+        for pipe in pipes:
+            pipe.close()  # a racer that still waits for the next round ends
         for racer in racers:
             racer.join(30)
-        assert [racer.exitcode for racer in racers] == [0] * len(racers)
+            racer.kill()
+    assert [racer.exitcode for racer in racers] == [0] * len(racers)
 
 
 def _register_one(number: int, settings: Settings, model: Candidate) -> str:

@@ -40,7 +40,7 @@ from pydicom.uid import (
 from samples import chunk, compressed, dicom, jpeg, picture, png, written
 
 from xray_pipeline.errors import RadiographError
-from xray_pipeline.formats.raster import segments
+from xray_pipeline.formats.jpeg import segments
 from xray_pipeline.radiograph import RULES, Limits, Normalised, decode, load, normalise, sniff, square
 
 LIMITS = Limits()

@@ -285,7 +285,7 @@ def _other_code_file(folder: Path) -> None:
 
 
 def _missing_code(folder: Path) -> None:
-    (folder / "code/xray_pipeline/errors.py").unlink()
+    (folder / "code/xray_pipeline/serving.py").unlink()
 
 
 SPOILERS: list[tuple[Callable[[Path], None], str]] = [
@@ -303,7 +303,7 @@ SPOILERS: list[tuple[Callable[[Path], None], str]] = [
     (_second_flavor, "MLmodel asks for"),
     (_object_in_yaml, "MLmodel does not describe"),
     (_other_code_file, "'errors.py'"),
-    (_missing_code, "lacks code/xray_pipeline/errors.py"),
+    (_missing_code, "lacks code/xray_pipeline/serving.py"),
 ]
 
 
@@ -314,6 +314,15 @@ def test_a_spoilt_model_is_refused_before_anything_is_loaded(
     spoil(folder)
     with pytest.raises(ModelRefused, match=message):
         audit(folder)
+
+
+def test_a_model_of_a_version_with_other_modules_is_loaded(folder: Path) -> None:
+    code = folder / "code/xray_pipeline"
+    (code / "formats/png.py").rename(code / "formats/pictures.py")
+    (code / "formats/dicom.py").rename(code / "dicom.py")
+    recorded = audit(folder)
+    assert audit(folder, recorded) == recorded
+    assert isinstance(Classifier.load(folder), Classifier)
 
 
 def test_changed_code_is_refused_by_its_digest(folder: Path) -> None:

@@ -29,7 +29,9 @@ from PIL import Image
 
 from xray_pipeline.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.formats.dicom import read_dicom
-from xray_pipeline.formats.raster import PNG, Facts, Limits, Pixels, Read, png_bytes, read_jpeg, read_png
+from xray_pipeline.formats.jpeg import read_jpeg
+from xray_pipeline.formats.png import PNG, png_bytes, read_png
+from xray_pipeline.formats.raster import Facts, Limits, Pixels, Read
 
 __all__ = ["RULES", "Facts", "Limits", "Normalised", "Pixels", "Rule", "decode", "load", "normalise", "sniff", "square"]
 

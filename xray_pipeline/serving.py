@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -226,13 +227,18 @@ _TRAVELLERS = (
     "formats/dicom",
     "formats/dicom_pixels",
     "formats/frame_decoder",
+    "formats/jpeg",
+    "formats/png",
     "formats/raster",
     "radiograph",
     "serving",
 )
-_CODE = frozenset({"served.py", *(f"code/xray_pipeline/{name}.py" for name in _TRAVELLERS)})
+# Modules by their form: a model that an earlier version logged came with that version's.
+_CODE = re.compile(r"code/xray_pipeline/([a-z_]+/)?[a-z_]+\.py")
 _TENSORS = f"artifacts/classifier/{WEIGHTS}"
-_REQUIRED = frozenset({"MLmodel", _TENSORS, f"artifacts/classifier/{FACTS}", *_CODE})
+_REQUIRED = frozenset(
+    {"MLmodel", _TENSORS, f"artifacts/classifier/{FACTS}", "served.py", "code/xray_pipeline/serving.py"}
+)
 _OPTIONAL = frozenset(
     {"conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json", "serving_input_example.json"}
 )
@@ -273,7 +279,7 @@ def audit(folder: Path, expect_digest: str | None = None) -> str:
         raise ModelRefused(f"{folder} is not a folder, so not a model")
     files = inventory(folder)
     for place in files:
-        if place not in _REQUIRED | _OPTIONAL:
+        if place not in _REQUIRED | _OPTIONAL and not _CODE.fullmatch(place):
             raise ModelRefused(f"{place!r} does not belong in a model; it was not loaded")
         _check_content(folder / place, place)
     if missing := sorted(_REQUIRED - files.keys()):

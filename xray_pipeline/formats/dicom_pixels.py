@@ -21,14 +21,12 @@ from pydicom.uid import UID
 
 from xray_pipeline.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.formats.frame_decoder import Died, NotStarted, Refused, Workers, decoded
-from xray_pipeline.formats.raster import (
+from xray_pipeline.formats.jpeg import (
     APPLICATION,
     EOI,
     FRAMES,
     RESTART_INTERVAL,
     SOS,
-    Limits,
-    Pixels,
     check_restarts,
     frame_header,
     jpeg_levels,
@@ -36,6 +34,7 @@ from xray_pipeline.formats.raster import (
     restart_interval,
     segments,
 )
+from xray_pipeline.formats.raster import Limits, Pixels
 
 if TYPE_CHECKING:
     from xray_pipeline.formats.dicom import Elements

@@ -25,16 +25,16 @@ lint: setup ## set-up, ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup ## measurements; JSON in bench/. FULL=, SMALL=, DATA=<folders of radiographs by class>, QUICK=1: small sizes
+bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class, as taken and of 224 px>, QUICK=1: small sizes
 	@mkdir -p bench
-	$(BIN)/python benchmarks/intake.py --json bench/intake.json
-	$(BIN)/python benchmarks/near_duplicates.py --json bench/near_duplicates.json
+	$(BIN)/python benchmarks/intake.py $(if $(FULL),--data "$(FULL)") --json bench/intake.json
+	$(if $(and $(FULL),$(SMALL)),$(BIN)/python benchmarks/near_duplicates.py --small "$(SMALL)" --data "$(FULL)" --json bench/near_duplicates.json)
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
 	$(BIN)/python benchmarks/history.py --json bench/history.json
 	$(BIN)/python benchmarks/training.py $(if $(FULL),--data "$(FULL)") $(if $(SMALL),--small "$(SMALL)") \
 		$(if $(QUICK),--images 60 --epochs 2 --new 60 --factors 1 4 --rows 100000) --json bench/training.json
-	$(BIN)/python benchmarks/drift.py $(if $(DATA),--data "$(DATA)") --json bench/drift.json
-	$(if $(DATA),$(BIN)/python benchmarks/suspects.py --data "$(DATA)" --json bench/suspects.json)
+	$(BIN)/python benchmarks/drift.py $(if $(SMALL),--data "$(SMALL)") --json bench/drift.json
+	$(if $(SMALL),$(BIN)/python benchmarks/suspects.py --data "$(SMALL)" --json bench/suspects.json)
 
 bench-cluster: setup ## the intake of many deliveries with one Celery worker and with two; bytes and seconds per image
 	@mkdir -p bench
@@ -43,7 +43,7 @@ bench-cluster: setup ## the intake of many deliveries with one Celery worker and
 
 bench-quality: setup ## recipes on unseen patients, under stress, and on unseen sources; DATA=<folder>; an hour or two
 	@mkdir -p bench
-	$(BIN)/python benchmarks/quality.py --sources $(if $(DATA),--data "$(DATA)") --json bench/quality.json
+	$(BIN)/python benchmarks/quality.py --sources --data "$(or $(DATA),$(error bench-quality needs DATA=<folder>))" --json bench/quality.json
 
 fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
 	PYTHONPATH=tests $(BIN)/python tests/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)

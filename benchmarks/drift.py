@@ -97,7 +97,7 @@ def without(rows: pd.DataFrame, delivery: pd.DataFrame) -> pd.DataFrame:
 
 
 def seen(folder: Path, rows: pd.DataFrame) -> dict[str, drift.Vectors]:
-    """Return the frozen features of rows by digest, as the default recipe sees them."""
+    """Return the frozen features of rows by digest, as recipe `head` sees them."""
     import torch
 
     from xray_pipeline import backbones

@@ -1,6 +1,7 @@
 """How many near copies are found, how many different images are taken for copies, and what a question costs.
 
-    python benchmarks/near_duplicates.py [--data ../shared/data] [--images 200] [--full 20] [--sizes ...] [--json FILE]
+    python benchmarks/near_duplicates.py --small FOLDER --data FOLDER [--images 200] [--full 20] [--sizes ...]
+                                         [--json FILE]
 
 Recall: copies of real images are made, encoded and read as the intake reads files, then looked for among all originals;
 each kind is asked twice, as the copy that arrives later and as the original that arrives later. False alarms: every
@@ -220,7 +221,8 @@ def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, flo
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--small", type=Path, required=True, help="radiographs of 224 pixels by class, JPEG")
+    parser.add_argument("--data", type=Path, required=True, help="full-resolution radiographs by class, JPEG")
     parser.add_argument("--images", type=int, default=200, help="224-pixel originals to make copies of")
     parser.add_argument("--full", type=int, default=20, help="full-resolution originals to make copies of")
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
@@ -228,8 +230,9 @@ def main() -> None:
     asked = parser.parse_args()
     result: dict[str, Any] = {"cores": os.cpu_count()}
 
-    paths = sorted((asked.data / "chest_xray").rglob("*.jpeg"))
-    full = sorted((asked.data / "fullres_sample").rglob("*.jpeg"))
+    paths, full = (sorted(folder.rglob("*.jpeg")) for folder in (asked.small, asked.data))
+    if not paths or not full:
+        parser.error(f"no *.jpeg below {asked.data if paths else asked.small}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         small = list(pool.map(grey, paths))
         large = list(pool.map(grey, full))

@@ -1,6 +1,6 @@
 """How good each recipe is on patients it has not seen, under stress, and on sources it has not seen.
 
-    python benchmarks/quality.py [--data FOLDER] [--recipes head "head;views=1;consistency=0"] [--seeds 0 1 2]
+    python benchmarks/quality.py --data FOLDER [--recipes head "head;views=1;consistency=0"] [--seeds 0 1 2]
                                  [--images N] [--tested N] [--sources] [--json FILE]
 
 FOLDER holds <CLASS>/* below any number of folders. A recipe may be followed by KEY=VALUE, separated by semicolons. Each
@@ -220,7 +220,7 @@ def table(name: str, result: dict[str, dict[str, list[float]]]) -> str:
 def main() -> None:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/chest_xray"))
+    parser.add_argument("--data", type=Path, required=True, help="radiographs by class")
     parser.add_argument("--recipes", nargs="+", default=["head", "head;views=1;threshold=balanced"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=0, help="train on at most so many; 0: all")

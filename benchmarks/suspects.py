@@ -2,7 +2,7 @@
 
     python benchmarks/suspects.py --data FOLDER [--patients 1500] [--share 0.02] [--json FILE]
 
-The frozen features of some patients' radiographs are computed as the default recipe does, then a share of the labels is
+The frozen features of some patients' radiographs are computed as recipe `head` does, then a share of the labels is
 flipped and the suspects are listed, for several seeds. Recall is the share of flipped labels that are listed, precision
 the share of the list that was flipped, at the list's own length and at the number of flips (where the two are equal).
 Real labels may be wrong too, so the list without any flip is given as well. Seconds are of the listing alone.

@@ -224,7 +224,7 @@ def test_with_one_radiograph_a_patient_it_is_mcnemars_exact_test() -> None:
     found = pair(candidate, champion, range(57))
     assert (found.only_candidate_right, found.only_champion_right) == (12, 5)
     assert found.p_value == pytest.approx(stats.binomtest(12, 17, alternative="greater").pvalue)
-    assert found.accuracy_difference.value == pytest.approx(7 / 57)
+    assert found.differences["accuracy"].value == pytest.approx(7 / 57)
 
 
 def test_the_radiographs_of_one_patient_are_one_witness() -> None:

@@ -61,7 +61,7 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge one delivery and print the verdict; writes nothing, unless Data Docs are asked for."""
+    """Judge one delivery and print the verdict; changes nothing, and writes Data Docs if they are asked for."""
     with _progress(as_json) as progress:
         result = answers.preview_delivery(_run().settings, delivery, progress, data_docs)
     _print(result, as_json, _delivery_lines(result))
@@ -100,7 +100,9 @@ def rejudge(delivery: Annotated[str, typer.Argument(help="Its name.")], as_json:
 
 @app.command()
 def acknowledge(
-    delivery: Annotated[str, typer.Argument(help="Its key.")], reason: Reason, as_json: Json = False
+    delivery: Annotated[str, typer.Argument(help="Its name; of a later part, its key.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept with your name beside the delivery's intake.")],
+    as_json: Json = False,
 ) -> None:
     """Settle the drift alarms of a delivery: you are the person who looked at it."""
     run = _run()

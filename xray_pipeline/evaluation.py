@@ -124,16 +124,6 @@ class Comparison:
     resamples: int = 0
     seed: int = 0
 
-    @property
-    def accuracy_difference(self) -> Interval:
-        """Accuracy of the candidate minus the champion's, with its 95 % interval."""
-        return self.differences["accuracy"]
-
-    @property
-    def confidence(self) -> float:
-        """1 - p_value: the one-sided confidence that the candidate is the more accurate of the two."""
-        return 1 - self.p_value
-
     def to_dict(self) -> dict[str, Any]:
         """Return this as JSON-able values."""
         return asdict(self)

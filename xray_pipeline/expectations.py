@@ -24,6 +24,7 @@ import pandas as pd
 
 from xray_pipeline import intake
 from xray_pipeline.data_quality.drift import Channel, Drift, level_of
+from xray_pipeline.dataset import SIDES
 from xray_pipeline.deliveries.standing import CONFLICT
 from xray_pipeline.deliveries.table import COLUMNS, of_rows
 from xray_pipeline.settings import IntakeRules, Settings
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from xray_pipeline.intake import Delivery
 
 _SHA256, _HASH = r"^[0-9a-f]{64}$", r"^[0-9a-f]{32}$"
-_SIDES = ["train", "validation", "held-out"]
 _LEAKS = ("copy-across-split", "patient-on-two-sides")
 _NEAR_COUNTS = {"across_split": "across the split", "two_labels": "two labels", "same_side": "same side"}
 _NEAR = {"copy-across-split": "across the split", CONFLICT: "two labels", "": "same side"}
@@ -242,7 +242,7 @@ def _file_rules(settings: Settings) -> list[_Rule]:
             ("Accepted images have a perceptual hash", "64 digits", matches(column="phash", regex=_SHA256)),
             ("No accepted image comes twice", "all different", unique(column="digest")),
             ("Patients are keyed hashes", "32 digits", matches(column="patient", regex=_HASH)),
-            ("Sides are of the split", ", ".join(_SIDES), in_set(column="side", value_set=_SIDES)),
+            ("Sides are of the split", ", ".join(SIDES), in_set(column="side", value_set=list(SIDES))),
             ("Labels are classes", ", ".join(classes), in_set(column="label", value_set=classes)),
             ("The shorter side is long enough", side, between(column="short_side", min_value=rules.min_side)),
             ("Images are not too large", pixels, between(column="pixels", max_value=rules.max_pixels)),
@@ -427,7 +427,7 @@ def _page(
         }
         for code, rows in sorted(quarantined.groupby("reason"), key=lambda item: (-len(item[1]), str(item[0])))
     ]
-    split = pd.crosstab(accepted["label"], accepted["side"]).reindex(columns=_SIDES, fill_value=0)
+    split = pd.crosstab(accepted["label"], accepted["side"]).reindex(columns=list(SIDES), fill_value=0)
     return _template().render(
         delivery=delivery,
         fit=fit,
@@ -441,9 +441,9 @@ def _page(
         reasons=reasons,
         near=near_copies(table),
         examples=_EXAMPLES,
-        sides=_SIDES,
+        sides=SIDES,
         split=[(str(label), [int(count) for count in row]) for label, row in split.iterrows()],
-        patients_by_side=[int(accepted.loc[accepted["side"] == side, "patient"].nunique()) for side in _SIDES],
+        patients_by_side=[int(accepted.loc[accepted["side"] == side, "patient"].nunique()) for side in SIDES],
         kinds=_kinds(accepted),
         sizes=_sizes(accepted),
         known=_known(accepted),

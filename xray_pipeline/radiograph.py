@@ -74,7 +74,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("multi-frame", "quarantined", "DICOM of several frames"),
     Rule("colour-dicom", "quarantined", "DICOM that is not MONOCHROME1 or MONOCHROME2"),
     Rule("unsupported-pixels", "quarantined", "DICOM pixels of other than 8 or 16 allocated bits, or floating point"),
-    Rule("unsupported-transfer-syntax", "quarantined", "DICOM encoding not named, or one we have no decoder for"),
+    Rule("unsupported-transfer-syntax", "quarantined", "DICOM encoding not named, or one without a decoder here"),
     Rule("wrong-modality", "quarantined", "DICOM Modality is given and is no projection radiograph's"),
     Rule(
         "lateral-view",

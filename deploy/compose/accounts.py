@@ -65,11 +65,9 @@ def _airflow_account(manager, name: str, role: str, password: str) -> None:
 
 def mlflow() -> None:
     """Make the accounts admin, pipeline (manages what it makes) and viewer (reads)."""
-    from mlflow.server.auth import store
     from mlflow.server.auth.config import read_auth_config
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
-    del store  # imported for its side effect on nothing else: the class below is the same store
     accounts = SqlAlchemyStore()
     accounts.init_db(read_auth_config().database_uri)
     for name in ("admin", "pipeline", "viewer"):

@@ -1,4 +1,4 @@
-"""What `xray verify` leaves to the dataset, checked from its manifests: I4, I5's stored bytes and I7. Prints JSON.
+"""I4 against the deliveries as they lie there, I7 and the stored bytes, checked from the manifests. Prints JSON.
 
 Run in a worker's container, whose settings it uses.
 """

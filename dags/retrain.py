@@ -152,7 +152,10 @@ def conclude(
 ) -> dict[str, Any]:
     said = summary.conclude(_run(), found, committed, trained, evaluated, decided, registered, promoted)
     if said["unchecked"]:
-        raise AirflowFailException(f"not checked, see check_delivery: {', '.join(said['unchecked'])}")
+        raise AirflowFailException(
+            f"not taken, see check_delivery and commit_deliveries: {', '.join(said['unchecked'])}; "
+            f"the next night tries again, or clear check_delivery"
+        )
     return said
 
 

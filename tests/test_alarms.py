@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,21 @@ def test_what_was_never_compared_is_not_no_alarm(store: DirectoryStore) -> None:
     features(store)
     assert alarms.standing(store, ["a"]) == ()
     assert alarms.standing(store, ["a", "b"]) is None
+
+
+def test_a_fit_delivery_keeps_its_verdict_and_a_rejected_one_is_judged_anew(store: DirectoryStore) -> None:
+    for key, fit in (("a", True), ("b", False)):
+        alarms.keep(store, key, "f", found("pixels"))
+        store.write(f"intake/{key}/checked.json", json.dumps({"fit": fit}).encode())
+        alarms.acknowledge(store, key, "alice", "looked")
+    assert store.exists("intake/a/checked.json")
+    assert not store.exists("intake/b/checked.json")
+
+
+def test_features_are_compared_once(store: DirectoryStore) -> None:
+    features(store, "features")
+    features(store)  # of a run that looked at another snapshot at the same time
+    assert alarms.of_delivery(store, "a") == ("features",)
 
 
 def test_two_who_acknowledge_at_once_are_told(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

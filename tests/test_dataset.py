@@ -13,9 +13,11 @@ from samples import jpeg, png
 
 from xray_pipeline import night
 from xray_pipeline.dataset import Dataset, side_of
+from xray_pipeline.deliveries import bookkeeping
 from xray_pipeline.errors import DatasetError
 from xray_pipeline.night import Run
 from xray_pipeline.settings import Settings
+from xray_pipeline.storage import DirectoryStore
 
 
 def deliver(settings: Settings, name: str, seeds: range, label: str = "NORMAL") -> Path:
@@ -38,6 +40,39 @@ def ingest(settings: Settings) -> night.Committed:
 def contents(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.mark.parametrize("when", ["while the first is stored", "in the instant of its commit"])
+def test_two_deliveries_committed_at_once_are_judged_against_each_other(
+    settings: Settings, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night and `xray ingest` side by side: the same patients and images, for training here and held out there."""
+    run = Run(settings)
+    for name, side, seeds in (("a", "train", range(10)), ("b", "test", range(5, 13))):
+        (Path(settings.incoming) / name / side).mkdir(parents=True)
+        deliver(settings, f"{name}/{side}", seeds)
+        assert night.check_delivery(run, name).fit
+    moment = "_store_radiographs" if when.startswith("while") else "write_if_absent"
+    target = Dataset if moment == "_store_radiographs" else DirectoryStore
+    before = getattr(target, moment)
+
+    def interrupted(self: object, *given: object) -> object:
+        if moment == "_store_radiographs" or given[0] == "manifests/a.parquet":
+            monkeypatch.setattr(target, moment, before)
+            night.commit_deliveries(Run(settings), ["b"])  # the other process
+        return before(self, *given)
+
+    monkeypatch.setattr(target, moment, interrupted)
+    night.commit_deliveries(run, ["a"])
+    dataset = Dataset(settings)
+    assert dataset.manifests() == ["a", "b"]
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    rows = dataset.rows(snapshot)
+    assert len(rows) == 13
+    assert rows["digest"].is_unique
+    assert (rows.groupby("patient")["side"].nunique() == 1).all()
+    assert bookkeeping.verify(run)[0]
 
 
 def test_shares_of_the_split_are_kept() -> None:

@@ -59,6 +59,48 @@ def test_a_delivery_that_still_changes_is_refused_by_name_and_says_why(settings:
     assert night.check_delivery(run, "day", named=True).fit
 
 
+def test_a_check_of_what_is_committed_meanwhile_takes_nothing_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`xray ingest day` beside the night that commits it."""
+    run = Run(settings)
+    lay(settings, "day", GOOD)
+    night.check_delivery(run, "day")
+    find = intake.find
+
+    def meanwhile(*given: Any, **named: Any) -> list[Delivery]:
+        found = find(*given, **named)
+        night.commit_deliveries(Run(settings), ["day"])
+        return found
+
+    monkeypatch.setattr(intake, "find", meanwhile)
+    before = run.store().read("intake/day/table.parquet")
+    assert night.check_delivery(run, "day", named=True).fit
+    assert run.store().read("intake/day/table.parquet") == before
+    with pytest.raises(DeliveryError, match="no delivery day waits"):
+        night.check_delivery(run, "day", named=True)
+
+
+def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(settings)
+    folder = lay(settings, "day", GOOD)
+    night.check_delivery(run, "day")
+    find = intake.find
+
+    def meanwhile(*given: Any, **named: Any) -> list[Delivery]:
+        found = find(*given, **named)
+        night.commit_deliveries(Run(settings), ["day"])
+        (folder / "NORMAL" / "late.jpg").write_bytes(jpeg(seed=99))
+        return found
+
+    monkeypatch.setattr(intake, "find", meanwhile)
+    with pytest.raises(DeliveryError, match="day was committed by another run meanwhile"):
+        night.check_delivery(run, "day", named=True)
+    assert run.store().exists("intake/day/table.parquet")
+
+
 def test_a_delivery_that_grows_after_it_was_found_is_judged_when_it_has_settled(settings: Settings) -> None:
     run = changed(Run(settings), settle_seconds=1)
     folder = lay(settings, "day", GOOD)

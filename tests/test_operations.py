@@ -10,7 +10,7 @@ import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
 
-from xray_pipeline.errors import LedgerError, ModelRefused, RegistryError
+from xray_pipeline.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.learning.tracking import MlflowClient
 from xray_pipeline.ledger import Entry, LostRace
 from xray_pipeline.registry import Registry
@@ -18,7 +18,7 @@ from xray_pipeline.rollout import operations
 from xray_pipeline.rollout.verify import check
 from xray_pipeline.settings import Settings
 
-DECISION = {"verdict": "registered", "may_promote": True}
+DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,22 @@ def test_registering_leaves_a_challenger_with_its_story(
     assert (entry.kind, entry.candidate, entry.snapshot) == ("registered", candidate(1).digest, candidate(1).snapshot)
     assert entry.artifact == version.tags["xray.artifact"]
     assert holds(registry)
+
+
+def test_a_crash_between_entry_and_tags_is_made_good_by_the_repeat(
+    registry: Registry, candidate: Callable[[int], Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(Registry, "versions", lambda self: _unavailable())
+        with pytest.raises(RegistryUnavailable, match=r"this is decided: entry 1: registered version 1 .* is away"):
+            register(registry, candidate(1), None)
+    entry = register(registry, candidate(1), None)
+    assert registry.versions()[1]["xray.ledger-entry"] == f"{entry.sequence} {entry.digest}"
+    assert holds(registry)
+
+
+def _unavailable() -> Any:
+    raise RegistryUnavailable("MLflow is away")
 
 
 def test_registering_again_changes_nothing(registry: Registry, candidate: Callable[[int], Candidate]) -> None:
@@ -417,3 +433,41 @@ def test_a_promotion_nobody_approved_is_reported(two: Registry, candidate: Calla
     )
     operations.reconcile(two)
     assert [invariant for invariant, _ in failures(two)] == ["I6"]
+
+
+def test_a_repeated_promotion_does_not_undo_a_rollback(two: Registry) -> None:
+    """The worker dies after its entry; before the task is tried again, a person goes back."""
+    operations.rollback(two, who="alice", why="complaints")
+    before = two.ledger.entries()
+    promote(two, 2, 1, request="auto 2 over 1")  # another question than that of `two`, which had no name
+    asked = two.ledger.entries()[-1]
+    operations.rollback(two, who="alice", why="complaints again")
+    assert promote(two, 2, 1, request="auto 2 over 1") == asked
+    assert two.aliases()["champion"] == 1
+    assert len(two.ledger.entries()) == len(before) + 2
+
+
+@pytest.mark.parametrize(
+    ("decision", "promotion", "why"),
+    [
+        ({"may_promote": False, "automatic": False, "reasons": ["too little"]}, "approve", "any more: too little"),
+        ({"may_promote": True, "automatic": False}, "auto", "by itself"),
+    ],
+)
+def test_what_the_policy_does_not_allow_at_that_moment_is_not_promoted(
+    registry: Registry, candidate: Callable[[int], Candidate], decision: dict[str, Any], promotion: str, why: str
+) -> None:
+    register(registry, candidate(1), None)
+    if promotion == "approve":
+        operations.approve(registry.ledger, 1, who="alice", why="looks right", expected_champion=None)
+    with pytest.raises(LedgerError, match=f"the policy does not allow version 1 {why}"):
+        promote(registry, 1, None, decision=decision, promotion=promotion)
+    assert registry.aliases()["champion"] is None
+
+
+def test_a_rollback_goes_back_to_a_champion_made_by_hand(two: Registry, client: MlflowClient) -> None:
+    register_third = {"who": "schedule", "why": "better", "decision": DECISION}
+    client.set_registered_model_alias(two.name, "champion", "1")
+    operations.adopt(two, accept=True, who="alice", why="agreed")
+    promote(two, 2, 1, **register_third)
+    assert operations.rollback(two, 1, who="alice", why="back").version == 1

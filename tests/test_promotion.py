@@ -18,6 +18,7 @@ from xray_pipeline import cli, phantom
 from xray_pipeline.commands import summary
 from xray_pipeline.errors import EvaluationError, LedgerError
 from xray_pipeline.learning.tracking import MlflowClient
+from xray_pipeline.ledger import LostRace
 from xray_pipeline.night import Run
 from xray_pipeline.registry import Registry
 from xray_pipeline.rollout import model_server, operations, promotion
@@ -25,7 +26,7 @@ from xray_pipeline.rollout.promotion import Request
 from xray_pipeline.rollout.verify import check
 from xray_pipeline.settings import Settings
 
-DECISION = {"verdict": "registered", "may_promote": True}
+DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 HERE = Path(__file__).parent
 ADMIN = {"id": "admin", "name": "admin"}
 
@@ -110,6 +111,23 @@ def test_no_answer_in_time_is_a_rejection_by_nobody(asked: Asked) -> None:
 def test_an_approval_needs_a_person_and_a_reason(asked: Asked, reason: str, user: dict[str, str] | None) -> None:
     assert asked.answer("Approve", reason, user)["outcome"] == "void"
     assert "approved" not in asked.kinds()
+
+
+def test_of_two_who_roll_back_untried_at_once_one_is_told(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms: dict[str, Any] = {"who": "schedule", "why": "better", "decision": DECISION, "promotion": "auto"}
+    operations.promote(asked.registry, 2, **terms, expected_champion=1)
+    operations.promote(asked.registry, asked.register(3, 2), **terms, expected_champion=2)
+    rollback = operations.rollback
+
+    def after_another(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(operations, "rollback", rollback)
+        promotion.rollback(replace(asked.run, who="bob"), None, "complaints", untried=True)
+        return rollback(*given, **named)
+
+    monkeypatch.setattr(operations, "rollback", after_another)
+    with pytest.raises(LostRace, match="rolled-back version 2 by bob"):
+        promotion.rollback(replace(asked.run, who="alice"), None, "complaints", untried=True)
+    assert asked.registry.aliases()["champion"] == 2
 
 
 @pytest.mark.parametrize("what", ["another champion", "a newer challenger"])

@@ -110,6 +110,26 @@ def test_all_versions_are_listed(registry: Registry, candidate: Candidate) -> No
 # Aliases
 
 
+def test_an_alias_that_another_process_moved_meanwhile_is_not_moved_back(
+    three: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night follows the ledger just while a person promotes version 3."""
+    three.ledger.state()
+    moves: list[tuple[Any, ...]] = []
+    move, get = Registry._move, Registry._get
+
+    def promoted_meanwhile(self: Registry) -> Any:
+        monkeypatch.setattr(Registry, "_get", get)
+        record(another(three), "promoted", 3)
+        another(three).follow()
+        monkeypatch.setattr(Registry, "_move", lambda self, *move_: (moves.append(move_), move(self, *move_)))
+        return get(self)
+
+    monkeypatch.setattr(Registry, "_get", promoted_meanwhile)
+    assert three.follow().champion == 3
+    assert [(alias, found, wanted) for alias, found, wanted in moves if found != wanted] == []
+
+
 def test_aliases_follow_the_ledger(three: Registry) -> None:
     assert three.aliases() == {"champion": 2, "challenger": 3}
     record(three, "promoted", 3)
@@ -306,6 +326,15 @@ def test_models_not_used_for_long_leave_the_cache(three: Registry, monkeypatch: 
         os.utime(folder / name, (time.time() - 5000 * age,) * 2)
     kept = three.download(1)
     assert {path.name for path in folder.iterdir()} == {kept.name, "a"}
+
+
+def test_what_killed_downloads_left_goes_after_a_day(three: Registry) -> None:
+    folder = three.settings.cache / "models"
+    for name, age in (("loading-dead", 2 * 86_400), ("loading-busy", 60)):
+        (folder / name / "model").mkdir(parents=True)
+        os.utime(folder / name, (time.time() - age,) * 2)
+    kept = three.download(1)
+    assert {path.name for path in folder.iterdir()} == {kept.name, "loading-busy"}
 
 
 def test_a_folder_is_audited_where_it_is(three: Registry, tmp_path: Path) -> None:

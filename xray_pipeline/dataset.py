@@ -17,9 +17,11 @@ import io
 import json
 import logging
 import os
+import random
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,7 +45,15 @@ from xray_pipeline.deliveries.standing import (
     part_of,
     standing,
 )
-from xray_pipeline.errors import DatasetError, ObjectNotFound
+from xray_pipeline.errors import (
+    AccessDenied,
+    DatasetError,
+    DeliveryError,
+    ObjectNotFound,
+    RadiographError,
+    StorageError,
+    StorageUnavailable,
+)
 from xray_pipeline.settings import Settings, SplitMode
 from xray_pipeline.storage import Store, open_store
 
@@ -162,7 +172,7 @@ class History:
 
 
 class Dataset:
-    """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added."""
+    """The dataset in `<store>/dataset`. Nothing in it is changed, only added, but for the instant told at `commit`."""
 
     def __init__(self, settings: Settings, store: Store | None = None) -> None:
         self.settings = settings
@@ -214,8 +224,10 @@ class Dataset:
     def commit(self, intake: Intake, progress: Progress | None = None) -> Manifest:
         """Store a fit delivery's radiographs, then its manifest: the commit point. Repeating it changes nothing.
 
-        The table is judged once more against the dataset of this moment, because deliveries are checked side by side.
-        Raises DatasetError when a file changed since the check or when the dataset was made with other settings.
+        The table is judged once more against the dataset of this moment, because deliveries are checked side by side,
+        and again when another one was committed meanwhile: of two that did not see each other at least one is taken
+        back at once. Raises DeliveryError when a file changed or went away since the check, DatasetError when the
+        dataset was made with other settings.
         """
         from xray_pipeline.deliveries.together import rejudge
 
@@ -223,15 +235,24 @@ class Dataset:
         if not intake.fit:
             raise DatasetError(f"delivery {key} was rejected; it can't be committed")
         self._write_identity(self.patient_key())
-        if not self.store.exists(f"manifests/{key}.parquet"):
-            history = self.history().without(intake.delivery.name, set(intake.table["file"]))
+        name = f"manifests/{key}.parquet"
+        if self.store.exists(name):
+            log.info("delivery %s is committed already", key)
+        while not self.store.exists(name):
+            known = self.manifests()
+            history = History({other: self.manifest(other) for other in known})
+            history = history.without(intake.delivery.name, set(intake.table["file"]))
             table = rejudge(intake.table, history, self.settings)
             self._store_radiographs(intake, table, progress)
+            if self.manifests() != known:
+                log.info("another delivery was committed meanwhile; judging %s against it", key)
+                continue
             data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
-            if not self.store.write_if_absent(f"manifests/{key}.parquet", data):
+            if not self.store.write_if_absent(name, data):
                 log.warning("delivery %s was committed by another run meanwhile; its manifest stands", key)
-        else:
-            log.info("delivery %s is committed already", key)
+            elif self.manifests() != sorted([*known, key]):  # in the instant between looking and writing
+                self.store.delete(name)
+                time.sleep(random.uniform(0, 1))  # so that two that gave way to each other don't meet again
         digest, table = self._manifest(key)
         accepted = int((table["verdict"] == "accepted").sum())
         return Manifest(key, digest, accepted, len(table) - accepted)
@@ -331,15 +352,21 @@ class Dataset:
         accepted = table[table["verdict"] == "accepted"]
         limits = reading.limits(self.settings.rules)
 
+        def told(row: Any) -> str:
+            return f"between check and commit, row {row.Index} of delivery {intake.delivery.key}"
+
         def store(row: Any) -> None:
             key = _radiograph_key(row.digest, row.suffix)
             if self.store.exists(key):
                 return
-            normalised = reading.reread(delivery, row.file, limits)
+            try:
+                normalised = reading.reread(delivery, row.file, limits)
+            except (StorageError, RadiographError) as error:
+                if isinstance(error, StorageUnavailable) and not isinstance(error, AccessDenied):
+                    raise  # the store's fault, not this file's
+                raise DeliveryError(f"{told(row)} can't be read any more ({type(error).__name__})") from None
             if normalised.digest != row.digest:
-                raise DatasetError(
-                    f"row {row.Index} of delivery {intake.delivery.key} changed between check and commit; run it again"
-                )
+                raise DeliveryError(f"{told(row)} changed")
             self.store.write_if_absent(key, normalised.data)
 
         with ThreadPoolExecutor(self.settings.workers or os.cpu_count()) as pool:

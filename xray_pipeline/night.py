@@ -22,6 +22,7 @@ from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
+    from xray_pipeline.dataset import History
     from xray_pipeline.evaluation import Evaluation
     from xray_pipeline.gate import Decision, Evidence
     from xray_pipeline.intake import Delivery, Intake
@@ -180,7 +181,9 @@ def find_deliveries(run: Run) -> list[str]:
     At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest. Those that were
     rejected and have not changed come in where there is room, so that they keep no other out.
     """
-    found = _deliveries(run)
+    from xray_pipeline.dataset import Dataset
+
+    found = _deliveries(run, Dataset(run.settings).history())
     for delivery in found:
         if not delivery.settled:
             log.info("delivery %s is still arriving: %d files; next time", delivery.key, delivery.files)
@@ -221,13 +224,14 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     from xray_pipeline.deliveries.reading import judged_by
 
     logs.about(delivery=key)
-    delivery = next((d for d in _deliveries(run, quietly=True) if d.key == key), None)
+    store, dataset = run.store(), Dataset(run.settings)
+    history = dataset.history()  # one for finding and judging it: it may be committed meanwhile
+    delivery = next((d for d in _deliveries(run, history, quietly=True) if d.key == key), None)
     if delivery is None:
         raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
     arriving = "" if delivery.settled else _arriving(delivery, run.settings)
     if named and arriving:
         raise DeliveryError(arriving)
-    store, dataset = run.store(), Dataset(run.settings)
     earlier, patient_key = checked(store, key), dataset.patient_key()
     rules = "" if arriving else judged_by(run.settings, patient_key)
     if earlier and not named and _stands(earlier, delivery, rules) and "unreadable" not in earlier.quarantined:
@@ -238,8 +242,10 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         if arriving:  # it grew since it was found
             raise DeliveryError(arriving)
         settled = alarms.acknowledged(store, key, delivery.fingerprint)
-        intake = intakes.check(delivery, run.settings, dataset.history(), patient_key, progress, settled)
+        intake = intakes.check(delivery, run.settings, history, patient_key, progress, settled)
     except DeliveryError as error:
+        if key in dataset.manifests():
+            raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
         if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
             rules = ""
         result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
@@ -330,7 +336,10 @@ def _holds_files(uri: str, settings: Settings) -> bool:
 
 
 def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = None) -> Committed:
-    """Commit every delivery of `keys` that was found fit, in order, and name the snapshot."""
+    """Commit every delivery of `keys` that was found fit, in order, and name the snapshot.
+
+    One whose files changed or went away since is left out and keeps no verdict, so that it is judged anew.
+    """
     from xray_pipeline.dataset import Dataset, from_parquet
     from xray_pipeline.intake import Delivery, Intake
 
@@ -343,7 +352,12 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
             continue
         table = from_parquet(store.read(f"intake/{key}/table.parquet"), f"intake table of {key}")
         intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "")
-        manifest = dataset.commit(intake, progress)
+        try:
+            manifest = dataset.commit(intake, progress)
+        except DeliveryError as error:
+            store.delete(f"intake/{key}/checked.json")
+            log.error("delivery %s is not committed: %s; it is checked anew next time", key, error)
+            continue
         log.info("delivery %s is committed: %d accepted, %d quarantined", key, manifest.accepted, manifest.quarantined)
     logs.about()
     snapshot = dataset.snapshot()
@@ -466,7 +480,9 @@ def promote(run: Run, registered: Registered) -> Promoted:
 
     logs.about(candidate=registered.candidate)
     decision, registry = judged(run, registered.evidence), run.registry()
-    if registry.ledger.state().champion != registered.version:
+    # By this name a repeat finds its entry: it must not undo a rollback that came since.
+    request = f"auto {registered.version} over {registered.champion}"
+    if not registry.ledger.asked_before("promoted", request):
         model_server.check_answers(run, registered.candidate, registered.version)
     entry = operations.promote(
         registry,
@@ -476,6 +492,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
         expected_champion=registered.champion,
         decision=_recorded(decision, run.evidence(registered.evidence)),
         promotion="auto",
+        request=request,
     )
     return Promoted(registered.version, entry.sequence)
 
@@ -537,11 +554,9 @@ def _verdict(result: Checked) -> str:
     return "; ".join([head, *filter(None, [result.why]), *result.warnings])
 
 
-def _deliveries(run: Run, *, quietly: bool = False) -> list[Delivery]:
+def _deliveries(run: Run, history: History, *, quietly: bool = False) -> list[Delivery]:
     from xray_pipeline import intake
-    from xray_pipeline.dataset import Dataset
 
     incoming = open_store(run.settings.incoming, run.settings)
-    history = Dataset(run.settings).history()
     s = run.settings
     return intake.find(incoming, history, s.settle_seconds, time.time(), s.classes, quietly=quietly)

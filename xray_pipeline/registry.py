@@ -214,8 +214,9 @@ class Registry:
         meanwhile, it is followed further. Raises RegistryError when MLflow lacks a version that the ledger knows.
         """
         while True:
+            model = self._get()  # before the ledger, or aliases of a newer entry than the one read are moved back
             state = self.ledger.state()
-            model = self._model(state)
+            self._check_identity(model, state)
             if model is None:
                 return state
             found = _aliases(model)
@@ -365,7 +366,7 @@ class Registry:
         kept = self.settings.cache / "models" / model.artifact
         kept.parent.mkdir(parents=True, exist_ok=True)
         # Always asked for anew: a good copy here must not hide that production's own files are gone or changed.
-        with tempfile.TemporaryDirectory(prefix="fetch-", dir=kept.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=_LOADING, dir=kept.parent) as temporary:
             folder = Path(temporary) / "model"
             folder.mkdir()
             self._download(model, folder)
@@ -465,22 +466,32 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+_LOADING = "loading-"  # of the folder of a download that is under way, or was when its process was killed
+
+
 def _keep(folder: Path, kept: Path) -> None:
     """Move an audited model to its place in the cache, unless an equal one is there."""
     try:
         audit(kept, kept.name)
-    except ModelRefused:  # not there, or damaged
+    except (ModelRefused, OSError):  # not there, or damaged
         shutil.rmtree(kept, ignore_errors=True)
         folder.rename(kept)
     os.utime(kept)
 
 
 def _prune(folder: Path) -> None:
-    """Delete cached models but the ones used last; never one used within the hour, which a process may be reading."""
+    """Delete cached models but the ones used last; never one used within the hour, which a process may be reading.
+
+    What a process that was killed had downloaded goes after a day.
+    """
     kept = sorted(folder.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in kept[CACHED_MODELS:]:
-        if path.stat().st_mtime < time.time() - 3600:
-            shutil.rmtree(path, ignore_errors=True)
+    old = [path for path in kept[CACHED_MODELS:] if path.stat().st_mtime < time.time() - 3600]
+    for path in folder.glob(f"{_LOADING}*"):
+        with contextlib.suppress(FileNotFoundError):  # its process is through
+            if path.stat().st_mtime < time.time() - 86_400:
+                old.append(path)
+    for path in old:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _aliases(model: Any) -> dict[str, int | None]:

@@ -205,6 +205,8 @@ class DirectoryStore(Store):
         place = f"{key!r} in {self.uri}"
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return ObjectNotFound(f"no {place}")
+        if error.errno == errno.EISDIR:
+            return StorageError(f"{place} is a folder, not a file")
         if error.errno == errno.ELOOP:
             return StorageError(f"{place} is a symbolic link; links are never followed")
         kind = AccessDenied if isinstance(error, PermissionError) else StorageUnavailable

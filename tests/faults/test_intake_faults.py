@@ -126,16 +126,38 @@ def test_a_delivery_that_grows_between_finding_and_checking_is_not_judged_by_hal
     assert night.find_deliveries(run) == ["delivery+2"]
 
 
-def test_a_file_replaced_between_check_and_commit_stops_the_commit(settings: Settings) -> None:
+def _replace(path: Path) -> None:
+    path.write_bytes(jpeg(seed=902))
+
+
+def _spoil(path: Path) -> None:
+    path.write_bytes(b"no image")
+
+
+def _put_a_folder_in_its_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("change", [_replace, _spoil, Path.unlink, _put_a_folder_in_its_place])
+def test_a_delivery_that_changes_between_check_and_commit_is_left_to_the_next_night(
+    settings: Settings, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
     run, folder = lenient(settings), lay(settings, GOOD)
-    night.check_delivery(run, "delivery")
-    (folder / next(iter(GOOD))).write_bytes(jpeg(seed=902))
-    with pytest.raises(Exception, match="changed between check and commit"):
-        night.commit_deliveries(run, ["delivery"])
-    assert Dataset(run.settings).manifests() == []
+    other = {f"NORMAL/patient{n}_1.jpeg": jpeg(seed=n) for n in range(400, 404)}
+    lay(settings, other, "other")
+    for key in ("delivery", "other"):
+        night.check_delivery(run, key)
+    change(folder / next(iter(GOOD)))
+    night.commit_deliveries(run, ["delivery", "other"])
+    assert Dataset(run.settings).manifests() == ["other"]
+    assert "between check and commit, row 0 of delivery delivery" in caplog.text
+    assert not any(name.rpartition("/")[2] in caplog.text for name in GOOD)
+    assert night.checked(run.store(), "delivery") is None
     night.check_delivery(run, "delivery")
     night.commit_deliveries(run, ["delivery"])
-    assert accepted(run) == len(GOOD)
+    whole = change is _replace
+    assert accepted(run) == len(GOOD) + len(other) - (not whole)
 
 
 # 25, 28, 29: files that end by a written rule

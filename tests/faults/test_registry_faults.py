@@ -27,7 +27,7 @@ from xray_pipeline.rollout import operations
 from xray_pipeline.rollout.verify import check
 from xray_pipeline.settings import Settings
 
-DECISION = {"verdict": "registered", "may_promote": True}
+DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["xray_pipeline.rollout.operations"])  # imports once: each process then starts at once
 

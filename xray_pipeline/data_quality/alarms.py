@@ -25,10 +25,14 @@ CHECKED, FEATURES = "drift.json", "drift-features.json"
 
 
 def keep(store: Store, key: str, fingerprint: str, found: Drift | None, name: str = CHECKED) -> None:
-    """Keep what was found of a delivery with that listing. Raises StorageUnavailable."""
+    """Keep what was found of a delivery with that listing, of its features what was found first.
+
+    Features are compared once: with which deliveries depends on the snapshot that the one who is first looks at. Raises
+    StorageUnavailable.
+    """
     if found is not None:
-        content = {"fingerprint": fingerprint, **found.to_dict()}
-        store.write(f"intake/{key}/{name}", json.dumps(content, indent=1, sort_keys=True).encode())
+        content = json.dumps({"fingerprint": fingerprint, **found.to_dict()}, indent=1, sort_keys=True).encode()
+        (store.write_if_absent if name == FEATURES else store.write)(f"intake/{key}/{name}", content)
 
 
 def acknowledged(store: Store, key: str, fingerprint: str) -> tuple[str, ...]:
@@ -78,9 +82,10 @@ def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
     content = json.dumps({"fingerprint": fingerprint, **given}, indent=1, sort_keys=True).encode()
     if not store.write_if_absent(f"intake/{key}/acknowledged-{number}.json", content):
         raise DeliveryError(f"somebody else acknowledged alarms of delivery {key} at this moment; look again")
-    # The verdict was made with the alarms standing.
-    if not store.exists(f"dataset/manifests/{key}.parquet"):
-        store.delete(f"intake/{key}/checked.json")
+    # A rejection was made with the alarms standing; a fit delivery's verdict is needed for its commit.
+    verdict = f"intake/{key}/checked.json"
+    if store.exists(verdict) and not json.loads(store.read(verdict))["fit"]:
+        store.delete(verdict)
     return {"delivery": key, **given}
 
 

@@ -7,11 +7,12 @@ committed only while that is the champion: of two promotions one wins, and the o
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from xray_pipeline.errors import LedgerError
+from xray_pipeline.errors import LedgerError, RegistryError
 from xray_pipeline.ledger import Entry, Ledger, LostRace, State
 from xray_pipeline.registry import Registry
 from xray_pipeline.rollout.story import tell, why_void
@@ -103,6 +104,7 @@ def register(
     """
     ledger = registry.ledger
     if (known := _registered(reconcile(registry), candidate.digest, champion_before)) is not None:
+        tell_story(registry)
         return known
     model = registry.resolve(candidate.model_uri)
     registry.load_exactly(model, candidate.model_digest)
@@ -135,9 +137,9 @@ def register(
         }
 
     entry = _commit(ledger, decide)
-    registry.follow()
-    registry.tag(version, {"xray.ledger-entry": f"{entry.sequence} {entry.digest}"})
-    tell_story(registry)
+    with _decided(entry):
+        registry.follow()
+        tell_story(registry)
     return entry
 
 
@@ -228,6 +230,8 @@ def promote(
     reconcile(registry)
 
     def decide(state: State) -> Entry | Fields:
+        if earlier := ledger.asked_before("promoted", request):
+            return earlier
         if state.champion == version and state.since is not None and state.since.kind == "promoted":
             log.info("nothing to promote: %s", state.since.summary())
             return state.since
@@ -238,8 +242,9 @@ def promote(
         return {"kind": "promoted", **_crowning(state, version), **told}
 
     entry = _commit(ledger, decide)
-    registry.follow()
-    _tell(registry, entry)
+    with _decided(entry):
+        registry.follow()
+        _tell(registry, entry)
     return entry
 
 
@@ -273,8 +278,9 @@ def rollback(
         return {"kind": "rolled-back", **_crowning(state, target), **told}
 
     entry = _commit(ledger, decide)
-    registry.follow()
-    _tell(registry, entry)
+    with _decided(entry):
+        registry.follow()
+        _tell(registry, entry)
     return entry
 
 
@@ -311,8 +317,9 @@ def adopt(registry: Registry, *, accept: bool, who: str, why: str) -> Entry:
         }
 
     entry = _commit(ledger, decide)
-    registry.follow()
-    tell_story(registry)
+    with _decided(entry):
+        registry.follow()
+        tell_story(registry)
     return entry
 
 
@@ -343,6 +350,18 @@ def _commit(ledger: Ledger, decide: Callable[[State], Entry | Fields]) -> Entry:
             return ledger.append(**decided, expected_head=state.head)
         except LostRace as lost:
             log.info("looking again: %s", lost)
+
+
+@contextlib.contextmanager
+def _decided(entry: Entry) -> Iterator[None]:
+    """Say of an error in what follows that the decision stands: repeated by hand it would be a second one."""
+    try:
+        yield
+    except RegistryError as error:
+        raise type(error)(
+            f"this is decided: {entry.summary()}; don't repeat it. MLflow is behind ({error}); any later night or "
+            f"command brings it along"
+        ) from error
 
 
 def _crowning(state: State, version: int) -> Fields:
@@ -380,6 +399,10 @@ def _expect_decided(
         raise LedgerError(f"version {version} is not in the ledger; only what the night registered can be promoted")
     if not decision or not state.registered[version].decision:
         raise LedgerError(f"version {version} has no decision of the policy; it can't be promoted")
+    if not decision.get("may_promote") or (promotion == "auto" and not decision.get("automatic")):
+        reasons = " ".join(decision.get("reasons", ()))
+        how = "" if decision.get("may_promote") else f": {reasons}"
+        raise LedgerError(f"the policy does not allow version {version} {'by itself' if not how else 'any more'}{how}")
     if promotion == "approve" and not approval(ledger.entries(), version, state.champion):
         raise LedgerError(
             f"nobody approved version {version} in place of {_name(state.champion)}, or it is void by now"
@@ -395,8 +418,8 @@ def rollback_target(ledger: Ledger, state: State, to: int | None) -> int:
         return earlier[-1]
     if to == state.champion:
         raise LedgerError(f"version {to} is the champion already ({_since(state)})")
-    was_champion = any(e.version == to and e.kind in ("promoted", "rolled-back") for e in ledger.entries())
-    if to not in state.registered or not was_champion:
+    crowned = any(e.version == to and e.kind in ("promoted", "rolled-back") for e in ledger.entries())
+    if to not in state.registered or not (crowned or to in state.previous):
         raise LedgerError(f"version {to} was never champion; use `xray promote`")
     return to
 

@@ -176,11 +176,13 @@ def rollback(run: Run, version: int | None, why: str, name: str = "", untried: b
 
     registry = run.registry()
     champion, difference = None, None
-    if not untried and not registry.ledger.asked_before("rolled-back", name):
+    if not registry.ledger.asked_before("rolled-back", name):
         operations.record_manual_change(registry)
         state = registry.ledger.state()
+        # Of two people who go back at once the second must be told, not go back one further.
         champion, version = state.champion, operations.rollback_target(registry.ledger, state, version)
-        difference = model_server.check_answers(run, state.registered[version].candidate, version)
+        if not untried:
+            difference = model_server.check_answers(run, state.registered[version].candidate, version)
     terms: dict[str, Any] = {"who": run.who, "why": why, "expected_champion": champion, "request": name}
     entry = operations.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
     log.info("%s", entry.summary())

@@ -76,8 +76,9 @@ def rehearse(
 
 def _ask(model: Path, radiographs: Path) -> dict[str, Any]:
     script = Path(__file__).with_name("fresh.py")
-    # -P: without it the script's folder, this package's, would be searched for every import.
-    command = [sys.executable, "-P", str(script), str(model.resolve()), str(radiographs)]
+    # -P: without it the script's folder, this package's, would be searched for every import. -B: the model's folder is
+    # the cache's, which others audit meanwhile.
+    command = [sys.executable, "-P", "-B", str(script), str(model.resolve()), str(radiographs)]
     try:
         done = subprocess.run(command, cwd=radiographs.parent, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:

@@ -15,8 +15,9 @@ HEADING = "**What became of it**"
 
 @dataclass
 class Tale:
-    """The present status of a version, the entry that made it so, and one line for each decision about it."""
+    """A version's first entry, its status, the entry that made it so, and one line for each decision about it."""
 
+    registered: Entry
     status: str
     entry: Entry
     lines: list[str] = field(default_factory=list)
@@ -24,8 +25,11 @@ class Tale:
     @property
     def tags(self) -> dict[str, str]:
         """The tags a version should carry."""
-        entry = self.entry
-        return {"xray.status": self.status, "xray.since": entry.at, "xray.by": entry.who, "xray.why": entry.why}
+        entry, first = self.entry, self.registered
+        return {
+            "xray.ledger-entry": f"{first.sequence} {first.digest}",
+            **{"xray.status": self.status, "xray.since": entry.at, "xray.by": entry.who, "xray.why": entry.why},
+        }
 
     def description(self, present: str) -> str:
         """Return the version's description (Markdown): what was written when it was registered, then the lines."""
@@ -41,7 +45,7 @@ def tell(entries: Iterable[Entry]) -> dict[int, Tale]:
         version = entry.version
         if entry.kind == "registered" and version is not None:
             _pass_over(tales, entry)
-            tales[version] = Tale("challenger", entry)
+            tales[version] = Tale(entry, "challenger", entry)
         elif version is not None and version in tales:
             _next(tales, champion, entry, version)
             if entry.kind in ("promoted", "rolled-back", "manual-change"):

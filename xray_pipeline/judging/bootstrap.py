@@ -318,7 +318,7 @@ def _interval(cases: Cases, c: int, name: str, points: Mapping[Key, float], draw
     trials as patients. The calibration error of a resample is biased upward by the resampling: its draws are moved by
     their mean's distance from the point.
     """
-    value = points[(c, name)]
+    value = np.minimum(points[(c, name)], 1.0)  # an average precision may be rounded to a little more
     low, high = _percentiles(draws[(c, name)])
     if name == "ece" and np.isfinite(value):
         shift = float(np.nanmean(draws[(c, name)])) - value

@@ -3,7 +3,8 @@
 # Python: $PYTHON if set, else the first of python3, python3.13, python3.12, python3.11 that is 3.11 to 3.13.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec 9<. && flock 9 # of two that set up at once the second finds it done
+exec 9<.
+flock -n 9 || { echo "setup: another one is under way; waiting for it" >&2 && flock 9; }
 
 venv=.venv
 stamp=$venv/.set-up

@@ -236,7 +236,7 @@ class Smoke:
         data = json.loads(self.stack.exec("worker", "python", "/opt/xray/compose/invariants.py"))
         if data["broken"]:
             raise Failed(f"{when}: {data['broken']}")
-        self.ok(f"{when}: I1, I2, I3, I4, I6 by xray verify; {data['text']}")
+        self.ok(f"{when}: I1 to I4, I6, I7 by xray verify; {data['text']}")
 
     def unchanged_night(self) -> None:
         """The last night once more, without anything new, changes nothing (I5)."""

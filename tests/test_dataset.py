@@ -12,7 +12,7 @@ import pytest
 from samples import jpeg, png
 
 from xray_pipeline import night
-from xray_pipeline.dataset import Dataset, side_of
+from xray_pipeline.dataset import Dataset, side_of, to_parquet
 from xray_pipeline.deliveries import bookkeeping
 from xray_pipeline.errors import DatasetError
 from xray_pipeline.night import Run
@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@pytest.mark.parametrize("when", ["while the first is stored", "in the instant of its commit"])
+@pytest.mark.parametrize("when", ["while the first is stored", "in the instant before its commit"])
 def test_two_deliveries_committed_at_once_are_judged_against_each_other(
     settings: Settings, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,7 +57,7 @@ def test_two_deliveries_committed_at_once_are_judged_against_each_other(
     before = getattr(target, moment)
 
     def interrupted(self: object, *given: object) -> object:
-        if moment == "_store_radiographs" or given[0] == "manifests/a.parquet":
+        if moment == "_store_radiographs" or str(given[0]).startswith("order/"):
             monkeypatch.setattr(target, moment, before)
             night.commit_deliveries(Run(settings), ["b"])  # the other process
         return before(self, *given)
@@ -73,6 +73,42 @@ def test_two_deliveries_committed_at_once_are_judged_against_each_other(
     assert rows["digest"].is_unique
     assert (rows.groupby("patient")["side"].nunique() == 1).all()
     assert bookkeeping.verify(run)[0]
+
+
+@pytest.mark.parametrize("who", ["its repeat", "another delivery"])
+def test_a_commit_that_was_killed_before_its_manifest_is_finished(
+    settings: Settings, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(settings)
+    for name, seeds in (("a", range(6)), ("b", range(4, 10))):
+        deliver(settings, name, seeds)
+        assert night.check_delivery(run, name).fit
+    with monkeypatch.context() as killed:
+        killed.setattr(Dataset, "_finish", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            night.commit_deliveries(run, ["a"])
+    assert Dataset(settings).manifests() == []
+    night.commit_deliveries(run, ["a"] if who == "its repeat" else ["b"])
+    night.commit_deliveries(run, ["a", "b"])
+    dataset = Dataset(settings)
+    assert dataset.manifests() == ["a", "b"]
+    assert (dataset.manifest("a")["verdict"] == "accepted").all()  # it came first
+    assert dataset.manifest("b")["reason"].tolist() == ["duplicate"] * 2 + [""] * 4
+    assert len(list(dataset.store.list("order"))) == 2
+    assert list(dataset.store.list("drafts")) == []
+    assert bookkeeping.verify(run)[0]
+
+
+def test_a_patient_on_two_sides_is_reported(settings: Settings) -> None:
+    deliver(settings, "a", range(6))
+    ingest(settings)
+    dataset = Dataset(settings)
+    table = dataset.manifest("a").iloc[:1].assign(side="held-out", digest="0" * 64, file="other")
+    table["side"] = "train" if dataset.manifest("a")["side"][0] == "held-out" else "held-out"
+    dataset.store.write("manifests/b.parquet", to_parquet(table, {"delivery": "b"}))
+    holds, text = bookkeeping.split(Run(settings))
+    assert not holds
+    assert text == "1 patients are on two sides of the split"
 
 
 def test_shares_of_the_split_are_kept() -> None:
@@ -118,10 +154,18 @@ def test_the_same_delivery_gives_the_same_manifest(settings: Settings, tmp_path:
 def test_killed_before_the_manifest_leaves_no_trace_in_the_dataset(settings: Settings) -> None:
     deliver(settings, "first", range(20))
     first = ingest(settings)
-    shutil.rmtree(Path(settings.store) / "dataset" / "manifests")
-    shutil.rmtree(Path(settings.store) / "dataset" / "snapshots")
+    for folder in ("order", "manifests", "snapshots"):
+        shutil.rmtree(Path(settings.store) / "dataset" / folder)
     assert Dataset(settings).snapshot() is None
     assert ingest(settings).snapshot == first.snapshot
+
+
+def test_a_manifest_that_is_lost_is_not_committed_anew(settings: Settings) -> None:
+    deliver(settings, "first", range(5))
+    ingest(settings)
+    (Path(settings.store) / "dataset" / "manifests" / "first.parquet").unlink()
+    with pytest.raises(DatasetError, match=r"manifests/first.parquet, committed as order/00000001.json, is missing"):
+        ingest(settings)
 
 
 def test_deliveries_are_never_changed(settings: Settings) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from samples import jpeg, lay_files
+from typer.testing import CliRunner
 
-from xray_pipeline import expectations, intake, night
+from xray_pipeline import cli, expectations, intake, night
 from xray_pipeline.dataset import Dataset
 from xray_pipeline.deliveries import bookkeeping
 from xray_pipeline.deliveries.reading import judged_by
@@ -99,6 +100,30 @@ def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
     with pytest.raises(DeliveryError, match="day was committed by another run meanwhile"):
         night.check_delivery(run, "day", named=True)
     assert run.store().exists("intake/day/table.parquet")
+    kept = night.checked(run.store(), "day")
+    assert kept is not None
+    assert kept.fit
+
+
+def test_a_delivery_that_changed_before_its_commit_is_no_success(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, check = Run(settings), night.check_delivery
+    folder = lay(settings, "day", GOOD)
+
+    def then_changed(*given: Any, **named: Any) -> Checked:
+        checked = check(*given, **named)
+        next(folder.rglob("*.jpg")).write_bytes(jpeg(seed=900 + time.monotonic_ns() % 90))
+        return checked
+
+    monkeypatch.setattr(night, "check_delivery", then_changed)
+    monkeypatch.setattr(cli, "_run", lambda *_: run)
+    said = CliRunner().invoke(cli.app, ["ingest"])
+    assert said.exit_code == 3
+    assert "delivery day changed between its check and its commit: not taken" in said.stdout
+    said = CliRunner().invoke(cli.app, ["retrain"])
+    assert said.exit_code == 3
+    assert "Delivery day not taken" in said.stdout
 
 
 def test_a_delivery_that_grows_after_it_was_found_is_judged_when_it_has_settled(settings: Settings) -> None:

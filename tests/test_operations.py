@@ -10,7 +10,7 @@ import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
 
-from xray_pipeline.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable
+from xray_pipeline.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable, StorageUnavailable
 from xray_pipeline.learning.tracking import MlflowClient
 from xray_pipeline.ledger import Entry, LostRace
 from xray_pipeline.registry import Registry
@@ -440,9 +440,9 @@ def test_a_repeated_promotion_does_not_undo_a_rollback(two: Registry) -> None:
     operations.rollback(two, who="alice", why="complaints")
     before = two.ledger.entries()
     promote(two, 2, 1, request="auto 2 over 1")  # another question than that of `two`, which had no name
-    asked = two.ledger.entries()[-1]
     operations.rollback(two, who="alice", why="complaints again")
-    assert promote(two, 2, 1, request="auto 2 over 1") == asked
+    with pytest.raises(LostRace, match="rolled-back version 1 by alice"):
+        promote(two, 2, 1, request="auto 2 over 1")
     assert two.aliases()["champion"] == 1
     assert len(two.ledger.entries()) == len(before) + 2
 
@@ -450,8 +450,8 @@ def test_a_repeated_promotion_does_not_undo_a_rollback(two: Registry) -> None:
 @pytest.mark.parametrize(
     ("decision", "promotion", "why"),
     [
-        ({"may_promote": False, "automatic": False, "reasons": ["too little"]}, "approve", "any more: too little"),
-        ({"may_promote": True, "automatic": False}, "auto", "by itself"),
+        ({"may_promote": False, "reasons": ["few"]}, "approve", "does not allow version 1 any more: few"),
+        ({"may_promote": True, "automatic": False}, "auto", "asks a person about version 1 now"),
     ],
 )
 def test_what_the_policy_does_not_allow_at_that_moment_is_not_promoted(
@@ -460,14 +460,34 @@ def test_what_the_policy_does_not_allow_at_that_moment_is_not_promoted(
     register(registry, candidate(1), None)
     if promotion == "approve":
         operations.approve(registry.ledger, 1, who="alice", why="looks right", expected_champion=None)
-    with pytest.raises(LedgerError, match=f"the policy does not allow version 1 {why}"):
+    with pytest.raises(LedgerError, match=why):
         promote(registry, 1, None, decision=decision, promotion=promotion)
     assert registry.aliases()["champion"] is None
 
 
-def test_a_rollback_goes_back_to_a_champion_made_by_hand(two: Registry, client: MlflowClient) -> None:
-    register_third = {"who": "schedule", "why": "better", "decision": DECISION}
-    client.set_registered_model_alias(two.name, "champion", "1")
+def test_a_rollback_goes_back_to_a_champion_made_by_hand(
+    two: Registry, candidate: Callable[[int], Candidate], client: MlflowClient
+) -> None:
+    register(two, candidate(3), 2)
+    client.set_registered_model_alias(two.name, "champion", "3")
     operations.adopt(two, accept=True, who="alice", why="agreed")
-    promote(two, 2, 1, **register_third)
-    assert operations.rollback(two, 1, who="alice", why="back").version == 1
+    register(two, candidate(4), 3)
+    promote(two, 4, 3)
+    operations.rollback(two, 1, who="alice", why="far back")
+    assert operations.rollback(two, 3, who="alice", why="not that far").version == 3
+
+
+@pytest.mark.parametrize("fault", [RegistryUnavailable, StorageUnavailable])
+def test_an_error_after_a_decision_says_whether_to_repeat_it(
+    two: Registry, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    def away(_: Registry) -> Any:
+        raise fault("it is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(operations, "tell_story", away)
+        with pytest.raises(fault, match=r"this is decided: entry 5: rolled-back version 1 .*don't run it again"):
+            operations.rollback(two, who="alice", why="complaints")
+        with pytest.raises(fault, match="run it again: it finds this entry"):
+            operations.rollback(two, 2, who="alice", why="complaints", request="run 1")
+    assert operations.rollback(two, 2, who="alice", why="complaints", request="run 1").sequence == 6

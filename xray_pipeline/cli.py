@@ -129,9 +129,10 @@ def ingest(
         committed = night.commit_deliveries(run, keys, progress)
         results = [{**result, "accounting": bookkeeping.of_delivery(run, result["key"])} for result in results]
     lines = [line for result in results for line in _delivery_lines(result)]
+    lines += [f"delivery {key} changed between its check and its commit: not taken" for key in committed.changed]
     lines.append(_dataset_line(committed.to_dict()) if committed.snapshot else "the dataset is empty")
     _print({"deliveries": results, "dataset": committed.to_dict()}, as_json, lines)
-    if not all(result["fit"] for result in results):
+    if committed.changed or not all(result["fit"] for result in results):
         raise typer.Exit(NO)
 
 
@@ -151,7 +152,7 @@ def retrain(
         result = summary.whole(run, progress)
     _print(result, as_json, [result["message"]])
     refused = (result["decision"] or {}).get("verdict") == "refused"
-    if refused or any(delivery["state"] == "rejected" for delivery in result["deliveries"]):
+    if refused or result["unchecked"] or any(delivery["state"] == "rejected" for delivery in result["deliveries"]):
         raise typer.Exit(NO)
 
 
@@ -234,7 +235,7 @@ def rollback(
 
 @app.command()
 def verify(as_json: Json = False) -> None:
-    """Check that ledger, registry and artifacts agree."""
+    """Check that ledger, registry, artifacts and the books of deliveries agree."""
     findings = answers.verify(_run().settings)
     lines = [f"{'ok ' if f['holds'] else 'NOT'} {f['invariant']:<7} {f['text']}" for f in findings]
     _print(findings, as_json, lines)

@@ -1,7 +1,8 @@
 """Everything accepted so far: radiographs by content digest and one immutable manifest per delivery.
 
     radiographs/<2>/<digest>.jpg|.png    the stored bytes, named by their SHA-256
-    manifests/<delivery>.parquet         every file of the delivery with its verdict; writing it is the commit point
+    order/<n>.json                       the n-th commit, a manifest's key and SHA-256; writing it is the commit point
+    manifests/<delivery>.parquet         every file of the delivery with its verdict; a draft until its commit
     snapshots/<digest>.json              the manifests a training run reads
     dataset.json                         what the first commit fixed: classes, split, fingerprint of the patient key
 
@@ -17,11 +18,9 @@ import io
 import json
 import logging
 import os
-import random
 import re
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -172,7 +171,7 @@ class History:
 
 
 class Dataset:
-    """The dataset in `<store>/dataset`. Nothing in it is changed, only added, but for the instant told at `commit`."""
+    """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added."""
 
     def __init__(self, settings: Settings, store: Store | None = None) -> None:
         self.settings = settings
@@ -222,12 +221,12 @@ class Dataset:
         return History({key: self.manifest(key) for key in self.manifests()})
 
     def commit(self, intake: Intake, progress: Progress | None = None) -> Manifest:
-        """Store a fit delivery's radiographs, then its manifest: the commit point. Repeating it changes nothing.
+        """Store a fit delivery's radiographs and its manifest. Repeating it changes nothing.
 
         The table is judged once more against the dataset of this moment, because deliveries are checked side by side,
-        and again when another one was committed meanwhile: of two that did not see each other at least one is taken
-        back at once. Raises DeliveryError when a file changed or went away since the check, DatasetError when the
-        dataset was made with other settings.
+        and again whenever another delivery took the place in the order that this one was judged for. Raises
+        DeliveryError when a file changed or went away since the check, DatasetError when the dataset was made with
+        other settings.
         """
         from xray_pipeline.deliveries.together import rejudge
 
@@ -235,27 +234,51 @@ class Dataset:
         if not intake.fit:
             raise DatasetError(f"delivery {key} was rejected; it can't be committed")
         self._write_identity(self.patient_key())
-        name = f"manifests/{key}.parquet"
-        if self.store.exists(name):
-            log.info("delivery %s is committed already", key)
-        while not self.store.exists(name):
-            known = self.manifests()
-            history = History({other: self.manifest(other) for other in known})
-            history = history.without(intake.delivery.name, set(intake.table["file"]))
+        while True:
+            place = self._next_place()
+            if self.store.exists(f"manifests/{key}.parquet"):
+                log.info("delivery %s is committed", key)
+                break
+            history = self.history().without(intake.delivery.name, set(intake.table["file"]))
             table = rejudge(intake.table, history, self.settings)
             self._store_radiographs(intake, table, progress)
-            if self.manifests() != known:
-                log.info("another delivery was committed meanwhile; judging %s against it", key)
-                continue
             data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
-            if not self.store.write_if_absent(name, data):
-                log.warning("delivery %s was committed by another run meanwhile; its manifest stands", key)
-            elif self.manifests() != sorted([*known, key]):  # in the instant between looking and writing
-                self.store.delete(name)
-                time.sleep(random.uniform(0, 1))  # so that two that gave way to each other don't meet again
+            digest = hashlib.sha256(data).hexdigest()
+            self.store.write(f"drafts/{digest}.parquet", data)
+            if self.store.write_if_absent(place, _canonical({"manifest": key, "digest": digest})):
+                self._finish(place)
+                break
+            log.info("another delivery was committed meanwhile; judging %s against it", key)
         digest, table = self._manifest(key)
         accepted = int((table["verdict"] == "accepted").sum())
         return Manifest(key, digest, accepted, len(table) - accepted)
+
+    def _next_place(self) -> str:
+        """Return the key of the next commit in the order, once the last one is whole: its process may have died."""
+        taken = sorted(entry.key for entry in self.store.list("order"))
+        if taken:
+            self._finish(taken[-1])
+        return f"order/{len(taken) + 1:08d}.json"
+
+    def _finish(self, place: str) -> None:
+        """Make the manifest of a commit from its draft, unless it is there."""
+        commit = json.loads(self.store.read(place))
+        manifest, draft = f"manifests/{commit['manifest']}.parquet", f"drafts/{commit['digest']}.parquet"
+        if not self.store.exists(manifest):
+            try:
+                self.store.write_if_absent(manifest, self.store.read(draft))
+            except ObjectNotFound as error:
+                if not self.store.exists(manifest):  # else another process was faster
+                    raise DatasetError(
+                        f"{manifest}, committed as {place}, is missing from {self.store.uri}; restore it from a backup"
+                    ) from error
+        self.store.delete(draft)
+
+    def fingerprint(self, key: str) -> str:
+        """Return the SHA-256 of the listing that a committed delivery was judged with. Raises DatasetError."""
+        data = self._read_manifest(key)
+        facts: dict[bytes, bytes] = pq.read_schema(io.BytesIO(data)).metadata or {}
+        return facts.get(b"xray.fingerprint", b"").decode()
 
     def snapshot(self) -> Snapshot | None:
         """Name the present state of the dataset and keep that name; None while nothing is committed."""
@@ -338,12 +361,15 @@ class Dataset:
 
     def _manifest(self, key: str) -> tuple[str, pd.DataFrame]:
         if key not in self._cache:
-            try:
-                data = self.store.read(f"manifests/{key}.parquet")
-            except ObjectNotFound as error:
-                raise DatasetError(f"manifest {key} is missing from {self.store.uri}; restore it") from error
+            data = self._read_manifest(key)
             self._cache[key] = (hashlib.sha256(data).hexdigest(), from_parquet(data, f"manifest {key}"))
         return self._cache[key]
+
+    def _read_manifest(self, key: str) -> bytes:
+        try:
+            return self.store.read(f"manifests/{key}.parquet")
+        except ObjectNotFound as error:
+            raise DatasetError(f"manifest {key} is missing from {self.store.uri}; restore it") from error
 
     def _store_radiographs(self, intake: Intake, table: pd.DataFrame, progress: Progress | None) -> None:
         from xray_pipeline.deliveries import reading
@@ -352,8 +378,9 @@ class Dataset:
         accepted = table[table["verdict"] == "accepted"]
         limits = reading.limits(self.settings.rules)
 
-        def told(row: Any) -> str:
-            return f"between check and commit, row {row.Index} of delivery {intake.delivery.key}"
+        def changed(row: Any, how: str) -> DeliveryError:
+            where = f"row {row.Index} of delivery {intake.delivery.key}"
+            return DeliveryError(f"{where} {how} between check and commit; run it again: it is judged anew")
 
         def store(row: Any) -> None:
             key = _radiograph_key(row.digest, row.suffix)
@@ -364,9 +391,9 @@ class Dataset:
             except (StorageError, RadiographError) as error:
                 if isinstance(error, StorageUnavailable) and not isinstance(error, AccessDenied):
                     raise  # the store's fault, not this file's
-                raise DeliveryError(f"{told(row)} can't be read any more ({type(error).__name__})") from None
+                raise changed(row, f"became unreadable ({type(error).__name__})") from None
             if normalised.digest != row.digest:
-                raise DeliveryError(f"{told(row)} changed")
+                raise changed(row, "changed")
             self.store.write_if_absent(key, normalised.data)
 
         with ThreadPoolExecutor(self.settings.workers or os.cpu_count()) as pool:

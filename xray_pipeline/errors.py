@@ -8,7 +8,7 @@
     │       └── AccessDenied     no permission for this one object or folder
     ├── RadiographError          one file is not a radiograph we take (carries the quarantine reason)
     ├── DecoderUnavailable       no process to decode in could be started: this machine's fault, not the file's
-    ├── DeliveryError            a whole delivery can't be judged (unknown class, unreadable labels.csv, ...)
+    ├── DeliveryError            a whole delivery can't be judged (unknown class, ...), or changed before its commit
     ├── DatasetError             the dataset on disk disagrees with itself, the settings or this version of the code
     ├── WeightsError             pretrained weights are missing or not what their digest says
     ├── TrainingError            training can't go on
@@ -68,7 +68,7 @@ class DecoderUnavailable(XrayError):
 
 
 class DeliveryError(XrayError):
-    """A whole delivery can't be judged."""
+    """A whole delivery can't be judged, or changed before its commit."""
 
 
 class DatasetError(XrayError):

@@ -112,7 +112,10 @@ class Checked(Outcome):
 
 @dataclass(frozen=True)
 class Committed(Outcome):
-    """The dataset after the night's deliveries; `snapshot` is "" while it is empty."""
+    """The dataset after the night's deliveries; `snapshot` is "" while it is empty.
+
+    `changed` are those of the deliveries that changed between check and commit and so were left out.
+    """
 
     snapshot: str
     images: int
@@ -120,6 +123,7 @@ class Committed(Outcome):
     held_out_images: int
     held_out_patients: int
     deliveries: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,6 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     delivery that can't be judged at all (an unknown class, say) is rejected with that reason. Raises DeliveryError when
     `key` is no waiting delivery, or is a named one that has not settled, DatasetError, StorageError.
     """
-    from xray_pipeline import expectations
     from xray_pipeline import intake as intakes
     from xray_pipeline.data_quality import alarms
     from xray_pipeline.dataset import Dataset
@@ -245,17 +248,29 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         intake = intakes.check(delivery, run.settings, history, patient_key, progress, settled)
     except DeliveryError as error:
         if key in dataset.manifests():
+            if earlier:
+                store.write(f"intake/{key}/checked.json", _json(earlier.to_dict()))
             raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
-        if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
-            rules = ""
-        result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
-        for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
-            store.delete(f"intake/{key}/{name}")
-        store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
-        store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
+        result = _unjudged(store, delivery, rules, error)
     else:
         result = keep(store, intake, rules)
     log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
+    return result
+
+
+def _unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
+    """Keep and return the verdict on a delivery that can't be judged at all."""
+    from xray_pipeline import expectations
+    from xray_pipeline.data_quality import alarms
+
+    key = delivery.key
+    if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
+        rules = ""
+    result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
+    for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
+        store.delete(f"intake/{key}/{name}")
+    store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
+    store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
     return result
 
 
@@ -344,6 +359,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     from xray_pipeline.intake import Delivery, Intake
 
     store, dataset = run.store(), Dataset(run.settings)
+    changed = []
     for key in keys:
         logs.about(delivery=key)
         verdict = checked(store, key)
@@ -356,20 +372,20 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
             manifest = dataset.commit(intake, progress)
         except DeliveryError as error:
             store.delete(f"intake/{key}/checked.json")
-            log.error("delivery %s is not committed: %s; it is checked anew next time", key, error)
+            log.error("delivery %s is not committed: %s", key, error)
+            changed.append(key)
             continue
         log.info("delivery %s is committed: %d accepted, %d quarantined", key, manifest.accepted, manifest.quarantined)
     logs.about()
     snapshot = dataset.snapshot()
     if snapshot is None:
         log.info("the dataset is empty: no delivery was ever accepted")
-        return Committed("", 0, 0, 0, 0)
+        return Committed("", 0, 0, 0, 0, changed=tuple(changed))
     rows = dataset.rows(snapshot)
     held_out = rows[rows["side"] == "held-out"]
     log.info("snapshot %s: %d radiographs of %d patients", snapshot.digest[:12], snapshot.images, snapshot.patients)
-    return Committed(
-        snapshot.digest, snapshot.images, snapshot.patients, len(held_out), held_out["patient"].nunique(), tuple(keys)
-    )
+    held_out_patients, taken = held_out["patient"].nunique(), (tuple(keys), tuple(changed))
+    return Committed(snapshot.digest, snapshot.images, snapshot.patients, len(held_out), held_out_patients, *taken)
 
 
 def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:

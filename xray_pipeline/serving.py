@@ -218,7 +218,7 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
     )
 
 
-# What a logged model may hold, and nothing else.
+# What a logged model holds.
 _TRAVELLERS = (
     "__init__",
     "backbones",
@@ -272,8 +272,9 @@ def artifact_digest(files: Mapping[str, str]) -> str:
 def audit(folder: Path, expect_digest: str | None = None) -> str:
     """Refuse a downloaded model folder that holds anything but what `log_model` puts there; return its artifact digest.
 
-    Names, kinds and contents of files are judged (a pickle, archive or link under any name is refused) before anything
-    is loaded or run; with `expect_digest`, every byte is. Raises ModelRefused.
+    Modules of an earlier version of this package count as such. Names, kinds and contents of files are judged (a
+    pickle, archive or link under any name is refused) before anything is loaded or run; with `expect_digest`, every
+    byte is. Raises ModelRefused.
     """
     if not folder.is_dir():
         raise ModelRefused(f"{folder} is not a folder, so not a model")

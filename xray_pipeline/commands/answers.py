@@ -155,7 +155,7 @@ def predict_files(settings: Settings, model_uri: str, files: Sequence[Path]) -> 
 
 
 def verify(settings: Settings) -> list[dict[str, Any]]:
-    """Check that ledger, registry, artifacts and bookkeeping agree: invariant, holds, a sentence for each thing.
+    """Check that ledger, registry, artifacts, bookkeeping and split agree: invariant, holds, a sentence for each thing.
 
     Raises RegistryUnavailable, StorageUnavailable.
     """
@@ -165,8 +165,9 @@ def verify(settings: Settings) -> list[dict[str, Any]]:
     from xray_pipeline.rollout import verify as checks
 
     findings = checks.check(Registry(settings))
-    holds, text = bookkeeping.verify(Run(settings))
-    return [asdict(finding) for finding in (*findings, checks.Finding("I4", holds, text))]
+    books = (("I4", bookkeeping.verify), ("I7", bookkeeping.split))
+    findings += [checks.Finding(name, *look(Run(settings))) for name, look in books]
+    return [asdict(finding) for finding in findings]
 
 
 def health(settings: Settings) -> list[dict[str, Any]]:

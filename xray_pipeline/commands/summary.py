@@ -104,7 +104,9 @@ def _message(
         + (f" {d['why']}" if d["why"] else "")
         + (f" Drift alarm: {' and '.join(d['alarms'])}." if d["alarms"] else "")
         for d in summary["deliveries"]
-    ] or ["No new deliveries."]
+    ]
+    parts += [f"Delivery {key} not taken: not checked, or changed since." for key in summary["unchecked"]]
+    parts = parts or ["No new deliveries."]
     if not summary["snapshot"]:
         parts.append("Nothing to train on: no delivery was ever accepted.")
     elif trained and trained["settled"]:

@@ -24,7 +24,7 @@ from xray_pipeline.data_quality.suspects import Suspect
 from xray_pipeline.dataset import Dataset, Progress, Snapshot
 from xray_pipeline.learning.fitting import Trainer
 from xray_pipeline.learning.recipe import Recipe
-from xray_pipeline.night import Run, checked
+from xray_pipeline.night import Run
 from xray_pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,7 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
     for key in new:
         kept = rows[rows["delivery"].isin(before)]
         found = drift.of_features(rows[rows["delivery"] == key], kept, by_digest, run.settings.rules)
-        verdict = checked(store, key)
-        fingerprint = str(verdict.delivery["fingerprint"]) if verdict else ""
-        alarms.keep(store, key, fingerprint, found, alarms.FEATURES)
+        alarms.keep(store, key, dataset.fingerprint(key), found, alarms.FEATURES)
         log.log(logging.WARNING if found.alarms else logging.INFO, "delivery %s: %s", key, _says(found))
         before.append(key)
     listed = suspects.find(rows, vectors, run.settings.classes)

@@ -159,6 +159,23 @@ def verify(run: Run) -> tuple[bool, str]:
     return True, f"{len(files)} files of {deliveries} deliveries, each accepted or quarantined once"
 
 
+def split(run: Run) -> tuple[bool, str]:
+    """Check that no patient is on two sides of the split: (holds, a sentence). Raises DatasetError."""
+    from xray_pipeline.dataset import Dataset
+
+    dataset = Dataset(run.settings)
+    sides: dict[str, set[str]] = {}
+    for key in dataset.manifests():
+        table = dataset.manifest(key)
+        accepted = table.loc[table["verdict"] == "accepted", ["patient", "side"]].drop_duplicates()
+        for patient, side in accepted.itertuples(index=False, name=None):
+            sides.setdefault(patient, set()).add(side)
+    both = sum(len(found) > 1 for found in sides.values())
+    if both:
+        return False, f"{both} patients are on two sides of the split"
+    return True, f"{len(sides)} patients, each on one side of the split"
+
+
 def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, Any]:
     """Judge the quarantined files of a committed delivery anew, under the rules and the dataset of now.
 

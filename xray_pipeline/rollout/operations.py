@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from xray_pipeline.errors import LedgerError, RegistryError
+from xray_pipeline.errors import LedgerError, RegistryError, StorageError
 from xray_pipeline.ledger import Entry, Ledger, LostRace, State
 from xray_pipeline.registry import Registry
 from xray_pipeline.rollout.story import tell, why_void
@@ -231,6 +231,8 @@ def promote(
 
     def decide(state: State) -> Entry | Fields:
         if earlier := ledger.asked_before("promoted", request):
+            if state.champion != version and state.since:
+                raise LostRace(state.since)  # a person went back since
             return earlier
         if state.champion == version and state.since is not None and state.since.kind == "promoted":
             log.info("nothing to promote: %s", state.since.summary())
@@ -278,7 +280,7 @@ def rollback(
         return {"kind": "rolled-back", **_crowning(state, target), **told}
 
     entry = _commit(ledger, decide)
-    with _decided(entry):
+    with _decided(entry, again=bool(request)):
         registry.follow()
         _tell(registry, entry)
     return entry
@@ -317,7 +319,7 @@ def adopt(registry: Registry, *, accept: bool, who: str, why: str) -> Entry:
         }
 
     entry = _commit(ledger, decide)
-    with _decided(entry):
+    with _decided(entry, again=False):
         registry.follow()
         tell_story(registry)
     return entry
@@ -353,15 +355,15 @@ def _commit(ledger: Ledger, decide: Callable[[State], Entry | Fields]) -> Entry:
 
 
 @contextlib.contextmanager
-def _decided(entry: Entry) -> Iterator[None]:
-    """Say of an error in what follows that the decision stands: repeated by hand it would be a second one."""
+def _decided(entry: Entry, again: bool = True) -> Iterator[None]:
+    """Say of an error in what follows that the decision stands, and whether to ask `again` finds it or is a new one."""
     try:
         yield
-    except RegistryError as error:
-        raise type(error)(
-            f"this is decided: {entry.summary()}; don't repeat it. MLflow is behind ({error}); any later night or "
-            f"command brings it along"
-        ) from error
+    except (RegistryError, StorageError) as error:
+        todo = "run it again: it finds this entry and goes on"
+        if not again:
+            todo = "don't run it again, that would be a new decision; the next night or command moves the aliases"
+        raise type(error)(f"this is decided: {entry.summary()}; what follows is not done ({error}); {todo}") from error
 
 
 def _crowning(state: State, version: int) -> Fields:
@@ -399,10 +401,12 @@ def _expect_decided(
         raise LedgerError(f"version {version} is not in the ledger; only what the night registered can be promoted")
     if not decision or not state.registered[version].decision:
         raise LedgerError(f"version {version} has no decision of the policy; it can't be promoted")
-    if not decision.get("may_promote") or (promotion == "auto" and not decision.get("automatic")):
-        reasons = " ".join(decision.get("reasons", ()))
-        how = "" if decision.get("may_promote") else f": {reasons}"
-        raise LedgerError(f"the policy does not allow version {version} {'by itself' if not how else 'any more'}{how}")
+    if not decision.get("may_promote"):
+        raise LedgerError(
+            f"the policy does not allow version {version} any more: {' '.join(decision.get('reasons', ()))}"
+        )
+    if promotion == "auto" and not decision.get("automatic"):
+        raise LedgerError(f"the policy asks a person about version {version} now; start xray_promote or `xray promote`")
     if promotion == "approve" and not approval(ledger.entries(), version, state.champion):
         raise LedgerError(
             f"nobody approved version {version} in place of {_name(state.champion)}, or it is void by now"
@@ -418,10 +422,15 @@ def rollback_target(ledger: Ledger, state: State, to: int | None) -> int:
         return earlier[-1]
     if to == state.champion:
         raise LedgerError(f"version {to} is the champion already ({_since(state)})")
-    crowned = any(e.version == to and e.kind in ("promoted", "rolled-back") for e in ledger.entries())
-    if to not in state.registered or not (crowned or to in state.previous):
+    if to not in state.registered or not any(e.version == to and _crowned(e) for e in ledger.entries()):
         raise LedgerError(f"version {to} was never champion; use `xray promote`")
     return to
+
+
+def _crowned(entry: Entry) -> bool:
+    """Whether an entry made its version champion: as decided, or by hand and accepted."""
+    accepted = entry.kind == "manual-change" and entry.decision.get("action") == "accepted"
+    return accepted or entry.kind in ("promoted", "rolled-back")
 
 
 def tell_story(registry: Registry) -> None:

@@ -183,7 +183,7 @@ def test_a_wrong_password_is_named_without_being_shown(cluster: Cluster) -> None
 # Doors
 
 
-PRIVATE = r"dataset/manifests/|intake/[^/]+/table\.parquet$"
+PRIVATE = r"dataset/(manifests|drafts)/|intake/[^/]+/table\.parquet$"
 """What may name patients: an intake table is the manifest before it is committed."""
 
 

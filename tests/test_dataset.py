@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_two_deliveries_committed_at_once_are_judged_against_each_other(
     before = getattr(target, moment)
 
     def interrupted(self: object, *given: object) -> object:
-        if moment == "_store_radiographs" or str(given[0]).startswith("order/"):
+        if moment == "_store_radiographs" or str(given[0]).startswith("commits/"):
             monkeypatch.setattr(target, moment, before)
             night.commit_deliveries(Run(settings), ["b"])  # the other process
         return before(self, *given)
@@ -66,6 +67,7 @@ def test_two_deliveries_committed_at_once_are_judged_against_each_other(
     night.commit_deliveries(run, ["a"])
     dataset = Dataset(settings)
     assert dataset.manifests() == ["a", "b"]
+    assert list(dataset.store.list("drafts")) == []
     snapshot = dataset.snapshot()
     assert snapshot is not None
     rows = dataset.rows(snapshot)
@@ -94,9 +96,49 @@ def test_a_commit_that_was_killed_before_its_manifest_is_finished(
     assert dataset.manifests() == ["a", "b"]
     assert (dataset.manifest("a")["verdict"] == "accepted").all()  # it came first
     assert dataset.manifest("b")["reason"].tolist() == ["duplicate"] * 2 + [""] * 4
-    assert len(list(dataset.store.list("order"))) == 2
+    assert len(list(dataset.store.list("commits"))) == 2
     assert list(dataset.store.list("drafts")) == []
     assert bookkeeping.verify(run)[0]
+
+
+def test_a_delivery_that_changed_after_its_commit_was_killed_is_an_addition(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(settings)
+    folder = deliver(settings, "a", range(6))
+    night.check_delivery(run, "a")
+    with monkeypatch.context() as killed:
+        killed.setattr(Dataset, "_finish", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            night.commit_deliveries(run, ["a"])
+    (folder / "patient0006_1.jpeg").write_bytes(b"no image")
+    assert night.find_deliveries(run) == ["a+2"]
+    assert Dataset(settings).manifests() == ["a"]
+
+
+def test_a_manifest_that_was_changed_or_lost_is_named(settings: Settings) -> None:
+    for name, seeds in (("a", range(6)), ("b", range(6, 12)), ("c", range(12, 18))):
+        deliver(settings, name, seeds)
+        ingest(settings)
+    dataset = Dataset(settings)
+    table = dataset.manifest("a").assign(label="PNEUMONIA")
+    dataset.store.write("manifests/a.parquet", to_parquet(table, {"delivery": "a"}))
+    dataset.store.delete("manifests/b.parquet")
+    assert bookkeeping.verify(Run(settings)) == (False, "missing, or not what was committed: the manifests of a, b")
+    with pytest.raises(DatasetError, match="3 commits and 2 manifests"):
+        night.find_deliveries(Run(settings))
+
+
+def test_a_draft_that_was_never_committed_goes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    deliver(settings, "a", range(6))
+    ingest(settings)
+    store = Dataset(settings).store
+    monkeypatch.setattr("xray_pipeline.dataset.DRAFT_SECONDS", 3.0)
+    store.write("drafts/old.parquet", b"")
+    time.sleep(3.1)
+    store.write("drafts/new.parquet", b"")
+    night.find_deliveries(Run(settings))
+    assert [entry.key for entry in store.list("drafts")] == ["drafts/new.parquet"]
 
 
 def test_a_patient_on_two_sides_is_reported(settings: Settings) -> None:
@@ -154,7 +196,7 @@ def test_the_same_delivery_gives_the_same_manifest(settings: Settings, tmp_path:
 def test_killed_before_the_manifest_leaves_no_trace_in_the_dataset(settings: Settings) -> None:
     deliver(settings, "first", range(20))
     first = ingest(settings)
-    for folder in ("order", "manifests", "snapshots"):
+    for folder in ("commits", "manifests", "snapshots"):
         shutil.rmtree(Path(settings.store) / "dataset" / folder)
     assert Dataset(settings).snapshot() is None
     assert ingest(settings).snapshot == first.snapshot
@@ -164,7 +206,7 @@ def test_a_manifest_that_is_lost_is_not_committed_anew(settings: Settings) -> No
     deliver(settings, "first", range(5))
     ingest(settings)
     (Path(settings.store) / "dataset" / "manifests" / "first.parquet").unlink()
-    with pytest.raises(DatasetError, match=r"manifests/first.parquet, committed as order/00000001.json, is missing"):
+    with pytest.raises(DatasetError, match=r"manifests/first.parquet, committed as commits/00000001.json, is missing"):
         ingest(settings)
 
 

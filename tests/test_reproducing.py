@@ -25,7 +25,7 @@ def registered(settings: Settings, **overrides: Any) -> Candidate:
         candidate,
         who="schedule",
         why="accuracy 0.95 above 0.94",
-        decision={"verdict": "registered", "may_promote": True},
+        decision={"verdict": "registered", "may_promote": True, "automatic": True},
         champion_before=None,
     )
     assert entry.version == 1

@@ -139,7 +139,11 @@ def test_patience_ends_training_early(grown: Settings) -> None:
 
 def promoted(settings: Settings, candidate: training.Candidate, before: int | None) -> int:
     registry = Registry(settings)
-    facts = {"who": "a test", "why": "a test", "decision": {"verdict": "registered", "may_promote": True}}
+    facts = {
+        "who": "a test",
+        "why": "a test",
+        "decision": {"verdict": "registered", "may_promote": True, "automatic": True},
+    }
     version = operations.register(registry, candidate, champion_before=before, **facts).version
     assert version
     operations.promote(registry, version, expected_champion=before, promotion="auto", **facts)

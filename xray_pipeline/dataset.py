@@ -1,8 +1,9 @@
 """Everything accepted so far: radiographs by content digest and one immutable manifest per delivery.
 
     radiographs/<2>/<digest>.jpg|.png    the stored bytes, named by their SHA-256
-    order/<n>.json                       the n-th commit, a manifest's key and SHA-256; writing it is the commit point
-    manifests/<delivery>.parquet         every file of the delivery with its verdict; a draft until its commit
+    commits/<n>.json                     the n-th commit: a manifest's key and SHA-256; writing it is the commit point
+    drafts/<delivery>.<token>.parquet    the manifest until then; the commit names it
+    manifests/<delivery>.parquet         every file of the delivery with its verdict
     snapshots/<digest>.json              the manifests a training run reads
     dataset.json                         what the first commit fixed: classes, split, fingerprint of the patient key
 
@@ -21,6 +22,7 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,6 +66,8 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # 2: rows carry a perceptual hash and a thumbnail, without which copies go unnoticed
 CONNECTED = 3  # of a snapshot whose rows depend on it that `contested` is asked, as it was not for those of format 2
 SIDES = ("train", "validation", "held-out")
+DRAFT_SECONDS = 86_400.0
+"""Age from which a manifest that was never committed is deleted."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -171,7 +175,7 @@ class History:
 
 
 class Dataset:
-    """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added."""
+    """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added, drafts aside."""
 
     def __init__(self, settings: Settings, store: Store | None = None) -> None:
         self.settings = settings
@@ -243,36 +247,63 @@ class Dataset:
             table = rejudge(intake.table, history, self.settings)
             self._store_radiographs(intake, table, progress)
             data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
-            digest = hashlib.sha256(data).hexdigest()
-            self.store.write(f"drafts/{digest}.parquet", data)
-            if self.store.write_if_absent(place, _canonical({"manifest": key, "digest": digest})):
+            draft = f"drafts/{key}.{secrets.token_hex(8)}.parquet"  # no other attempt's
+            self.store.write(draft, data)
+            commit = {"manifest": key, "digest": hashlib.sha256(data).hexdigest(), "draft": draft}
+            if self.store.write_if_absent(place, _canonical(commit)):
                 self._finish(place)
                 break
+            self.store.delete(draft)
             log.info("another delivery was committed meanwhile; judging %s against it", key)
         digest, table = self._manifest(key)
         accepted = int((table["verdict"] == "accepted").sum())
         return Manifest(key, digest, accepted, len(table) - accepted)
 
+    def settle(self) -> None:
+        """Finish what a process that was killed had committed, before anything else is judged. Raises DatasetError."""
+        self._next_place()
+
     def _next_place(self) -> str:
-        """Return the key of the next commit in the order, once the last one is whole: its process may have died."""
-        taken = sorted(entry.key for entry in self.store.list("order"))
-        if taken:
-            self._finish(taken[-1])
-        return f"order/{len(taken) + 1:08d}.json"
+        """Return the key of the next commit, once the last one is whole."""
+        taken = sorted(entry.key for entry in self.store.list("commits"))
+        if not taken:
+            return _place(1)
+        self._finish(taken[-1])
+        if (found := len(self.manifests())) < len(taken):
+            raise DatasetError(
+                f"{self.store.uri} has {len(taken)} commits and {found} manifests; see `xray verify` for what is "
+                f"missing, and restore it from a backup"
+            )
+        for entry in self.store.list("drafts"):
+            if entry.modified < time.time() - DRAFT_SECONDS:  # of a process that was killed before its commit
+                self.store.delete(entry.key)
+        return _place(int(taken[-1].rpartition("/")[2].removesuffix(".json")) + 1)
 
     def _finish(self, place: str) -> None:
         """Make the manifest of a commit from its draft, unless it is there."""
         commit = json.loads(self.store.read(place))
-        manifest, draft = f"manifests/{commit['manifest']}.parquet", f"drafts/{commit['digest']}.parquet"
+        manifest = f"manifests/{commit['manifest']}.parquet"
         if not self.store.exists(manifest):
             try:
-                self.store.write_if_absent(manifest, self.store.read(draft))
+                self.store.write_if_absent(manifest, self.store.read(commit["draft"]))
             except ObjectNotFound as error:
                 if not self.store.exists(manifest):  # else another process was faster
                     raise DatasetError(
                         f"{manifest}, committed as {place}, is missing from {self.store.uri}; restore it from a backup"
                     ) from error
-        self.store.delete(draft)
+        self.store.delete(commit["draft"])
+
+    def altered(self) -> list[str]:
+        """Return the keys of manifests that are missing or are not what was committed, in the order of the commits."""
+        commits = [
+            json.loads(self.store.read(key)) for key in sorted(entry.key for entry in self.store.list("commits"))
+        ]
+        there = set(self.manifests())
+        return [
+            c["manifest"]
+            for c in commits
+            if c["manifest"] not in there or self._manifest(c["manifest"])[0] != c["digest"]
+        ]
 
     def fingerprint(self, key: str) -> str:
         """Return the SHA-256 of the listing that a committed delivery was judged with. Raises DatasetError."""
@@ -478,6 +509,10 @@ _SOURCES = re.compile(r"^(?:person\d+_(bacteria|virus)|(NORMAL2)-IM-|(IM)-)")
 def _source(file: str) -> str:
     match = _SOURCES.match(file.rpartition("/")[2])
     return match[match.lastindex or 0] if match else ""
+
+
+def _place(number: int) -> str:
+    return f"commits/{number:08d}.json"
 
 
 def _radiograph_key(digest: str, suffix: str) -> str:

@@ -187,7 +187,9 @@ def find_deliveries(run: Run) -> list[str]:
     """
     from xray_pipeline.dataset import Dataset
 
-    found = _deliveries(run, Dataset(run.settings).history())
+    dataset = Dataset(run.settings)
+    dataset.settle()
+    found = _deliveries(run, dataset.history())
     for delivery in found:
         if not delivery.settled:
             log.info("delivery %s is still arriving: %d files; next time", delivery.key, delivery.files)
@@ -228,6 +230,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
 
     logs.about(delivery=key)
     store, dataset = run.store(), Dataset(run.settings)
+    dataset.settle()
     history = dataset.history()  # one for finding and judging it: it may be committed meanwhile
     delivery = next((d for d in _deliveries(run, history, quietly=True) if d.key == key), None)
     if delivery is None:
@@ -248,8 +251,8 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         intake = intakes.check(delivery, run.settings, history, patient_key, progress, settled)
     except DeliveryError as error:
         if key in dataset.manifests():
-            if earlier:
-                store.write(f"intake/{key}/checked.json", _json(earlier.to_dict()))
+            if earlier and earlier.fit:  # it was taken away above
+                store.write_if_absent(f"intake/{key}/checked.json", _json(earlier.to_dict()))
             raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
         result = _unjudged(store, delivery, rules, error)
     else:
@@ -360,6 +363,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
 
     store, dataset = run.store(), Dataset(run.settings)
     changed = []
+    dataset.settle()
     for key in keys:
         logs.about(delivery=key)
         verdict = checked(store, key)
@@ -371,6 +375,8 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
         try:
             manifest = dataset.commit(intake, progress)
         except DeliveryError as error:
+            if key in dataset.manifests():  # by another run, before the change
+                continue
             store.delete(f"intake/{key}/checked.json")
             log.error("delivery %s is not committed: %s", key, error)
             changed.append(key)

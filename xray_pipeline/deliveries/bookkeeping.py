@@ -139,6 +139,8 @@ def verify(run: Run) -> tuple[bool, str]:
     from xray_pipeline.dataset import Dataset
 
     dataset = Dataset(run.settings)
+    if altered := dataset.altered():
+        return False, f"missing, or not what was committed: the manifests of {', '.join(altered[:5])}"
     taken: Counter[tuple[Any, ...]] = Counter()
     digests: Counter[str] = Counter()
     files: set[tuple[Any, ...]] = set()
@@ -193,6 +195,7 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     from xray_pipeline.storage import open_store
 
     dataset = Dataset(run.settings)
+    dataset.settle()
     tables = {key: dataset.manifest(key) for key in dataset.manifests() if part_of(key)[0] == name}
     if not tables:
         raise DeliveryError(f"no delivery {name} is committed; `xray check` judges one that waits")
@@ -289,7 +292,7 @@ def _commit(
         found = intake.Intake(addition, table, True, (), verdict.result, verdict.page, verdict.warnings, unlike)
     night.keep(store, found, judged_by(run.settings, dataset.patient_key()))
     manifest = dataset.commit(found, progress)
-    if manifest.accepted + manifest.quarantined != len(table):
+    if set(files_of(dataset.manifest(key))) != set(files_of(table)):
         raise DatasetError(f"part {key} of delivery {addition.name} was committed by another run; run it again")
     log.info("delivery %s: %d files accepted, %d settled in a label conflict", key, len(taken), len(table) - len(taken))
     why = f"{gone} in a label conflict are gone from the delivery and no longer count" if gone else ""

@@ -232,7 +232,7 @@ def promote(
     def decide(state: State) -> Entry | Fields:
         if earlier := ledger.asked_before("promoted", request):
             if state.champion != version and state.since:
-                raise LostRace(state.since)  # a person went back since
+                raise LostRace(state.since)  # another decision came since
             return earlier
         if state.champion == version and state.since is not None and state.since.kind == "promoted":
             log.info("nothing to promote: %s", state.since.summary())
@@ -244,7 +244,7 @@ def promote(
         return {"kind": "promoted", **_crowning(state, version), **told}
 
     entry = _commit(ledger, decide)
-    with _decided(entry):
+    with _decided(entry, again=bool(request)):
         registry.follow()
         _tell(registry, entry)
     return entry

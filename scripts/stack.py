@@ -136,7 +136,12 @@ class Airflow:
             try:
                 if not self.token:
                     self.token = self._log_in()
-                return call(method, f"{self.url}/api/v2{path}", body, {"Authorization": f"Bearer {self.token}"})
+                status, answer = call(
+                    method, f"{self.url}/api/v2{path}", body, {"Authorization": f"Bearer {self.token}"}
+                )
+                if method == "GET" and status >= 500:  # its database may be restarting
+                    raise OSError(f"{status} from {path}")
+                return status, answer
             except OSError as error:
                 last = error
                 time.sleep(2)

@@ -27,14 +27,15 @@ import httpx
 import psutil
 import pytest
 from mlflow_server import run_postgres, running
-from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, free_port, run_s3, s3_credentials
+from ports import free_port
+from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, run_s3, s3_credentials
 from services import QUIET, Airflow, Failed, Stack, tail
 
 from xray_pipeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-HEARTBEAT_TIMEOUT = 15
+HEARTBEAT_TIMEOUT = 30
 """Seconds without a sign of life after which a task's worker counts as dead; Airflow's own value is 300."""
 
 VIEWER = ("viewer", secrets.token_urlsafe(12))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -18,6 +19,9 @@ from s3_server import S3Server, run_s3, s3_credentials
 from xray_pipeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile("shared machine", deadline=None)  # one stall is no fault
+hypothesis.settings.load_profile("shared machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

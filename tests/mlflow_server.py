@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,13 +34,6 @@ class MlflowServer:
     def artifacts(self) -> Path:
         """The folder the server keeps artifacts in."""
         return self.folder / "artifacts"
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -119,9 +112,10 @@ def run_postgres() -> Iterator[str]:
             )
         try:
             ready = [programs[-1] / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-            for _ in range(300):
-                if subprocess.run(ready, check=False).returncode == 0:
-                    break
+            until = time.monotonic() + 120
+            while subprocess.run(ready, check=False).returncode != 0:
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError(f"PostgreSQL does not answer: {(folder / 'postgres.log').read_text()[-2000:]}")
                 time.sleep(0.1)
             yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "tester", "tester-secret", "hospital"
 
@@ -25,30 +25,6 @@ ACCESS_KEY, SECRET_KEY, BUCKET = "tester", "tester-secret", "hospital"
 class S3Server:
     endpoint: str
     process: subprocess.Popen[bytes]
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports whose +10000 neighbours are free too: SeaweedFS puts each server's gRPC there."""
-    found: list[int] = []
-    while len(found) < count:
-        port = free_port()
-        if port > 50000 or any(abs(port - other) < 2 for other in found):
-            port = port % 20000 + 20000
-        with socket.socket() as here, socket.socket() as grpc:
-            try:
-                here.bind(("127.0.0.1", port))
-                grpc.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-        found.append(port)
-    return found
 
 
 @contextmanager
@@ -72,7 +48,8 @@ def run_s3(folder: Path) -> Iterator[S3Server]:
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
-    master, volume, filer, s3 = free_ports(4)
+    # It puts each server's gRPC at +10000. Every second port, as it uses some that lie next to these.
+    master, volume, filer, s3 = [free_port(10_000) for _ in range(8)][::2]
     command = [
         *(str(Path(sys.executable).with_name("weed")), f"-logdir={folder}", "server", f"-dir={folder / 'data'}"),
         *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=30", "-master.volumeSizeLimitMB=64"),
@@ -99,7 +76,7 @@ def run_s3(folder: Path) -> Iterator[S3Server]:
 
 
 def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
+    for _ in range(1200):
         if process.poll() is not None:
             raise RuntimeError(f"SeaweedFS ended with {process.returncode}: {log.read_text()[-2000:]}")
         try:
@@ -108,7 +85,7 @@ def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"SeaweedFS did not answer within 30 s: {log.read_text()[-2000:]}")
+    raise RuntimeError(f"SeaweedFS did not answer within 120 s: {log.read_text()[-2000:]}")
 
 
 def _make_bucket(endpoint: str) -> None:

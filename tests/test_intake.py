@@ -901,7 +901,7 @@ def test_a_killed_scan_goes_on_where_it_stopped(tmp_path: Path) -> None:
         arguments = [sys.executable, "-c", SCAN, str(tmp_path / home), str(delivery), str(delay)]
         return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, text=True)
 
-    killed = scan("killed", 0.02)
+    killed = scan("killed", 0.1)
     assert killed.stdout is not None
     while killed.stdout.readline().strip() != "25":
         assert killed.poll() is None

@@ -127,15 +127,15 @@ def test_a_delivery_that_changed_before_its_commit_is_no_success(
 
 
 def test_a_delivery_that_grows_after_it_was_found_is_judged_when_it_has_settled(settings: Settings) -> None:
-    run = changed(Run(settings), settle_seconds=1)
+    run = changed(Run(settings), settle_seconds=3)
     folder = lay(settings, "day", GOOD)
-    time.sleep(1.1)
+    time.sleep(3.1)
     assert night.find_deliveries(run) == ["day"]
     (folder / "NORMAL" / "late.jpg").write_bytes(jpeg(seed=99))
     caught = night.check_delivery(run, "day")
     assert not caught.fit
     assert "still be arriving" in caught.why
-    time.sleep(1.1)
+    time.sleep(3.1)
     assert [verdict.accepted for verdict in ingest(run)] == [len(GOOD) + 1]
 
 

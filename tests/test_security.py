@@ -25,7 +25,8 @@ import httpx
 import pytest
 import samples
 import torch
-from mlflow_server import free_port, running
+from mlflow_server import running
+from ports import free_port
 from s3_server import BUCKET, S3Server
 
 import xray_pipeline

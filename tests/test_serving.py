@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mlflow_server import MlflowServer, free_port, running
+from mlflow_server import MlflowServer, running
+from ports import free_port
 from small_models import image, logged, small_classifier
 
 from xray_pipeline.errors import ConfigError, EvaluationError, ModelRefused

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from operated_site import Site
 from PIL import Image
-from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, expect, sync_playwright
 from services import Airflow, running
 from webhook import run_webhook
 
@@ -26,6 +26,8 @@ FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
+expect.set_options(timeout=60_000)  # of its own it waits 5 seconds, which an app that loads may take
+
 DAGS = ("xray_retrain", "xray_promote", "xray_rollback")
 
 

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(1500)  # services, five Airflow processes and t
 DAG = "xray_retrain"
 PATIENTS = 200
 PATIENT_KEY = "demo key, not a secret"  # always the same split
-EPOCHS = 30
+EPOCHS = 120
 
 
 @pytest.fixture(scope="module")

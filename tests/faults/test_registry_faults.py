@@ -37,7 +37,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -166,8 +166,9 @@ def test_a_database_that_goes_away_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_slow_answer_is_waited_for_and_a_very_slow_one_is_not(
-    direct: Registry, proxy: FaultProxy, model: Candidate
+    direct: Registry, proxy: FaultProxy, model: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     proxy.delay, proxy.decide = 1.0, once("slow", "POST", "model-versions/create")
     assert register(through(direct, proxy), model, None).version == 1
     proxy.delay, proxy.decide = 3.0, once("slow", "POST", "alias", times=100)

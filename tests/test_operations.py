@@ -477,6 +477,19 @@ def test_a_rollback_goes_back_to_a_champion_made_by_hand(
     assert operations.rollback(two, 3, who="alice", why="not that far").version == 3
 
 
+def test_what_a_rollback_goes_back_to_can_be_named(
+    two: Registry, candidate: Callable[[int], Candidate], client: MlflowClient
+) -> None:
+    """Also a champion set by hand that nobody accepted: the default and its number mean the same."""
+    register(two, candidate(3), 2)
+    client.set_registered_model_alias(two.name, "champion", "3")
+    operations.reconcile(two)
+    register(two, candidate(4), 3)
+    promote(two, 4, 3)
+    target = operations.rollback_target(two.ledger, two.ledger.state(), None)
+    assert operations.rollback_target(two.ledger, two.ledger.state(), target) == target == 3
+
+
 @pytest.mark.parametrize("fault", [RegistryUnavailable, StorageUnavailable])
 def test_an_error_after_a_decision_says_whether_to_repeat_it(
     two: Registry, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]

@@ -265,7 +265,7 @@ class Dataset:
 
     def _next_place(self) -> str:
         """Return the key of the next commit, once the last one is whole."""
-        taken = sorted(entry.key for entry in self.store.list("commits"))
+        taken = self._places()
         if not taken:
             return _place(1)
         self._finish(taken[-1])
@@ -278,6 +278,9 @@ class Dataset:
             if entry.modified < time.time() - DRAFT_SECONDS:  # of a process that was killed before its commit
                 self.store.delete(entry.key)
         return _place(int(taken[-1].rpartition("/")[2].removesuffix(".json")) + 1)
+
+    def _places(self) -> list[str]:
+        return sorted(entry.key for entry in self.store.list("commits"))
 
     def _finish(self, place: str) -> None:
         """Make the manifest of a commit from its draft, unless it is there."""
@@ -295,9 +298,7 @@ class Dataset:
 
     def altered(self) -> list[str]:
         """Return the keys of manifests that are missing or are not what was committed, in the order of the commits."""
-        commits = [
-            json.loads(self.store.read(key)) for key in sorted(entry.key for entry in self.store.list("commits"))
-        ]
+        commits = [json.loads(self.store.read(place)) for place in self._places()]
         there = set(self.manifests())
         return [
             c["manifest"]

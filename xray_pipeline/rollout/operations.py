@@ -422,7 +422,8 @@ def rollback_target(ledger: Ledger, state: State, to: int | None) -> int:
         return earlier[-1]
     if to == state.champion:
         raise LedgerError(f"version {to} is the champion already ({_since(state)})")
-    if to not in state.registered or not any(e.version == to and _crowned(e) for e in ledger.entries()):
+    crowned = to in state.previous or any(e.version == to and _crowned(e) for e in ledger.entries())
+    if to not in state.registered or not crowned:
         raise LedgerError(f"version {to} was never champion; use `xray promote`")
     return to
 

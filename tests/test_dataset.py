@@ -413,6 +413,21 @@ def test_one_changed_label_in_a_manifest_stops(settings: Settings) -> None:
         Dataset(settings).open_snapshot(digest)
 
 
+def test_reading_a_table_leaves_no_thread_that_could_outlive_the_program() -> None:
+    threads = """
+import os
+import pandas as pd
+from xray_pipeline.dataset import from_parquet, to_parquet
+
+data = to_parquet(pd.DataFrame({f"column {n}": ["text"] * 30 for n in range(27)}), {})
+before = os.listdir("/proc/self/task")
+assert len(from_parquet(data, "it")) == 30
+assert os.listdir("/proc/self/task") == before
+"""
+    done = subprocess.run([sys.executable, "-c", threads], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_manifest_of_another_version_is_refused_by_name(settings: Settings) -> None:
     deliver(settings, "first", range(5))
     ingest(settings)

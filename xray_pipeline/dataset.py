@@ -537,13 +537,22 @@ def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
 def from_parquet(data: bytes, what: str) -> pd.DataFrame:
     """Read what `to_parquet` wrote. Raises DatasetError, naming `what`, for other bytes or another format version."""
     try:
-        arrow = pq.read_table(io.BytesIO(data))
+        found = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"xray.format", b"none").decode()
+        if found == str(FORMAT):
+            return read_parquet(data)
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetError(f"{what} is not readable Parquet: {error}") from error
-    found = (arrow.schema.metadata or {}).get(b"xray.format", b"none").decode()
-    if found != str(FORMAT):
-        raise DatasetError(f"{what} has format {found}; this version reads {FORMAT}")
-    return arrow.to_pandas()
+    raise DatasetError(f"{what} has format {found}; this version reads {FORMAT}")
+
+
+def read_parquet(data: bytes) -> pd.DataFrame:
+    """Read any Parquet on this thread alone. Raises pyarrow.ArrowInvalid or OSError for other bytes.
+
+    `read_table` and `to_pandas` leave Python objects to threads that outlive the call, and a process that ends before
+    they do aborts (https://github.com/apache/arrow/issues/34314).
+    """
+    table: pd.DataFrame = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pandas(use_threads=False)
+    return table
 
 
 def accounting(tables: Iterable[pd.DataFrame]) -> dict[str, int]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn import metrics as sk
 
+from xray_pipeline.dataset import read_parquet
 from xray_pipeline.errors import EvaluationError
 from xray_pipeline.formats.raster import VIEWS
 from xray_pipeline.judging.bootstrap import (
@@ -371,7 +372,7 @@ def _kept(folder: str, columns: Sequence[str], store: Store) -> pd.DataFrame:
     for key in sorted(entry.key for entry in store.list(folder)):
         data = store.read(key)
         if key == f"{folder}/{hashlib.sha256(data).hexdigest()}.parquet":
-            parts.append(pd.read_parquet(io.BytesIO(data)).set_index("digest")[list(columns)])
+            parts.append(read_parquet(data).set_index("digest")[list(columns)])
         else:
             log.warning("%s is broken: its bytes are not those it was named by; its radiographs are scored again", key)
             store.delete(key)

@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 
 from xray_pipeline import backbones, errors
-from xray_pipeline.dataset import Dataset
+from xray_pipeline.dataset import Dataset, read_parquet
 from xray_pipeline.errors import OutOfMemory, RadiographError, TrainingError, XrayError
 from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.learning.fitting import Record, Trainer, pick_device, terminable
@@ -161,7 +161,8 @@ def _process(folder: Path) -> None:
     settings, recipe = Settings(**job["settings"]), Recipe.model_validate(job["recipe"])
     device = local_device(pick_device(settings.device))
     settings = settings.model_copy(update={"device": str(device)})
-    rows, backbone = pd.read_parquet(folder / "rows.parquet"), backbones.load(recipe.backbone, recipe.weights)
+    rows = read_parquet((folder / "rows.parquet").read_bytes())
+    backbone = backbones.load(recipe.backbone, recipe.weights)
     checkpoints = Checkpoints(open_store(job["checkpoints"], settings))
     stop = threading.Event()
     threading.Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()

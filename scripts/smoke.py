@@ -117,6 +117,8 @@ class Smoke:
             self.expect(f"MLflow's API from a page of {origin}: {status}", status, asked)
         for bucket in BUCKETS:
             self.expect(f"bucket {bucket} without a key: 403", 403, call("GET", f"{self.s3_url}/{bucket}/")[0])
+        slots = self.stack.sql("airflow", "select pool, slots from slot_pool order by pool").split()
+        self.expect("a pool has a slot for each task that its workers run at once", ["default_pool|1", "gpu|1"], slots)
         for service in ("worker", "worker-cpu"):
             self.expect(f"{service} reaches what it needs, no database, not the outside", "", self.reach(service))
         self.expect("every port is on 127.0.0.1", {"127.0.0.1"}, self.published())

@@ -5,7 +5,9 @@ cd /opt/xray/compose
 python accounts.py databases
 python objects.py buckets incoming xray mlflow
 airflow db migrate
+# A task beyond what the workers run at once must wait for its slot: Airflow fails one that is queued for half an hour.
 airflow pools set gpu "$GPU_SLOTS" "one slot for each GPU worker"
+airflow pools set default_pool "$WORKER_SLOTS" "one slot for each task that the light workers run at once"
 python accounts.py airflow
 PGPASSWORD=$MLFLOW_DB_PASSWORD MLFLOW_AUTH_CONFIG_PATH=/opt/xray/compose/mlflow-auth.ini python accounts.py mlflow
 echo "init: done"

@@ -63,3 +63,22 @@ def test_an_s3_that_does_not_answer_is_named(installed: Settings, s3_env: None) 
 def test_an_address_that_is_no_http_is_never_opened(installed: Settings) -> None:
     wrong = installed.model_copy(update={"airflow_url": "file:///etc"})
     assert "no http(s) address" in ill(wrong)["airflow"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "hours", "began"),
+    [
+        ("0 2 * * *", 6, "2026-03-03T02:00+00:00"),
+        ("0 2 * * *", 8, "2026-03-02T02:00+00:00"),  # tonight's may still run
+        ("0 22 * * 1-5", 6, "2026-03-02T22:00+00:00"),
+        ("30 1 * * 6", 6, "2026-02-28T01:30+00:00"),
+        ("@daily", 6, "2026-03-03T00:00+00:00"),
+    ],
+)
+def test_a_night_is_missed_by_its_schedule(settings: Settings, schedule: str, hours: float, began: str) -> None:
+    asked = settings.model_copy(update={"schedule": schedule, "night_hours": hours})
+    assert health.due(asked, NOW) == datetime.fromisoformat(began)
+
+
+def test_no_night_is_missed_where_they_begin_by_hand(settings: Settings) -> None:
+    assert health.due(settings.model_copy(update={"schedule": "none"}), NOW) is None

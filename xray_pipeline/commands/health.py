@@ -26,9 +26,6 @@ from xray_pipeline.storage import open_store
 CACHE_BYTES = 2_000_000_000
 """Free bytes of the cache's disk below which the next night may fail; 40,000 radiographs of 224 x 224 take as much."""
 
-NIGHT_HOURS = 26.0
-"""A daily schedule and two hours of training: older than this, the last success is worth a look."""
-
 _SECONDS = 10.0
 
 
@@ -139,9 +136,20 @@ def _night(settings: Settings, now: datetime) -> str:
         raise _Ill("no night has succeeded yet")
     ended = datetime.fromisoformat(runs[0]["end_date"])
     text = f"the last night that succeeded ended {ended:%Y-%m-%d %H:%M} UTC"
-    if settings.schedule != "none" and now - ended > timedelta(hours=NIGHT_HOURS):
-        raise _Ill(f"{text}, {(now - ended) / timedelta(hours=1):.0f} hours ago; see the runs of xray_retrain")
+    began = due(settings, now)
+    if began and ended < began:
+        raise _Ill(f"{text}; that of {began:%Y-%m-%d %H:%M} is missing, see the runs of xray_retrain")
     return text
+
+
+def due(settings: Settings, now: datetime) -> datetime | None:
+    """Return when the last night began that should have ended by `now`; None where nights begin by hand."""
+    from croniter import croniter
+
+    if settings.schedule == "none":
+        return None
+    began: datetime = croniter(settings.schedule, now - timedelta(hours=settings.night_hours)).get_prev(datetime)
+    return began
 
 
 def _asked(url: str, body: dict[str, str] | None = None, token: str = "") -> Any:

@@ -236,6 +236,7 @@ anything = st.builds(
     st.none() | st.lists(st.builds(part, numbers, st.integers(0, 100))).map(tuple),
     alarms=st.none() | st.lists(st.text()).map(tuple),
     changed=st.none() | st.lists(st.sampled_from(PARTS) | st.text()).map(tuple),
+    acknowledged=st.lists(st.text()).map(tuple),
 )
 
 
@@ -300,6 +301,15 @@ def test_a_standing_alarm_never_helps_and_never_changes_registering(evidence: Ev
 def test_a_first_model_waits_too_while_an_alarm_stands() -> None:
     found = decide(replace(FIRST, alarms=("a: labels",)), DEFAULT)
     assert (found.verdict, found.automatic, failed(found)) == ("registered", False, ["4.9"])
+
+
+def test_a_decision_keeps_who_settled_an_alarm() -> None:
+    said = "a: labels, acknowledged by alice on 2026-11-24: a new ward"
+    evidence = Evidence.from_dict(replace(FIRST, acknowledged=(said,)).to_dict())
+    (clause,) = [clause for clause in decide(evidence, DEFAULT).clauses if clause.number == "4.9"]
+    assert (clause.passed, clause.why) == (True, f"Drift: no alarm. {said}.")
+    earlier = {name: value for name, value in FIRST.to_dict().items() if name != "acknowledged"}
+    assert Evidence.from_dict(earlier) == FIRST
 
 
 shares = st.floats(0.5, 1.0)

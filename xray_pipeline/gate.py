@@ -33,9 +33,10 @@ class Evidence:
     `champion_known`: the ledger names a champion, whether or not it could be measured. `snapshot` is the digest that
     both evaluations must name. `promotion` is the setting: "auto" or "approve". `earlier_uses` counts earlier
     comparisons on these held-out patients (see `effective_uses`). `slices` and `stress` compare both models on parts of
-    the held-out set and under perturbations. `alarms` names the drift alarms of the data behind the candidate;
-    `changed` names what it has otherwise than the champion (of `rules.PARTS`). None always means not measured, which
-    fails each clause that asks for it.
+    the held-out set and under perturbations. `alarms` names the drift alarms of the data behind the candidate that
+    stand; `acknowledged` says of what is new against the champion's data who settled which alarms and why; `changed`
+    names what it has otherwise than the champion (of `rules.PARTS`). None always means not measured, which fails each
+    clause that asks for it.
     """
 
     candidate: Evaluation | None
@@ -49,6 +50,7 @@ class Evidence:
     stress: tuple[Slice, ...] | None = None
     alarms: tuple[str, ...] | None = None
     changed: tuple[str, ...] | None = None
+    acknowledged: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return this as JSON-able values, so that a decision can be made again from what it was made from."""
@@ -72,6 +74,7 @@ class Evidence:
                 "stress": many(data["stress"]),
                 "alarms": None if data["alarms"] is None else tuple(data["alarms"]),
                 "changed": None if data.get("changed") is None else tuple(data["changed"]),
+                "acknowledged": tuple(data.get("acknowledged", ())),
             }
         )
 

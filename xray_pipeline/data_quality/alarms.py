@@ -60,6 +60,19 @@ def standing(store: Store, keys: Iterable[str]) -> tuple[str, ...] | None:
     return tuple(found)
 
 
+def settled(store: Store, keys: Iterable[str]) -> tuple[str, ...]:
+    """Return who settled which alarms of these deliveries and why, a sentence each without its full stop."""
+    found = []
+    for key in keys:
+        for fingerprint in sorted({kept["fingerprint"] for kept in _kept(store, key)}):
+            for given in _acknowledgements(store, key, fingerprint):
+                what = f"{key}: {' and '.join(given['alarms'])}"
+                found.append(
+                    f"{what}, acknowledged by {given['who']} on {given['at'][:10]}: {given['why'].rstrip('. ')}"
+                )
+    return tuple(found)
+
+
 def of_delivery(store: Store, key: str) -> tuple[str, ...]:
     """Return the channels of one delivery whose alarms nobody has settled, sorted."""
     raised: set[str] = set()

@@ -127,6 +127,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
         ),
         alarms=alarms.standing(run.store(), both.snapshot.manifests),
         changed=_changed(run, registry, both),
+        acknowledged=alarms.settled(run.store(), _new_deliveries(run, registry, both)),
     )
 
 
@@ -188,16 +189,11 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
 
     `tonight`: no earlier decision has seen it.
     """
-    store, dataset, state = run.store(), Dataset(run.settings), registry.ledger.state()
-    before: set[str] = set()
-    if both.champion is not None and both.champion in state.registered:
-        before = set(dataset.open_snapshot(state.registered[both.champion].snapshot).manifests)
-    last = _last_snapshot(registry, both)
-    seen = set(dataset.open_snapshot(last).manifests) if last else set()
+    store, last = run.store(), _last_snapshot(registry, both)
+    seen = set(Dataset(run.settings).open_snapshot(last).manifests) if last else set()
     found = []
-    for key in both.snapshot.manifests:
-        verdict = checked(store, key)
-        if key not in before and verdict is not None:
+    for key in _new_deliveries(run, registry, both):
+        if verdict := checked(store, key):
             notes = (*verdict.warnings, *_standing(run, key))
             found.append(
                 report.Arrival(key, True, verdict.accepted, verdict.quarantined, notes, tonight=key not in seen)
@@ -206,6 +202,13 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
         notes = (without_names(verdict.why), *verdict.warnings)
         found.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))
     return tuple(found)
+
+
+def _new_deliveries(run: Run, registry: Registry, both: Pair) -> list[str]:
+    """The deliveries that the candidate's snapshot has and the champion's has not."""
+    entry = registry.ledger.state().registered.get(both.champion) if both.champion is not None else None
+    before = set(Dataset(run.settings).open_snapshot(entry.snapshot).manifests) if entry else set()
+    return [key for key in both.snapshot.manifests if key not in before]
 
 
 def without_names(why: str) -> str:

@@ -270,7 +270,8 @@ def _alarms(evidence: Evidence, _: Mapping[str, float]) -> Finding:
     if evidence.alarms is None:
         return Finding(False, None, "no alarm", "Drift was not measured.")
     actual = ", ".join(evidence.alarms) or "no alarm"
-    return Finding(not evidence.alarms, actual, "no alarm", f"Drift: {actual}.")
+    why = " ".join(f"{said}." for said in (f"Drift: {actual}", *evidence.acknowledged))
+    return Finding(not evidence.alarms, actual, "no alarm", why)
 
 
 def _approval(evidence: Evidence, _: Mapping[str, float]) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,8 +15,10 @@ from mlflow_server import MlflowServer
 from small_models import Candidate, logged
 from typer.testing import CliRunner, Result
 
-from xray_pipeline import cli, phantom
+from xray_pipeline import cli, night, phantom
 from xray_pipeline.commands import summary
+from xray_pipeline.data_quality import alarms
+from xray_pipeline.dataset import Dataset
 from xray_pipeline.errors import EvaluationError, LedgerError
 from xray_pipeline.learning.tracking import MlflowClient
 from xray_pipeline.ledger import LostRace
@@ -243,6 +246,29 @@ def test_a_version_is_asked_about_with_its_evidence(nights: Run) -> None:
     assert "| accuracy | 0." in asked.text
     assert "is above the champion's" in asked.text
     assert nights.store().exists(promotion.report_key(asked.candidate, 1))
+
+
+def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(nights: Run, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    no_drift = '\n[[clause]]\nnumber = "4.9"\nrule = "no-drift"\ntext = "No drift alarm stands."\n'
+    policy.write_text((HERE / "browser" / "lenient.toml").read_text() + no_drift)
+    nights = replace(nights, settings=nights.settings.model_copy(update={"policy": str(policy)}))
+    store, asked = nights.store(), promotion.request(nights)
+    snapshot = Dataset(nights.settings).snapshot()
+    assert snapshot
+    page, key = promotion.report_key(asked.candidate, 1), sorted(snapshot.manifests)[-1]
+    calm = store.read(f"intake/{key}/{alarms.CHECKED}")
+    store.write(f"intake/{key}/{alarms.CHECKED}", json.dumps({**json.loads(calm), "alarms": ["pixels"]}).encode())
+    assert f"Drift: {key}: pixels. (clause 4.9)" in promotion.request(nights).void
+    assert b"Not to be promoted." in store.read(page)
+    alarms.acknowledge(store, key, "alice", "a new detector <room 2>")
+    assert promotion.request(nights).void == ""
+    said = f"Drift: no alarm. {key}: pixels, acknowledged by alice on "
+    (clause,) = [c for c in night.judged(nights, asked.evidence).clauses if c.number == "4.9"]
+    assert clause.why.startswith(said)
+    assert said in store.read(page).decode()
+    assert b"Not to be promoted." not in store.read(page)
+    store.write(f"intake/{key}/{alarms.CHECKED}", calm)
 
 
 def test_the_model_server_answers_as_was_judged(nights: Run) -> None:

@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from markupsafe import escape
 
 from xray_pipeline.evaluation import Evaluation, Pixels, Read, Slice
 from xray_pipeline.gate import Decision, Evidence
@@ -120,6 +121,11 @@ def render(report: Report) -> str:
     return _template("report.html.j2").render(**_context(report))
 
 
+def is_of(page: str, decision: Decision) -> bool:
+    """Whether an HTML page made by `render` shows exactly this decision."""
+    return str(escape(_as_data(decision))) in page
+
+
 def model_card(report: Report) -> str:
     """Return the model card in Markdown, in the sections of Mitchell et al. 2019."""
     return _template("model_card.md.j2").render(**_context(report, plots=False))
@@ -219,14 +225,17 @@ def _context(report: Report, plots: bool = True) -> dict[str, Any]:
     }
     if not plots:
         return shown
-    as_data = json.dumps(decision.to_dict(), indent=1, sort_keys=True)
     return {
         **shown,
         "plots": [(name, _plots(report, c)) for c, name in _rated(ours)],
         "galleries": _galleries(report),
         "suspects": _suspects(report),
-        "as_data": as_data,
+        "as_data": _as_data(decision),
     }
+
+
+def _as_data(decision: Decision) -> str:
+    return json.dumps(decision.to_dict(), indent=1, sort_keys=True)
 
 
 def _rated(evaluation: Evaluation) -> list[tuple[int, str]]:

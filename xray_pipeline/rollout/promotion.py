@@ -49,8 +49,8 @@ class Request(Outcome):
 def request(run: Run, version: int | None = None) -> Request:
     """Measure a version (default: the challenger) against the champion of this moment and phrase the question.
 
-    The report on exactly this pair is written when it is not there yet. Raises LedgerError for a version that was never
-    registered, and what `night.evaluate` raises.
+    The report on exactly this pair is written when it is not there yet, or tells of another decision. Raises
+    LedgerError for a version that was never registered, and what `night.evaluate` raises.
     """
     from xray_pipeline.rollout import operations
 
@@ -75,9 +75,12 @@ def request(run: Run, version: int | None = None) -> Request:
 
 
 def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision: Decision) -> None:
+    """Write the report unless it is there and of this decision: an alarm may have been settled since."""
+    from xray_pipeline import report
     from xray_pipeline.judging import comparing
 
-    if not run.store().exists(report_key(evaluated.candidate, evaluated.champion)):
+    store, key = run.store(), report_key(evaluated.candidate, evaluated.champion)
+    if not (store.exists(key) and report.is_of(store.read(key).decode(), decision)):
         both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
         comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -86,7 +85,7 @@ def _image(number: int) -> bytes:
 def readable(name: str, data: bytes) -> bytes:
     """Return what is to be searched: the bytes, and for Parquet the values too."""
     if name.endswith(".parquet") or data[:4] == b"PAR1":
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         return data + b"\n" + b"\n".join(_cells(table)) + repr(table.schema.metadata).encode()
     return data
 

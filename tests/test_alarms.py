@@ -44,6 +44,8 @@ def test_an_alarm_stands_until_it_is_acknowledged(store: DirectoryStore) -> None
     assert alarms.standing(store, ["a"]) == ()
     on = said["at"][:10]
     assert alarms.settled(store, ["a", "b"]) == (f"a: pixels, acknowledged by alice on {on}: a new detector, checked",)
+    with pytest.raises(DeliveryError, match="takes a reason"):
+        alarms.acknowledge(store, "a", "alice", " ")
     with pytest.raises(DeliveryError, match="nothing to acknowledge"):
         alarms.acknowledge(store, "a", "alice", "again")
 

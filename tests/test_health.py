@@ -9,6 +9,7 @@ import pytest
 from mlflow_server import MlflowServer
 
 from xray_pipeline.commands import health
+from xray_pipeline.errors import ConfigError
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
@@ -82,3 +83,9 @@ def test_a_night_is_missed_by_its_schedule(settings: Settings, schedule: str, ho
 
 def test_no_night_is_missed_where_they_begin_by_hand(settings: Settings) -> None:
     assert health.due(settings.model_copy(update={"schedule": "none"}), NOW) is None
+
+
+@pytest.mark.parametrize("schedule", ["0 2 * *", "0 2 31 2 *", "@once", "at night"])
+def test_a_schedule_that_names_no_night_is_named(settings: Settings, schedule: str) -> None:
+    with pytest.raises(ConfigError, match=r"XRAY_SCHEDULE .* names no night"):
+        health.due(settings.model_copy(update={"schedule": schedule}), NOW)

@@ -101,7 +101,13 @@ def rejudge(delivery: Annotated[str, typer.Argument(help="Its name.")], as_json:
 @app.command()
 def acknowledge(
     delivery: Annotated[str, typer.Argument(help="Its name; of a later part, its key.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why; kept with your name beside the delivery's intake.")],
+    reason: Annotated[
+        str,
+        typer.Option(
+            "--reason",
+            help="Why; kept with your name beside the delivery's intake and in each decision that rests on it.",
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Settle the drift alarms of a delivery: you are the person who looked at it."""

@@ -551,7 +551,8 @@ def read_parquet(data: bytes) -> pd.DataFrame:
     `read_table` and `to_pandas` leave Python objects to threads that outlive the call, and a process that ends before
     they do aborts (https://github.com/apache/arrow/issues/34314).
     """
-    table: pd.DataFrame = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pandas(use_threads=False)
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    table: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
     return table
 
 

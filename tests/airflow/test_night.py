@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from mlflow_server import MlflowServer
 from samples import png
 
 from xray_pipeline import phantom
 from xray_pipeline.commands import answers
-from xray_pipeline.dataset import Dataset
+from xray_pipeline.dataset import Dataset, read_parquet
 from xray_pipeline.learning.tracking import MlflowClient
 from xray_pipeline.registry import Registry
 from xray_pipeline.settings import Settings
@@ -109,7 +107,7 @@ def champion_scored_only_new(nights: Nights) -> None:
     held_out = set(sides.index[sides == "held-out"])
     champion = find_candidate(store, Registry(nights.settings).ledger.state().registered[1].candidate)
     keys = [entry.key for entry in store.list(f"predictions/{champion.model_digest}")]
-    parts = [set(pd.read_parquet(io.BytesIO(store.read(key)))["digest"]) for key in keys]
+    parts = [set(read_parquet(store.read(key))["digest"]) for key in keys]
     rehearsed = Registry(nights.settings).ledger.state().registered[1].decision["rehearsal"]
     assert (rehearsed["radiographs"] > 0, rehearsed["largest_difference"] <= 1e-5) == (True, True)
     assert len(parts) == 2

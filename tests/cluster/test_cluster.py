@@ -171,7 +171,7 @@ def test_a_running_installation_is_well(cluster: Cluster, night: str) -> None:
 def test_nights_that_no_longer_succeed_are_named(cluster: Cluster, night: str) -> None:
     found = health.check(watched(cluster), datetime.now(UTC) + timedelta(hours=50))
     (ill,) = [part for part in found if not part.well]
-    assert "is missing, see the runs of xray_retrain" in ill.text
+    assert "has not, see the runs of xray_retrain" in ill.text
 
 
 def test_a_wrong_password_is_named_without_being_shown(cluster: Cluster) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from xray_pipeline.errors import XrayError
+from xray_pipeline.errors import ConfigError, XrayError
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.logs import without_passwords
 from xray_pipeline.settings import Settings
@@ -130,25 +130,31 @@ def _airflow(settings: Settings) -> str:
 def _night(settings: Settings, now: datetime) -> str:
     login = {"username": settings.airflow_user, "password": settings.airflow_password.get_secret_value()}
     token = _asked(f"{settings.airflow_url}/auth/token", login)["access_token"]
-    query = "state=success&order_by=-end_date&limit=1"
+    query = "state=success&order_by=-run_after&limit=1"
     runs = _asked(f"{settings.airflow_url}/api/v2/dags/xray_retrain/dagRuns?{query}", token=token)["dag_runs"]
     if not runs:
         raise _Ill("no night has succeeded yet")
-    ended = datetime.fromisoformat(runs[0]["end_date"])
-    text = f"the last night that succeeded ended {ended:%Y-%m-%d %H:%M} UTC"
+    succeeded = datetime.fromisoformat(runs[0]["run_after"])
+    text = f"the last night that succeeded is that of {succeeded:%Y-%m-%d %H:%M} UTC"
     began = due(settings, now)
-    if began and ended < began:
-        raise _Ill(f"{text}; that of {began:%Y-%m-%d %H:%M} is missing, see the runs of xray_retrain")
+    if began and succeeded < began:
+        raise _Ill(f"{text}; that of {began:%Y-%m-%d %H:%M} has not, see the runs of xray_retrain")
     return text
 
 
 def due(settings: Settings, now: datetime) -> datetime | None:
-    """Return when the last night began that should have ended by `now`; None where nights begin by hand."""
+    """Return when the last night began that should have ended by `now`; None where nights begin by hand.
+
+    Raises ConfigError for a schedule that is no cron expression.
+    """
     from croniter import croniter
 
     if settings.schedule == "none":
         return None
-    began: datetime = croniter(settings.schedule, now - timedelta(hours=settings.night_hours)).get_prev(datetime)
+    try:
+        began: datetime = croniter(settings.schedule, now - timedelta(hours=settings.night_hours)).get_prev(datetime)
+    except ValueError as error:
+        raise ConfigError(f"XRAY_SCHEDULE {settings.schedule!r} names no night ({error}); write five fields") from error
     return began
 
 

@@ -84,8 +84,10 @@ def of_delivery(store: Store, key: str) -> tuple[str, ...]:
 def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
     """Settle the alarms of a delivery that stand now; return delivery, alarms, who, why and at.
 
-    A rejected delivery is judged anew by the next check. Raises DeliveryError when no alarm stands.
+    A rejected delivery is judged anew by the next check. Raises DeliveryError when no alarm stands or `why` is empty.
     """
+    if not why.strip():
+        raise DeliveryError(f"acknowledging drift alarms of delivery {key} takes a reason")
     names = of_delivery(store, key)
     if not names:
         raise DeliveryError(f"no drift alarm of delivery {key} stands; there is nothing to acknowledge")

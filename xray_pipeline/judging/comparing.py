@@ -169,9 +169,10 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
         suspects=_suspects(run, dataset, both),
     )
     folder = f"reports/{both.candidate.digest}/against-{both.champion or 'none'}"
-    for name, text in (("report.html", report.render(shown)), ("model-card.md", report.model_card(shown))):
-        run.store().write(f"{folder}/{name}", text.encode())
+    # The store's page last: where it is of this decision, so are the others.
+    for name, text in (("model-card.md", report.model_card(shown)), ("report.html", report.render(shown))):
         registry.attach(both.candidate.run_id, name, text)
+        run.store().write(f"{folder}/{name}", text.encode())
     return f"{folder}/report.html"
 
 

@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 from xray_pipeline.errors import LedgerError, RegistryError, StorageError
 from xray_pipeline.ledger import Entry, Ledger, LostRace, State
 from xray_pipeline.registry import Registry
-from xray_pipeline.rollout.story import tell, why_void
+from xray_pipeline.reporting.wording import shortened
+from xray_pipeline.rollout.story import FIRST, tell, why_void
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def register(
             "xray.snapshot": candidate.snapshot,
             "xray.decision": why,
         },
-        description,
+        shortened(description, FIRST),
     )
 
     def decide(state: State) -> Entry | Fields:

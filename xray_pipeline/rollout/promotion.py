@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from xray_pipeline import night
 from xray_pipeline.errors import LedgerError
 from xray_pipeline.night import Outcome, Promoted, Run, Trained
+from xray_pipeline.reporting.wording import shortened
 from xray_pipeline.rollout import story
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def _cell(evaluation: Evaluation | None, name: str) -> str:
 
 
 def _short(text: str) -> str:
-    text = text.replace("|", "/").replace("\n", " ")
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    return shortened(text.replace("|", "/").replace("\n", " "), 160)
 
 
 def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") -> dict[str, Any]:

@@ -9,8 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from xray_pipeline.ledger import Entry, Ledger
+from xray_pipeline.reporting.wording import shortened
 
 HEADING = "**What became of it**"
+FIRST = 2500
+"""Characters of a description's first part, of the 5,000 that MLflow keeps."""
+_ALL, _LINE = 5000, 1000
+_EARLIER = "- earlier: `xray history`"
 
 
 @dataclass
@@ -32,9 +37,22 @@ class Tale:
         }
 
     def description(self, present: str) -> str:
-        """Return the version's description (Markdown): what was written when it was registered, then the lines."""
-        first = present.partition(HEADING)[0].rstrip()
-        return "\n\n".join([first, HEADING, "\n".join(f"- {line}" for line in self.lines)]) if self.lines else first
+        """Return the version's description (Markdown): what was written when it was registered, then the lines.
+
+        Of them the newest that MLflow has room for; the ledger has all.
+        """
+        first = shortened(present.partition(HEADING)[0].rstrip(), FIRST)
+        if not self.lines:
+            return first
+        left = _ALL - len("\n\n".join([first, HEADING, _EARLIER]))
+        told: list[str] = []
+        for line in reversed(self.lines):
+            told.append(f"- {shortened(line, _LINE)}")
+            left -= len(told[-1]) + 1
+            if left < 0:
+                told[-1] = _EARLIER
+                break
+        return "\n\n".join([first, HEADING, "\n".join(reversed(told))])
 
 
 def tell(entries: Iterable[Entry]) -> dict[int, Tale]:

@@ -308,9 +308,7 @@ class Dataset:
 
     def fingerprint(self, key: str) -> str:
         """Return the SHA-256 of the listing that a committed delivery was judged with. Raises DatasetError."""
-        data = self._read_manifest(key)
-        facts: dict[bytes, bytes] = pq.read_schema(io.BytesIO(data)).metadata or {}
-        return facts.get(b"xray.fingerprint", b"").decode()
+        return _fact(self._read_manifest(key), "fingerprint", "")
 
     def snapshot(self) -> Snapshot | None:
         """Name the present state of the dataset and keep that name; None while nothing is committed."""
@@ -537,12 +535,17 @@ def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
 def from_parquet(data: bytes, what: str) -> pd.DataFrame:
     """Read what `to_parquet` wrote. Raises DatasetError, naming `what`, for other bytes or another format version."""
     try:
-        found = (pq.read_metadata(pa.BufferReader(data)).metadata or {}).get(b"xray.format", b"none").decode()
+        found = _fact(data, "format", "none")
         if found == str(FORMAT):
             return read_parquet(data)
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetError(f"{what} is not readable Parquet: {error}") from error
     raise DatasetError(f"{what} has format {found}; this version reads {FORMAT}")
+
+
+def _fact(data: bytes, name: str, otherwise: str) -> str:
+    facts: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+    return facts.get(f"xray.{name}".encode(), otherwise.encode()).decode()
 
 
 def read_parquet(data: bytes) -> pd.DataFrame:

@@ -64,12 +64,11 @@ def settled(store: Store, keys: Iterable[str]) -> tuple[str, ...]:
     """Return who settled which alarms of these deliveries and why, a sentence each without its full stop."""
     found = []
     for key in keys:
-        for fingerprint in sorted({kept["fingerprint"] for kept in _kept(store, key)}):
-            for given in _acknowledgements(store, key, fingerprint):
-                what = f"{key}: {' and '.join(given['alarms'])}"
-                found.append(
-                    f"{what}, acknowledged by {given['who']} on {given['at'][:10]}: {given['why'].rstrip('. ')}"
-                )
+        judged = {kept["fingerprint"] for kept in _kept(store, key)}
+        for given in _acknowledgements(store, key):
+            if given["fingerprint"] in judged:
+                by = f"acknowledged by {given['who']} on {given['at'][:10]}"
+                found.append(f"{key}: {' and '.join(given['alarms'])}, {by}: {given['why'].rstrip('. ')}")
     return tuple(found)
 
 

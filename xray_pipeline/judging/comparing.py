@@ -19,6 +19,7 @@ from xray_pipeline.errors import EvaluationError
 from xray_pipeline.gate import Decision, Evidence, effective_uses
 from xray_pipeline.judging import lineage, stress
 from xray_pipeline.learning.features import kept_scorer
+from xray_pipeline.ledger import Entry
 from xray_pipeline.night import Run, checked, rejected
 from xray_pipeline.pixels import PixelCache
 from xray_pipeline.registry import Registry
@@ -132,8 +133,13 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
 
 
 def _changed(run: Run, registry: Registry, both: Pair) -> tuple[str, ...] | None:
-    entry = registry.ledger.state().registered.get(both.champion) if both.champion is not None else None
+    entry = _champion_entry(registry, both)
     return lineage.changed(run.store(), both.candidate, entry.candidate) if entry else None
+
+
+def _champion_entry(registry: Registry, both: Pair) -> Entry | None:
+    """The entry that registered the champion; None without a champion, and for one that the ledger does not know."""
+    return registry.ledger.state().registered.get(both.champion) if both.champion is not None else None
 
 
 def rehearse(run: Run, registry: Registry, candidate: Candidate) -> Rehearsal:
@@ -207,7 +213,7 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
 
 def _new_deliveries(run: Run, registry: Registry, both: Pair) -> list[str]:
     """The deliveries that the candidate's snapshot has and the champion's has not."""
-    entry = registry.ledger.state().registered.get(both.champion) if both.champion is not None else None
+    entry = _champion_entry(registry, both)
     before = set(Dataset(run.settings).open_snapshot(entry.snapshot).manifests) if entry else set()
     return [key for key in both.snapshot.manifests if key not in before]
 

@@ -25,7 +25,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from xray_pipeline import backbones
+from xray_pipeline.models import backbones
 
 NORMALISE = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.25] * 3)]
 TRAIN = transforms.Compose([transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), *NORMALISE])

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import phantom
 from cluster_stack import Cluster, run_cluster
 from s3_server import BUCKET
-
-from xray_pipeline import phantom
 
 DAG = "xray_retrain"
 

@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import phantom
 
-from xray_pipeline import phantom, radiograph
-from xray_pipeline.data_quality import appearance, drift
-from xray_pipeline.settings import IntakeRules
+from xray_pipeline.base.settings import IntakeRules
+from xray_pipeline.images import appearance, radiograph
+from xray_pipeline.intake import drift
 
 SIZES = (20, 50, 200)
 RULES, OFTEN = IntakeRules(), IntakeRules(drift_false_alarms=0.2)
@@ -100,8 +101,8 @@ def seen(folder: Path, rows: pd.DataFrame) -> dict[str, drift.Vectors]:
     """Return the frozen features of rows by digest, as recipe `head` sees them."""
     import torch
 
-    from xray_pipeline import backbones
-    from xray_pipeline.learning.recipe import load_recipe
+    from xray_pipeline.models import backbones
+    from xray_pipeline.training.recipe import load_recipe
 
     recipe = load_recipe("head")
     network = backbones.Network(backbones.load(recipe.backbone), 2, recipe.crop, recipe.levels).eval()

@@ -21,8 +21,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from xray_pipeline.ledger import Ledger
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.registry.ledger import Ledger
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

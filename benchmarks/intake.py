@@ -34,13 +34,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xray_pipeline import expectations, intake, radiograph
-from xray_pipeline.data_quality import appearance, near_duplicates
-from xray_pipeline.deliveries.table import Row, of_rows
-from xray_pipeline.deliveries.together import EMPTY
-from xray_pipeline.formats import dicom_pixels
-from xray_pipeline.intake import Delivery
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset.table import Row, of_rows
+from xray_pipeline.images import appearance, dicom_pixels, radiograph
+from xray_pipeline.intake import check as intake
+from xray_pipeline.intake import expectations
+from xray_pipeline.intake.check import Delivery
+from xray_pipeline.intake.compare_rows import EMPTY
 
 SIDE, ROUNDS = 224, 5
 LIMITS = radiograph.Limits()

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from xray_pipeline import backbones
-from xray_pipeline.dataset import Dataset, side_of, to_parquet
-from xray_pipeline.deliveries.table import Row, of_rows
-from xray_pipeline.learning.checkpoints import Checkpoints
-from xray_pipeline.learning.fitting import Trainer
-from xray_pipeline.learning.recipe import Recipe
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.store import Dataset, side_of, to_parquet
+from xray_pipeline.dataset.table import Row, of_rows
+from xray_pipeline.models import backbones
+from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.recipe import Recipe
 
 NIGHT = 50_000
 BACKBONES = {512: "resnet18", 1280: "mobilenet_v2", 2048: "resnet50"}
@@ -65,8 +65,8 @@ def _row(settings: Settings, digest: str, label: int) -> Row:
 
 
 def _features_of(settings: Settings, width: int) -> Any:
-    from xray_pipeline.learning.features import Features
-    from xray_pipeline.pixels import PixelCache
+    from xray_pipeline.dataset.pixels import PixelCache
+    from xray_pipeline.training.features import Features
 
     asked = recipe(width)
     backbone = backbones.load(asked.backbone, "none")

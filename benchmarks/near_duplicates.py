@@ -32,10 +32,10 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from xray_pipeline import radiograph
-from xray_pipeline.data_quality import near_duplicates
-from xray_pipeline.data_quality.near_duplicates import Prints, fingerprint, nearest
-from xray_pipeline.settings import IntakeRules
+from xray_pipeline.base.settings import IntakeRules
+from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset.near_copies import Prints, fingerprint, nearest
+from xray_pipeline.images import radiograph
 
 Grey = NDArray[np.uint8]
 Kind = tuple[Callable[[Grey, np.random.Generator, Any], bytes], Any]  # how to make it, and how strongly

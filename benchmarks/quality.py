@@ -38,19 +38,20 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from xray_pipeline import backbones, radiograph
-from xray_pipeline.dataset import side_of
-from xray_pipeline.errors import RadiographError
-from xray_pipeline.judging import stress
-from xray_pipeline.learning import overrides
-from xray_pipeline.learning.checkpoints import Checkpoints
-from xray_pipeline.learning.fitting import Trainer
-from xray_pipeline.learning.recipe import Recipe, load_recipe
-from xray_pipeline.pixels import PixelCache
-from xray_pipeline.serving import Classifier
-from xray_pipeline.settings import IntakeRules, Settings
-from xray_pipeline.storage import open_store
-from xray_pipeline.training import versions
+from xray_pipeline.base.errors import RadiographError
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.pixels import PixelCache
+from xray_pipeline.dataset.store import side_of
+from xray_pipeline.evaluation import stress
+from xray_pipeline.images import radiograph
+from xray_pipeline.models import backbones
+from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.training import overrides
+from xray_pipeline.training.candidate import versions
+from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.recipe import Recipe, load_recipe
 
 METRICS = ("accuracy", "auc", "sensitivity", "specificity")
 SOURCES = re.compile(r"(NORMAL2|IM)-|_(bacteria|virus)_")

@@ -25,17 +25,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import phantom
 
-from xray_pipeline import backbones, night, phantom
-from xray_pipeline.data_quality import appearance
-from xray_pipeline.data_quality.near_duplicates import SIDE
-from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
-from xray_pipeline.deliveries.table import COLUMNS
-from xray_pipeline.learning.fitting import Trainer
-from xray_pipeline.ledger import Ledger
-from xray_pipeline.night import Run
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.near_copies import SIDE
+from xray_pipeline.dataset.store import Dataset, from_parquet, to_parquet
+from xray_pipeline.dataset.table import COLUMNS
+from xray_pipeline.images import appearance
+from xray_pipeline.models import backbones
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.training.fitting import Trainer
 
 COUNTS = (10_000_000, 1_000_000_000)
 ROWS_PER_MANIFEST = 10_000
@@ -49,7 +51,7 @@ def folder_bytes(folder: Path) -> int:
 def imports() -> float:
     """CPU seconds of what a check imports, which it does once however many files there are."""
     start = time.process_time()
-    from xray_pipeline import expectations
+    from xray_pipeline.intake import expectations
 
     expectations._core()
     return time.process_time() - start

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from drift import listing, seen
 
-from xray_pipeline.data_quality import suspects
+from xray_pipeline.evaluation import suspects
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 

@@ -47,15 +47,16 @@ from article import train as train_as_the_article
 from pydantic import SecretStr
 from sklearn.metrics import roc_auc_score
 
-from xray_pipeline import backbones, night
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.learning.checkpoints import Checkpoints
-from xray_pipeline.learning.feeding import Feeder
-from xray_pipeline.learning.fitting import Trainer
-from xray_pipeline.learning.recipe import Recipe, load_recipe
-from xray_pipeline.night import Run
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.models import backbones
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
+from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.feeding import Feeder
+from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.recipe import Recipe, load_recipe
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 KEY = SecretStr("benchmark")  # the same split each time

@@ -28,10 +28,11 @@ from airflow.sdk.exceptions import AirflowSkipException
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
 from xray_pipeline.airflow_ui.approval import ApprovalRequest, approvers
-from xray_pipeline.night import Run
-from xray_pipeline.rollout import model_server, promotion
-from xray_pipeline.rollout.promotion import APPROVE, REJECT, Request
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.night import promotion
+from xray_pipeline.night import trial as model_server
+from xray_pipeline.night.promotion import APPROVE, REJECT, Request
+from xray_pipeline.night.steps import Run
 
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 SETTINGS = Settings()

@@ -31,12 +31,12 @@ import pendulum
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from xray_pipeline import night
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
-from xray_pipeline.commands import summary
-from xray_pipeline.night import Decided, Evaluated, Registered, Run, Trained
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.night import steps as night
+from xray_pipeline.night import summary
+from xray_pipeline.night.steps import Decided, Evaluated, Registered, Run, Trained
 
 SETTINGS = Settings()
 SCHEDULE = SETTINGS.schedule

@@ -15,8 +15,8 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
-from xray_pipeline.night import Run
-from xray_pipeline.rollout import promotion
+from xray_pipeline.night import promotion
+from xray_pipeline.night.steps import Run
 
 CHAMPION = Asset("xray-champion")
 

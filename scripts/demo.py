@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import phantom
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from services import ROOT, Airflow, Failed, Stack, running
 
-from xray_pipeline import phantom
-from xray_pipeline.errors import XrayError
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import XrayError
+from xray_pipeline.base.settings import Settings
 
 FOLDER = ROOT / "xray-demo"
 MARKER = FOLDER / ".xray-demo"

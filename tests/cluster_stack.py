@@ -31,7 +31,7 @@ from ports import free_port
 from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, run_s3, s3_credentials
 from services import QUIET, Airflow, Failed, Stack, tail
 
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

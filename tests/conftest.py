@@ -16,7 +16,7 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 from mlflow_server import mlflow_server  # noqa: F401  (a fixture)
 from s3_server import S3Server, run_s3, s3_credentials
 
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 

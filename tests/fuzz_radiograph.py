@@ -36,9 +36,9 @@ from pydicom.uid import (
 )
 from samples import compressed, dicom, jpeg, picture, png
 
-from xray_pipeline.errors import RadiographError
-from xray_pipeline.formats.jpeg import segments
-from xray_pipeline.radiograph import RULES, Limits, decode, normalise
+from xray_pipeline.base.errors import RadiographError
+from xray_pipeline.images.jpeg import segments
+from xray_pipeline.images.radiograph import RULES, Limits, decode, normalise
 
 LIMITS = Limits(max_file_bytes=5_000_000, max_pixels=4_000_000, min_side=8)
 SLOW = 20.0  # seconds one case may take, on a busy machine

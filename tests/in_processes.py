@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from xray_pipeline.learning.parallel import ALONE, Group, group_of
+from xray_pipeline.training.parallel import ALONE, Group, group_of
 
 
 def network() -> nn.Sequential:

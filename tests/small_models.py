@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xray_pipeline.backbones import Network, build
-from xray_pipeline.learning.tracking import mlflow
-from xray_pipeline.serving import Classifier, log_model
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.models.backbones import Network, build
+from xray_pipeline.models.bundle import Classifier, log_model
+from xray_pipeline.models.mlflow_client import mlflow
 
 BACKBONE = "shufflenet_v2_x0_5"  # 1.4 MB, the smallest that torchvision has
 

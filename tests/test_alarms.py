@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import phantom
 import pytest
 from PIL import Image
 from samples import jpeg
 
-from xray_pipeline import night, phantom
-from xray_pipeline.data_quality import alarms
-from xray_pipeline.data_quality.drift import Channel, Drift
-from xray_pipeline.deliveries import bookkeeping
-from xray_pipeline.errors import DeliveryError
-from xray_pipeline.night import Run
-from xray_pipeline.settings import IntakeRules, Settings
-from xray_pipeline.storage import DirectoryStore
+from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.base.storage import DirectoryStore
+from xray_pipeline.intake import alarms
+from xray_pipeline.intake import books as bookkeeping
+from xray_pipeline.intake.drift import Channel, Drift
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
 
 
 def found(*raised: str, names: tuple[str, ...] = ("pixels", "labels")) -> Drift:

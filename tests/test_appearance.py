@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from samples import picture
 
-from xray_pipeline.data_quality.appearance import NAMES, from_text, is_text, measure, to_text
+from xray_pipeline.images.appearance import NAMES, from_text, is_text, measure, to_text
 
 
 def number(pixels: np.ndarray, name: str) -> float:

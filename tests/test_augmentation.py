@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xray_pipeline.learning.augmentation import Augmentation, view
-from xray_pipeline.learning.recipe import load_recipe
+from xray_pipeline.training.augmentation import Augmentation, view
+from xray_pipeline.training.recipe import load_recipe
 
 PICTURES = torch.linspace(0, 255, 64 * 64).reshape(1, 1, 64, 64).repeat(3, 1, 1, 1)
 DIGESTS = ["1" * 64, "2" * 64, "3" * 64]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from s3_server import BUCKET, S3Server
 
-from xray_pipeline import backbones
-from xray_pipeline.backbones import Network
-from xray_pipeline.errors import ConfigError, WeightsError
+from xray_pipeline.base.errors import ConfigError, WeightsError
+from xray_pipeline.models import backbones
+from xray_pipeline.models.backbones import Network
 
 SMALL = "shufflenet_v2_x0_5"
 

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from samples import jpeg, picture, png
 
-from xray_pipeline import night
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.deliveries import bookkeeping, written_rules
-from xray_pipeline.deliveries.bookkeeping import balance, quarantine, rejudge, verify
-from xray_pipeline.deliveries.reading import judged_by
-from xray_pipeline.errors import DeliveryError
-from xray_pipeline.night import Run
-from xray_pipeline.settings import IntakeRules, Settings
+from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import books as bookkeeping
+from xray_pipeline.intake import rules_page as written_rules
+from xray_pipeline.intake.books import balance, quarantine, rejudge, verify
+from xray_pipeline.intake.scan import judged_by
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = picture(77, 48, 48)

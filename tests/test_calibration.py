@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from xray_pipeline.learning.calibration import operating_threshold, sensitivity_threshold, temperature
-from xray_pipeline.learning.recipe import Recipe
+from xray_pipeline.training.calibration import operating_threshold, sensitivity_threshold, temperature
+from xray_pipeline.training.recipe import Recipe
 
 RANDOM = np.random.default_rng(5)
 TRUTH = np.repeat([0, 1], 400)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from samples import jpeg, picture, png
 
-from xray_pipeline import intake, night
-from xray_pipeline.dataset import Dataset, to_parquet
-from xray_pipeline.deliveries.together import EMPTY, rejudge
-from xray_pipeline.errors import DatasetError
-from xray_pipeline.intake import Intake
-from xray_pipeline.night import Run
-from xray_pipeline.settings import IntakeRules, Settings
+from xray_pipeline.base.errors import DatasetError
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.store import Dataset, to_parquet
+from xray_pipeline.intake import check as intake
+from xray_pipeline.intake.check import Intake
+from xray_pipeline.intake.compare_rows import EMPTY, rejudge
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
 
 KEY, NOW = b"key of the tests", 1e12
 LENIENT = IntakeRules(max_quarantined_share=1, max_leak_share=1)
@@ -317,7 +318,7 @@ def test_a_manifest_from_before_the_hash_is_refused(
     path = Path(given.store) / "dataset" / "manifests" / "one.parquet"
     old = dataset.manifest("one").drop(columns=["phash", "thumbnail", "near_copy"])
     with monkeypatch.context() as then:
-        then.setattr("xray_pipeline.dataset.FORMAT", 1)
+        then.setattr("xray_pipeline.dataset.store.FORMAT", 1)
         path.write_bytes(to_parquet(old, {}))
     with pytest.raises(DatasetError, match="has format 1; this version reads 2"):
         Dataset(given).history()

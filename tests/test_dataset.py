@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from samples import jpeg, png
 
-from xray_pipeline import night
-from xray_pipeline.dataset import Dataset, side_of, to_parquet
-from xray_pipeline.deliveries import bookkeeping
-from xray_pipeline.errors import DatasetError
-from xray_pipeline.night import Run
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import DirectoryStore
+from xray_pipeline.base.errors import DatasetError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import DirectoryStore
+from xray_pipeline.dataset.store import Dataset, side_of, to_parquet
+from xray_pipeline.intake import books as bookkeeping
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
 
 
 def deliver(settings: Settings, name: str, seeds: range, label: str = "NORMAL") -> Path:
@@ -133,7 +133,7 @@ def test_a_draft_that_was_never_committed_goes(settings: Settings, monkeypatch: 
     deliver(settings, "a", range(6))
     ingest(settings)
     store = Dataset(settings).store
-    monkeypatch.setattr("xray_pipeline.dataset.DRAFT_SECONDS", 3.0)
+    monkeypatch.setattr("xray_pipeline.dataset.store.DRAFT_SECONDS", 3.0)
     store.write("drafts/old.parquet", b"")
     time.sleep(3.1)
     store.write("drafts/new.parquet", b"")
@@ -404,7 +404,7 @@ def test_one_changed_label_in_a_manifest_stops(settings: Settings) -> None:
     deliver(settings, "first", range(5))
     digest = ingest(settings).snapshot
     path = Path(settings.store) / "dataset" / "manifests" / "first.parquet"
-    from xray_pipeline.dataset import from_parquet, to_parquet
+    from xray_pipeline.dataset.store import from_parquet, to_parquet
 
     table = from_parquet(path.read_bytes(), "it")
     table.loc[0, "label"] = "PNEUMONIA"

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import phantom
 import pytest
 
-from xray_pipeline import phantom
-from xray_pipeline.data_quality import appearance
-from xray_pipeline.data_quality.drift import Draws, Drift, age_group, level_of, of_features, of_table, sampled
-from xray_pipeline.settings import IntakeRules
+from xray_pipeline.base.settings import IntakeRules
+from xray_pipeline.images import appearance
+from xray_pipeline.intake.drift import Draws, Drift, age_group, level_of, of_features, of_table, sampled
 
 RULES = IntakeRules(drift_min_dataset=60)
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from xray_pipeline.errors import EvaluationError
-from xray_pipeline.evaluation import METRICS, Comparison, Evaluation, Slice, compare, evaluate, score, slices
-from xray_pipeline.judging import bootstrap
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.evaluation import bootstrap
+from xray_pipeline.evaluation.metrics import METRICS, Comparison, Evaluation, Slice, compare, evaluate, score, slices
 
 TWO = ("NORMAL", "PNEUMONIA")
 THREE = ("BACTERIA", "NORMAL", "VIRUS")

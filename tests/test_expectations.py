@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from xray_pipeline import expectations
-from xray_pipeline.deliveries.table import Row, of_rows
-from xray_pipeline.expectations import Outcome, judge
-from xray_pipeline.intake import Delivery
-from xray_pipeline.settings import IntakeRules, Settings
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.table import Row, of_rows
+from xray_pipeline.intake import expectations
+from xray_pipeline.intake.check import Delivery
+from xray_pipeline.intake.expectations import Outcome, judge
 
 DELIVERY = Delivery("2026-11-24", "/incoming/2026-11-24", 1, 3, 1234, "f" * 64, True)
 

@@ -11,12 +11,12 @@ import torch
 from samples import jpeg
 from small_models import BACKBONE, small_classifier
 
-from xray_pipeline import backbones
-from xray_pipeline.learning import features
-from xray_pipeline.learning.features import Features, KeptScorer, Standardised, kept_scorer
-from xray_pipeline.learning.feeding import Feeder
-from xray_pipeline.pixels import MappedRows, PixelCache, RowCache
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.pixels import MappedRows, PixelCache, RowCache
+from xray_pipeline.models import backbones
+from xray_pipeline.training import features
+from xray_pipeline.training.features import Features, KeptScorer, Standardised, kept_scorer
+from xray_pipeline.training.feeding import Feeder
 
 CPU = torch.device("cpu")
 

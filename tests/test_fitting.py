@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from xray_pipeline.learning.averaging import Average
-from xray_pipeline.learning.features import Standardised
-from xray_pipeline.learning.head_fit import HeadFit
-from xray_pipeline.learning.recipe import Recipe
-from xray_pipeline.pixels import RowCache
+from xray_pipeline.dataset.pixels import RowCache
+from xray_pipeline.training.averaging import Average
+from xray_pipeline.training.features import Standardised
+from xray_pipeline.training.head_fit import HeadFit
+from xray_pipeline.training.recipe import Recipe
 
 LABELS = torch.arange(200) % 2
 

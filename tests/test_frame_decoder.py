@@ -14,13 +14,13 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless
 from samples import compressed, dicom, jpeg, picture
 
-from xray_pipeline import intake, radiograph
-from xray_pipeline.deliveries.together import EMPTY
-from xray_pipeline.errors import DecoderUnavailable, RadiographError
-from xray_pipeline.formats import dicom_pixels
-from xray_pipeline.formats.frame_decoder import Workers
-from xray_pipeline.radiograph import Limits, normalise
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import DecoderUnavailable, RadiographError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.images import dicom_pixels, radiograph
+from xray_pipeline.images.decoder_process import Workers
+from xray_pipeline.images.radiograph import Limits, normalise
+from xray_pipeline.intake import check as intake
+from xray_pipeline.intake.compare_rows import EMPTY
 
 SYNTAXES = (JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
 

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xray_pipeline.errors import ConfigError
-from xray_pipeline.evaluation import METRICS, Comparison, Evaluation, Interval, Slice, compare, evaluate, slices
-from xray_pipeline.gate import Decision, Evidence, decide, effective_uses, load_policy
-from xray_pipeline.judging.rules import NEEDED, PARTS, RULES, spending
+from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.evaluation.metrics import METRICS, Comparison, Evaluation, Interval, Slice, compare, evaluate, slices
+from xray_pipeline.gate.policy import Decision, Evidence, decide, effective_uses, load_policy
+from xray_pipeline.gate.rules import NEEDED, PARTS, RULES, spending
 
 DEFAULT = load_policy("default")
 LOWER_IS_BETTER = {"brier", "ece"}

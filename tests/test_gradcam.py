@@ -9,9 +9,9 @@ import torch
 from scipy import stats
 from torch import nn
 
-from xray_pipeline import backbones
-from xray_pipeline.backbones import Backbone, Network
-from xray_pipeline.reporting.gradcam import maps
+from xray_pipeline.models import backbones
+from xray_pipeline.models.backbones import Backbone, Network
+from xray_pipeline.report.gradcam import maps
 
 
 def pictures(count: int, side: int = 224, seed: int = 0) -> Any:

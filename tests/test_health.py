@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from mlflow_server import MlflowServer
 
-from xray_pipeline.commands import health
-from xray_pipeline.errors import ConfigError
-from xray_pipeline.ledger import Ledger
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.command import health
+from xray_pipeline.registry.ledger import Ledger
 
 NOW = datetime(2026, 3, 3, 9, tzinfo=UTC)
 

@@ -26,17 +26,18 @@ from hypothesis import strategies as st
 from s3_server import BUCKET, S3Server
 from samples import dicom, jpeg, png
 
-from xray_pipeline import intake, radiograph
-from xray_pipeline.data_quality.near_duplicates import Prints
-from xray_pipeline.dataset import Dataset, from_parquet, to_parquet
-from xray_pipeline.deliveries import reading
-from xray_pipeline.deliveries.layout import Place, escape, unescape
-from xray_pipeline.deliveries.table import COLUMNS
-from xray_pipeline.deliveries.together import EMPTY, rejudge
-from xray_pipeline.errors import ConfigError, DeliveryError, StorageUnavailable
-from xray_pipeline.intake import RULES, Delivery, Intake, check, find
-from xray_pipeline.settings import IntakeRules, Settings
-from xray_pipeline.storage import DirectoryStore, Entry, open_store
+from xray_pipeline.base.errors import ConfigError, DeliveryError, StorageUnavailable
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.base.storage import DirectoryStore, Entry, open_store
+from xray_pipeline.dataset.near_copies import Prints
+from xray_pipeline.dataset.store import Dataset, from_parquet, to_parquet
+from xray_pipeline.dataset.table import COLUMNS
+from xray_pipeline.images import radiograph
+from xray_pipeline.intake import check as intake
+from xray_pipeline.intake import scan as reading
+from xray_pipeline.intake.check import RULES, Delivery, Intake, check, find
+from xray_pipeline.intake.compare_rows import EMPTY, rejudge
+from xray_pipeline.intake.layout import Place, escape, unescape
 
 KEY = b"key of the tests"
 NOW = time.time() + 1_000_000  # later than any file a test lays, however long the tests before it took

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"

@@ -21,10 +21,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from xray_pipeline.errors import LedgerError
-from xray_pipeline.ledger import KINDS, Entry, Ledger, LostRace, aliases_since, replay
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import Store, open_store
+from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.registry.ledger import KINDS, Entry, Ledger, LostRace, aliases_since, replay
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_numbers_json_does_not_have_are_kept_as_text(ledger: Ledger) -> None:
 
 def test_time_never_goes_backwards(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     first = say(ledger, "registered", 1)
-    monkeypatch.setattr("xray_pipeline.ledger._now", lambda: "2001-01-01T00:00:00.000000Z")
+    monkeypatch.setattr("xray_pipeline.registry.ledger._now", lambda: "2001-01-01T00:00:00.000000Z")
     assert say(ledger, "promoted", 1).at == first.at
 
 

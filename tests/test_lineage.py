@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from xray_pipeline import training
-from xray_pipeline.errors import EvaluationError
-from xray_pipeline.judging.comparing import without_names
-from xray_pipeline.judging.lineage import NOT_RECORDED, changed, facts
-from xray_pipeline.judging.rules import PARTS
-from xray_pipeline.learning.provenance import code_digest
-from xray_pipeline.learning.recipe import Recipe
-from xray_pipeline.storage import Store, open_store
-from xray_pipeline.training import Candidate
+from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.gate.rules import PARTS
+from xray_pipeline.night.lineage import NOT_RECORDED, changed, facts
+from xray_pipeline.night.pair import without_names
+from xray_pipeline.training import candidate as training
+from xray_pipeline.training.candidate import Candidate
+from xray_pipeline.training.provenance import code_digest
+from xray_pipeline.training.recipe import Recipe
 
 PLACE = {
     "device": "cpu",

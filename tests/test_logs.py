@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import structlog
 
-from xray_pipeline import logs
+from xray_pipeline.base import logs
 
 
 def test_lines_are_about_what_was_named_last() -> None:

@@ -9,15 +9,15 @@ import torch
 from test_training import grown  # noqa: F401  (a fixture)
 from torch import Tensor, nn
 
-from xray_pipeline import backbones
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.errors import OutOfMemory
-from xray_pipeline.learning.checkpoints import Checkpoints
-from xray_pipeline.learning.fitting import Trainer
-from xray_pipeline.learning.memory import halving
-from xray_pipeline.learning.recipe import load_recipe
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.errors import OutOfMemory
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.models import backbones
+from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.memory import halving
+from xray_pipeline.training.recipe import load_recipe
 
 STAGES_FIXED: dict[str, Any] = {"backbone": "shufflenet_v2_x0_5", "weights": "none", "mode": "partial", "side": 64}
 

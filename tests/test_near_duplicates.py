@@ -15,18 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from samples import dicom, jpeg, picture, png
 
-from xray_pipeline import radiograph
-from xray_pipeline.data_quality import near_duplicates
-from xray_pipeline.data_quality.near_duplicates import (
-    ALIKE,
-    SIDE,
-    Prints,
-    fingerprint,
-    hashes,
-    likeness,
-    nearest,
-)
-from xray_pipeline.errors import DatasetError
+from xray_pipeline.base.errors import DatasetError
+from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset.near_copies import ALIKE, SIDE, Prints, fingerprint, hashes, likeness, nearest
+from xray_pipeline.images import radiograph
 
 Grey = NDArray[np.uint8]
 

@@ -16,14 +16,17 @@ import pytest
 from samples import jpeg, lay_files
 from typer.testing import CliRunner
 
-from xray_pipeline import cli, expectations, intake, night
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.deliveries import bookkeeping
-from xray_pipeline.deliveries.reading import judged_by
-from xray_pipeline.errors import DeliveryError
-from xray_pipeline.intake import Delivery
-from xray_pipeline.night import Checked, Run
-from xray_pipeline.settings import IntakeRules, Settings
+from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.command import main as cli
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import books as bookkeeping
+from xray_pipeline.intake import check as intake
+from xray_pipeline.intake import expectations
+from xray_pipeline.intake.check import Delivery
+from xray_pipeline.intake.scan import judged_by
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Checked, Run
 
 GOOD = {
     f"{c}/patient{n}{c}_1.jpg": jpeg(seed=n + 50 * (c == "NORMAL")) for n in range(4) for c in ("NORMAL", "PNEUMONIA")

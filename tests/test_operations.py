@@ -10,13 +10,13 @@ import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
 
-from xray_pipeline.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable, StorageUnavailable
-from xray_pipeline.learning.tracking import MlflowClient
-from xray_pipeline.ledger import Entry, LostRace
-from xray_pipeline.registry import Registry
-from xray_pipeline.rollout import operations
-from xray_pipeline.rollout.verify import check
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable, StorageUnavailable
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.ledger import Entry, LostRace
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 
@@ -24,7 +24,7 @@ DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other process runs here, so a difference need not be looked at twice."""
-    monkeypatch.setattr("xray_pipeline.registry.PAUSE", 0.0)
+    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
 
 
 @pytest.fixture(scope="module")

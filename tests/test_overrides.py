@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from xray_pipeline.errors import ConfigError
-from xray_pipeline.learning.overrides import parse, parse_text
-from xray_pipeline.learning.recipe import load_recipe
-from xray_pipeline.night import Run
+from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.night.steps import Run
+from xray_pipeline.training.overrides import parse, parse_text
+from xray_pipeline.training.recipe import load_recipe
 
 
 def test_values_are_json_where_they_can_be() -> None:

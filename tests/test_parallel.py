@@ -16,11 +16,11 @@ import pytest
 import torch
 from test_training import fresh, grown, trained  # noqa: F401  (a fixture)
 
-from xray_pipeline import training
-from xray_pipeline.errors import TrainingError
-from xray_pipeline.learning.tracking import MlflowClient
-from xray_pipeline.registry import Registry
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import TrainingError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training import candidate as training
 
 # 60 radiographs are on side train: the second batch of an epoch has one, so one of two processes has none.
 NETWORK: dict[str, Any] = {

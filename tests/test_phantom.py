@@ -6,18 +6,18 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import phantom
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from phantom import Patient
 from PIL import Image
 
-from xray_pipeline import phantom
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.errors import DeliveryError
-from xray_pipeline.intake import check, find
-from xray_pipeline.phantom import Patient
-from xray_pipeline.settings import IntakeRules, Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake.check import check, find
 
 PATTERN = IntakeRules().patient_pattern
 

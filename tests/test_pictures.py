@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from xray_pipeline.learning import pictures
+from xray_pipeline.training import pictures
 
 LABELS = ["PNEUMONIA"] * 30 + ["NORMAL"] * 3
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from samples import jpeg, png
 
-from xray_pipeline import radiograph
-from xray_pipeline.pixels import PixelCache, RowCache
+from xray_pipeline.dataset.pixels import PixelCache, RowCache
+from xray_pipeline.images import radiograph
 
 
 def stored(count: int) -> tuple[pd.DataFrame, dict[str, bytes]]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xray_pipeline.learning.precision import Precision, has_bfloat16
+from xray_pipeline.training.device import Precision, has_bfloat16
 
 CPU = torch.device("cpu")
 

@@ -10,24 +10,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import phantom
 import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
 from typer.testing import CliRunner, Result
 
-from xray_pipeline import cli, night, phantom
-from xray_pipeline.commands import summary
-from xray_pipeline.data_quality import alarms
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.errors import EvaluationError, LedgerError
-from xray_pipeline.learning.tracking import MlflowClient
-from xray_pipeline.ledger import LostRace
-from xray_pipeline.night import Run
-from xray_pipeline.registry import Registry
-from xray_pipeline.rollout import model_server, operations, promotion
-from xray_pipeline.rollout.promotion import Request
-from xray_pipeline.rollout.verify import check
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import EvaluationError, LedgerError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.command import main as cli
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import alarms
+from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.night import promotion, summary
+from xray_pipeline.night import steps as night
+from xray_pipeline.night import trial as model_server
+from xray_pipeline.night.promotion import Request
+from xray_pipeline.night.steps import Run
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.ledger import LostRace
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 HERE = Path(__file__).parent
@@ -37,7 +40,7 @@ ADMIN = {"id": "admin", "name": "admin"}
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other process runs here, so a difference need not be looked at twice."""
-    monkeypatch.setattr("xray_pipeline.registry.PAUSE", 0.0)
+    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
 
 
 # Answers

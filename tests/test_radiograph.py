@@ -39,9 +39,9 @@ from pydicom.uid import (
 )
 from samples import chunk, compressed, dicom, jpeg, picture, png, written
 
-from xray_pipeline.errors import RadiographError
-from xray_pipeline.formats.jpeg import segments
-from xray_pipeline.radiograph import RULES, Limits, Normalised, decode, load, normalise, sniff, square
+from xray_pipeline.base.errors import RadiographError
+from xray_pipeline.images.jpeg import segments
+from xray_pipeline.images.radiograph import RULES, Limits, Normalised, decode, load, normalise, sniff, square
 
 LIMITS = Limits()
 

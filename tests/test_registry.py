@@ -13,12 +13,12 @@ from mlflow_server import MlflowServer, run_mlflow
 from ports import free_port
 from small_models import Candidate, logged
 
-from xray_pipeline.errors import ModelRefused, RegistryError, RegistryUnavailable
-from xray_pipeline.learning.tracking import MlflowClient, mlflow
-from xray_pipeline.ledger import Ledger
-from xray_pipeline.registry import Registry
-from xray_pipeline.serving import Classifier
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import ModelRefused, RegistryError, RegistryUnavailable
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.mlflow_registry import Registry
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +322,7 @@ def test_many_at_once_each_get_a_whole_copy(three: Registry) -> None:
 
 
 def test_models_not_used_for_long_leave_the_cache(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xray_pipeline.registry.CACHED_MODELS", 2)
+    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.CACHED_MODELS", 2)
     folder = three.settings.cache / "models"
     for age, name in enumerate(("a", "b", "c")):
         (folder / name).mkdir(parents=True)

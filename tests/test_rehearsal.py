@@ -10,10 +10,10 @@ import pytest
 from mlflow_server import MlflowServer
 from small_models import image, logged, small_classifier
 
-from xray_pipeline.errors import ModelRefused
-from xray_pipeline.registry import Registry
-from xray_pipeline.rollout.rehearsal import rehearse
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import ModelRefused
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.night.rehearsal import rehearse
+from xray_pipeline.registry.mlflow_registry import Registry
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 FILES = [image(0), image(1, "PNG"), image(2)]

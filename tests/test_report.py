@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 from small_models import small_classifier
 
-from xray_pipeline import evaluation
-from xray_pipeline.data_quality.suspects import Suspect
-from xray_pipeline.gate import Evidence, decide, load_policy
-from xray_pipeline.judging import stress
-from xray_pipeline.judging.bootstrap import Interval
-from xray_pipeline.pixels import PixelCache
-from xray_pipeline.report import Arrival, Report, Suspects, examples, model_card, render
-from xray_pipeline.reporting.wording import EXPLAINED, chance, difference, headline, in_words
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.pixels import PixelCache
+from xray_pipeline.evaluation import metrics as evaluation
+from xray_pipeline.evaluation import stress
+from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.suspects import Suspect
+from xray_pipeline.gate.policy import Evidence, decide, load_policy
+from xray_pipeline.report.page import Arrival, Report, Suspects, examples, model_card, render
+from xray_pipeline.report.wording import EXPLAINED, chance, difference, headline, in_words
 
 CHROMIUM = Path("/usr/bin/chromium")
 TWO, THREE = ("NORMAL", "PNEUMONIA"), ("BACTERIA", "NORMAL", "VIRUS")

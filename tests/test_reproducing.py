@@ -10,12 +10,12 @@ from test_cli import Run as Command
 from test_cli import xray  # noqa: F401  (a fixture)
 from test_training import grown, promoted, trained  # noqa: F401  (a fixture)
 
-from xray_pipeline.errors import RegistryError
-from xray_pipeline.learning.reproducing import reproduce
-from xray_pipeline.registry import Registry
-from xray_pipeline.rollout import operations
-from xray_pipeline.settings import Settings
-from xray_pipeline.training import Candidate
+from xray_pipeline.base.errors import RegistryError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.night.reproduce import reproduce
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.candidate import Candidate
 
 
 def registered(settings: Settings, **overrides: Any) -> Candidate:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from test_alarms import deliver
 
-from xray_pipeline import night
-from xray_pipeline.data_quality import alarms, screening
-from xray_pipeline.dataset import Dataset, Snapshot
-from xray_pipeline.learning.recipe import load_recipe
-from xray_pipeline.night import Run
-from xray_pipeline.settings import IntakeRules, Settings
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.store import Dataset, Snapshot
+from xray_pipeline.intake import alarms
+from xray_pipeline.night import screening
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
+from xray_pipeline.training.recipe import load_recipe
 
 RECIPE = load_recipe("head", {"weights": "none", "views": 1, "side": 64, "levels": False})
 

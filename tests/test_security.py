@@ -30,13 +30,14 @@ from ports import free_port
 from s3_server import BUCKET, S3Server
 
 import xray_pipeline
-from xray_pipeline import logs, night
-from xray_pipeline.errors import ConfigError, RegistryError, StorageError, WeightsError, XrayError
-from xray_pipeline.learning.checkpoints import Checkpoints
-from xray_pipeline.night import Run
-from xray_pipeline.registry import Registry
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base import logs
+from xray_pipeline.base.errors import ConfigError, RegistryError, StorageError, WeightsError, XrayError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.checkpoints import Checkpoints
 
 PACKAGE = Path(xray_pipeline.__file__).parent
 
@@ -111,7 +112,7 @@ def test_the_form_can_not_name_another_s3(settings: Settings) -> None:
 
 @pytest.mark.parametrize("weights", ["http://127.0.0.1:{port}/w.pt#sha256=" + "0" * 64, "/etc/hostname"])
 def test_weights_come_from_files_and_s3_with_a_digest_only(stranger: tuple[int, list[object]], weights: str) -> None:
-    from xray_pipeline import backbones
+    from xray_pipeline.models import backbones
 
     with pytest.raises((ConfigError, WeightsError)):
         backbones.load("efficientnet_lite0", weights.format(port=stranger[0]))

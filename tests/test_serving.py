@@ -20,10 +20,10 @@ from mlflow_server import MlflowServer, running
 from ports import free_port
 from small_models import image, logged, small_classifier
 
-from xray_pipeline.errors import ConfigError, EvaluationError, ModelRefused
-from xray_pipeline.registry import Registry
-from xray_pipeline.serving import FACTS, WEIGHTS, Classifier, audit, inventory, log_model, model_digest
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.models.bundle import FACTS, WEIGHTS, Classifier, audit, inventory, log_model, model_digest
+from xray_pipeline.registry.mlflow_registry import Registry
 
 
 @pytest.fixture
@@ -202,9 +202,10 @@ def test_a_logged_model_holds_tensors_and_plain_text_only(folder: Path) -> None:
         "MLmodel",
         "artifacts/classifier/model.safetensors",
     ]
-    modules = {Path(place).stem for place in files if place.startswith("code/xray_pipeline/")}
-    assert {"__init__", "backbones", "errors", "radiograph", "serving"} <= modules
-    assert not modules & {"settings", "storage", "ledger", "registry", "training", "intake"}
+    modules = {place[19:-3] for place in files if place.startswith("code/xray_pipeline/")}
+    assert {"__init__", "base/errors", "images/radiograph", "models/backbones", "models/bundle"} <= modules
+    assert not modules & {"base/settings", "base/storage"}
+    assert {name.partition("/")[0] for name in modules} <= {"__init__", "base", "images", "models"}
     for place in files:
         if not place.endswith(".safetensors"):
             (folder / place).read_text()
@@ -286,7 +287,7 @@ def _other_code_file(folder: Path) -> None:
 
 
 def _missing_code(folder: Path) -> None:
-    (folder / "code/xray_pipeline/serving.py").unlink()
+    (folder / "code/xray_pipeline/models/bundle.py").unlink()
 
 
 SPOILERS: list[tuple[Callable[[Path], None], str]] = [
@@ -304,7 +305,7 @@ SPOILERS: list[tuple[Callable[[Path], None], str]] = [
     (_second_flavor, "MLmodel asks for"),
     (_object_in_yaml, "MLmodel does not describe"),
     (_other_code_file, "'errors.py'"),
-    (_missing_code, "lacks code/xray_pipeline/serving.py"),
+    (_missing_code, "lacks code/xray_pipeline/models/bundle.py"),
 ]
 
 
@@ -328,7 +329,7 @@ def test_a_model_of_a_version_with_other_modules_is_loaded(folder: Path) -> None
 
 def test_changed_code_is_refused_by_its_digest(folder: Path) -> None:
     recorded = audit(folder)
-    with (folder / "code/xray_pipeline/serving.py").open("a") as file:
+    with (folder / "code/xray_pipeline/models/bundle.py").open("a") as file:
         file.write("print('hello')\n")
     with pytest.raises(ModelRefused, match=f"recorded is {recorded[:12]}"):
         audit(folder, recorded)

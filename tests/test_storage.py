@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, S3Server
 
-from xray_pipeline.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import Store, open_store
+from xray_pipeline.base.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
 
 
 @pytest.fixture(params=["directory", "s3"])

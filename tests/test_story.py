@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from xray_pipeline.ledger import Ledger
-from xray_pipeline.rollout import story
-from xray_pipeline.storage import DirectoryStore
+from xray_pipeline.base.storage import DirectoryStore
+from xray_pipeline.registry import story
+from xray_pipeline.registry.ledger import Ledger
 
 
 @pytest.mark.parametrize(("written", "why"), [("It is better.", "looks right"), ("long " * 2000, "long " * 2000)])

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from xray_pipeline.judging import stress
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.evaluation import stress
 
 IMAGES = np.random.default_rng(0).integers(40, 200, size=(3, 64, 64)).astype(np.uint8)
 CLASSES = ("NORMAL", "PNEUMONIA")

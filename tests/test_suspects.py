@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xray_pipeline.data_quality import suspects
-from xray_pipeline.data_quality.suspects import find, mislabelled
+from xray_pipeline.evaluation import suspects
+from xray_pipeline.evaluation.suspects import find, mislabelled
 
 CLASSES = ("NORMAL", "PNEUMONIA", "OTHER")
 

@@ -15,17 +15,18 @@ import torch
 from pydantic import SecretStr
 from samples import jpeg, picture
 
-from xray_pipeline import night, training
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.errors import ConfigError, NonFiniteLoss, TrainingError
-from xray_pipeline.learning.checkpoints import Checkpoints
-from xray_pipeline.learning.fitting import pick_device
-from xray_pipeline.learning.recipe import Recipe, load_recipe
-from xray_pipeline.night import Run
-from xray_pipeline.registry import Registry
-from xray_pipeline.rollout import operations
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.errors import ConfigError, NonFiniteLoss, TrainingError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training import candidate as training
+from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.fitting import pick_device
+from xray_pipeline.training.recipe import Recipe, load_recipe
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "none", "side": 64, "epochs": 3, "views": 1}
 
@@ -90,7 +91,7 @@ def test_trained_before_is_found(grown: Settings) -> None:
 
 def test_the_head_learns(grown: Settings) -> None:
     candidate = trained(grown, epochs=10)
-    from xray_pipeline.learning.tracking import MlflowClient
+    from xray_pipeline.models.mlflow_client import MlflowClient
 
     auc = MlflowClient().get_metric_history(candidate.run_id, "validation_auc")
     assert [metric.step for metric in auc] == list(range(1, 11))
@@ -99,7 +100,7 @@ def test_the_head_learns(grown: Settings) -> None:
 
 def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None:
     candidate = trained(grown, epochs=2, threshold="sensitivity", sensitivity=0.9)
-    from xray_pipeline.learning.tracking import MlflowClient
+    from xray_pipeline.models.mlflow_client import MlflowClient
 
     run = MlflowClient().get_run(candidate.run_id)
     files = {file.path for file in MlflowClient().list_artifacts(candidate.run_id)}
@@ -112,7 +113,7 @@ def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None
 @pytest.mark.parametrize("mode", ["head", "finetune"])
 def test_both_sides_have_loss_accuracy_and_auc_by_epoch(grown: Settings, mode: str) -> None:
     candidate = trained(grown, mode=mode, epochs=2)
-    from xray_pipeline.learning.tracking import MlflowClient
+    from xray_pipeline.models.mlflow_client import MlflowClient
 
     client = MlflowClient()
     for name in [f"{side}_{metric}" for side in ("train", "validation") for metric in ("loss", "accuracy", "auc")]:
@@ -123,7 +124,7 @@ def test_both_sides_have_loss_accuracy_and_auc_by_epoch(grown: Settings, mode: s
 
 def test_the_input_of_the_run_is_the_snapshot(grown: Settings) -> None:
     candidate = trained(grown, epochs=1)
-    from xray_pipeline.learning.tracking import MlflowClient
+    from xray_pipeline.models.mlflow_client import MlflowClient
 
     (given,) = MlflowClient().get_run(candidate.run_id).inputs.dataset_inputs
     assert given.dataset.digest == candidate.snapshot[:36]
@@ -132,7 +133,7 @@ def test_the_input_of_the_run_is_the_snapshot(grown: Settings) -> None:
 def test_patience_ends_training_early(grown: Settings) -> None:
     """At this rate nothing changes, so no epoch after the first is better."""
     candidate = trained(grown, mode="finetune", epochs=9, patience=2, learning_rate=1e-12, average=0.9)
-    from xray_pipeline.learning.tracking import MlflowClient
+    from xray_pipeline.models.mlflow_client import MlflowClient
 
     assert len(MlflowClient().get_metric_history(candidate.run_id, "validation_auc")) <= 4
 

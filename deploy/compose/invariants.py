@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import sys
 
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.deliveries.layout import BOOKKEEPING, escape
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake.layout import BOOKKEEPING, escape
 
 
 def main() -> None:

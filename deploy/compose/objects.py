@@ -145,7 +145,7 @@ def _md5(content: IO[bytes], size: int) -> bytes:
 
 def deliver(bucket: str, patients: int, seed: int, name: str) -> None:
     """Lay a delivery of phantoms in a bucket, _SUCCESS last."""
-    from xray_pipeline import phantom
+    import phantom
 
     s3 = client()
     with tempfile.TemporaryDirectory() as folder:

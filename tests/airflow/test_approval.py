@@ -11,8 +11,8 @@ import pytest
 
 from xray_pipeline.airflow_ui import approval
 from xray_pipeline.airflow_ui.approval import ApprovalRequest, ApprovalTrigger
-from xray_pipeline.ledger import Ledger
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.registry.ledger import Ledger
 
 BY: dict[str, Any] = {"who": "alice", "why": "because"}
 

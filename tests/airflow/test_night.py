@@ -8,18 +8,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import phantom
 import pytest
 from mlflow_server import MlflowServer
 from samples import png
 
-from xray_pipeline import phantom
-from xray_pipeline.commands import answers
-from xray_pipeline.dataset import Dataset, read_parquet
-from xray_pipeline.learning.tracking import MlflowClient
-from xray_pipeline.registry import Registry
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
-from xray_pipeline.training import find_candidate
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.command import answers
+from xray_pipeline.dataset.store import Dataset, read_parquet
+from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.candidate import find_candidate
 
 pytestmark = pytest.mark.timeout(900)  # two trainings in one test, on whatever cores there are
 

@@ -11,14 +11,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import phantom
 import pytest
 from operated_site import Site
 from PIL import Image
 from playwright.sync_api import Browser, FloatRect, Page, expect, sync_playwright
 from services import Airflow, running
 from webhook import run_webhook
-
-from xray_pipeline import phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))

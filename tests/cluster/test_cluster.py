@@ -14,18 +14,18 @@ from urllib.parse import quote
 
 import boto3
 import httpx
+import phantom
 import planted
 import pytest
 from cluster_stack import VIEWER, Cluster, Worker, run_cluster
 from s3_server import BUCKET
 
-from xray_pipeline import phantom
 from xray_pipeline.airflow_ui.links import PREFIX
-from xray_pipeline.commands import health
-from xray_pipeline.registry import Registry
-from xray_pipeline.rollout.verify import check
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.command import health
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.verify import check
 
 pytestmark = pytest.mark.timeout(1500)  # services, five Airflow processes and two nights on whatever cores there are
 
@@ -142,7 +142,7 @@ def test_log_lines_name_run_and_delivery(cluster: Cluster, night: str) -> None:
         log for worker in cluster.workers.values() for log in worker.task_logs(DAG, night, "check_delivery").values()
     ]
     lines = [json.loads(line) for log in logs for line in log.splitlines()]
-    ours = [line for line in lines if line["logger"] == "xray_pipeline.night"]
+    ours = [line for line in lines if line["logger"] == "xray_pipeline.night.steps"]
     assert {line["run_id"] for line in ours} == {night}
     assert {line["delivery"] for line in ours} == {"2026-01-01", "2026-01-02", "ward-1", "ward-2", "ward-3"}
 
@@ -150,7 +150,7 @@ def test_log_lines_name_run_and_delivery(cluster: Cluster, night: str) -> None:
 def test_log_lines_name_the_candidate(cluster: Cluster, night: str) -> None:
     (log,) = cluster.workers["gpu-1"].task_logs(DAG, night, "evaluate").values()
     lines = [json.loads(line) for line in log.splitlines()]
-    candidates = {line["candidate"] for line in lines if line["logger"] == "xray_pipeline.night"}
+    candidates = {line["candidate"] for line in lines if line["logger"] == "xray_pipeline.night.steps"}
     assert candidates == {cluster.airflow.returned(DAG, night, "train")["candidate"]}
 
 

@@ -31,14 +31,14 @@ from pydicom.dataset import Dataset as Tags
 from pydicom.sequence import Sequence
 from samples import chunk, dicom, jpeg, lay_files, picture, png, written
 
-from xray_pipeline import night
-from xray_pipeline.data_quality import alarms
-from xray_pipeline.dataset import Dataset
-from xray_pipeline.deliveries import bookkeeping
-from xray_pipeline.errors import TrainingError
-from xray_pipeline.learning.recipe import load_recipe
-from xray_pipeline.night import Checked, Run
-from xray_pipeline.settings import IntakeRules, Settings
+from xray_pipeline.base.errors import TrainingError
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import alarms
+from xray_pipeline.intake import books as bookkeeping
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Checked, Run
+from xray_pipeline.training.recipe import load_recipe
 
 GOOD = {f"{('NORMAL', 'PNEUMONIA')[n % 2]}/patient{n:03d}_1.jpeg": jpeg(seed=n) for n in range(300, 306)}
 
@@ -509,7 +509,7 @@ def test_a_delivery_of_one_class_is_taken_by_default_and_rejected_where_the_rule
 
 
 def test_a_dataset_of_one_class_trains_nothing_and_says_why(settings: Settings) -> None:
-    from xray_pipeline.training import train
+    from xray_pipeline.training.candidate import train
 
     lay(settings, {name: data for name, data in GOOD.items() if name.startswith("NORMAL")})
     run = lenient(settings)

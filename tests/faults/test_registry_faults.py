@@ -20,16 +20,16 @@ from fault_proxy import FaultProxy, at, once, run_proxy
 from mlflow_server import MlflowServer, run_mlflow, run_postgres
 from small_models import Candidate, logged
 
-from xray_pipeline.errors import RegistryUnavailable
-from xray_pipeline.ledger import Entry, LostRace
-from xray_pipeline.registry import Registry
-from xray_pipeline.rollout import operations
-from xray_pipeline.rollout.verify import check
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.errors import RegistryUnavailable
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.ledger import Entry, LostRace
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["xray_pipeline.rollout.operations"])  # imports once: each process then starts at once
+FORKS.set_forkserver_preload(["xray_pipeline.registry.decisions"])  # imports once: each process then starts at once
 
 
 @pytest.fixture(autouse=True)

@@ -20,11 +20,11 @@ from airflow.sdk.exceptions import TaskAwaitingInput
 from airflow.sdk.timezone import utcnow
 from airflow.triggers.base import TriggerEvent
 
-from xray_pipeline.errors import ConfigError, XrayError
-from xray_pipeline.ledger import Ledger
-from xray_pipeline.rollout import story
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.errors import ConfigError, XrayError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.registry import story
+from xray_pipeline.registry.ledger import Ledger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

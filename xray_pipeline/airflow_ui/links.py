@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
 
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk import Asset
@@ -95,8 +95,8 @@ def run_page(settings: Settings, candidate: str) -> str:
     """Return MLflow's page on the run of a candidate, "" when there is none. Raises StorageUnavailable."""
     import json
 
-    from xray_pipeline.errors import ObjectNotFound
-    from xray_pipeline.storage import open_store
+    from xray_pipeline.base.errors import ObjectNotFound
+    from xray_pipeline.base.storage import open_store
 
     if not settings.mlflow_page or not DIGEST.fullmatch(candidate):
         return ""

@@ -18,7 +18,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

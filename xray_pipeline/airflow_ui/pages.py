@@ -14,7 +14,6 @@ import re
 from importlib.resources import files
 from typing import Annotated, Any
 
-import jinja2
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import requires_access_dag
@@ -28,12 +27,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from xray_pipeline.airflow_ui import links as airflow_links
-from xray_pipeline.errors import LedgerError, ObjectNotFound, StorageUnavailable
-from xray_pipeline.ledger import Entry, Ledger, State
-from xray_pipeline.rollout import story
-from xray_pipeline.rollout.promotion import METRICS, report_key
-from xray_pipeline.settings import Settings
-from xray_pipeline.storage import Store, open_store
+from xray_pipeline.base.errors import LedgerError, ObjectNotFound, StorageUnavailable
+from xray_pipeline.base.pages import template
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.night.promotion import METRICS, report_key
+from xray_pipeline.registry import story
+from xray_pipeline.registry.ledger import Entry, Ledger, State
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def champion(session: SessionDep, before: Annotated[int | None, Query(ge=1, le=9
 
 def script() -> Response:
     """The component that shows `champion` inside Airflow's own page."""
-    text = (files("xray_pipeline") / "templates" / "champion.js").read_text(encoding="utf-8")
+    text = (files("xray_pipeline.airflow_ui") / "templates" / "champion.js").read_text(encoding="utf-8")
     return Response(text, media_type="text/javascript")
 
 
@@ -215,8 +215,8 @@ def _returned(session: Session, dag_id: str, run_id: str, *tasks: str) -> dict[s
 # --- drawing
 
 
-def _page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    text = _template(template).render(**values)
+def _page(page: str, status: int = 200, **values: Any) -> HTMLResponse:
+    text = template("airflow_ui", page).render(**values)
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     return HTMLResponse(
         text, status, {"Content-Security-Policy": PAGE_POLICY.format(_digest(style.group(1) if style else ""))}
@@ -228,16 +228,3 @@ def _digest(style: str) -> str:
     import hashlib
 
     return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-
-
-@functools.cache
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xray_pipeline", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["moment"] = lambda at: f"{at[:10]} {at[11:16]}"
-    return environment.get_template(name)

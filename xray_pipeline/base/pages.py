@@ -1,0 +1,42 @@
+"""The one Jinja environment: each room keeps its templates in its own folder, and shares those in this one."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import jinja2
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+@functools.cache
+def template(room: str, name: str) -> jinja2.Template:
+    """Return a template of a room, or one that all share. Undefined names raise jinja2.UndefinedError.
+
+    HTML is escaped. In Markdown (`.md.j2`) what could mark text up becomes `?`: a delivery's name is not ours to trust.
+    """
+    html = name.endswith(".html.j2")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([_PACKAGE / room / "templates", _PACKAGE / "base" / "templates"]),
+        autoescape=html,
+        finalize=None if html else _plain,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = _shown
+    environment.filters["moment"] = lambda at: f"{at[:10]} {at[11:16]}"
+    return environment.get_template(name)
+
+
+def _plain(value: object) -> str:
+    return re.sub(r"[`|<>\[\]\\*\x00-\x1f]", "?", str(value))
+
+
+def _shown(value: float | str | None) -> str:
+    """Return a clause's threshold or actual value as a table cell shows it."""
+    if isinstance(value, float):
+        return f"{value:.5f}".rstrip("0").rstrip(".")
+    return "-" if value is None else str(value)

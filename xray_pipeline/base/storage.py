@@ -1,0 +1,349 @@
+"""A directory or an s3:// prefix behind one small interface.
+
+Every change of state in this package commits through `write_if_absent`: a hard link to a finished temporary file in a
+directory, `If-None-Match: *` on S3. Everything is read and written whole; the largest objects are checkpoints.
+Keys are relative POSIX paths. A directory store never follows a symbolic link below its root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from xray_pipeline.base.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
+
+if TYPE_CHECKING:
+    from xray_pipeline.base.settings import Settings
+
+Kind = Literal["file", "symlink", "special"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a store as a listing saw it.
+
+    `version` changes when the content does (modification time and inode, or ETag); `modified` is in Unix seconds;
+    `kind` is "file" unless a directory holds a symbolic link or a FIFO, socket or device ("special").
+    """
+
+    key: str
+    size: int
+    version: str
+    modified: float
+    kind: Kind = "file"
+
+
+class Store(ABC):
+    """Objects under one root. Open with `open_store`."""
+
+    uri: str
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """Return the whole object. Raises ObjectNotFound, AccessDenied, StorageUnavailable."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Create or replace the object: readers see the old or the new, never a part. Raises StorageUnavailable."""
+
+    @abstractmethod
+    def write_if_absent(self, key: str, data: bytes) -> bool:
+        """Create the object unless the key is taken.
+
+        True when the object now holds exactly `data`, through this call or an equal earlier one (so a call whose answer
+        was lost can be repeated); False when it holds something else, which is left alone. Raises StorageUnavailable.
+        """
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether the key holds an object. Raises StorageUnavailable."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete the object; a missing one is fine. Raises StorageUnavailable."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield every object below the folder `prefix` ("" is the root), in the store's order, unsorted in general."""
+
+    @abstractmethod
+    def folders(self) -> Sequence[str]:
+        """Return the names of the folders right under the root, sorted."""
+
+    @abstractmethod
+    def child(self, prefix: str) -> Store:
+        """Return the store rooted at the folder `prefix` of this one."""
+
+
+def open_store(uri: str | Path, settings: Settings | None = None) -> Store:
+    """Open a directory (made when first written to) or `s3://bucket/prefix`.
+
+    Credentials for S3 come from boto3's usual places; `settings.s3_endpoint` names another service than Amazon's.
+    Raises ConfigError for any other scheme.
+    """
+    text = str(uri)
+    if text.startswith("s3://"):
+        return S3Store(text, settings.s3_endpoint if settings else "")
+    if text.startswith("file://"):
+        text = urlsplit(text).path
+    if "://" in text or not text:
+        raise ConfigError(f"{text!r} is neither a directory nor s3://bucket/prefix")
+    return DirectoryStore(Path(text))
+
+
+def _checked(key: str) -> str:
+    parts = key.split("/")
+    if "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise StorageError(f"{key!r} is not a key: keys are relative paths without '.', '..' or empty parts")
+    return key
+
+
+class DirectoryStore(Store):
+    """A local or mounted directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.uri = str(self.root)
+
+    def read(self, key: str) -> bytes:
+        try:
+            # O_NONBLOCK: opening a FIFO must not wait for a writer; O_NOFOLLOW: a link may point anywhere.
+            fd = os.open(f"{self.uri}/{_checked(key)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb", buffering=0) as file:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise StorageError(f"{key!r} in {self.uri} is not a regular file")
+                return file.read()
+        except OSError as error:
+            raise self._named(error, key) from error
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._temporary(key, data) as (temporary, target):
+            os.replace(temporary, target)
+
+    def write_if_absent(self, key: str, data: bytes) -> bool:
+        with self._temporary(key, data) as (temporary, target):
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return self.read(key) == data
+        return True
+
+    def exists(self, key: str) -> bool:
+        return (self.root / _checked(key)).is_file()
+
+    def delete(self, key: str) -> None:
+        try:
+            (self.root / _checked(key)).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._named(error, key) from error
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        folders = [_checked(prefix) if prefix else ""]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(self.root / folder) as found:
+                    items = sorted(found, key=lambda item: item.name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self._named(error, folder or ".") from error
+            for item in items:
+                key = f"{folder}/{item.name}" if folder else item.name
+                if item.is_dir(follow_symlinks=False):
+                    folders.append(key)
+                elif not item.name.startswith(_TEMPORARY):
+                    with contextlib.suppress(FileNotFoundError):  # gone since the scan: not there
+                        yield _entry(key, item)
+
+    def folders(self) -> Sequence[str]:
+        try:
+            with os.scandir(self.root) as found:
+                return sorted(item.name for item in found if item.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._named(error, ".") from error
+
+    def child(self, prefix: str) -> Store:
+        return DirectoryStore(self.root / _checked(prefix))
+
+    @contextlib.contextmanager
+    def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+        target = self.root / _checked(key)
+        temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary, target
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the name, too, must survive a power cut
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise self._named(error, key) from error
+        finally:
+            if temporary.exists():
+                temporary.unlink()
+
+    def _named(self, error: OSError, key: str) -> StorageError:
+        place = f"{key!r} in {self.uri}"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return ObjectNotFound(f"no {place}")
+        if error.errno == errno.EISDIR:
+            return StorageError(f"{place} is a folder, not a file")
+        if error.errno == errno.ELOOP:
+            return StorageError(f"{place} is a symbolic link; links are never followed")
+        kind = AccessDenied if isinstance(error, PermissionError) else StorageUnavailable
+        return kind(f"{place}: {error.strerror or error}")
+
+
+_TEMPORARY = ".xray-tmp-"
+
+
+def _entry(key: str, item: os.DirEntry[str]) -> Entry:
+    info = item.stat(follow_symlinks=False)
+    kind: Kind = "file" if stat.S_ISREG(info.st_mode) else "symlink" if stat.S_ISLNK(info.st_mode) else "special"
+    # A time ahead was set by another clock; the inode's says when the file came.
+    modified = info.st_ctime if info.st_mtime > time.time() else max(info.st_mtime, info.st_ctime)
+    return Entry(key, info.st_size, f"{info.st_mtime_ns}-{info.st_ino}", modified, kind)
+
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # no host, port, user or ARN can pass for a bucket
+
+
+class S3Store(Store):
+    """An S3 bucket and prefix, through boto3 with its bounded retries and back-off."""
+
+    def __init__(self, uri: str, endpoint: str = "") -> None:
+        parts = urlsplit(uri)
+        if not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
+            raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
+        self.uri = uri.rstrip("/")
+        self.endpoint = endpoint
+        self.bucket = parts.netloc
+        self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+        self._client = _s3_client(endpoint)
+
+    def read(self, key: str) -> bytes:
+        with self._errors(key):
+            data: bytes = self._client.get_object(Bucket=self.bucket, Key=self._name(key))["Body"].read()
+            return data
+
+    def write(self, key: str, data: bytes) -> None:
+        import io
+
+        with self._errors(key):
+            # upload_fileobj goes in parts when large; an unfinished upload is never visible.
+            self._client.upload_fileobj(io.BytesIO(data), self.bucket, self._name(key))
+
+    def write_if_absent(self, key: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+        def racing(error: BaseException) -> bool:  # S3's answer while another conditional write is under way
+            return isinstance(error, ClientError) and _status(error) == 409
+
+        with self._errors(key):
+            try:
+                for attempt in Retrying(
+                    retry=retry_if_exception(racing),
+                    stop=stop_after_attempt(6),
+                    wait=wait_exponential(0.1, max=3),
+                    reraise=True,
+                ):
+                    with attempt:
+                        self._client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if _status(error) != 412:
+                    raise
+                return self.read(key) == data
+        return True
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._errors(key):
+                self._client.head_object(Bucket=self.bucket, Key=self._name(key))
+        except ObjectNotFound:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        with self._errors(key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        under = self.prefix + (f"{_checked(prefix)}/" if prefix else "")
+        with self._errors(prefix or "."):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under):
+                for item in page.get("Contents", []):
+                    key = item["Key"][len(self.prefix) :]
+                    if not key.endswith("/"):  # a console's "folder" is an empty object
+                        yield Entry(key, item["Size"], item["ETag"], item["LastModified"].timestamp())
+
+    def folders(self) -> Sequence[str]:
+        names: list[str] = []
+        with self._errors("."):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix, Delimiter="/"
+            )
+            for page in pages:
+                names += [item["Prefix"][len(self.prefix) : -1] for item in page.get("CommonPrefixes", [])]
+        return sorted(names)
+
+    def child(self, prefix: str) -> Store:
+        return S3Store(f"s3://{self.bucket}/{self.prefix}{_checked(prefix)}", self.endpoint)
+
+    def _name(self, key: str) -> str:
+        return self.prefix + _checked(key)
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        place = f"{key!r} in {self.uri}"
+        try:
+            yield
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchKey", "404", "NotFound"):
+                raise ObjectNotFound(f"no {place}") from error
+            # Not every 403: a wrong or expired key is no matter of one object.
+            kind = AccessDenied if code == "AccessDenied" else StorageUnavailable
+            raise kind(f"{place}: S3 answered {code or _status(error)}") from error
+        except (BotoCoreError, Boto3Error) as error:
+            raise StorageUnavailable(f"{place}: {error}") from error
+
+
+def _status(error: Any) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _s3_client(endpoint: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 5},
+        connect_timeout=5,
+        read_timeout=60,
+        max_pool_connections=32,
+        s3={"addressing_style": "path"} if endpoint else {},
+    )
+    return boto3.session.Session().client("s3", endpoint_url=endpoint or None, config=config)

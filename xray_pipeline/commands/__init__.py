@@ -1,1 +1,0 @@
-"""What the `xray` command answers beside the steps of the night."""

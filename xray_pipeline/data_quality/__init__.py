@@ -1,1 +1,0 @@
-"""Does what came in resemble the dataset? Copies, drift, mislabels and outliers."""

@@ -1,0 +1,1 @@
+"""Everything accepted so far: manifests, split, snapshots, near copies, pixels."""

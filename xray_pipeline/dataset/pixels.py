@@ -1,0 +1,188 @@
+"""Decoded once: square pixels and features of radiographs, memory-mapped and keyed by digest.
+
+A cache on one machine, safe to delete at any time. It is a folder of shards that are only added: `<id>.npy` holds the
+rows, `<id>.json` names their digests and the size of the array, and is written last, so a shard is whole or not
+there. Several processes may add at once; each writes shards of its own, and a digest that stands in two is taken from
+either. The trade-off: nothing is ever removed, so a cache grows until somebody deletes it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.images import radiograph
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+Read = Callable[[str, str], bytes]
+
+PIECE = 256  # rows looked up at once: each maps pages around it, too
+SHARD = 1024  # rows: 51 MB of pixels at side 224
+
+
+class MappedRows:
+    """Rows of a cache in a given order, read from the memory map when asked for: [N, *shape]."""
+
+    def __init__(
+        self, shards: Sequence[npt.NDArray[np.generic]], places: npt.NDArray[np.int64], cache: RowCache
+    ) -> None:
+        self._shards, self._places = shards, places
+        self.shape, self.dtype = (len(places), *cache.shape), cache.dtype
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the rows at some positions, in that order, as an array of their own."""
+        places = self._places[indices]
+        rows = np.empty((len(places), *self.shape[1:]), self.dtype)
+        if not len(places):
+            return rows
+        order = np.argsort(places[:, 0], kind="stable")
+        shards, starts = np.unique(places[order, 0], return_index=True)
+        for shard, at in zip(shards, np.split(order, starts[1:]), strict=True):
+            rows[at] = self._shards[shard][places[at, 1]]
+        return rows
+
+    def part(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return the rows from `start` up to `stop`, read in pieces so that little more than they takes memory."""
+        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for at in range(start, stop, PIECE):
+            rows[at - start : at - start + PIECE] = self[np.arange(at, min(at + PIECE, stop))]
+            self.release()
+        return rows
+
+    def release(self) -> None:
+        """Give mapped pages back, so that going over all rows does not count as memory; they stay in the page cache."""
+        for shard in self._shards:
+            mapped = getattr(shard, "_mmap", None)
+            if mapped is not None:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class RowCache:
+    """Rows of one shape and type by digest."""
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self.folder = folder
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self._shards: list[npt.NDArray[np.generic]] = []
+        self._places: dict[str, tuple[int, int]] = {}
+        self._loaded: set[str] = set()
+
+    def missing(self, digests: Iterable[str]) -> list[str]:
+        """Return the digests, each once, that have no row yet."""
+        self._refresh()
+        return [digest for digest in dict.fromkeys(digests) if digest not in self._places]
+
+    def get(self, digests: Sequence[str]) -> npt.NDArray[np.generic]:
+        """Return the rows of the digests, in order, as one array. Raises KeyError for one that is missing."""
+        self._refresh()
+        rows = np.empty((len(digests), *self.shape), self.dtype)
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for at, digest in enumerate(digests):
+            shard, place = self._places[digest]
+            by_shard.setdefault(shard, []).append((at, place))
+        for shard, pairs in by_shard.items():
+            to, places = zip(*pairs, strict=True)
+            rows[list(to)] = self._shards[shard][list(places)]
+        return rows
+
+    def view(self, digests: Sequence[str]) -> MappedRows:
+        """Return the rows of the digests, in order, not read yet. Raises KeyError for one that is missing."""
+        self._refresh()
+        places = np.array([self._places[digest] for digest in digests], np.int64).reshape(-1, 2)
+        return MappedRows(self._shards, places, self)
+
+    def add(self, digests: Sequence[str], rows: npt.NDArray[np.generic]) -> None:
+        """Keep rows as one more shard. Raises StorageUnavailable when the disk is full; no torn shard is left."""
+        name = uuid.uuid4().hex
+        array = self.folder / f"{name}.npy"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with array.open("xb") as file:
+                np.save(file, np.ascontiguousarray(rows, self.dtype))
+                file.flush()
+                os.fsync(file.fileno())
+            index = {"digests": list(digests), "size": array.stat().st_size}
+            open_store(self.folder).write(f"{name}.json", json.dumps(index).encode())
+        except BaseException:
+            array.unlink(missing_ok=True)
+            raise
+
+    def _refresh(self) -> None:
+        try:
+            names = sorted(path.stem for path in self.folder.glob("*.json"))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name not in self._loaded:
+                self._loaded.add(name)
+                self._open(name)
+
+    def _open(self, name: str) -> None:
+        index, array = self.folder / f"{name}.json", self.folder / f"{name}.npy"
+        try:
+            facts = json.loads(index.read_bytes())
+            if array.stat().st_size != facts["size"]:
+                raise ValueError("it is not as long as it was written")
+            rows = np.load(array, mmap_mode="r")
+            if rows.shape != (len(facts["digests"]), *self.shape) or rows.dtype != self.dtype:
+                raise ValueError(f"it holds {rows.dtype} {rows.shape}")
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("cache shard %s is dropped and made anew: %s", name, error)
+            index.unlink(missing_ok=True)
+            array.unlink(missing_ok=True)
+            return
+        self._shards.append(rows)
+        for place, digest in enumerate(facts["digests"]):
+            self._places[digest] = (len(self._shards) - 1, place)
+
+
+class PixelCache:
+    """Square pixels uint8 [side, side] of stored radiographs, decoded once each."""
+
+    def __init__(self, folder: Path, side: int) -> None:
+        self.side = side
+        self.rows = RowCache(folder / f"pixels-{side}", (side, side), np.uint8)
+
+    def ensure(self, rows: pd.DataFrame, read: Read, workers: int = 0, progress: Progress | None = None) -> int:
+        """Decode what is missing of `rows` (columns digest, suffix); return how many that was.
+
+        `read(digest, suffix)` gives the stored bytes; `workers` threads decode (0: one per core).
+        Raises what `read` raises, and StorageUnavailable.
+        """
+        suffixes = dict(zip(rows["digest"], rows["suffix"], strict=True))
+        missing = self.rows.missing(suffixes)
+
+        def decoded(digest: str) -> npt.NDArray[np.uint8]:
+            return radiograph.square(radiograph.decode(read(digest, suffixes[digest])), self.side)
+
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            for start in range(0, len(missing), SHARD):
+                block = missing[start : start + SHARD]
+                shard = np.empty((len(block), self.side, self.side), np.uint8)
+                for at, pixels in enumerate(pool.map(decoded, block)):
+                    shard[at] = pixels
+                    if progress:
+                        progress(start + at + 1, len(missing), "decoding")
+                self.rows.add(block, shard)
+        return len(missing)
+
+    def get(self, digests: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Return pixels uint8 [N, side, side] of radiographs that `ensure` has seen. Raises KeyError for others."""
+        return self.rows.get(digests).astype(np.uint8, copy=False)

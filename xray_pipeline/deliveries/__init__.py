@@ -1,1 +1,0 @@
-"""What a delivery is made of and what became of each of its files."""

@@ -1,0 +1,1 @@
+"""What is measured: metrics with intervals, paired comparison, slices, stress."""

@@ -1,0 +1,162 @@
+"""What becomes of a model's answers when the radiographs come out differently: written perturbations, and a baseline.
+
+Each perturbation is one that another exposure, scanner, export or collimator could have made, at a strength that leaves
+a radiologist's reading as it is. `only the border` is a baseline instead: lungs gone, letters and markers left; a model
+that still tells the classes apart reads those. Everything works on the square pixels a model gets. The trade-off: a
+sample of the held-out radiographs (the first by digest, which is as good as random and the same every night) because
+each perturbation costs one more scoring of them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+from scipy import ndimage
+
+from xray_pipeline.base.storage import Store
+from xray_pipeline.evaluation.bootstrap import Floats, differences, prepare, resample, with_intervals
+from xray_pipeline.evaluation.metrics import SMALL_SLICE, Pixels, Progress, Read, Scorer, Slice, predictions
+
+log = logging.getLogger(__name__)
+
+Images = npt.NDArray[np.uint8]
+
+BORDER = 1 / 8  # of the side, on each edge
+UNTOUCHED, BASELINE = "as they are", "only the border"
+
+
+def stress(
+    models: Sequence[tuple[Scorer, Pixels]],
+    rows: pd.DataFrame,
+    thresholds: Sequence[float],
+    read: Read,
+    store: Store,
+    *,
+    limit: int = 200,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Slice, ...]:
+    """Measure the candidate, and the champion when given second, on perturbed held-out radiographs.
+
+    `rows` as for `evaluation.score`, with label and patient. Returns one slice for each of PERTURBATIONS, dimension
+    "stress"; that of BASELINE is "baseline": no model should do well on it, so none is judged by it. Predictions are
+    kept under stress/<model digest>/, so a champion costs nothing the second night.
+    """
+    sample = rows.sort_values("digest").head(limit)
+    small = sample["patient"].nunique() < SMALL_SLICE
+    found = []
+    for index, (name, change) in enumerate(PERTURBATIONS.items()):
+        tables = [_answers(model, pixels, sample, name, change, read, store) for model, pixels in models]
+        cases = prepare(tables, sample["label"], sample["patient"], models[0][0].classes, thresholds)
+        draws = resample(cases, resamples, seed)
+        measured = [with_intervals(*pair)[0] for pair in zip(cases, draws, strict=True)]
+        both = len(models) > 1
+        against, difference = (measured[1], differences(cases, draws)) if both else ({}, {})
+        dimension = "baseline" if name == BASELINE else "stress"
+        found.append(Slice(dimension, name, len(sample), cases[0].count, small, measured[0], against, difference))
+        if progress:
+            progress(index + 1, len(PERTURBATIONS), "stress")
+    return tuple(found)
+
+
+def _answers(
+    model: Scorer,
+    pixels: Pixels,
+    rows: pd.DataFrame,
+    name: str,
+    change: Callable[[Images], Images],
+    read: Read,
+    store: Store,
+) -> Floats:
+    def compute(block: pd.DataFrame) -> Floats:
+        pixels.ensure(block, read)
+        return model.probabilities(change(pixels.get(list(block["digest"]))))
+
+    folder = f"stress/{model.digest}/{name.replace(' ', '-').replace('%', 'percent')}"
+    table = predictions(folder, model.classes, rows, compute, store, what=f"stress ({name}):")
+    found: Floats = table.drop(columns="digest").to_numpy(dtype=np.float64)
+    return found
+
+
+def brightness(images: Images, shift: float) -> Images:
+    """Add a share of full scale to every pixel."""
+    return _bytes(images + np.float32(255 * shift))
+
+
+def contrast(images: Images, factor: float) -> Images:
+    """Stretch the grey values of each image around its mean."""
+    mean = images.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
+    return _bytes(mean + np.float32(factor) * (images - mean))
+
+
+def crop(images: Images, keep: float) -> Images:
+    """Cut off the edges, keeping `keep` of the side, and enlarge what is left to the old size."""
+    side = images.shape[-1]
+    cut = side * (1 - keep) / 2
+    box = (cut, cut, side - cut, side - cut)
+    return _each(images, lambda image: image.resize((side, side), Image.Resampling.BILINEAR, box=box))
+
+
+def blur(images: Images, sigma: float) -> Images:
+    """Blur with a Gaussian of `sigma` pixels at a side of 224, and as much at other sizes."""
+    scaled = sigma * images.shape[-1] / 224
+    return _bytes(ndimage.gaussian_filter(images.astype(np.float32), (0, scaled, scaled)))
+
+
+def jpeg(images: Images, quality: int) -> Images:
+    """Save as JPEG of this quality (1 to 95) and read back."""
+
+    def again(image: Image.Image) -> Image.Image:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        return Image.open(buffer, formats=("JPEG",))
+
+    return _each(images, again)
+
+
+def without_border(images: Images) -> Images:
+    """Cover the outer eighth on each edge in black."""
+    return np.where(_inside(images), images, np.uint8(0))
+
+
+def only_border(images: Images) -> Images:
+    """Cover all but the outer eighth on each edge in one grey, the same for all: an image's own mean would tell."""
+    return np.where(_inside(images), np.uint8(128), images)
+
+
+PERTURBATIONS: Mapping[str, Callable[[Images], Images]] = {
+    UNTOUCHED: lambda images: images,
+    "brightness +15 %": lambda images: brightness(images, 0.15),
+    "brightness -15 %": lambda images: brightness(images, -0.15),
+    "contrast x 0.7": lambda images: contrast(images, 0.7),
+    "contrast x 1.4": lambda images: contrast(images, 1.4),
+    "crop to 90 %": lambda images: crop(images, 0.9),
+    "blur, sigma 1.5 px": lambda images: blur(images, 1.5),
+    "JPEG quality 30": lambda images: jpeg(images, 30),
+    "border covered": without_border,
+    BASELINE: only_border,
+}
+"""Name to change; a name is part of where predictions are kept, so another strength needs another name."""
+
+
+def _inside(images: Images) -> npt.NDArray[np.bool_]:
+    side = images.shape[-1]
+    edge = round(side * BORDER)
+    inside = np.zeros((side, side), dtype=bool)
+    inside[edge : side - edge, edge : side - edge] = True
+    return inside
+
+
+def _each(images: Images, change: Callable[[Image.Image], Image.Image]) -> Images:
+    return np.stack([np.asarray(change(Image.fromarray(image)), dtype=np.uint8) for image in images])
+
+
+def _bytes(values: npt.NDArray[np.float32]) -> Images:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

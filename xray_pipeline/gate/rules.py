@@ -1,0 +1,309 @@
+"""The rules a policy can be made of: each judges one thing in the evidence and says in a sentence what it found.
+
+A rule never raises and never passes for want of evidence: what is missing, not a number or out of range fails it.
+
+Each comparison on the same held-out patients is one more chance to look better by luck, so the confidence asked for a
+promotion follows a spending function (Lan and DeMets 1983) as Feng et al. 2022 ("Sequential algorithmic modification
+with test data reuse") do for models approved again and again on one test set. After u earlier uses the level is
+
+    budget * (S(u + 1) - S(u)),    S(u) = u / (u + half_life)
+
+The levels of all uses sum to at most `budget`, so it bounds the expected number of false promotions whatever the
+dependence between nights. The price is power: small gains need a large held-out set or new patients in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from xray_pipeline.evaluation.metrics import Evaluation
+    from xray_pipeline.gate.policy import Evidence
+
+    _Judge = Callable[[Evidence, Mapping[str, float]], "Finding"]
+
+Stage = Literal["evidence", "register", "first", "promote", "release"]
+
+PARTS = (
+    "training data",
+    "recipe",
+    "backbone",
+    "starting weights",
+    "image preparation",
+    "threshold rule",
+    "software",
+)
+"""What a candidate may have otherwise than the champion; `lineage.changed` finds which it has. Classes are not among
+them: models of other classes are never compared."""
+
+NEEDED = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "ece")
+"""Metrics that a decision reads; each must be there and finite, with its interval."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found (`actual`) beside what it asks (`threshold`), and in a sentence."""
+
+    passed: bool
+    actual: float | str | None
+    threshold: float | str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a rule judges, when it applies, which numbers a policy gives it, and whether a policy may leave it out."""
+
+    stage: Stage
+    judge: _Judge
+    numbers: tuple[str, ...] = ()
+    required: bool = False
+    parts: tuple[str, ...] = ()
+    """What its list `allowed` may name; each becomes a number of the clause, 1 when it is allowed, else 0."""
+
+
+def effective_uses(earlier: Iterable[int], patients: int) -> float:
+    """Return how many earlier comparisons a held-out set of `patients` counts as having served.
+
+    `earlier` holds the number of held-out patients of each earlier comparison. Patients never leave the held-out set,
+    so each counts for the share of today's patients that it looked at: a set that has doubled halves its past.
+    """
+    return math.fsum(min(1.0, then / patients) for then in earlier) if patients > 0 else 0.0
+
+
+def spending(uses: float, budget: float, half_life: float, max_level: float) -> float:
+    """Return the level (largest p value) for the next comparison after so many uses; the module says how."""
+    if half_life <= 0:
+        return 0.0
+    return min(max_level, budget * half_life / ((uses + half_life) * (uses + 1 + half_life)))
+
+
+def number_of(value: object) -> float | None:
+    """The value as a finite float, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _metric(evaluation: Evaluation | None, name: str) -> float | None:
+    """A metric's value when it and its interval are numbers from 0 to 1."""
+    interval = evaluation.metrics.get(name) if evaluation else None
+    found = [number_of(x) for x in (interval.value, interval.low, interval.high)] if interval else [None]
+    return found[0] if all(x is not None and 0 <= x <= 1 for x in found) else None
+
+
+def _missing(evaluation: Evaluation | None) -> str:
+    """What a decision needs and this evaluation lacks, in words; "" when it is whole."""
+    if evaluation is None:
+        return "no evaluation"
+    counts = number_of(evaluation.n), number_of(evaluation.patients)
+    if any(count is None or count < 1 for count in counts):
+        return f"{evaluation.n} radiographs of {evaluation.patients} patients"
+    return ", ".join(name for name in NEEDED if _metric(evaluation, name) is None)
+
+
+def _candidate_measured(evidence: Evidence, _: Mapping[str, float]) -> Finding:
+    missing = _missing(evidence.candidate)
+    why = f"The candidate lacks: {missing}." if missing else "The candidate is measured."
+    return Finding(not missing, missing or "all there", "all there", why)
+
+
+def _champion_measured(evidence: Evidence, _: Mapping[str, float]) -> Finding:
+    if not evidence.champion_known:
+        stray = evidence.champion is not None or evidence.comparison is not None
+        why = (
+            "A champion was measured, but the ledger knows none: the registry is not the ledger's."
+            if stray
+            else "There is no champion yet."
+        )
+        return Finding(not stray, "measured" if stray else "no champion", "no champion", why)
+    missing = _missing(evidence.champion)
+    if not missing and number_of(evidence.comparison and evidence.comparison.p_value) is None:
+        missing = "comparison with the candidate"
+    why = f"The ledger knows a champion, but it lacks: {missing}." if missing else "The champion is measured."
+    return Finding(not missing, missing or "all there", "all there", why)
+
+
+def _same_snapshot(evidence: Evidence, _: Mapping[str, float]) -> Finding:
+    models = [evaluation for evaluation in (evidence.candidate, evidence.champion) if evaluation]
+    named = {evaluation.snapshot for evaluation in models} | {evidence.snapshot}
+    same = len(named) == 1 and bool(evidence.snapshot) and bool(models)
+    actual = ", ".join(sorted(digest[:12] or "none" for digest in named))
+    why = f"Snapshot {actual}." if same else f"More than one snapshot, or none, was measured on: {actual}."
+    return Finding(same, actual, evidence.snapshot[:12] or "a snapshot", why)
+
+
+def _same_rows(evidence: Evidence, _: Mapping[str, float]) -> Finding:
+    measured = [x for x in (evidence.candidate, evidence.champion, evidence.comparison) if x is not None]
+    seen = {(x.n, x.patients, x.rows) for x in measured}
+    actual = " / ".join(sorted(f"{n} of {patients} patients, {rows[:12]}" for n, patients, rows in seen))
+    same = len(seen) == 1 and all(rows for _, _, rows in seen)
+    why = f"Measured on {actual}." if same else f"Not measured on the same radiographs: {actual or 'none'}."
+    return Finding(same, actual, "one set of radiographs", why)
+
+
+def _accuracy_above(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+    ours, theirs = _metric(evidence.candidate, "accuracy"), _metric(evidence.champion, "accuracy")
+    if ours is None or theirs is None:
+        return Finding(False, None, None, "Held-out accuracy of candidate or champion is missing.")
+    passed = ours - theirs > numbers["more_than"]
+    margin = f" + {numbers['more_than']:g}" if numbers["more_than"] else ""
+    why = (
+        f"Held-out accuracy {ours:.4f} is {'above' if passed else 'not above'} the champion's {theirs:.4f}{margin} "
+        f"({ours - theirs:+z.4f})."
+    )
+    return Finding(passed, ours, theirs + numbers["more_than"], why)
+
+
+def _floor(metric: str) -> _Judge:
+    name = metric.replace("_", " ").replace("auc", "AUC")
+
+    def judge(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+        value, least = _metric(evidence.candidate, metric), numbers["at_least"]
+        if value is None:
+            return Finding(False, None, least, f"The candidate's {name} is missing.")
+        passed = value >= least
+        return Finding(passed, value, least, f"Held-out {name} is {value:.4f}; the floor is {least:g}.")
+
+    return judge
+
+
+def _patients(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+    found = number_of(evidence.candidate.patients if evidence.candidate else 0) or 0
+    least = numbers["at_least"]
+    return Finding(
+        found >= least, found, least, f"{found:g} held-out patients were measured; at least {least:g} are asked."
+    )
+
+
+def level_after(uses: float | None, numbers: Mapping[str, float]) -> float:
+    known = number_of(uses)
+    return (
+        spending(known, numbers["budget"], numbers["half_life"], numbers["max_level"])
+        if known is not None and known >= 0
+        else 0.0
+    )
+
+
+def _confidence(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+    p = number_of(evidence.comparison and evidence.comparison.p_value)
+    most = level_after(evidence.earlier_uses, numbers)
+    if most == 0.0:
+        return Finding(False, None, None, "How often the held-out patients were used before is not known.")
+    if p is None or not 0 <= p <= 1:
+        return Finding(False, None, 1 - most, "There is no comparison with the champion.")
+    why = (
+        f"Confidence that the candidate is more accurate: {1 - p:.4f}; asked after {evidence.earlier_uses:.1f} earlier "
+        f"uses of the held-out patients: {1 - most:.5f}."
+    )
+    return Finding(p <= most, 1 - p, 1 - most, why)
+
+
+def _drop(metric: str, sign: int) -> _Judge:
+    """Judge how far a metric got worse: it fell (sign 1) or rose (sign -1)."""
+    name = {"auc": "AUC", "ece": "Calibration error"}.get(metric, metric.capitalize())
+
+    def judge(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+        ours, theirs = _metric(evidence.candidate, metric), _metric(evidence.champion, metric)
+        if ours is None or theirs is None:
+            return Finding(False, None, numbers["at_most"], f"{name} of candidate or champion is missing.")
+        worse = sign * (theirs - ours)
+        why = f"{name} {ours:.4f}, champion {theirs:.4f}; worse by at most {numbers['at_most']:g} is allowed."
+        return Finding(worse <= numbers["at_most"], worse, numbers["at_most"], why)
+
+    return judge
+
+
+def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
+    """Judge the part where the candidate loses most against the champion, by the upper end of the interval."""
+
+    def judge(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+        most = numbers["at_most"]
+        parts = evidence.slices if which == "slices" else evidence.stress
+        parts_are = "slices" if which == "slices" else "perturbations"
+        if not parts:
+            return Finding(False, None, most, f"No {which} were measured.")
+        losses: list[tuple[float, str]] = []
+        small = 0
+        for part in parts:
+            if part.dimension == "baseline":
+                continue
+            patients = number_of(part.patients)
+            if patients is not None and patients < numbers.get("min_patients", 0):
+                small += 1
+                continue
+            found = part.difference.get(metric)
+            value = number_of(found.high) if found else None
+            if value is None:
+                return Finding(False, None, most, f"{part.dimension} {part.value}: the difference is missing.")
+            losses.append((0.0 - value, part.value if which == "stress" else f"{part.dimension} {part.value}"))
+        if not losses:
+            why = f"None of the {parts_are} has enough patients to be judged."
+            return Finding(False, "none large enough", most, why)
+        loss, where = max(losses)
+        what = f"{metric.replace('_', ' ').replace('auc', 'AUC')}, candidate minus champion"
+        why = (
+            f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {-loss:+z.4f}; "
+            f"no lower than {-most:+g} is allowed."
+        )
+        if small:
+            why += f" Of too few patients to be judged: {small} of {len(losses) + small}."
+        return Finding(loss <= most, loss, most, why)
+
+    return judge
+
+
+def _changes(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+    allowed = ", ".join(part for part in PARTS if numbers.get(part)) or "nothing"
+    if evidence.changed is None:
+        return Finding(False, None, allowed, "What the candidate has otherwise than the champion is not known.")
+    actual = ", ".join(evidence.changed) or "nothing"
+    outside = [part for part in evidence.changed if not numbers.get(part)]
+    why = f"Changed against the champion: {actual}."
+    return Finding(not outside, actual, allowed, f"{why} Not allowed: {', '.join(outside)}." if outside else why)
+
+
+def _alarms(evidence: Evidence, _: Mapping[str, float]) -> Finding:
+    if evidence.alarms is None:
+        return Finding(False, None, "no alarm", "Drift was not measured.")
+    actual = ", ".join(evidence.alarms) or "no alarm"
+    why = " ".join(f"{said}." for said in (f"Drift: {actual}", *evidence.acknowledged))
+    return Finding(not evidence.alarms, actual, "no alarm", why)
+
+
+def _approval(evidence: Evidence, _: Mapping[str, float]) -> Finding:
+    known = evidence.promotion in ("auto", "approve")
+    why = {
+        "auto": "Promotion is set to auto: no person is asked.",
+        "approve": "A person decides on promoting it.",
+    }.get(evidence.promotion, f"Promotion is set to {evidence.promotion!r}, neither auto nor approve.")
+    return Finding(known, evidence.promotion, "auto or approve", why)
+
+
+RULES: Mapping[str, Rule] = {
+    "candidate-measured": Rule("evidence", _candidate_measured, required=True),
+    "champion-measured": Rule("evidence", _champion_measured, required=True),
+    "same-snapshot": Rule("evidence", _same_snapshot, required=True),
+    "same-rows": Rule("evidence", _same_rows, required=True),
+    "accuracy-above-champion": Rule("register", _accuracy_above, ("more_than",), required=True),
+    "first-accuracy": Rule("first", _floor("accuracy"), ("at_least",), required=True),
+    "first-balanced-accuracy": Rule("first", _floor("balanced_accuracy"), ("at_least",)),
+    "first-auc": Rule("first", _floor("auc"), ("at_least",), required=True),
+    "first-patients": Rule("first", _patients, ("at_least",), required=True),
+    "held-out-patients": Rule("promote", _patients, ("at_least",)),
+    "confidence": Rule("promote", _confidence, ("budget", "half_life", "max_level"), required=True),
+    "sensitivity-drop": Rule("promote", _drop("sensitivity", 1), ("at_most",), required=True),
+    "specificity-drop": Rule("promote", _drop("specificity", 1), ("at_most",)),
+    "auc-drop": Rule("promote", _drop("auc", 1), ("at_most",)),
+    "ece-rise": Rule("promote", _drop("ece", -1), ("at_most",)),
+    "slices": Rule("promote", _parts("slices", "accuracy"), ("at_most", "min_patients")),
+    "stress": Rule("promote", _parts("stress", "auc"), ("at_most", "min_patients")),
+    "changes": Rule("promote", _changes, parts=PARTS),
+    "no-drift": Rule("release", _alarms),
+    "approval": Rule("release", _approval, required=True),
+}
+"""What a clause may ask. It applies: "evidence" always, "register" when there is a champion, "first" when there is
+none, "promote" to replacing a champion, "release" to any promotion."""

@@ -1,0 +1,1 @@
+"""Bytes to radiograph: JPEG, PNG and DICOM."""

@@ -1,0 +1,1 @@
+"""One delivery to verdicts and a commit."""

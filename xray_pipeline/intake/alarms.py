@@ -1,0 +1,114 @@
+"""Drift alarms of deliveries: kept beside their intake, standing until a person acknowledges them.
+
+    intake/<key>/drift.json              what the check found: pixels, labels
+    intake/<key>/drift-features.json     what the training machine found: frozen features
+    intake/<key>/acknowledged-<n>.json   who settled which alarms of exactly these files, when and why; write-once
+
+An acknowledgement is for the alarms that stood when it was given: one that comes later stands again. The trade-off: a
+delivery that changes before it is committed loses its acknowledgements, because they were for other files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base.storage import Store
+
+if TYPE_CHECKING:
+    from xray_pipeline.intake.drift import Drift
+
+CHECKED, FEATURES = "drift.json", "drift-features.json"
+
+
+def keep(store: Store, key: str, fingerprint: str, found: Drift | None, name: str = CHECKED) -> None:
+    """Keep what was found of a delivery with that listing, of its features what was found first.
+
+    Features are compared once: with which deliveries depends on the snapshot that the one who is first looks at. Raises
+    StorageUnavailable.
+    """
+    if found is not None:
+        content = json.dumps({"fingerprint": fingerprint, **found.to_dict()}, indent=1, sort_keys=True).encode()
+        (store.write_if_absent if name == FEATURES else store.write)(f"intake/{key}/{name}", content)
+
+
+def acknowledged(store: Store, key: str, fingerprint: str) -> tuple[str, ...]:
+    """Return the channels whose alarms a person has settled for exactly these files, sorted."""
+    settled = {name for kept in _acknowledgements(store, key, fingerprint) for name in kept["alarms"]}
+    return tuple(sorted(settled))
+
+
+def measured(store: Store, key: str, name: str = CHECKED) -> bool:
+    """Whether it is known what that measurement found."""
+    return store.exists(f"intake/{key}/{name}")
+
+
+def standing(store: Store, keys: Iterable[str]) -> tuple[str, ...] | None:
+    """Return the alarms of committed deliveries that nobody has settled, each as "delivery: channels".
+
+    None when the features of one of them were never compared: what is not known is not "no alarm".
+    """
+    found = []
+    for key in keys:
+        if not measured(store, key, FEATURES):
+            return None
+        if names := of_delivery(store, key):
+            found.append(f"{key}: {' and '.join(names)}")
+    return tuple(found)
+
+
+def settled(store: Store, keys: Iterable[str]) -> tuple[str, ...]:
+    """Return who settled which alarms of these deliveries and why, a sentence each without its full stop."""
+    found = []
+    for key in keys:
+        judged = {kept["fingerprint"] for kept in _kept(store, key)}
+        for given in _acknowledgements(store, key):
+            if given["fingerprint"] in judged:
+                by = f"acknowledged by {given['who']} on {given['at'][:10]}"
+                found.append(f"{key}: {' and '.join(given['alarms'])}, {by}: {given['why'].rstrip('. ')}")
+    return tuple(found)
+
+
+def of_delivery(store: Store, key: str) -> tuple[str, ...]:
+    """Return the channels of one delivery whose alarms nobody has settled, sorted."""
+    raised: set[str] = set()
+    for kept in _kept(store, key):
+        raised |= set(kept["alarms"]) - set(acknowledged(store, key, kept["fingerprint"]))
+    return tuple(sorted(raised))
+
+
+def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
+    """Settle the alarms of a delivery that stand now; return delivery, alarms, who, why and at.
+
+    A rejected delivery is judged anew by the next check. Raises DeliveryError when no alarm stands or `why` is empty.
+    """
+    if not why.strip():
+        raise DeliveryError(f"acknowledging drift alarms of delivery {key} takes a reason")
+    names = of_delivery(store, key)
+    if not names:
+        raise DeliveryError(f"no drift alarm of delivery {key} stands; there is nothing to acknowledge")
+    fingerprint = _kept(store, key)[0]["fingerprint"]
+    number = len(_acknowledgements(store, key)) + 1
+    given = {"alarms": list(names), "who": who, "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    content = json.dumps({"fingerprint": fingerprint, **given}, indent=1, sort_keys=True).encode()
+    if not store.write_if_absent(f"intake/{key}/acknowledged-{number}.json", content):
+        raise DeliveryError(f"somebody else acknowledged alarms of delivery {key} at this moment; look again")
+    # A rejection was made with the alarms standing; a fit delivery's verdict is needed for its commit.
+    verdict = f"intake/{key}/checked.json"
+    if store.exists(verdict) and not json.loads(store.read(verdict))["fit"]:
+        store.delete(verdict)
+    return {"delivery": key, **given}
+
+
+def _kept(store: Store, key: str) -> list[dict[str, Any]]:
+    names = (f"intake/{key}/{name}" for name in (CHECKED, FEATURES))
+    return [json.loads(store.read(name)) for name in names if store.exists(name)]
+
+
+def _acknowledgements(store: Store, key: str, fingerprint: str | None = None) -> list[dict[str, Any]]:
+    names = sorted(e.key for e in store.list(f"intake/{key}") if e.key.startswith(f"intake/{key}/acknowledged-"))
+    found = [json.loads(store.read(name)) for name in names]
+    return [kept for kept in found if fingerprint in (None, kept["fingerprint"])]

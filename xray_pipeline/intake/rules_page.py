@@ -1,0 +1,55 @@
+"""The rules of the intake as a page for people, from the values that the code itself judges by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from xray_pipeline.base.settings import IntakeRules, Settings
+
+HEAD = """# What the intake asks of a file and of a delivery
+
+Made by `xray rules` from the code; a test fails when this page is out of date. A file ends accepted or quarantined, by
+the first rule that fits; quarantined files stay in the delivery, which is never changed, and can be judged anew with
+`xray rejudge` after a rule changed.
+"""
+
+
+def page() -> str:
+    """Return all rules as Markdown: files, what is normalised, deliveries, and the settings that decide."""
+    from xray_pipeline.intake import check as intake
+
+    quarantined = [(f"`{r.code}`", r.text) for r in intake.RULES if r.outcome == "quarantined"]
+    normalised = [(f"`{r.code}`", r.text) for r in intake.RULES if r.outcome == "normalised"]
+    return "\n".join(
+        [
+            HEAD,
+            "## A file is quarantined\n",
+            _table(("reason", "rule"), quarantined),
+            "## A file is normalised\n",
+            _table(("what", "rule"), normalised),
+            "## A delivery is fit when all of this holds\n",
+            _table(("expectation", "default", "otherwise"), _expectations()),
+            "## Settings\n",
+            _table(("variable", "default", "meaning"), _settings()),
+        ]
+    )
+
+
+def _expectations() -> list[tuple[str, str, str]]:
+    from xray_pipeline.intake import expectations
+
+    otherwise = {True: "rejected", False: "accepted with a warning"}
+    defaults = Settings.model_construct()  # whatever the environment says
+    return [(sentence, wanted, otherwise[stops]) for sentence, wanted, stops in expectations.written(defaults)]
+
+
+def _settings() -> list[tuple[str, str, str]]:
+    return [
+        (f"`XRAY_RULES__{name.upper()}`", f"`{field.default}`", str(field.description))
+        for name, field in IntakeRules.model_fields.items()
+    ]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

@@ -1,0 +1,217 @@
+"""The files of a delivery, read one by one by a pool of threads: each a row, judged by itself.
+
+Only the rows are kept, so memory follows the number of threads and the largest file.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import hashlib
+import hmac
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from xray_pipeline.base.errors import (
+    AccessDenied,
+    ConfigError,
+    ObjectNotFound,
+    RadiographError,
+    StorageError,
+    StorageUnavailable,
+)
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.base.storage import Entry, Store
+from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset.store import side_of
+from xray_pipeline.dataset.table import Row, quarantined
+from xray_pipeline.images import appearance, radiograph
+from xray_pipeline.images.radiograph import Limits, Normalised
+from xray_pipeline.intake.journal import Journal
+from xray_pipeline.intake.layout import Place, escape, unescape
+
+Progress = Callable[[int, int, str], None]
+
+_JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
+
+
+def limits(rules: IntakeRules) -> Limits:
+    """Return the part of the rules that one file's header must keep."""
+    return Limits(rules.max_file_bytes, rules.max_pixels, rules.min_side, rules.max_aspect)
+
+
+def scan(
+    reader: Reader, new: list[Entry], journal: Journal, workers: int, key: str, progress: Progress | None
+) -> Iterator[Row]:
+    """Yield a row for each file, by its name; what an earlier scan of the same delivery read is not read again."""
+
+    def row(entry: Entry) -> Row:
+        known = journal.get(_seen_as(entry))
+        return Row(*known) if known else reader.row(entry)
+
+    ordered = sorted(new, key=lambda entry: escape(entry.key))
+    for number, (entry, found) in enumerate(zip(ordered, _in_order(row, ordered, workers), strict=True), 1):
+        if found.source_digest:
+            journal.add(_seen_as(entry), ("", *found[1:]))  # without the file's name
+        yield found._replace(file=escape(entry.key))
+        if progress:
+            progress(number, len(new), f"checking {key}")
+
+
+def _seen_as(entry: Entry) -> str:
+    return f"{entry.key}\0{entry.size}\0{entry.version}"
+
+
+def journal_of(uri: str, fingerprint: str, files: int, settings: Settings, patient_key: bytes) -> Journal:
+    """Return the journal of a scan of `files` files; `fingerprint` tells the listing."""
+    depends = (uri, fingerprint, judged_by(settings, patient_key))
+    return Journal(settings.cache / "intake", depends, enabled=files >= _JOURNAL_FROM)
+
+
+def judged_by(settings: Settings, patient_key: bytes) -> str:
+    """Return the SHA-256 of all that rows depend on beside the files: rules, classes, split, patient key and code."""
+    s = settings
+    of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()
+    split = (s.split_mode, s.split_validation, s.split_held_out)
+    depends = (s.rules.digest(), s.classes, split, of_key, _code())
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    code = hashlib.sha256()
+    for module in sorted(Path(radiograph.__file__).parent.rglob("*.py")):
+        code.update(module.read_bytes())
+    return code.hexdigest()
+
+
+def reread(store: Store, file: str, limits: Limits) -> Normalised:
+    """Return the radiograph of one row (`file` as in the table) of the delivery in `store`.
+
+    Raises RadiographError, StorageError.
+    """
+    return radiograph.normalise(store.read(unescape(file)), limits)
+
+
+def _in_order(function: Callable[[Entry], Row], entries: Sequence[Entry], workers: int) -> Iterator[Row]:
+    """Yield function(entry) for each entry, in order, computed by threads that never run far ahead."""
+    threads = workers or os.cpu_count() or 1
+    pending: collections.deque[Future[Row]] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for entry in entries:
+                pending.append(pool.submit(function, entry))
+                if len(pending) >= 4 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def still_there(table: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """List once more: a file that went away or changed under our eyes is quarantined."""
+    now = {escape(entry.key): (entry.size, entry.version) for entry in store.list()}
+    seen = table[["file", "size", "version"]].itertuples(name=None)
+    off = {row: now.get(file) for row, file, *was in seen if now.get(file) != tuple(was)}
+    if off:
+        reasons = ["changed" if found else "vanished" for found in off.values()]
+        table.loc[list(off), ["verdict", "side"]] = ["quarantined", ""]
+        table.loc[list(off), "reason"] = reasons
+        table.loc[list(off), "detail"] = [_GONE[reason] for reason in reasons]
+    return table
+
+
+_GONE = {"vanished": "the file went away during the check", "changed": "the file changed during the check"}
+
+
+# Written where a modality or a de-identifier had no number: not a patient.
+_NO_PATIENT = re.compile(r"(anon(ymous|ymi[sz]ed)?|de-?identified|removed|unknown|none|n/?a|null|0*|-*|x*)", re.I)
+
+
+class Reader:
+    """Reads one file after another into rows; used by many threads at once."""
+
+    def __init__(self, store: Store, settings: Settings, patient_key: bytes, said: Mapping[str, Place]) -> None:
+        self._store, self._settings, self._key, self._said = store, settings, patient_key, said
+        self._limits = limits(settings.rules)
+        try:
+            self._pattern = re.compile(settings.rules.patient_pattern)
+        except re.error as error:
+            raise ConfigError(f"rules.patient_pattern is no regular expression: {error}") from error
+
+    def row(self, entry: Entry) -> Row:
+        """Judge one file by itself."""
+        place = self._said[entry.key]
+        row = Row(escape(entry.key), entry.size, entry.version, label=place.label, given_split=place.given)
+        if entry.kind == "symlink":
+            return quarantined(row, "symlink", "a symbolic link")
+        if entry.kind == "special":
+            return quarantined(row, "special-file", "a FIFO, socket or device")
+        if place.reason:
+            return quarantined(row, place.reason, place.detail)
+        if entry.size > self._limits.max_file_bytes:
+            return quarantined(row, "too-large", f"{entry.size:,} bytes, {self._limits.max_file_bytes:,} allowed")
+        try:
+            data = self._store.read(entry.key)
+        except ObjectNotFound:
+            return quarantined(row, "vanished", "the file went away during the check")
+        except AccessDenied:
+            return quarantined(row, "unreadable", "no permission to read the file")
+        except StorageUnavailable:
+            raise
+        except StorageError:
+            return quarantined(row, "unreadable", "no regular file any more, or its name is no safe path")
+        return self._judged(row, place, data)
+
+    def _judged(self, row: Row, place: Place, data: bytes) -> Row:
+        row = row._replace(source_digest=hashlib.sha256(data).hexdigest())
+        if len(data) != row.size:
+            return quarantined(row, "changed", f"listed with {row.size:,} bytes, read {len(data):,}")
+        try:
+            found = radiograph.normalise(data, self._limits)
+        except RadiographError as error:
+            return quarantined(row._replace(format=radiograph.sniff(data) or ""), error.reason, error.detail)
+        facts = found.facts
+        patient = self._patient(facts.patient_id, place.patient_id, row)
+        row = row._replace(
+            format=facts.format,
+            width=facts.width,
+            height=facts.height,
+            mode=facts.mode,
+            bits=facts.bits,
+            view=facts.view,
+            sex=facts.sex,
+            age_years=float("nan") if facts.age_years is None else facts.age_years,
+            scanner=facts.scanner,
+            patient=patient,
+            digest=found.digest,
+            suffix=found.suffix,
+            statistics=appearance.to_text(appearance.measure(found.pixels)),
+            **near_duplicates.fingerprint(found.pixels)._asdict(),
+        )
+        s = self._settings
+        side = side_of(patient, place.given, s.split_mode, s.split_validation, s.split_held_out)
+        if not side:
+            return quarantined(row, "no-given-split", "neither folder nor labels.csv says train, val or test")
+        return row._replace(verdict="accepted", side=side)
+
+    def _patient(self, dicom_id: str, listed_id: str, row: Row) -> str:
+        """Return the keyed hash of the first known of: DICOM's id, the listed one, the file name's, the file itself."""
+        for known in (dicom_id.strip(), listed_id.strip()):
+            if not _NO_PATIENT.fullmatch(known):
+                return self._hash(f"patient:{known}")
+        match = self._pattern.search(row.file.rpartition("/")[2])
+        if match:
+            return self._hash(f"patient:{match[1] if self._pattern.groups else match[0]}")
+        return self._hash(f"file:{row.source_digest}")
+
+    def _hash(self, text: str) -> str:
+        return hmac.new(self._key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]

@@ -1,1 +1,0 @@
-"""The parts of training: recipes, fitting, checkpoints, features, calibration, reproducing."""

@@ -1,0 +1,1 @@
+"""Backbones, the classifier, and the bundle that travels with a logged model."""

@@ -1,0 +1,1 @@
+"""The steps in order, and what puts rooms together: promotion, trial, reproduce, summary."""

@@ -1,0 +1,118 @@
+"""Where a candidate comes from, and what it has otherwise than the champion.
+
+Both are read from what training wrote down when it ran, never from the machine that writes the report: that one may
+have other packages and other code. The trade-off: a candidate without such a record has gaps in its lineage, which say
+so.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xray_pipeline.base.errors import EvaluationError, ObjectNotFound, TrainingError
+from xray_pipeline.base.storage import Store
+from xray_pipeline.training.candidate import Candidate, candidate_digest, find_candidate
+from xray_pipeline.training.provenance import code_digest
+from xray_pipeline.training.recipe import Recipe
+
+_JUDGES = ("numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydicom", "torch", "captum", "mlflow")
+NOT_RECORDED = "not recorded"
+
+_PARTS = {"backbone": "backbone", "weights": "starting weights"}
+_PARTS |= dict.fromkeys(("side", "crop", "mean", "std"), "image preparation")
+_PARTS |= dict.fromkeys(("threshold", "sensitivity", "anchor"), "threshold rule")
+
+
+def environments(store: Store, candidate: str) -> list[dict[str, Any]]:
+    """Return where a candidate was trained: several when training went on elsewhere, none when nothing is recorded."""
+    try:
+        found: list[dict[str, Any]] = json.loads(store.read(f"candidates/{candidate}/environment.json"))
+    except ObjectNotFound:
+        return []
+    return found
+
+
+def recipe_of(store: Store, candidate: str) -> Recipe:
+    """Return the recipe of a candidate. Raises EvaluationError when it is gone or written by another version."""
+    try:
+        return Recipe.model_validate_json(store.read(f"candidates/{candidate}/recipe.json"))
+    except (ObjectNotFound, ValueError) as error:
+        raise EvaluationError(f"candidate {candidate[:12]} has no recipe this version can read; train again") from error
+
+
+def facts(store: Store, candidate: Candidate) -> dict[str, str]:
+    """Return what a candidate was made from, names to values: digests, seed, code, machine, package versions.
+
+    Raises EvaluationError as `recipe_of` does, StorageError.
+    """
+    recipe = recipe_of(store, candidate.digest)
+    runs = environments(store, candidate.digest)
+    start = _start(store, candidate, recipe, runs)
+    runs = runs or [{}]
+
+    def recorded(name: str) -> str:
+        return ", then ".join(dict.fromkeys(str(run.get(name, NOT_RECORDED)) for run in runs))
+
+    names = dict.fromkeys(name for run in runs for name in run.get("versions", {}))
+    return {
+        "candidate (what went in)": candidate.digest,
+        "MLflow run": candidate.run_id,
+        "recipe": candidate.recipe,
+        "pretrained weights (SHA-256 of the tensors)": recorded("weights"),
+        **({"training started from": f"version {start}"} if start is not None else {}),
+        "training code (SHA-256 of the package)": recorded("code"),
+        "code that evaluated": code_digest(),
+        "seed of training": str(recipe.seed),
+        "trained on": " ".join((recorded("device"), f"({recorded('cpu')}, {recorded('threads')} threads)")),
+        **{
+            f"version of {name}": ", then ".join(
+                dict.fromkeys(str(run.get("versions", {}).get(name, NOT_RECORDED)) for run in runs)
+            )
+            for name in names
+        },
+        "packages that evaluated": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _JUDGES),
+    }
+
+
+def changed(store: Store, candidate: Candidate, champion: str) -> tuple[str, ...] | None:
+    """Return what the candidate has otherwise than the champion (a candidate's digest), as `rules.PARTS` names it.
+
+    None when it can't be told, because the champion's training is not on record. Raises EvaluationError, StorageError.
+    """
+    try:
+        before, was = find_candidate(store, champion), recipe_of(store, champion)
+    except (TrainingError, EvaluationError):
+        return None
+    ours, theirs = environments(store, candidate.digest), environments(store, champion)
+    if not ours or not theirs:
+        return None
+    now_recipe = recipe_of(store, candidate.digest)
+    found = {_PARTS.get(name, "recipe") for name in _differing(now_recipe, was)}
+    if before.snapshot != candidate.snapshot:
+        found.add("training data")
+    now, then = ours[-1], theirs[-1]
+    starts = _start(store, candidate, now_recipe, ours), _start(store, before, was, theirs)
+    if now.get("weights") != then.get("weights") or starts[0] != starts[1]:
+        found.add("starting weights")
+    if (now.get("code"), now.get("versions")) != (then.get("code"), then.get("versions")):
+        found.add("software")
+    return tuple(sorted(found))
+
+
+def _differing(ours: Recipe, theirs: Recipe) -> list[str]:
+    left, right = (recipe.model_dump(exclude={"name"}) for recipe in (ours, theirs))
+    return [name for name in left if left[name] != right[name]]
+
+
+def _start(store: Store, candidate: Candidate, recipe: Recipe, runs: Sequence[Mapping[str, Any]]) -> int | None:
+    """The version that a warm start began from; None when it began from the pretrained network."""
+    if not recipe.warm_start or not runs:
+        return None
+    before = candidate_digest(candidate.snapshot, recipe, runs[0]["weights"], runs[0]["versions"])
+    if before == candidate.digest:
+        return None
+    version: int | None = json.loads(store.read(f"candidates/{before}/start.json"))["version"]
+    return version

@@ -1,0 +1,204 @@
+"""Asking whether a version becomes the champion, and acting on the answer.
+
+The question is about one version against one champion; the answer counts only while both are still the ones that were
+asked about. What the policy does not allow is not asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Outcome, Promoted, Run, Trained
+from xray_pipeline.registry import story
+from xray_pipeline.report.wording import shortened
+
+if TYPE_CHECKING:
+    from xray_pipeline.evaluation.metrics import Evaluation
+    from xray_pipeline.gate.policy import Decision, Evidence
+    from xray_pipeline.night.steps import Evaluated
+    from xray_pipeline.registry.mlflow_registry import Registry
+
+log = logging.getLogger(__name__)
+
+NOBODY = "nobody, the time ran out"
+APPROVE, REJECT = "Approve", "Reject"
+SHORTEST_REASON = 3
+METRICS = ("accuracy", "auc", "sensitivity", "specificity")
+
+
+@dataclass(frozen=True)
+class Request(Outcome):
+    """A question to a person: `version` in place of `champion`? `void` says why there is nothing to ask.
+
+    `candidate` is its digest; `automatic`: the policy and the settings ask nobody; `text` is the evidence in Markdown.
+    """
+
+    version: int
+    champion: int | None
+    evidence: str
+    text: str
+    void: str
+    candidate: str = ""
+    automatic: bool = False
+
+
+def request(run: Run, version: int | None = None) -> Request:
+    """Measure a version (default: the challenger) against the champion of this moment and phrase the question.
+
+    The report on exactly this pair is written when it is not there yet, or tells of another decision. Raises
+    LedgerError for a version that was never registered, and what `night.evaluate` raises.
+    """
+    from xray_pipeline.registry import decisions as operations
+
+    registry = run.registry()
+    state = operations.reconcile(registry)
+    version = version or state.challenger
+    if version is None:
+        return Request(0, state.champion, "", "", "no version waits to be promoted")
+    if version == state.champion:
+        return Request(version, state.champion, "", "", f"version {version} is the champion already")
+    if version not in state.registered:
+        raise LedgerError(f"version {version} is not in the ledger; only what the night registered can be promoted")
+    if void := story.why_void(registry.ledger, version, state.champion):
+        return Request(version, state.champion, "", "", f"version {version} is not to be asked about: {void}")
+    candidate = state.registered[version].candidate
+    evaluated = night.evaluate(run, Trained(candidate, ""))
+    decision = night.judged(run, evaluated.evidence)
+    _ensure_report(run, registry, evaluated, decision)
+    void = "" if decision.may_promote else f"the policy does not allow version {version}: {' '.join(decision.reasons)}"
+    text = question(decision, version, evaluated.champion, run.evidence(evaluated.evidence))
+    return Request(version, evaluated.champion, evaluated.evidence, text, void, candidate, decision.automatic)
+
+
+def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision: Decision) -> None:
+    """Write the report unless it is there and of this decision: an alarm may have been settled since."""
+    from xray_pipeline.night import pair as comparing
+    from xray_pipeline.report import page as report
+
+    store, key = run.store(), report_key(evaluated.candidate, evaluated.champion)
+    if not (store.exists(key) and report.is_of(store.read(key).decode(), decision)):
+        both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
+        comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
+
+
+def report_key(candidate: str, champion: int | None) -> str:
+    """Return the store's key of the report on a candidate against a champion."""
+    return f"reports/{candidate}/against-{champion or 'none'}/report.html"
+
+
+def question(decision: Decision, version: int, champion: int | None, found: Evidence) -> str:
+    """Return the evidence as Markdown of at most some 3 KB: both models' metrics, then each clause of the policy."""
+    against = f"version {champion}" if champion else "no model"
+    lines = [f"Version **{version}** in place of {against}. Policy {decision.policy_name}.", ""]
+    lines += ["| held-out | candidate | champion |", "| --- | --- | --- |"]
+    for name in METRICS:
+        if found.candidate and name in found.candidate.metrics:
+            lines.append(f"| {name} | {_cell(found.candidate, name)} | {_cell(found.champion, name)} |")
+    lines += ["", "| clause | found | held |", "| --- | --- | --- |"]
+    held = {True: "yes", False: "**no**"}
+    asked = [c for c in decision.clauses if c.passed is not None and (c.stage != "evidence" or not c.passed)]
+    lines += [f"| {c.number} | {_short(c.why)} | {held[c.passed is True]} |" for c in asked]
+    return "\n".join(lines)
+
+
+def _cell(evaluation: Evaluation | None, name: str) -> str:
+    metric = evaluation.metrics.get(name) if evaluation else None
+    return f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})" if metric else "-"
+
+
+def _short(text: str) -> str:
+    return shortened(text.replace("|", "/").replace("\n", " "), 160)
+
+
+def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Record an answer in the ledger: "approved", "rejected", or "void" and why it has no effect.
+
+    `answer` is what Airflow returns: chosen_options, params_input (reason), responded_by_user; or void: why nobody was
+    left to ask. `name` makes a repeat of this call find its own entries. Returns outcome, version, who and why. Raises
+    RegistryError, StorageError.
+    """
+    from xray_pipeline.registry import decisions as operations
+
+    registry = run.registry()
+    if "void" in answer:
+        return _void(registry, asked.version, "nobody", answer["void"])
+    user = answer.get("responded_by_user") or {}
+    who = str(user.get("name") or user.get("id") or NOBODY)
+    why = str((answer.get("params_input") or {}).get("reason") or "").strip()
+    approved = answer["chosen_options"] == [APPROVE]
+    said = {"who": who, "why": why or "no reason given"}
+    try:
+        if approved and (not user or len(why) < SHORTEST_REASON):
+            raise LedgerError("an approval needs a person and a reason; ask again by starting xray_promote by hand")
+        record = operations.approve if approved else operations.reject
+        entry = record(registry.ledger, asked.version, **said, expected_champion=asked.champion, request=name)
+    except LedgerError as error:
+        return _void(registry, asked.version, who, str(error))
+    operations.reconcile(registry)  # a rejected version is no longer the challenger
+    operations.tell_story(registry)
+    log.info("%s", entry.summary())
+    return {"outcome": entry.kind, "version": asked.version, **said}
+
+
+def _void(registry: Registry, version: int, who: str, why: str) -> dict[str, Any]:
+    log.warning("the request about version %d is void, answered by %s: %s", version, who, why)
+    registry.tag(version, {"xray.request": f"void, answered by {who}: {why}"})
+    return {"outcome": "void", "version": version, "who": who, "why": why}
+
+
+def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Promoted:
+    """Make the version the champion on a person's approval, recorded here unless `settle` did.
+
+    Raises LedgerError when the question is void, RegistryError, ModelRefused.
+    """
+    from xray_pipeline.registry import decisions as operations
+
+    registry = run.registry()
+    terms: dict[str, Any] = {"who": who, "why": why, "expected_champion": asked.champion, "request": name}
+    decision = night.judged(run, asked.evidence).to_dict()
+    if not asked.automatic:
+        operations.approve(registry.ledger, asked.version, **terms)
+    promotion: Literal["approve", "auto"] = "auto" if asked.automatic else "approve"
+    entry = operations.promote(registry, asked.version, **terms, decision=decision, promotion=promotion)
+    return Promoted(asked.version, entry.sequence)
+
+
+def rollback(run: Run, version: int | None, why: str, name: str = "", untried: bool = False) -> dict[str, Any]:
+    """Make an earlier champion (default: the previous one) the champion again; return version, who and why.
+
+    As before a promotion, the model server is booted on it and its answers are checked, unless it goes back `untried`:
+    what was in production once may be needed at once. Raises LedgerError when there is nothing to go back to, LostRace
+    when another champion came meanwhile, EvaluationError, RegistryError, ModelRefused: the champion stays.
+    """
+    from xray_pipeline.night import trial as model_server
+    from xray_pipeline.registry import decisions as operations
+
+    registry = run.registry()
+    champion, difference = None, None
+    if not registry.ledger.asked_before("rolled-back", name):
+        operations.record_manual_change(registry)
+        state = registry.ledger.state()
+        # Of two people who go back at once the second must be told, not go back one further.
+        champion, version = state.champion, operations.rollback_target(registry.ledger, state, version)
+        if not untried:
+            difference = model_server.check_answers(run, state.registered[version].candidate, version)
+    terms: dict[str, Any] = {"who": run.who, "why": why, "expected_champion": champion, "request": name}
+    entry = operations.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
+    log.info("%s", entry.summary())
+    return {"version": entry.version, "who": entry.who, "why": entry.why, "entry": entry.sequence}
+
+
+def adopt(run: Run, undo: bool, why: str) -> dict[str, Any]:
+    """Accept, or undo, the aliases that were moved by hand in MLflow; return the champion's version, who and why.
+
+    Raises LedgerError when nothing was moved by hand, RegistryError, ModelRefused.
+    """
+    from xray_pipeline.registry import decisions as operations
+
+    entry = operations.adopt(run.registry(), accept=not undo, who=run.who, why=why)
+    return {"version": entry.version, "who": entry.who, "why": entry.why, "entry": entry.sequence}

@@ -1,0 +1,298 @@
+"""Train a registered version again from its record, and compare: proof, or a list of what differs.
+
+Nothing that was kept is trusted: pixels and features are computed anew in a folder that goes with the run. Nothing is
+registered, logged or changed. The trade-off: it takes as long as training from an empty cache. It runs on a CPU with as
+many threads as the record names, because only there are equal inputs promised equal bits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from xray_pipeline.base.errors import ConfigError, DatasetError, ObjectNotFound, RegistryError, WeightsError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.models import backbones
+from xray_pipeline.models.backbones import Backbone
+from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training import candidate as training
+from xray_pipeline.training import starting
+from xray_pipeline.training.candidate import Candidate
+from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of training a version again.
+
+    `reproduced`: weights, temperature, threshold and all other facts are equal, bit for bit. `trained`: False when the
+    record is not whole enough to train from. `inputs` says what went in differently or is missing, `outputs` which
+    tensors and facts came out differently.
+    """
+
+    version: int
+    candidate: str
+    reproduced: bool
+    trained: bool
+    recorded_digest: str
+    digest: str
+    tensors: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Say it to a person."""
+        if self.reproduced:
+            head = f"version {self.version} is reproduced: {self.tensors} tensors and all facts are equal, bit for bit"
+        elif self.trained:
+            head = f"version {self.version} is NOT reproduced: its digest is {self.recorded_digest[:12]}, "
+            head += f"training again gave {self.digest[:12]}"
+        else:
+            head = f"version {self.version} can't be trained again"
+        return [head, *(f"  goes in: {text}" for text in self.inputs), *(f"  came out: {t}" for t in self.outputs)]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is left of a candidate's inputs; a part that is missing is None."""
+
+    recipe: Recipe | None
+    rows: pd.DataFrame | None
+    backbone: Backbone | None
+    environment: Mapping[str, Any]
+    differences: tuple[str, ...]
+    start: Classifier | None = None
+    startless: bool = False
+
+
+def reproduce(settings: Settings, version: int, progress: Progress | None = None) -> Reproduction:
+    """Train the candidate of a registered version again and compare it with what is registered.
+
+    Raises RegistryError for a version that the ledger does not know, ModelRefused when its own files can't be trusted,
+    TrainingError, RegistryUnavailable, StorageUnavailable.
+    """
+    registry = Registry(settings)
+    registered = registry.ledger.state().registered
+    if version not in registered:
+        known = ", ".join(map(str, sorted(registered))) or "none"
+        raise RegistryError(f"the ledger knows no version {version}; registered are: {known}")
+    candidate = training.find_candidate(open_store(settings.store, settings), registered[version].candidate)
+    expected = registry.load(version)
+    dataset = Dataset(settings)
+    record = _record(settings, dataset, candidate, progress)
+    if record.recipe is None or record.rows is None or record.backbone is None or record.startless:
+        return _outcome(version, candidate, expected, None, record.differences)
+    settings.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="reproduce-", dir=settings.cache) as name, _threads(record.environment):
+        again = settings.model_copy(update={"cache": Path(name) / "cache", "device": "cpu"})
+        trainer = Trainer(record.recipe, record.backbone, dataset, record.rows, again, progress, record.start)
+        trainer.fit(Checkpoints(open_store(Path(name) / "checkpoints")), _forgotten)
+        classifier = trainer.classifier()
+        classifier.save(Path(name) / "classifier")
+        found = Classifier.load(Path(name) / "classifier")
+    return _outcome(version, candidate, expected, found, record.differences)
+
+
+def _forgotten(epoch: int, metrics: Mapping[str, float]) -> None:
+    log.info("epoch %d is not logged: the original's metrics stand", epoch)
+
+
+def _record(settings: Settings, dataset: Dataset, candidate: Candidate, progress: Progress | None) -> _Record:
+    folder = open_store(settings.store, settings).child(f"candidates/{candidate.digest}")
+    differences: list[str] = []
+    recipe = _recipe(folder, candidate, differences)
+    rows = _rows(dataset, candidate, settings, differences, progress)
+    backbone = None
+    environment = _environment(folder, differences)
+    if recipe is not None:
+        try:
+            backbone = backbones.load(recipe.backbone, recipe.weights)
+        except (WeightsError, ConfigError) as error:
+            differences.append(f"pretrained weights: {error}")
+        else:
+            start, startless = _start(settings, recipe, backbone, candidate, differences)
+            differences += _differing(environment, backbone, candidate, recipe, start)
+            return _Record(recipe, rows, backbone, environment, tuple(differences), start, startless)
+    return _Record(recipe, rows, backbone, environment, tuple(differences))
+
+
+def _start(
+    settings: Settings,
+    recipe: Recipe,
+    backbone: Backbone,
+    candidate: Candidate,
+    differences: list[str],
+) -> tuple[Classifier | None, bool]:
+    """Return the champion that a warm start began from, and whether it should be known but is not."""
+    if not recipe.warm_start:
+        return None, False
+    store = open_store(settings.store, settings)
+    before = training.candidate_digest(candidate.snapshot, recipe, backbone.weights_digest)
+    if not store.exists(f"candidates/{before}/start.json"):
+        differences.append(
+            f"which champion it started from is not known here: {store.uri}/candidates/{before}/start.json is missing"
+        )
+        return None, True
+    return starting.champion(recipe, settings, store, before), False
+
+
+def _recipe(folder: Store, candidate: Candidate, differences: list[str]) -> Recipe | None:
+    try:
+        recipe = Recipe.model_validate_json(folder.read("recipe.json"))
+    except ObjectNotFound:
+        differences.append(f"the recipe is missing: {folder.uri}/recipe.json; restore it from a backup")
+        return None
+    except ValueError as error:
+        first = str(error).splitlines()
+        differences.append(f"the recipe in {folder.uri}/recipe.json can't be read by this version: {first[0]}")
+        return None
+    if recipe.digest() != candidate.recipe:
+        differences.append(f"recipe: digest {recipe.digest()[:12]}, recorded {candidate.recipe[:12]}")
+    return recipe
+
+
+def _rows(
+    dataset: Dataset, candidate: Candidate, settings: Settings, differences: list[str], progress: Progress | None
+) -> pd.DataFrame | None:
+    """Return the snapshot's rows when every radiograph that training needs is there, unchanged."""
+    try:
+        rows = dataset.rows(dataset.open_snapshot(candidate.snapshot))
+    except DatasetError as error:
+        differences.append(f"snapshot: {error}")
+        return None
+    used = rows[rows["side"].isin(["train", "validation"])]
+
+    def trouble(place: tuple[str, str]) -> str:
+        try:
+            dataset.read(*place)
+        except DatasetError as error:
+            return str(error)
+        return ""
+
+    broken = []
+    with ThreadPoolExecutor(settings.workers or os.cpu_count()) as pool:
+        for done, text in enumerate(pool.map(trouble, zip(used["digest"], used["suffix"], strict=True)), 1):
+            broken += [text] if text else []
+            if progress:
+                progress(done, len(used), "checking radiographs")
+    differences += [f"snapshot: {text}" for text in broken[:SHOWN]]
+    if len(broken) > SHOWN:
+        differences.append(f"snapshot: {len(broken) - SHOWN} more radiographs are missing or changed")
+    return None if broken else rows
+
+
+def _environment(folder: Store, differences: list[str]) -> dict[str, Any]:
+    try:
+        environments = json.loads(folder.read("environment.json"))
+    except ObjectNotFound:
+        differences.append("no record of device, threads and package versions is kept with this candidate")
+        return {}
+    if len(environments) > 1:
+        differences.append(f"training went on in {len(environments)} different environments; the last is compared")
+    return dict(environments[-1])
+
+
+def _differing(
+    environment: Mapping[str, Any],
+    backbone: Backbone,
+    candidate: Candidate,
+    recipe: Recipe,
+    start: Classifier | None,
+) -> list[str]:
+    now = training.environment(torch.device("cpu"), backbone.weights_digest)
+    found = []
+    for name, recorded in environment.items():
+        if name in ("versions", "threads"):
+            continue
+        if now.get(name) != recorded:
+            found.append(f"{name}: {_short(now.get(name))}, recorded {_short(recorded)}")
+    for name, recorded in environment.get("versions", {}).items():
+        if now["versions"].get(name) != recorded:
+            found.append(f"version of {name}: {now['versions'].get(name, 'not installed')}, recorded {recorded}")
+    before = training.candidate_digest(candidate.snapshot, recipe, backbone.weights_digest)
+    digest = starting.digest_from(before, start)
+    if digest != candidate.digest and not found:
+        found.append(f"candidate digest: {digest[:12]}, recorded {candidate.digest[:12]}")
+    return found
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def _outcome(
+    version: int, candidate: Candidate, expected: Classifier, found: Classifier | None, inputs: tuple[str, ...]
+) -> Reproduction:
+    outputs: list[str] = []
+    if expected.digest != candidate.model_digest:
+        outputs.append(f"registered are weights {expected.digest[:12]}, trained were {candidate.model_digest[:12]}")
+    if found is not None:
+        outputs += _facts(expected, found) + _tensors(expected, found)
+    digest = found.digest if found else ""
+    return Reproduction(
+        version=version,
+        candidate=candidate.digest,
+        reproduced=digest == candidate.model_digest == expected.digest,
+        trained=found is not None,
+        recorded_digest=candidate.model_digest,
+        digest=digest,
+        tensors=len(expected.network.state_dict()),
+        inputs=inputs,
+        outputs=tuple(outputs),
+    )
+
+
+def _facts(expected: Classifier, found: Classifier) -> list[str]:
+    names = ("backbone", "classes", "side", "threshold", "temperature")
+    return [
+        f"{name}: {getattr(found, name)}, recorded {getattr(expected, name)}"
+        for name in names
+        if getattr(found, name) != getattr(expected, name)
+    ]
+
+
+def _tensors(expected: Classifier, found: Classifier) -> list[str]:
+    ours, theirs = found.network.state_dict(), expected.network.state_dict()
+    lines = [f"tensor {name} is in one of them only" for name in sorted(ours.keys() ^ theirs.keys())]
+    for name in sorted(ours.keys() & theirs.keys()):
+        one, other = ours[name], theirs[name]
+        if one.shape != other.shape or one.dtype != other.dtype:
+            lines.append(f"tensor {name}: {one.dtype} {tuple(one.shape)}, recorded {other.dtype} {tuple(other.shape)}")
+        elif not torch.equal(one, other):
+            gap = (one.double() - other.double()).abs()
+            lines.append(f"tensor {name}: {int((gap > 0).sum())} of {gap.numel()} values, by {float(gap.max()):.3g}")
+    return lines
+
+
+@contextmanager
+def _threads(environment: Mapping[str, Any]) -> Iterator[None]:
+    """Compute with as many threads as were recorded: sums are split by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(environment.get("threads", before)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

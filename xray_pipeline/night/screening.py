@@ -1,0 +1,88 @@
+"""What the kept features say of a snapshot: drift of its deliveries, and suspects among its radiographs.
+
+It runs where the training ran, because there the features of recipe `head` lie in the cache and cost nothing; the
+intake, which may run on a small machine without torch, has compared pixels and labels already. Other recipes look with
+their own frozen backbone, once. Only training and validation radiographs are looked at.
+
+    intake/<key>/drift-features.json     once a delivery
+    suspects/<snapshot>.json             once a snapshot
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.store import Dataset, Progress, Snapshot
+from xray_pipeline.evaluation import suspects
+from xray_pipeline.evaluation.suspects import Suspect
+from xray_pipeline.intake import alarms, drift
+from xray_pipeline.models import backbones
+from xray_pipeline.night.steps import Run
+from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | None = None) -> None:
+    """Compare deliveries whose features were never compared, and list the suspects of a snapshot that has no list.
+
+    A delivery is compared with those compared before it (of several new ones, in order of their keys), so that its
+    outcome stays what it was. Raises DatasetError, StorageUnavailable, WeightsError, TrainingError.
+    """
+    store, dataset = run.store(), Dataset(run.settings)
+    new = [key for key in snapshot.manifests if not alarms.measured(store, key, alarms.FEATURES)]
+    if not new and store.exists(_name(snapshot)):
+        return
+    rows = dataset.rows(snapshot)
+    rows = rows[rows["side"].isin(("train", "validation"))].reset_index(drop=True)
+    vectors = _features(run, dataset, rows, recipe, progress)
+    by_digest = dict(zip(rows["digest"], vectors, strict=True))
+    before = [key for key in snapshot.manifests if key not in new]
+    for key in new:
+        kept = rows[rows["delivery"].isin(before)]
+        found = drift.of_features(rows[rows["delivery"] == key], kept, by_digest, run.settings.rules)
+        alarms.keep(store, key, dataset.fingerprint(key), found, alarms.FEATURES)
+        log.log(logging.WARNING if found.alarms else logging.INFO, "delivery %s: %s", key, _says(found))
+        before.append(key)
+    listed = suspects.find(rows, vectors, run.settings.classes)
+    log.info("%d suspects among %d radiographs of snapshot %s", len(listed), len(rows), snapshot.digest[:12])
+    content = json.dumps([asdict(suspect) for suspect in listed], indent=1)
+    store.write_if_absent(_name(snapshot), content.encode())
+
+
+def listed(store: Store, snapshot: str) -> tuple[Suspect, ...] | None:
+    """Return the suspects of a snapshot, None when it was never screened."""
+    name = f"suspects/{snapshot}.json"
+    if not store.exists(name):
+        return None
+    return tuple(Suspect(**kept) for kept in json.loads(store.read(name)))
+
+
+def _name(snapshot: Snapshot) -> str:
+    return f"suspects/{snapshot.digest}.json"
+
+
+def _says(found: drift.Drift) -> str:
+    channel = found.channels[0]
+    p = channel.text if channel.p is None else f"features p = {channel.p:.4f}"
+    return f"drift alarm, {p}" if channel.alarm else f"no drift alarm, {p}"
+
+
+def _features(
+    run: Run, dataset: Dataset, rows: pd.DataFrame, recipe: Recipe, progress: Progress | None
+) -> NDArray[np.float32]:
+    """Return features [N, F] of the rows, from a fresh network with the recipe's pretrained backbone."""
+    backbone = backbones.load(recipe.backbone, recipe.weights)
+    trainer = Trainer(recipe, backbone, dataset, rows, run.settings, progress)
+    found = np.empty((len(rows), trainer.network.head.in_features), np.float32)
+    for side in ("train", "validation"):
+        found[np.flatnonzero(rows["side"] == side)] = trainer.features(side).cpu().numpy()
+    return found

@@ -1,0 +1,584 @@
+"""The steps of the night in order, each callable from a DAG task, the command line and a test.
+
+Every step takes a `Run` (settings and recipe overrides) and the small outcome of the step before it, and can be
+repeated: what it leaves behind is found again by digest. Heavy packages are imported inside the steps, because the DAG
+file and quick commands import this module.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Self
+
+from xray_pipeline.base import logs
+from xray_pipeline.base.errors import AccessDenied, DeliveryError, ObjectNotFound, RegistryError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.training.overrides import parse_text
+
+if TYPE_CHECKING:
+    from xray_pipeline.dataset.store import History
+    from xray_pipeline.evaluation.metrics import Evaluation
+    from xray_pipeline.gate.policy import Decision, Evidence
+    from xray_pipeline.intake.check import Delivery, Intake
+    from xray_pipeline.registry.mlflow_registry import Registry
+    from xray_pipeline.training.candidate import Recipe
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of the night works with: the settings, what overrides the recipe, who asked for it, and its name
+    where it was started (the Airflow run; "" from the command line)."""
+
+    settings: Settings
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    who: str = "schedule"
+    name: str = ""
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], who: str = "schedule", name: str = "") -> Run:
+        """Combine the configured settings with a form's values; None and "" mean the configured value.
+
+        The policy is no value of a form: who may start a night may not choose what it is judged by.
+        """
+        given = {name: value for name, value in params.items() if value not in (None, "")}
+        given |= parse_text(given.pop("overrides", ""))
+        settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion") if name in given}
+        return cls(Settings(**settings), given, who, name)
+
+    def recipe(self) -> Recipe:
+        """Return the recipe with its overrides. Raises ConfigError."""
+        from xray_pipeline.training.candidate import load_recipe
+
+        return load_recipe(self.settings.recipe, self.overrides)
+
+    def registry(self) -> Registry:
+        """Open the registry and the ledger it follows. Raises ConfigError."""
+        from xray_pipeline.registry.mlflow_registry import Registry
+
+        return Registry(self.settings)
+
+    def evidence(self, key: str) -> Evidence:
+        """Read evidence kept by `evaluate`. Raises EvaluationError, ObjectNotFound."""
+        from xray_pipeline.gate.policy import Evidence
+
+        kept = Evidence.from_dict(json.loads(self.store().read(key)))
+        return replace(kept, promotion=self.settings.promotion)
+
+    def store(self) -> Store:
+        """Open the store. Raises ConfigError."""
+        return open_store(self.settings.store, self.settings)
+
+
+class Outcome:
+    """What passes between tasks: a few strings and numbers, never data."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON-able values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild an outcome from `to_dict`."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Checked(Outcome):
+    """The verdict on one delivery, kept in the store beside its intake table and page.
+
+    `rules` is the digest of all that it depends on beside the files and the dataset (`reading.judged_by`), "" when it
+    is to be made anew in any case.
+    """
+
+    key: str
+    delivery: Mapping[str, Any]
+    rules: str
+    fit: bool
+    accepted: int
+    quarantined: Mapping[str, int]
+    why: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Committed(Outcome):
+    """The dataset after the night's deliveries; `snapshot` is "" while it is empty.
+
+    `changed` are those of the deliveries that changed between check and commit and so were left out.
+    """
+
+    snapshot: str
+    images: int
+    patients: int
+    held_out_images: int
+    held_out_patients: int
+    deliveries: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained(Outcome):
+    """The candidate; `settled` says why nothing more is to be decided about it, "" when something is."""
+
+    candidate: str
+    settled: str
+
+
+@dataclass(frozen=True)
+class Evaluated(Outcome):
+    """Where the evidence on a candidate lies in the store, and against which champion it was gathered."""
+
+    candidate: str
+    evidence: str
+    champion: int | None
+
+
+@dataclass(frozen=True)
+class Decided(Outcome):
+    """The policy's verdict on a candidate: "registered" or "refused", with its reasons."""
+
+    candidate: str
+    evidence: str
+    champion: int | None
+    verdict: str
+    automatic: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Registered(Outcome):
+    """The candidate's version and the champion it was decided against; `waits` says why it is not promoted at once."""
+
+    candidate: str
+    version: int
+    champion: int | None
+    evidence: str
+    waits: str
+
+
+@dataclass(frozen=True)
+class Promoted(Outcome):
+    """The new champion's version and the ledger entry that made it so."""
+
+    version: int
+    entry: int
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package, sorted."""
+    return sorted(f.name.removesuffix(".toml") for f in (files("xray_pipeline.training") / "recipes").iterdir())
+
+
+def find_deliveries(run: Run) -> list[str]:
+    """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
+
+    At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest. Those that were
+    rejected and have not changed come in where there is room, so that they keep no other out.
+    """
+    from xray_pipeline.dataset.store import Dataset
+
+    dataset = Dataset(run.settings)
+    dataset.settle()
+    found = _deliveries(run, dataset.history())
+    for delivery in found:
+        if not delivery.settled:
+            log.info("delivery %s is still arriving: %d files; next time", delivery.key, delivery.files)
+    settled = [delivery for delivery in found if delivery.settled]
+    for delivery in settled:
+        log.info("delivery %s: %d new files, %.1f MB", delivery.key, delivery.files, delivery.bytes / 1e6)
+    if not settled:
+        log.info("no new deliveries in %s", run.settings.incoming)
+    limit = run.settings.max_deliveries
+    if len(settled) > limit:
+        log.warning("%d deliveries wait; this run takes %d", len(settled), limit)
+        rejected = _rejected_before(run, settled)
+        settled = sorted(settled, key=lambda delivery: delivery.key in rejected)[:limit]
+    return [delivery.key for delivery in sorted(settled, key=lambda delivery: delivery.name)]
+
+
+def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
+    from xray_pipeline.dataset.store import Dataset
+    from xray_pipeline.intake.scan import judged_by
+
+    store, rules = run.store(), judged_by(run.settings, Dataset(run.settings).patient_key())
+    verdicts = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
+    return {d.key for d, verdict in verdicts if verdict and not verdict.fit and _stands(verdict, d, rules)}
+
+
+def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
+    """Judge a delivery and keep the result in the store.
+
+    One that has not changed is judged once, while rules, classes, split and code stay the same; one that a person
+    `named` is judged in any case, and so is one with unreadable files, as permissions are no part of a listing. A
+    delivery that can't be judged at all (an unknown class, say) is rejected with that reason. Raises DeliveryError when
+    `key` is no waiting delivery, or is a named one that has not settled, DatasetError, StorageError.
+    """
+    from xray_pipeline.dataset.store import Dataset
+    from xray_pipeline.intake import alarms
+    from xray_pipeline.intake import check as intakes
+    from xray_pipeline.intake.scan import judged_by
+
+    logs.about(delivery=key)
+    store, dataset = run.store(), Dataset(run.settings)
+    dataset.settle()
+    history = dataset.history()  # one for finding and judging it: it may be committed meanwhile
+    delivery = next((d for d in _deliveries(run, history, quietly=True) if d.key == key), None)
+    if delivery is None:
+        raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
+    arriving = "" if delivery.settled else _arriving(delivery, run.settings)
+    if named and arriving:
+        raise DeliveryError(arriving)
+    earlier, patient_key = checked(store, key), dataset.patient_key()
+    rules = "" if arriving else judged_by(run.settings, patient_key)
+    if earlier and not named and _stands(earlier, delivery, rules) and "unreadable" not in earlier.quarantined:
+        log.info("delivery %s was judged before and has not changed: %s", key, _verdict(earlier))
+        return earlier
+    store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
+    try:
+        if arriving:  # it grew since it was found
+            raise DeliveryError(arriving)
+        settled = alarms.acknowledged(store, key, delivery.fingerprint)
+        intake = intakes.check(delivery, run.settings, history, patient_key, progress, settled)
+    except DeliveryError as error:
+        if key in dataset.manifests():
+            if earlier and earlier.fit:  # it was taken away above
+                store.write_if_absent(f"intake/{key}/checked.json", _json(earlier.to_dict()))
+            raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
+        result = _unjudged(store, delivery, rules, error)
+    else:
+        result = keep(store, intake, rules)
+    log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
+    return result
+
+
+def _unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
+    """Keep and return the verdict on a delivery that can't be judged at all."""
+    from xray_pipeline.intake import alarms, expectations
+
+    key = delivery.key
+    if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
+        rules = ""
+    result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
+    for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
+        store.delete(f"intake/{key}/{name}")
+    store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
+    store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
+    return result
+
+
+def keep(store: Store, found: Intake, rules: str) -> Checked:
+    """Keep and return the verdict on a delivery, in place of any before; `rules` is as in `Checked`.
+
+    Raises StorageError.
+    """
+    from xray_pipeline.dataset.store import accounting, to_parquet
+    from xray_pipeline.intake import alarms
+
+    delivery, key = found.delivery, found.delivery.key
+    contents = {
+        "table.parquet": to_parquet(found.table, {"delivery": delivery.name}),
+        "expectations.json": _json(found.result) if found.result else b"",
+        "page.html": found.page.encode(),
+    }
+    store.delete(f"intake/{key}/checked.json")
+    for name, content in contents.items():
+        if content:
+            store.write(f"intake/{key}/{name}", content)
+        else:
+            store.delete(f"intake/{key}/{name}")
+    if found.drift is None:
+        store.delete(f"intake/{key}/{alarms.CHECKED}")
+    alarms.keep(store, key, delivery.fingerprint, found.drift)
+    counts = accounting([found.table])
+    accepted, why = counts.pop("accepted", 0), " ".join(found.failures)
+    result = Checked(key, asdict(delivery), rules, found.fit, accepted, counts, why, found.warnings)
+    store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
+    return result
+
+
+def _stands(earlier: Checked, delivery: Delivery, rules: str) -> bool:
+    return bool(rules) and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
+
+
+def _arriving(delivery: Delivery, settings: Settings) -> str:
+    ago = max(0.0, time.time() - delivery.changed)
+    return (
+        f"delivery {delivery.key} changed {ago:,.0f} s ago and may still be arriving; it is taken once it has not "
+        f"changed for {settings.settle_seconds:,.0f} s (XRAY_SETTLE_SECONDS), or when an empty file _SUCCESS is put "
+        f"into it"
+    )
+
+
+def checked(store: Store, key: str) -> Checked | None:
+    """Return the kept verdict on a delivery, None when there is none."""
+    name = f"intake/{key}/checked.json"
+    return Checked.from_dict(json.loads(store.read(name))) if store.exists(name) else None
+
+
+def rejected(run: Run) -> list[Checked]:
+    """Return the verdicts on deliveries that were rejected and still lie where they were, by name.
+
+    Raises StorageError.
+    """
+    store = run.store()
+    committed = {entry.key for entry in store.list("dataset/manifests")}
+    judged_keys = [entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")]
+    waiting = [
+        checked(store, key) for key in sorted(judged_keys) if f"dataset/manifests/{key}.parquet" not in committed
+    ]
+    return [
+        verdict
+        for verdict in waiting
+        if verdict and not verdict.fit and _holds_files(verdict.delivery["uri"], run.settings)
+    ]
+
+
+def _holds_files(uri: str, settings: Settings) -> bool:
+    try:
+        return any(open_store(uri, settings).list())
+    except ObjectNotFound:  # a file took its place
+        return False
+    except AccessDenied:
+        return True
+
+
+def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = None) -> Committed:
+    """Commit every delivery of `keys` that was found fit, in order, and name the snapshot.
+
+    One whose files changed or went away since is left out and keeps no verdict, so that it is judged anew.
+    """
+    from xray_pipeline.dataset.store import Dataset, from_parquet
+    from xray_pipeline.intake.check import Delivery, Intake
+
+    store, dataset = run.store(), Dataset(run.settings)
+    changed = []
+    dataset.settle()
+    for key in keys:
+        logs.about(delivery=key)
+        verdict = checked(store, key)
+        if verdict is None or not verdict.fit:
+            log.warning("delivery %s is not committed: %s", key, _verdict(verdict) if verdict else "it was not checked")
+            continue
+        table = from_parquet(store.read(f"intake/{key}/table.parquet"), f"intake table of {key}")
+        intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "")
+        try:
+            manifest = dataset.commit(intake, progress)
+        except DeliveryError as error:
+            if key in dataset.manifests():  # by another run, before the change
+                continue
+            store.delete(f"intake/{key}/checked.json")
+            log.error("delivery %s is not committed: %s", key, error)
+            changed.append(key)
+            continue
+        log.info("delivery %s is committed: %d accepted, %d quarantined", key, manifest.accepted, manifest.quarantined)
+    logs.about()
+    snapshot = dataset.snapshot()
+    if snapshot is None:
+        log.info("the dataset is empty: no delivery was ever accepted")
+        return Committed("", 0, 0, 0, 0, changed=tuple(changed))
+    rows = dataset.rows(snapshot)
+    held_out = rows[rows["side"] == "held-out"]
+    log.info("snapshot %s: %d radiographs of %d patients", snapshot.digest[:12], snapshot.images, snapshot.patients)
+    held_out_patients, taken = held_out["patient"].nunique(), (tuple(keys), tuple(changed))
+    return Committed(snapshot.digest, snapshot.images, snapshot.patients, len(held_out), held_out_patients, *taken)
+
+
+def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
+    """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
+    from xray_pipeline.dataset.store import Dataset
+    from xray_pipeline.registry import decisions as operations
+    from xray_pipeline.training import candidate as training
+
+    operations.reconcile(run.registry())  # a registry that can't be asked stops the night before hours of training
+    dataset = Dataset(run.settings)
+    candidate = training.train(dataset, dataset.open_snapshot(snapshot), run.recipe(), run.settings, progress)
+    log.info("candidate %s: MLflow run %s", candidate.digest[:12], candidate.run_id)
+    return Trained(candidate.digest, _settled(run, candidate.digest))
+
+
+def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Evaluated:
+    """Score candidate and champion on the same held-out radiographs and keep the evidence in the store.
+
+    Raises EvaluationError, RegistryError or ModelRefused when either can't be scored: never "the candidate wins".
+    """
+    from xray_pipeline.night import pair as comparing
+    from xray_pipeline.registry import decisions as operations
+
+    logs.about(candidate=trained.candidate)
+    registry = run.registry()
+    champion = operations.reconcile(registry).champion
+    both = comparing.pair(run, registry, trained.candidate, champion, progress)
+    found = comparing.evidence(run, registry, both, progress)
+    key = f"evidence/{trained.candidate}/against-{champion or 'none'}.json"
+    run.store().write(key, _json(found.to_dict()))
+    for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
+        if measured:
+            log.info("%s: %s; %d radiographs of %d patients", name, _headline(measured), measured.n, measured.patients)
+    return Evaluated(trained.candidate, key, champion)
+
+
+def decide(run: Run, evaluated: Evaluated) -> Decided:
+    """Apply the policy to the evidence and write the report; a refusal is recorded in the ledger.
+
+    Raises ConfigError, LedgerError, and what `evaluate` raises.
+    """
+    from xray_pipeline.night import pair as comparing
+    from xray_pipeline.registry import decisions as operations
+    from xray_pipeline.training import candidate as training
+
+    logs.about(candidate=evaluated.candidate)
+    decision, registry = judged(run, evaluated.evidence), run.registry()
+    both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
+    page = comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
+    log.info("report: %s in %s", page, run.settings.store)
+    for reason in decision.reasons:
+        log.info("%s", reason)
+    if decision.verdict == "refused":
+        operations.refuse(
+            registry.ledger,
+            training.find_candidate(run.store(), evaluated.candidate),
+            who=run.who,
+            why=" ".join(decision.reasons),
+            decision=_recorded(decision, run.evidence(evaluated.evidence)),
+            champion_before=evaluated.champion,
+        )
+    return Decided(
+        evaluated.candidate,
+        evaluated.evidence,
+        evaluated.champion,
+        decision.verdict,
+        decision.automatic,
+        decision.reasons,
+    )
+
+
+def register(run: Run, decided: Decided) -> Registered:
+    """Make the candidate a version with alias `challenger`, once, after its logged model gave the same answers again.
+
+    Raises LostRace, RegistryError, ModelRefused.
+    """
+    from xray_pipeline.night import pair as comparing
+    from xray_pipeline.registry import decisions as operations
+    from xray_pipeline.training import candidate as training
+
+    logs.about(candidate=decided.candidate)
+    decision, registry = judged(run, decided.evidence), run.registry()
+    candidate = training.find_candidate(run.store(), decided.candidate)
+    rehearsal = comparing.rehearse(run, registry, candidate)
+    why = " ".join(decision.reasons)
+    entry = operations.register(
+        registry,
+        candidate,
+        who=run.who,
+        why=why,
+        decision={**_recorded(decision, run.evidence(decided.evidence)), "rehearsal": rehearsal.to_dict()},
+        champion_before=decided.champion,
+        tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
+        description=why,
+    )
+    if entry.version is None:
+        raise RegistryError(f"ledger entry {entry.sequence} registered no version")
+    waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {_why_waits(decision)}"
+    return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits)
+
+
+def promote(run: Run, registered: Registered) -> Promoted:
+    """Make the version the champion, with the policy's consent instead of a person's, after the model server was tried.
+
+    Raises LostRace and its kin, EvaluationError when the server on the version answers otherwise than was judged.
+    """
+    from xray_pipeline.night import trial as model_server
+    from xray_pipeline.registry import decisions as operations
+
+    logs.about(candidate=registered.candidate)
+    decision, registry = judged(run, registered.evidence), run.registry()
+    # By this name a repeat finds its entry: it must not undo a rollback that came since.
+    request = f"auto {registered.version} over {registered.champion}"
+    if not registry.ledger.asked_before("promoted", request):
+        model_server.check_answers(run, registered.candidate, registered.version)
+    entry = operations.promote(
+        registry,
+        registered.version,
+        who=run.who,
+        why=" ".join(decision.reasons),
+        expected_champion=registered.champion,
+        decision=_recorded(decision, run.evidence(registered.evidence)),
+        promotion="auto",
+        request=request,
+    )
+    return Promoted(registered.version, entry.sequence)
+
+
+def _headline(evaluation: Evaluation) -> str:
+    names = ("accuracy", "auc", "sensitivity", "specificity")
+    return ", ".join(f"{name} {evaluation.metrics[name].value:.3f}" for name in names if name in evaluation.metrics)
+
+
+def judged(run: Run, evidence: str) -> Decision:
+    """Return what the run's policy says of evidence that `evaluate` kept. Raises ConfigError, EvaluationError."""
+    from xray_pipeline.gate.policy import decide as judge
+    from xray_pipeline.gate.policy import load_policy
+
+    return judge(run.evidence(evidence), load_policy(run.settings.policy))
+
+
+def _recorded(decision: Decision, evidence: Evidence) -> dict[str, Any]:
+    """What the ledger keeps of a decision: all of it, and how much of the held-out set's budget it used."""
+    compared = evidence.comparison.patients if evidence.comparison else 0
+    return {**decision.to_dict(), "compared_patients": compared}
+
+
+def _why_waits(decision: Decision) -> str:
+    unmet = [c.why for c in decision.clauses if c.stage in ("promote", "release") and c.passed is False]
+    return " ".join(unmet) or "a person decides."
+
+
+def _settled(run: Run, candidate: str) -> str:
+    """Say what was decided of a candidate when nothing about it is left to decide, else ""."""
+    from xray_pipeline.gate.policy import load_policy
+
+    state, entries = run.registry().ledger.state(), run.registry().ledger.entries()
+    policy = load_policy(run.settings.policy).digest
+    for entry in reversed(entries):
+        if entry.candidate != candidate or entry.kind not in ("registered", "refused"):
+            continue
+        if entry.kind == "refused":
+            same = entry.champion_before == state.champion and entry.decision["policy"] == policy
+            return f"candidate {candidate[:12]} was refused against the same champion" if same else ""
+        unfinished = (
+            run.settings.promotion == "auto"
+            and state.challenger == entry.version
+            and state.champion == entry.champion_before
+            and entry.decision["automatic"]
+        )
+        role = " and is the champion" if entry.version == state.champion else ""
+        return "" if unfinished else f"candidate {candidate[:12]} was registered as version {entry.version}{role}"
+    return ""
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True, indent=1).encode()
+
+
+def _verdict(result: Checked) -> str:
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(result.quarantined.items())) or "none"
+    head = f"{'fit' if result.fit else 'REJECTED'}; {result.accepted} files accepted; quarantined: {counts}"
+    return "; ".join([head, *filter(None, [result.why]), *result.warnings])
+
+
+def _deliveries(run: Run, history: History, *, quietly: bool = False) -> list[Delivery]:
+    from xray_pipeline.intake import check as intake
+
+    incoming = open_store(run.settings.incoming, run.settings)
+    s = run.settings
+    return intake.find(incoming, history, s.settle_seconds, time.time(), s.classes, quietly=quietly)

@@ -1,0 +1,1 @@
+"""The ledger, MLflow's registry, and the decisions that move its aliases."""

@@ -1,0 +1,1 @@
+"""One page per candidate, its model card and figures."""

@@ -1,0 +1,412 @@
+"""One self-contained HTML page and one Markdown model card per candidate.
+
+The page opens offline and loads nothing: plots are SVG in the page's own colours, radiographs are data URIs, there is
+no script. Decision and reasons come first, in words; tables and plots after. A radiograph is named by the first twelve
+digits of its digest, never by file or patient. The trade-off: the gallery makes a page of about one megabyte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from markupsafe import escape
+
+from xray_pipeline.base.pages import template
+from xray_pipeline.evaluation import stress
+from xray_pipeline.evaluation.bootstrap import LEVEL, METRICS, Floats
+from xray_pipeline.evaluation.metrics import Evaluation, Pixels, Read, Slice
+from xray_pipeline.gate.policy import Decision, Evidence
+from xray_pipeline.report import figures, gradcam
+from xray_pipeline.report.wording import EXPLAINED, LOWER_IS_BETTER, candidate_of, cell, difference, headline, in_words
+
+if TYPE_CHECKING:
+    from xray_pipeline.evaluation.suspects import Suspect
+    from xray_pipeline.models.bundle import Classifier
+
+Images = npt.NDArray[np.uint8]
+Maps = npt.NDArray[np.float32]
+
+LEAKS = ("patient-on-two-sides", "copy-across-split")
+LISTED = 12  # slices of one dimension shown without unfolding
+SUSPECTS = 12  # of each kind with a picture
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One held-out radiograph with what the models say of it.
+
+    Probabilities in the order of the classes; `pixels` uint8 [S, S]; maps float32 [S, S] in 0..1, each for the class
+    its model names, None where there is no model or no map.
+    """
+
+    digest: str
+    label: str
+    candidate: tuple[float, ...]
+    candidate_says: str
+    pixels: Images
+    candidate_map: Maps | None = None
+    champion: tuple[float, ...] | None = None
+    champion_says: str = ""
+    champion_map: Maps | None = None
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One delivery: radiographs accepted, files quarantined by reason code, and what else was noticed.
+
+    `tonight`: this night's; otherwise an earlier one's that the champion has not learnt from.
+    """
+
+    name: str
+    fit: bool
+    accepted: int
+    quarantined: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+    tonight: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Suspects:
+    """Probable mislabels and outliers among `looked_at` radiographs: counts by kind, and the worst of each kind with
+    their pixels uint8 [S, S]."""
+
+    looked_at: int
+    counts: Mapping[str, int]
+    shown: tuple[tuple[Suspect, Images], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything a page and a card are made from.
+
+    `labels` [N], `candidate` [N, C] and `champion` [N, C] (None without one) are the held-out rows in one order;
+    `disagreements` and `errors` come from `examples`; `dataset` counts radiographs by side of the split; `recipe` and
+    `lineage` are shown as they are: names to values, no patient data.
+    """
+
+    model_name: str
+    decision: Decision
+    evidence: Evidence
+    labels: Sequence[str]
+    candidate: Floats
+    champion: Floats | None
+    disagreements: tuple[Example, ...] = ()
+    errors: tuple[Example, ...] = ()
+    arrivals: tuple[Arrival, ...] = ()
+    dataset: Mapping[str, int] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    suspects: Suspects | None = None
+
+
+def render(report: Report) -> str:
+    """Return the HTML page. Raises KeyError when the evidence lacks the candidate's evaluation."""
+    return template("report", "report.html.j2").render(**_context(report))
+
+
+def is_of(page: str, decision: Decision) -> bool:
+    """Whether an HTML page made by `render` shows exactly this decision."""
+    return str(escape(_as_data(decision))) in page
+
+
+def model_card(report: Report) -> str:
+    """Return the model card in Markdown, in the sections of Mitchell et al. 2019."""
+    return template("report", "model_card.md.j2").render(**_context(report, plots=False))
+
+
+def examples(
+    models: Sequence[tuple[Classifier, Pixels]],
+    rows: pd.DataFrame,
+    tables: Sequence[Floats],
+    read: Read,
+    *,
+    limit: int = 12,
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Choose and explain the radiographs to look at: (where the two models differ, the candidate's worst errors).
+
+    `models` is the candidate and, if there is one, the champion; `tables` their probabilities [N, C], aligned with
+    `rows` (columns digest, suffix, label). Both lists are sorted by how much is at stake: the difference in, or the
+    lack of, probability for the true class.
+    """
+    classes = list(models[0][0].classes)
+    truth = np.array([classes.index(label) for label in rows["label"]], dtype=np.int64)
+    where = np.arange(len(rows))
+    says = [np.array(model.label(table)) for (model, _), table in zip(models, tables, strict=True)]
+    for_truth = [table[where, truth] for table in tables]
+    wrong = where[says[0] != rows["label"].to_numpy()]
+    errors = wrong[np.argsort(for_truth[0][wrong], kind="stable")][:limit]
+    differ = where[says[0] != says[-1]]
+    gap = np.abs(for_truth[0] - for_truth[-1])[differ]
+    differ = differ[np.argsort(-gap, kind="stable")][:limit]
+    return _explained(models, rows, tables, says, differ, read), _explained(models, rows, tables, says, errors, read)
+
+
+def _explained(
+    models: Sequence[tuple[Classifier, Pixels]],
+    rows: pd.DataFrame,
+    tables: Sequence[Floats],
+    says: Sequence[npt.NDArray[Any]],
+    chosen: npt.NDArray[np.int64],
+    read: Read,
+) -> tuple[Example, ...]:
+    if not len(chosen):
+        return ()
+    part = rows.iloc[chosen]
+    pictures, heat = [], []
+    for (model, pixels), said in zip(models, says, strict=True):
+        pixels.ensure(part, read)
+        pictures.append(pixels.get(list(part["digest"])))
+        targets = [model.classes.index(name) for name in said[chosen]]
+        heat.append(gradcam.maps(model.network, pictures[-1], targets))
+    both = len(models) > 1
+    return tuple(
+        Example(
+            digest=row.digest,
+            label=row.label,
+            candidate=tuple(tables[0][at].tolist()),
+            candidate_says=str(says[0][at]),
+            pixels=pictures[0][i],
+            candidate_map=None if heat[0] is None else heat[0][i],
+            champion=tuple(tables[1][at].tolist()) if both else None,
+            champion_says=str(says[1][at]) if both else "",
+            champion_map=heat[1][i] if both and heat[1] is not None else None,
+        )
+        for i, (at, row) in enumerate(zip(chosen, part.itertuples(), strict=True))
+    )
+
+
+# --- what the templates get
+
+
+def _context(report: Report, plots: bool = True) -> dict[str, Any]:
+    evidence, decision = report.evidence, report.decision
+    ours = candidate_of(evidence)
+    tone = "bad" if decision.verdict == "refused" else "good" if decision.may_promote else "mixed"
+    shown = {
+        "report": report,
+        "decision": decision,
+        "evidence": evidence,
+        "ours": ours,
+        "theirs": evidence.champion,
+        "tone": tone,
+        "headline": headline(decision),
+        "words": in_words(report.evidence),
+        "reasons": [reason for reason in decision.reasons if "(clause " in reason],
+        "level": f"{100 * LEVEL:.0f} %",
+        "metrics": _metrics(evidence),
+        "by_class": _by_class(evidence),
+        "confusions": [(n, e) for n, e in (("Candidate", ours), ("Champion", evidence.champion)) if e],
+        "dimensions": _dimensions(evidence.slices or ()),
+        "stress": _stress(evidence.stress or ()),
+        "unknown": _unknown(evidence.slices or ()),
+        "lineage": {
+            name[:1].upper() + name[1:]: value for name, value in {**_lineage(report), **report.lineage}.items()
+        },
+        "differing": _differing(report),
+        "leaks": sum(arrival.quarantined.get(reason, 0) for arrival in report.arrivals for reason in LEAKS),
+        "drift": "not measured" if evidence.alarms is None else "; ".join(evidence.alarms) or "no alarm stands",
+    }
+    if not plots:
+        return shown
+    return {
+        **shown,
+        "plots": [(name, _plots(report, c)) for c, name in _rated(ours)],
+        "galleries": _galleries(report),
+        "suspects": _suspects(report),
+        "as_data": _as_data(decision),
+    }
+
+
+def _as_data(decision: Decision) -> str:
+    return json.dumps(decision.to_dict(), indent=1, sort_keys=True)
+
+
+def _rated(evaluation: Evaluation) -> list[tuple[int, str]]:
+    classes = list(enumerate(evaluation.classes))
+    return classes[1:] if len(classes) == 2 else classes
+
+
+def _metrics(evidence: Evidence) -> list[dict[str, Any]]:
+    ours, theirs = candidate_of(evidence), evidence.champion
+    differences = evidence.comparison.differences if evidence.comparison else {}
+    return [
+        {
+            "name": name,
+            "explained": explained,
+            "candidate": cell(ours.metrics.get(key)),
+            "champion": cell(theirs.metrics.get(key) if theirs else None),
+            "difference": difference(differences.get(key), key in LOWER_IS_BETTER),
+        }
+        for key, (name, explained) in EXPLAINED.items()
+    ]
+
+
+def _by_class(evidence: Evidence) -> list[dict[str, Any]]:
+    """Each class of more than two against the rest: every metric, candidate beside champion."""
+    ours, theirs = candidate_of(evidence), evidence.champion
+    return [
+        {
+            "class": label,
+            "rows": [
+                {
+                    "name": EXPLAINED[name][0],
+                    "candidate": cell(metrics.get(name)),
+                    "champion": cell(theirs.by_class.get(label, {}).get(name) if theirs else None),
+                }
+                for name in METRICS
+            ],
+        }
+        for label, metrics in ours.by_class.items()
+    ]
+
+
+def _dimensions(slices: Sequence[Slice]) -> list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Each dimension with the slices shown at once (the worst, of many) and those to unfold."""
+    found = []
+    for dimension in dict.fromkeys(part.dimension for part in slices):
+        parts = [part for part in slices if part.dimension == dimension]
+        if [part.value for part in parts] == ["unknown"]:
+            continue
+        if len(parts) > LISTED:
+            parts.sort(key=lambda part: part.candidate["accuracy"].value)
+        rows = [_slice(part) for part in parts]
+        found.append((dimension, rows[:LISTED], rows[LISTED:]))
+    return found
+
+
+def _unknown(slices: Sequence[Slice]) -> list[str]:
+    known = {part.dimension for part in slices if part.value != "unknown"}
+    return [d for d in dict.fromkeys(part.dimension for part in slices) if d not in known]
+
+
+def _slice(part: Slice) -> dict[str, Any]:
+    return {
+        "value": part.value,
+        "n": part.n,
+        "patients": part.patients,
+        "small": part.small,
+        **{name: cell(part.candidate.get(name)) for name in ("accuracy", "auc")},
+        **{name: cell(part.candidate.get(name)).value for name in ("sensitivity", "specificity")},
+        "ece": cell(part.candidate.get("ece")).value,
+        "champion": cell(part.champion.get("accuracy")).value,
+        "champion_auc": cell(part.champion.get("auc")).value,
+        "difference": difference(part.difference.get("accuracy")),
+    }
+
+
+def _stress(slices: Sequence[Slice]) -> list[dict[str, Any]]:
+    untouched = {part.value: part for part in slices}.get(stress.UNTOUCHED)
+    found = []
+    for part in slices:
+        row = _slice(part)
+        row["change"] = "-"
+        if untouched and part is not untouched and "auc" in part.candidate and "auc" in untouched.candidate:
+            row["change"] = f"{part.candidate['auc'].value - untouched.candidate['auc'].value:+z.3f}"
+        row["baseline"] = part.value == stress.BASELINE
+        found.append(row)
+    return found
+
+
+def _lineage(report: Report) -> dict[str, str]:
+    evidence, decision = report.evidence, report.decision
+    ours = candidate_of(evidence)
+    return {
+        "Candidate (model files)": ours.model_digest,
+        "Champion (model files)": evidence.champion.model_digest if evidence.champion else "none",
+        "Snapshot of the dataset": evidence.snapshot,
+        "Held-out rows (patients and labels)": ours.rows,
+        "Policy": f"{decision.policy_name}, {decision.policy}",
+        "Bootstrap": f"{ours.resamples:,} resamples of patients, seed {ours.seed}",
+    }
+
+
+def _differing(report: Report) -> int:
+    theirs = report.evidence.champion
+    if theirs is None or report.champion is None:
+        return 0
+    said = [
+        _says(table, e) for table, e in ((report.candidate, candidate_of(report.evidence)), (report.champion, theirs))
+    ]
+    return int((said[0] != said[1]).sum())
+
+
+def _says(table: Floats, evaluation: Evaluation) -> npt.NDArray[Any]:
+    return table[:, 1] >= evaluation.threshold if table.shape[1] == 2 else table.argmax(axis=1)
+
+
+def _plots(report: Report, c: int) -> list[str]:
+    name = candidate_of(report.evidence).classes[c]
+    truth = np.asarray(list(report.labels)) == name
+    curves = [
+        figures.Curve(who, truth, table[:, c], evaluation.threshold if len(evaluation.classes) == 2 else None)
+        for who, table, evaluation in (
+            ("candidate", report.candidate, report.evidence.candidate),
+            ("champion", report.champion, report.evidence.champion),
+        )
+        if table is not None and evaluation is not None
+    ]
+    drawn = [figures.roc(curves, name), figures.precision_recall(curves, name), figures.calibration(curves, name)]
+    return [*drawn, *(figures.histogram(curve, name) for curve in curves)]
+
+
+# --- pictures
+
+
+def _galleries(report: Report) -> list[dict[str, Any]]:
+    theirs = report.evidence.champion is not None
+    galleries = [("errors", "Worst errors", "The candidate is wrong here and most sure of it.", report.errors)]
+    if theirs:
+        text = f"The two models name {_differing(report):,} radiographs differently; these most."
+        galleries.insert(0, ("disagreements", "Where the two differ", text, report.disagreements))
+    return [
+        {"anchor": anchor, "title": title, "text": text, "cards": [_card(example, report) for example in shown]}
+        for anchor, title, text, shown in galleries
+    ]
+
+
+def _card(example: Example, report: Report) -> dict[str, Any]:
+    classes = candidate_of(report.evidence).classes
+    tiles = [("radiograph", figures.overlay(example.pixels), "")]
+    for who, map_, says, p in (
+        ("candidate", example.candidate_map, example.candidate_says, example.candidate),
+        ("champion", example.champion_map, example.champion_says, example.champion),
+    ):
+        if p is not None:
+            right = "right" if says == example.label else "wrong"
+            text = (
+                f"{says} ({right}), {classes[-1]} {p[-1]:.3f}"
+                if len(classes) == 2
+                else f"{says} ({right}), {max(p):.3f}"
+            )
+            tiles.append((who, figures.overlay(example.pixels, map_) if map_ is not None else "", text))
+    return {"digest": example.digest[:12], "label": example.label, "tiles": tiles}
+
+
+def _suspects(report: Report) -> list[dict[str, Any]]:
+    """Each kind of suspect: its title and text, how many there are, and the worst with their pictures."""
+    if report.suspects is None:
+        return []
+    kinds = {
+        "mislabel": ("Probable mislabels", "A model trained without the patient is sure of another class."),
+        "outlier": ("Outliers", "Unlike the radiographs of all other patients."),
+    }
+    found = []
+    for kind, (title, text) in kinds.items():
+        cards = [
+            {
+                "digest": suspect.digest[:12],
+                "picture": figures.overlay(pixels),
+                "label": suspect.label,
+                "says": f"{suspect.says} {suspect.p:.2f}",
+            }
+            for suspect, pixels in report.suspects.shown
+            if suspect.kind == kind
+        ]
+        found.append({"title": title, "text": text, "count": report.suspects.counts.get(kind, 0), "cards": cards})
+    return found

@@ -1,1 +1,0 @@
-"""The registered model on its way to production: tried, promoted, rolled back, verified."""

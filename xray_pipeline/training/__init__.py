@@ -1,0 +1,1 @@
+"""A snapshot and a recipe to a candidate."""

@@ -1,0 +1,69 @@
+"""From a network's logits to honest probabilities and a label, both learned from validation patients only."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, logit
+from sklearn.metrics import roc_curve
+
+from xray_pipeline.training.recipe import Recipe
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def temperature(logits: Floats, truth: Ints) -> float:
+    """Return the T that makes softmax(logits [N, C] / T) most likely for the classes `truth` [N] (Guo et al. 2017).
+
+    Between 0.05 and 20.
+    """
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return float(-scaled[np.arange(len(truth)), truth].mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def operating_threshold(probabilities: Floats, truth: Ints, recipe: Recipe) -> float:
+    """Return the cut in 0..1 on `probabilities` [N] of class 1 that the recipe asks for.
+
+    With n radiographs of the smaller class its logit is n / (n + `recipe.anchor`) of the one found on them: few
+    patients say little about where to cut, and 0.5, the cut of the class-balanced loss, comes from all of training.
+    """
+    if recipe.threshold == "half":
+        return 0.5
+    if recipe.threshold == "balanced":
+        found = balanced_threshold(probabilities, truth)
+    else:
+        found = sensitivity_threshold(probabilities, truth, recipe.sensitivity)
+    smaller = min(np.count_nonzero(truth == 1), np.count_nonzero(truth != 1))
+    return float(expit(logit(found) * smaller / (smaller + recipe.anchor))) if recipe.anchor else found
+
+
+def balanced_threshold(probabilities: Floats, truth: Ints) -> float:
+    """Return the cut in 0..1 on `probabilities` [N] of class 1 with the best balanced accuracy for `truth` [N].
+
+    Youden's (1950) J; where several cuts are equally good, the middle of the widest such stretch.
+    """
+    false_positive, true_positive, cuts = roc_curve(truth, probabilities, drop_intermediate=False)
+    best = int(np.argmax(np.round(true_positive - false_positive, 12)))
+    high = min(float(cuts[best]), 1.0)
+    below = probabilities[probabilities < high]
+    low = float(below.max()) if len(below) else 0.0
+    return (high + low) / 2
+
+
+def sensitivity_threshold(probabilities: Floats, truth: Ints, sensitivity: float) -> float:
+    """Return the highest cut in 0..1 on `probabilities` [N] of class 1 that finds that share of class 1 in `truth` [N].
+
+    It lies half-way to the highest probability that it leaves out.
+    """
+    ill = np.sort(probabilities[truth == 1])
+    first = int(np.floor((1 - sensitivity) * len(ill) + 1e-9))
+    high = float(ill[first])
+    below = probabilities[probabilities < high]
+    return (high + float(below.max())) / 2 if len(below) else high / 2

@@ -1,0 +1,202 @@
+"""What a backbone says of radiographs, computed once each and kept by digest.
+
+Keys name all that decides the numbers: backbone, weights, what the network sees, package versions and the kind of
+device. So a head is trained, and a candidate on the same frozen backbone is scored, without looking at an old
+radiograph again, whatever the size of the dataset. The trade-off: 4 bytes a feature, radiograph and view on disk, and
+a new version of torch computes all of them anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.pixels import SHARD, MappedRows, PixelCache, Read, RowCache
+from xray_pipeline.models import backbones
+from xray_pipeline.models.backbones import Network
+from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.training import augmentation
+from xray_pipeline.training.augmentation import Augmentation
+from xray_pipeline.training.device import Precision
+from xray_pipeline.training.memory import batch_for, halving
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+Floats = npt.NDArray[np.float32]
+
+MULTIPLE = 8
+"""Batches are filled up to a multiple of this: one radiograph alone may take another path through a convolution."""
+BLOCK_BYTES = 8 * 2**20
+IN_MEMORY = 2**30
+"""Standardised features beyond this many bytes are read from a scratch file in each pass."""
+
+
+class Features:
+    """Features float32 [F] of radiographs, for one network; computed in float32 unless a precision is given."""
+
+    def __init__(
+        self,
+        network: Network,
+        backbone: str,
+        weights_digest: str,
+        pixels: PixelCache,
+        folder: Path,
+        precision: Precision | None = None,
+    ) -> None:
+        self.network, self.pixels, self.folder = network, pixels, folder
+        self.precision = precision or Precision(network.head.weight.device, "float32")
+        self.facts = [
+            *(backbone, weights_digest, pixels.side, network.crop, network.levels, network.mean, network.std),
+            *(importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")),
+            f"{network.head.weight.device.type} {torch.backends.cpu.get_cpu_capability()}",
+            *([str(self.precision.dtype)] if self.precision.dtype else []),
+        ]
+
+    def cache(self, view: int = 0, drawn: Augmentation | None = None) -> RowCache:
+        """Open the cache of a view; 0 is the radiograph itself, others are drawn with an augmentation."""
+        key = json.dumps([*self.facts, view, drawn.model_dump_json() if view and drawn else ""])
+        folder = self.folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        return RowCache(folder, (self.network.head.in_features,), np.float32)
+
+    def rows(
+        self,
+        digests: Sequence[str],
+        view: int = 0,
+        drawn: Augmentation | None = None,
+        progress: Progress | None = None,
+        what: str = "features",
+    ) -> MappedRows:
+        """Return the features of radiographs whose pixels are kept, computing those that are missing.
+
+        They are kept `SHARD` at a time, so that a kill loses no more than those. Raises KeyError for a radiograph
+        without pixels, OutOfMemory, StorageUnavailable.
+        """
+        cache = self.cache(view, drawn)
+        missing = cache.missing(digests)
+        batch = batch_for(self.network.head.weight.device)
+        for first in range(0, len(missing), SHARD):
+            shard = missing[first : first + SHARD]
+            fresh = np.empty((len(shard), *cache.shape), np.float32)
+            for start in range(0, len(shard), batch):
+                block = shard[start : start + batch]
+                fresh[start : start + len(block)] = self._computed(block, view, drawn)
+                if progress:
+                    progress(first + start + len(block), len(missing), what)
+            cache.add(shard, fresh)
+        if missing:
+            log.info("%s computed for %d radiographs", what, len(missing))
+        return cache.view(digests)
+
+    def _computed(self, digests: list[str], view: int, drawn: Augmentation | None) -> Floats:
+        pixels = torch.from_numpy(self.pixels.get(digests)).unsqueeze(1)
+        if view and drawn:
+            pixels = augmentation.view(drawn, pixels, self.pixels.side, digests, view)
+        short = -len(digests) % MULTIPLE
+        pixels = torch.cat([pixels, pixels[:1].expand(short, -1, -1, -1)])
+        device = self.network.head.weight.device
+        self.network.eval()
+        with torch.inference_mode(), self.precision.cast():
+            found = halving(lambda part: self.network.features(part.to(device)).float().cpu(), pixels, MULTIPLE)
+        return np.asarray(found[: len(digests)].numpy())
+
+
+class KeptScorer:
+    """A classifier that is asked with kept features instead of pixels, for `evaluation.score`; it is both its sides."""
+
+    def __init__(self, model: Classifier, features: Features) -> None:
+        self.model, self.features = model, features
+        self.digest, self.classes = model.digest, model.classes
+
+    def ensure(self, rows: pd.DataFrame, read: Read) -> object:
+        """Decode radiographs that have no features yet, and compute those. Raises what `read` raises."""
+        missing = set(self.features.cache().missing(rows["digest"]))
+        self.features.pixels.ensure(rows[rows["digest"].isin(missing)], read)
+        return self.features.rows(list(rows["digest"]))
+
+    def get(self, digests: Sequence[str]) -> Floats:
+        """Return features [N, F]."""
+        return np.asarray(self.features.rows(digests).part(0, len(digests)), np.float32)
+
+    def probabilities(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return probabilities float64 [N, C] of features [N, F]."""
+        with torch.inference_mode():
+            logits = self.model.network.head(torch.from_numpy(features)).double()
+            return np.asarray(torch.softmax(logits / self.model.temperature, 1).numpy())
+
+
+def kept_scorer(model: Classifier, settings: Settings) -> KeptScorer | None:
+    """Return how to score a model by features that training has kept on this machine; None when it kept none."""
+    pixels = PixelCache(settings.cache, model.side)
+    weights = backbones.digest_of(model.network.backbone)
+    features = Features(model.network, model.backbone, weights, pixels, settings.cache)
+    return KeptScorer(model, features) if features.cache().folder.is_dir() else None
+
+
+class Standardised:
+    """Features of several views [views * N, F], each column with mean 0 and deviation 1, read in blocks.
+
+    Held in memory up to `IN_MEMORY` bytes, else in a scratch file that goes with the process. `mean` and `std` [F] are
+    those of the columns; a column that never changes has deviation 1e-6.
+    """
+
+    def __init__(self, views: Sequence[MappedRows], scratch: Path, device: torch.device) -> None:
+        self.views, self.device = views, device
+        self.width = views[0].shape[1]
+        self.block = max(1, BLOCK_BYTES // (4 * self.width))
+        self.count = sum(len(view) for view in views)
+        mean, std = self._moments()
+        self.mean, self.std = torch.from_numpy(mean).to(device), torch.from_numpy(std).to(device)
+        self._parts: list[Tensor] = []
+        self._file: IO[bytes] | None = None
+        if 4 * self.count * self.width > IN_MEMORY:
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._file = TemporaryFile(dir=scratch)  # noqa: SIM115 - lives as long as this object
+        for block in self._raw():
+            block -= mean
+            block /= std
+            if self._file:
+                self._file.write(block.tobytes())
+            else:
+                self._parts.append(torch.from_numpy(block).to(device))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Go once over all rows, in blocks [n, F] on the device."""
+        if self._file is None:
+            yield from self._parts
+            return
+        self._file.seek(0)
+        buffer = np.empty((self.block, self.width), np.float32)
+        while size := self._file.readinto(buffer):  # type: ignore[attr-defined]
+            yield torch.from_numpy(buffer[: size // (4 * self.width)]).to(self.device)
+
+    def _raw(self) -> Iterator[Floats]:
+        for view in self.views:
+            for start in range(0, len(view), self.block):
+                yield np.asarray(view.part(start, min(start + self.block, len(view))), np.float32)
+
+    def _moments(self) -> tuple[Floats, Floats]:
+        """Return mean and deviation of the columns: sums of blocks, merged as Chan et al. (1979) do."""
+        count, mean, squares = 0, np.zeros(self.width), np.zeros(self.width)
+        for block in self._raw():
+            wide = block.astype(np.float64)
+            own = wide.mean(0)
+            wide -= own
+            total = count + len(block)
+            squares += np.einsum("nf,nf->f", wide, wide) + (own - mean) ** 2 * (count * len(block) / total)
+            mean += (own - mean) * (len(block) / total)
+            count = total
+        return mean.astype(np.float32), np.sqrt(squares / count).clip(1e-6).astype(np.float32)

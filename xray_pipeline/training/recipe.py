@@ -1,0 +1,99 @@
+"""How to train: a recipe is a small TOML file, each value of which can be overridden.
+
+A recipe's digest is part of the candidate's, so every value that changes the weights belongs in it and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.training.augmentation import Augmentation
+from xray_pipeline.training.overrides import merged
+
+Mode = Literal["head", "partial", "finetune"]
+
+
+class Recipe(BaseModel):
+    """How to train a candidate. Defaults are those of `head`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("head", description="for people; not part of the digest")
+    backbone: str = Field("efficientnet_lite0", description="efficientnet_lite0 or a torchvision classifier's name")
+    weights: str = Field("", description="'': the backbone's own; 'none': random; or FILE#sha256=HEX")
+    mode: Mode = Field("head", description="head: last layer on kept features; partial: upper stages; finetune: all")
+    fixed_stages: int = Field(0, ge=0, description="first stages that `partial` keeps fixed")
+    side: int = Field(224, ge=32, le=1024, description="pixels are kept as side x side")
+    crop: int = Field(0, ge=0, le=1024, description="side of what the network sees; 0: the whole")
+    levels: bool = Field(False, description="the last layer also sees mean and deviation of every block group")
+    penalty: float = Field(60.0, gt=0, description="of `head`: L2 on standardised features, over the radiographs")
+    views: int = Field(1, ge=1, le=32, description="lasting views of a training radiograph that `head` learns from")
+    consistency: float = Field(
+        0.0, ge=0, le=100, description="of `head`: price of what the logits change between views"
+    )
+    augmentation: Augmentation = Augmentation()
+    epochs: int = Field(20, ge=1, le=1000, description="of `head`: rounds of 5 L-BFGS iterations")
+    batch_size: int = Field(32, ge=1, le=4096, description="not of `head`, which looks at all features at once")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(3e-4, gt=0, le=10)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    step_epochs: int = Field(7, ge=1, description="epochs between two steps of schedule `step`")
+    step_factor: float = Field(0.1, gt=0, le=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    balanced: bool = Field(True, description="classes weigh the same in the loss, however many radiographs they have")
+    best: Literal["auc", "accuracy"] = Field("auc", description="of validation: decides which epoch's network is kept")
+    patience: int = Field(0, ge=0, description="epochs without a better one after which training ends; 0: never")
+    average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: no average")
+    warm_start: bool = Field(False, description="start from the champion where it has the same network")
+    head_first: int = Field(0, ge=0, le=100, description="rounds of `head` before the rest is let go")
+    mean: tuple[float, float, float] | None = Field(None, description="of pixels in 0..1; None: the backbone's")
+    std: tuple[float, float, float] | None = None
+    threshold: Literal["balanced", "sensitivity", "half"] = Field(
+        "balanced", description="chosen on validation: best balanced accuracy, or a fixed sensitivity; half: 0.5"
+    )
+    sensitivity: float = Field(0.95, gt=0, lt=1, description="of threshold `sensitivity`")
+    anchor: int = Field(0, ge=0, description="validation radiographs of the smaller class that 0.5 weighs as much as")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="mixed precision: auto: on a GPU; bfloat16: on a CPU that has it, too; float32: never"
+    )
+    compile: bool = Field(False, description="torch.compile the network: minutes at the start, faster steps on a GPU")
+    seed: int = Field(0, ge=0)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything but the name, in hexadecimal."""
+        return hashlib.sha256(self.model_dump_json(exclude={"name"}).encode()).hexdigest()
+
+
+def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """Return the recipe of that name shipped here, or in the TOML file at that path, with some values replaced.
+
+    Raises ConfigError, naming key and value, for what is unknown or out of range.
+    """
+    shipped = files("xray_pipeline.training") / "recipes"
+    try:
+        if name_or_path.endswith(".toml"):
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        else:
+            text = (shipped / f"{Path(name_or_path).name}.toml").read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except OSError as error:
+        names = ", ".join(sorted(f.name.removesuffix(".toml") for f in shipped.iterdir()))
+        raise ConfigError(f"no recipe {name_or_path!r}: give a .toml file or one of {names}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name_or_path!r} is not TOML: {error}") from error
+    try:
+        return Recipe.model_validate({"name": Path(name_or_path).stem, **merged(content, overrides or {})})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"recipe {name_or_path!r}: {key}: {first['msg']}, got {first['input']!r}") from error

@@ -1,0 +1,54 @@
+"""Warm start: training goes on from the champion instead of from ImageNet's weights.
+
+Which champion that was is written down once for each snapshot and recipe, so that the night can be repeated after a
+promotion and still finds the candidate it trained. The trade-off: a candidate then depends on all its ancestors, and
+can be made again only while they are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+
+from xray_pipeline.base.errors import TrainingError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store
+from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def champion(recipe: Recipe, settings: Settings, store: Store, digest: str) -> Classifier | None:
+    """Return the champion that the candidate `digest` starts from; None where there is none, or not of this network.
+
+    Asked again, the answer is that of the first time. Raises TrainingError for mode `head`, whose features are the
+    pretrained network's, and what the registry raises.
+    """
+    if recipe.mode == "head":
+        raise TrainingError("warm_start is of no use to mode head: set mode to partial or finetune")
+    from xray_pipeline.registry.mlflow_registry import Registry
+
+    registry, key = Registry(settings), f"candidates/{digest}/start.json"
+    if not store.exists(key):
+        store.write_if_absent(key, json.dumps({"version": registry.ledger.state().champion}).encode())
+    version = json.loads(store.read(key))["version"]
+    if version is None:
+        log.info("there is no champion to start from; training starts from the pretrained network")
+        return None
+    found = registry.load(int(version))
+    ours = (recipe.backbone, settings.classes, recipe.levels)
+    theirs = (found.backbone, found.classes, found.network.levels)
+    if ours != theirs:
+        log.warning(
+            "version %d is another network %s than this recipe's %s; training starts anew", version, theirs, ours
+        )
+        return None
+    log.info("training starts from version %d", version)
+    return found
+
+
+def digest_from(digest: str, start: Classifier | None) -> str:
+    """Return a candidate's digest that also names what it starts from."""
+    return hashlib.sha256(f"{digest} {start.digest}".encode()).hexdigest() if start else digest

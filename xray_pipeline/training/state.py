@@ -1,0 +1,133 @@
+"""A network while it is trained by steps, and what of it is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xray_pipeline.base.errors import TrainingError
+from xray_pipeline.models import backbones
+from xray_pipeline.models.backbones import Network
+from xray_pipeline.training.averaging import Average
+from xray_pipeline.training.device import Precision
+from xray_pipeline.training.recipe import Recipe
+
+
+class State:
+    """All that changes while a network is trained: it is what a checkpoint holds."""
+
+    def __init__(self, network: Network, recipe: Recipe, count: int, precision: Precision) -> None:
+        self.network, self.recipe, self.count, self.precision = network, recipe, count, precision
+        self.steps = math.ceil(count / recipe.batch_size)
+        self.micro = recipe.batch_size
+        network.requires_grad_(False)
+        parameters = list(_trainable(network, recipe))
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+            if recipe.optimizer == "adamw"
+            else torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
+        )
+        self.epoch = self.step = self.seen = 0
+        self.loss = 0.0
+        self.answers = torch.zeros(count, network.head.out_features)  # of this epoch so far, in the order they came
+        self.truth = torch.zeros(count, dtype=torch.int64)
+        self.best_score, self.best_epoch = -math.inf, 0
+        self.best: dict[str, Tensor] = {}
+        self.average = Average(network, recipe.average)
+
+    @property
+    def number(self) -> int:
+        """Optimizer steps made so far."""
+        return self.epoch * self.steps + self.step
+
+    def advance(self, loss: float, answers: Tensor, truth: Tensor) -> None:
+        """Take the optimizer's step, after a batch of that mean loss, with those logits [n, C] for the classes [n]."""
+        place = slice(self.seen, self.seen + len(truth))
+        self.answers[place], self.truth[place] = answers, truth
+        rate = _rate(self.recipe, self.number, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
+        self.average.update(self.network, self.number + 1)
+        self.step += 1
+        self.loss += loss * len(truth)
+        self.seen += len(truth)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` epochs went by without a better one."""
+        return 0 < self.recipe.patience <= self.epoch - self.best_epoch
+
+    def close_epoch(self, score: float) -> None:
+        """Go to the next epoch; keep the network when its score is the best so far."""
+        if score > self.best_score:
+            self.best_score, self.best_epoch, self.best = score, self.epoch + 1, copied(self.network)
+        self.epoch, self.step, self.loss, self.seen = self.epoch + 1, 0, 0.0, 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values."""
+        return {
+            "network": copied(self.network),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "average": {name: tensor.cpu() for name, tensor in self.average.tensors.items()},
+            "position": [self.epoch, self.step, self.seen],
+            "loss": self.loss,
+            "answers": self.answers[: self.seen].clone(),  # a copy, because of a view all is written
+            "truth": self.truth[: self.seen].clone(),
+            "micro": self.micro,
+            "scaler": self.precision.scaler.state_dict(),
+        }
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Inverse of `to_dict`."""
+        self.network.load_state_dict(kept["network"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.best, self.best_score, self.loss = dict(kept["best"]), kept["best_score"], kept["loss"]
+        self.best_epoch = kept["best_epoch"]
+        self.average.restore(kept["average"])
+        self.epoch, self.step, self.seen = kept["position"]
+        self.answers[: self.seen], self.truth[: self.seen] = kept["answers"], kept["truth"]
+        self.micro = kept["micro"]
+        self.precision.scaler.load_state_dict(kept["scaler"])
+
+
+def _rate(recipe: Recipe, number: int, steps: int) -> float:
+    if recipe.schedule == "cosine":
+        return recipe.learning_rate * (1 + math.cos(math.pi * number / (recipe.epochs * steps))) / 2
+    if recipe.schedule == "step":
+        return recipe.learning_rate * recipe.step_factor ** (number // steps // recipe.step_epochs)
+    return recipe.learning_rate
+
+
+def _trainable(network: Network, recipe: Recipe) -> Iterator[nn.Parameter]:
+    stages = backbones.stages(network.backbone)
+    if recipe.mode == "partial" and recipe.fixed_stages > len(stages):
+        raise TrainingError(f"fixed_stages {recipe.fixed_stages}: {recipe.backbone} has {len(stages)} stages")
+    for stage in stages[recipe.fixed_stages if recipe.mode == "partial" else 0 :]:
+        for part in stage:
+            yield from part.parameters()
+    yield from network.head.parameters()
+
+
+def hold_fixed(network: Network, recipe: Recipe) -> None:
+    """Keep the running statistics of stages that `partial` keeps fixed."""
+    if recipe.mode == "partial":
+        for stage in backbones.stages(network.backbone)[: recipe.fixed_stages]:
+            for part in stage:
+                part.eval()
+
+
+def copied(network: Network) -> dict[str, Tensor]:
+    """Return a copy of all tensors, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}

@@ -18,7 +18,7 @@ test: lint ## set-up, lint, types, all tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-browser: setup ## operate it in headless Chromium, on real Airflow and MLflow (part of `make test`)
-	$(BIN)/pytest tests/browser $(ARGS)
+	$(BIN)/pytest tests/site/browser $(ARGS)
 
 lint: setup ## set-up, ruff and mypy
 	$(BIN)/ruff check .
@@ -38,7 +38,7 @@ bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class
 
 bench-cluster: setup ## the intake of many deliveries with one Celery worker and with two; bytes and seconds per image
 	@mkdir -p bench
-	PYTHONPATH=tests:scripts $(BIN)/python benchmarks/cluster.py --json bench/cluster.json
+	PYTHONPATH=tests/builders:scripts $(BIN)/python benchmarks/cluster.py --json bench/cluster.json
 	$(BIN)/python benchmarks/scaling.py --json bench/scaling.json
 
 bench-quality: setup ## recipes on unseen patients, under stress, and on unseen sources; DATA=<folder>; an hour or two
@@ -46,7 +46,7 @@ bench-quality: setup ## recipes on unseen patients, under stress, and on unseen 
 	$(BIN)/python benchmarks/quality.py --sources --data "$(or $(DATA),$(error bench-quality needs DATA=<folder>))" --json bench/quality.json
 
 fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
-	PYTHONPATH=tests $(BIN)/python tests/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)
+	PYTHONPATH=tests/builders $(BIN)/python tests/images/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)
 
 format: setup ## format the code and sort its imports
 	$(BIN)/ruff check --quiet --fix-only --select I .
@@ -56,7 +56,7 @@ audit: setup ## look up every package of requirements.lock in the OSV database o
 	@$(BIN)/python scripts/audit.py
 
 screenshots: setup ## take the pictures in docs/ anew, from the browser tests
-	$(BIN)/pytest tests/browser --screenshots
+	$(BIN)/pytest tests/site/browser --screenshots
 
 lock: setup ## pin what pyproject.toml asks for in requirements.lock; ARGS=--upgrade for newer versions
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --no-emit-index-url \

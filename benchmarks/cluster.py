@@ -1,12 +1,12 @@
 """How the intake of many deliveries spreads over workers: the same work with one Celery worker and with two.
 
-    PYTHONPATH=tests:scripts python benchmarks/cluster.py [--deliveries 6] [--patients 60] [--json FILE]
+    PYTHONPATH=tests/builders:scripts python benchmarks/cluster.py [--deliveries 6] [--patients 60] [--json FILE]
 
-A real cluster on loopback (PostgreSQL, Redis, Airflow, S3, MLflow; see tests/cluster_stack.py). Each round lays other
-deliveries of equal size and triggers a night; measured is the time from the start of its first `check_delivery` to the
-end of its last one. A worker runs one task at a time and a task decodes with one thread, so a worker stands for one
-core. There is no GPU worker: the night is stopped once its intake is through. The ratio is within one run; scheduler,
-API server, database and S3 take their share of the same cores, so it stays below 2.
+A real cluster on loopback (PostgreSQL, Redis, Airflow, S3, MLflow; see tests/builders/cluster_stack.py). Each round
+lays other deliveries of equal size and triggers a night; measured is the time from the start of its first
+`check_delivery` to the end of its last one. A worker runs one task at a time and a task decodes with one thread, so a
+worker stands for one core. There is no GPU worker: the night is stopped once its intake is through. The ratio is
+within one run; scheduler, API server, database and S3 take their share of the same cores, so it stays below 2.
 """
 
 from __future__ import annotations

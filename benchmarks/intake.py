@@ -129,7 +129,7 @@ def _cleanvision(packages: Path, folder: Path) -> tuple[float, float]:
 
 def lossless(side: int = 2000) -> dict[str, float]:
     """Decode a smooth 16-bit image in JPEG lossless here and in a process apart: milliseconds of CPU and clock."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "builders"))
     from pydicom.uid import JPEGLosslessSV1
     from samples import compressed, dicom, picture
 

@@ -13,6 +13,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
+from candidates import grown  # noqa: F401  (a fixture)
+from commands import xray  # noqa: F401  (a fixture)
 from mlflow_server import mlflow_server  # noqa: F401  (a fixture)
 from s3_server import S3Server, run_s3, s3_credentials
 

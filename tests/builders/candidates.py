@@ -1,0 +1,73 @@
+"""A small dataset and small candidates trained on it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+from samples import jpeg, picture
+
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training import candidate as training
+from xray_pipeline.training.recipe import load_recipe
+
+SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "none", "side": 64, "epochs": 3, "views": 1}
+
+
+@pytest.fixture
+def grown(settings: Settings) -> Settings:
+    """A dataset of 80 patients whose classes differ: ill chests have a bright patch. The split is always the same."""
+    settings = settings.model_copy(update={"patient_key": SecretStr("of the tests")})
+    for label, bright in (("NORMAL", 0), ("PNEUMONIA", 120)):
+        folder = Path(settings.incoming) / "first" / label
+        folder.mkdir(parents=True)
+        for seed in range(40):
+            pixels = picture(seed + 1000 * bool(bright)).astype(np.int64)
+            pixels[30:60, 20:50] += bright
+            (folder / f"patient{seed + 100 * bool(bright):04d}_1.jpeg").write_bytes(
+                jpeg(np.clip(pixels, 0, 255).astype(np.uint8))
+            )
+    run = Run(settings)
+    for key in night.find_deliveries(run):
+        night.check_delivery(run, key)
+        night.commit_deliveries(run, [key])
+    return settings
+
+
+def trained(settings: Settings, **overrides: Any) -> training.Candidate:
+    dataset = Dataset(settings)
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    return training.train(dataset, snapshot, load_recipe("head", {**SMALL, **overrides}), settings)
+
+
+def fresh(settings: Settings, tmp_path: Path) -> Settings:
+    """The same dataset, but no memory of candidates and no cache."""
+    store = tmp_path / "fresh"
+    shutil.copytree(Path(settings.store) / "dataset", store / "dataset")
+    tracking = f"sqlite:///{tmp_path / 'fresh.db'}"
+    return settings.model_copy(
+        update={"store": str(store), "cache": tmp_path / "fresh-cache", "tracking_uri": tracking}
+    )
+
+
+def promoted(settings: Settings, candidate: training.Candidate, before: int | None) -> int:
+    registry = Registry(settings)
+    facts = {
+        "who": "a test",
+        "why": "a test",
+        "decision": {"verdict": "registered", "may_promote": True, "automatic": True},
+    }
+    version = operations.register(registry, candidate, champion_before=before, **facts).version
+    assert version
+    operations.promote(registry, version, expected_champion=before, promotion="auto", **facts)
+    return version

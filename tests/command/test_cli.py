@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Run
+from samples import jpeg
+from small_models import small_classifier
+
+
+@pytest.fixture
+def delivery(tmp_path: Path) -> Path:
+    folder = tmp_path / "home" / "incoming" / "first"
+    for label, seeds in (("NORMAL", range(6)), ("PNEUMONIA", range(10, 16))):
+        (folder / label).mkdir(parents=True)
+        for seed in seeds:
+            (folder / label / f"patient{seed:04d}_1.jpeg").write_bytes(jpeg(seed=seed))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    small_classifier().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_check_says_yes_and_writes_nothing(xray: Run, delivery: Path, tmp_path: Path) -> None:
+    done = xray("check", delivery, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["fit"], said["files"], said["accepted"]) == (True, 12, 12)
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["incoming"]
+
+
+def test_check_writes_data_docs_on_request(xray: Run, delivery: Path, tmp_path: Path) -> None:
+    done = xray("check", delivery, "--data-docs", "docs", XRAY_RULES__MIN_FILES="13")
+    assert done.returncode == 3, done.stderr
+    folder = tmp_path / "docs"
+    index = (folder / "index.html").read_text()
+    pages = {path.name.partition("-")[2]: path for path in folder.glob("validations/*/first/*/*.html")}
+    assert sorted(pages) == ["accepted.html", "files.html", "quarantined.html", "summary.html"]
+    assert all(str(page.relative_to(folder)) in index for page in pages.values())
+    assert "Failed" in pages["summary.html"].read_text()
+    assert "Succeeded" in pages["accepted.html"].read_text()
+    assert not any(b"patient0000" in path.read_bytes() for path in folder.rglob("*.html"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "home"]
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["incoming"]
+    again = xray("check", delivery, "--data-docs", "docs")
+    assert again.returncode == 1
+    assert "docs is not empty; name a new or empty folder outside the deliveries" in again.stderr
+
+
+def test_data_docs_are_not_written_into_a_delivery(xray: Run, delivery: Path) -> None:
+    done = xray("check", delivery, "--data-docs", delivery / "docs")
+    assert done.returncode == 1
+    assert "lies among the deliveries, which are never written to" in done.stderr
+    assert not (delivery / "docs").exists()
+    beside = delivery.parent / "another" / "docs"
+    assert xray("check", delivery, "--data-docs", beside).returncode == 1
+    assert not beside.exists()
+
+
+def test_a_misspelt_class_is_a_no_that_names_the_nearest(xray: Run, delivery: Path) -> None:
+    (delivery / "PNEUMONIA").rename(delivery / "PNEUMONA")
+    done = xray("check", delivery)
+    assert done.returncode == 3
+    assert "PNEUMONIA" in done.stdout
+
+
+def test_ingest_counts_every_file(xray: Run, delivery: Path) -> None:
+    (delivery / "NORMAL" / "empty.jpeg").write_bytes(b"")
+    done = xray("ingest", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["deliveries"][0]["accepted"] == 12
+    assert said["deliveries"][0]["quarantined"] == {"empty": 1}
+    assert said["dataset"]["images"] == 12
+    again = json.loads(xray("ingest", "--json").stdout)
+    assert again["deliveries"] == []
+    assert again["dataset"]["snapshot"] == said["dataset"]["snapshot"]
+
+
+def test_check_and_ingest_print_how_the_files_add_up(xray: Run, delivery: Path) -> None:
+    (delivery / "NORMAL" / "empty.jpeg").write_bytes(b"")
+    checked = json.loads(xray("check", delivery, "--json").stdout)["accounting"]
+    assert (checked["files"], checked["accepted"], checked["quarantined"], checked["holds"]) == (13, 12, 1, True)
+    said = xray("ingest").stdout
+    assert f"13 files = 12 accepted + 1 quarantined, each once; digest {checked['digest'][:12]}" in said
+    listed = xray("quarantine", "--reason", "empty")
+    assert listed.stdout.strip() == "first row 0: empty, the file has no bytes"
+    anew = json.loads(xray("rejudge", "first", "--json").stdout)
+    assert (anew["judged"], anew["accepted"]) == (1, 0)
+
+
+def test_the_bad_file_of_a_rejected_delivery_is_named(xray: Run, delivery: Path) -> None:
+    for n in range(9):
+        (delivery / "NORMAL" / f"bad{n}.jpeg").write_bytes(b"")
+    assert xray("ingest", "first").returncode == 3
+    said = xray("quarantine", "--delivery", "first", "--paths").stdout.splitlines()
+    assert said[:2] == [
+        "delivery first is rejected: nothing of it is committed",
+        "first row 0: empty, the file has no bytes, NORMAL/bad0.jpeg",
+    ]
+
+
+def test_a_delivery_named_while_it_is_copied_is_refused(xray: Run, delivery: Path) -> None:
+    done = xray("ingest", "first", XRAY_SETTLE_SECONDS="600")
+    assert done.returncode == 1
+    assert "may still be arriving" in done.stderr
+    assert "_SUCCESS" in done.stderr
+
+
+def test_acknowledging_without_an_alarm_is_an_error(xray: Run, delivery: Path) -> None:
+    xray("ingest")
+    done = xray("acknowledge", "first", "--reason", "looked")
+    assert done.returncode == 1
+    assert "no drift alarm of delivery first stands" in done.stderr
+
+
+def test_evaluate_gives_each_metric_with_its_interval(xray: Run, delivery: Path, model: Path) -> None:
+    done = xray("evaluate", model, "--data", delivery, "--json")
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert said["n"] == 12
+    assert 0 <= said["threshold"] <= 1
+    for name in ("accuracy", "auc", "sensitivity", "specificity"):
+        assert said[name]["low"] <= said[name]["value"] <= said[name]["high"]
+
+
+def test_evaluate_counts_copies_too(xray: Run, delivery: Path, model: Path) -> None:
+    (delivery / "NORMAL" / "copy.jpeg").write_bytes(jpeg(seed=0))
+    assert json.loads(xray("evaluate", model, "--data", delivery, "--json").stdout)["n"] == 13
+
+
+def test_predict_answers_each_file(xray: Run, delivery: Path, model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.jpeg"
+    page.write_text("<html>")
+    done = xray("predict", model, delivery / "NORMAL" / "patient0000_1.jpeg", page, "--json")
+    assert done.returncode == 3
+    good, bad = json.loads(done.stdout)
+    assert sum(good["probabilities"].values()) == pytest.approx(1)
+    assert "not-an-image" in bad["error"]
+
+
+def test_history_of_nothing(xray: Run) -> None:
+    done = xray("history", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"champion": None, "challenger": None, "entries": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (("evaluate", "models:/chest-xray@champion", "--data", "."), {}, "chest-xray"),
+        (("check", "nowhere"), {}, "does it exist?"),
+        (("history", "--at", "yesterday"), {}, "'yesterday' is not a time"),
+        (("history",), {"XRAY_SPLIT_HELD_OUT": "2"}, "XRAY_SPLIT_HELD_OUT"),
+        (("retrain", "--recipe", "haed"), {}, "no recipe 'haed'"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(
+    xray: Run, delivery: Path, arguments: tuple[str, ...], settings: dict[str, str], message: str
+) -> None:
+    done = xray(*arguments, **settings)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("xray: ")]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_written_rules_need_no_settings(xray: Run) -> None:
+    done = xray("rules", XRAY_RULES__MIN_SIDE="-1", XRAY_CLASSES="[]")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| NORMAL, PNEUMONIA |" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("frobnicate",), ("retrain", "--promotion", "maybe"), ("evaluate", "x")])
+def test_wrong_usage_exits_2(xray: Run, arguments: tuple[str, ...]) -> None:
+    assert xray(*arguments).returncode == 2

@@ -1,0 +1,340 @@
+"""Asking about a version, answering, and acting on the answer, on a real MLflow server."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import phantom
+import pytest
+from mlflow_server import MlflowServer
+from small_models import Candidate, logged
+from typer.testing import CliRunner, Result
+
+from xray_pipeline.base.errors import EvaluationError, LedgerError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.command import main as cli
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import alarms
+from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.night import promotion, summary
+from xray_pipeline.night import steps as night
+from xray_pipeline.night import trial as model_server
+from xray_pipeline.night.promotion import Request
+from xray_pipeline.night.steps import Run
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.ledger import LostRace
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.verify import check
+
+DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
+SITE = Path(__file__).parents[1] / "site"
+ADMIN = {"id": "admin", "name": "admin"}
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process runs here, so a difference need not be looked at twice."""
+    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
+
+
+# Answers
+
+
+@pytest.fixture(scope="module")
+def model(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
+    return logged(Settings(home=tmp_path_factory.mktemp("training"), tracking_uri=mlflow_server.uri))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Version 1 is champion, version 2 waits, and a person was asked about it."""
+
+    run: Run
+    request: Request
+    register: Callable[[int, int | None], int]
+
+    @property
+    def registry(self) -> Registry:
+        return self.run.registry()
+
+    def answer(self, option: str, reason: str = "looks right", user: dict[str, str] | None = ADMIN) -> dict[str, Any]:
+        given = {"chosen_options": [option], "params_input": {"reason": reason}, "responded_by_user": user}
+        return promotion.settle(self.run, self.request, given, "run 1")
+
+    def kinds(self) -> list[str]:
+        return [entry.kind for entry in self.registry.ledger.entries()]
+
+
+@pytest.fixture
+def asked(mlflow_server: MlflowServer, tmp_path: Path, model: Candidate) -> Asked:
+    settings = Settings(home=tmp_path, tracking_uri=mlflow_server.uri, model_name=f"m{uuid.uuid4().hex}")
+    run = Run(settings, who="xray_promote")
+
+    def register(number: int, before: int | None) -> int:
+        candidate = replace(model, digest=f"{number:064x}")
+        terms: dict[str, Any] = {"who": "schedule", "why": "better", "decision": DECISION, "champion_before": before}
+        entry = operations.register(run.registry(), candidate, description="Better than nothing.", **terms)
+        assert entry.version is not None
+        return entry.version
+
+    register(1, None)
+    terms: dict[str, Any] = {"who": "schedule", "why": "first", "expected_champion": None, "decision": DECISION}
+    operations.promote(run.registry(), 1, **terms, promotion="auto")
+    register(2, 1)
+    return Asked(run, Request(2, 1, "", "", ""), register)
+
+
+def test_an_approval_is_recorded_with_person_and_reason(asked: Asked) -> None:
+    said = asked.answer("Approve")
+    assert said == {"outcome": "approved", "version": 2, "who": "admin", "why": "looks right"}
+    entry = asked.registry.ledger.entries()[-1]
+    assert (entry.kind, entry.version, entry.champion_before, entry.who) == ("approved", 2, 1, "admin")
+
+
+def test_answering_again_after_a_crash_adds_nothing(asked: Asked) -> None:
+    assert asked.answer("Approve") == asked.answer("Approve")
+    assert asked.kinds().count("approved") == 1
+
+
+def test_a_rejection_takes_the_challenger_away(asked: Asked) -> None:
+    assert asked.answer("Reject", "", ADMIN)["outcome"] == "rejected"
+    assert asked.registry.aliases() == {"champion": 1, "challenger": None}
+    assert all(finding.holds for finding in check(asked.registry))
+
+
+def test_no_answer_in_time_is_a_rejection_by_nobody(asked: Asked) -> None:
+    said = asked.answer("Reject", "", None)
+    assert (said["outcome"], said["who"]) == ("rejected", promotion.NOBODY)
+
+
+@pytest.mark.parametrize(("reason", "user"), [("", ADMIN), ("  ok ", ADMIN), ("looks right", None)])
+def test_an_approval_needs_a_person_and_a_reason(asked: Asked, reason: str, user: dict[str, str] | None) -> None:
+    assert asked.answer("Approve", reason, user)["outcome"] == "void"
+    assert "approved" not in asked.kinds()
+
+
+def test_of_two_who_roll_back_untried_at_once_one_is_told(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms: dict[str, Any] = {"who": "schedule", "why": "better", "decision": DECISION, "promotion": "auto"}
+    operations.promote(asked.registry, 2, **terms, expected_champion=1)
+    operations.promote(asked.registry, asked.register(3, 2), **terms, expected_champion=2)
+    rollback = operations.rollback
+
+    def after_another(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(operations, "rollback", rollback)
+        promotion.rollback(replace(asked.run, who="bob"), None, "complaints", untried=True)
+        return rollback(*given, **named)
+
+    monkeypatch.setattr(operations, "rollback", after_another)
+    with pytest.raises(LostRace, match="rolled-back version 2 by bob"):
+        promotion.rollback(replace(asked.run, who="alice"), None, "complaints", untried=True)
+    assert asked.registry.aliases()["champion"] == 2
+
+
+@pytest.mark.parametrize("what", ["another champion", "a newer challenger"])
+def test_a_request_is_void_when_the_question_has_changed(asked: Asked, what: str) -> None:
+    if what == "another champion":
+        terms: dict[str, Any] = {"who": "bob", "why": "urgent", "expected_champion": 1}
+        operations.approve(asked.registry.ledger, 2, **terms)
+        operations.promote(asked.registry, 2, **terms, decision=DECISION)
+    else:
+        asked.register(3, 1)
+    before = asked.kinds()
+    said = asked.answer("Approve")
+    assert said["outcome"] == "void"
+    assert ("champion is now version 2" if what == "another champion" else "version 3 was registered") in said["why"]
+    assert asked.kinds() == before
+    assert said["why"] in asked.registry.resolve(2).tags["xray.request"]
+
+
+def test_a_new_request_is_void_for_a_version_that_no_longer_waits(asked: Asked) -> None:
+    assert promotion.request(asked.run, 1).void == "version 1 is the champion already"
+    asked.register(3, 1)
+    assert "version 3 was registered meanwhile" in promotion.request(asked.run, 2).void
+    asked.answer("Reject")
+    with pytest.raises(LedgerError, match="version 9 is not in the ledger"):
+        promotion.request(asked.run, 9)
+
+
+# What somebody sees who only opens MLflow
+
+
+@pytest.fixture
+def client(asked: Asked) -> MlflowClient:
+    return MlflowClient(asked.run.settings.tracking_uri)
+
+
+def status(client: MlflowClient, asked: Asked, version: int) -> tuple[str, str]:
+    tags = client.get_model_version(asked.run.settings.model_name, str(version)).tags
+    return tags["xray.status"], tags["xray.by"]
+
+
+def test_mlflow_tells_what_became_of_each_version(asked: Asked, client: MlflowClient) -> None:
+    assert status(client, asked, 1) == ("champion", "schedule")
+    assert status(client, asked, 2) == ("challenger", "schedule")
+    asked.answer("Approve")
+    terms: dict[str, Any] = {"who": "admin", "why": "looks right", "expected_champion": 1, "decision": DECISION}
+    operations.promote(asked.registry, 2, **terms)
+    assert status(client, asked, 2) == ("champion", "admin")
+    assert status(client, asked, 1) == ("replaced", "admin")
+    promotion.rollback(replace(asked.run, who="bob"), None, "complaints", untried=True)
+    assert status(client, asked, 1) == ("champion", "bob")
+    assert status(client, asked, 2) == ("rolled back", "bob")
+    text = client.get_model_version(asked.run.settings.model_name, "2").description
+    assert text.startswith("Better than nothing.\n")
+    found = [line.split("Z ", 1)[1] for line in text.splitlines() if line.startswith("- ")]
+    assert found == [
+        "approved by admin: looks right",
+        "promoted by admin: looks right",
+        "rolled back: version 1 is champion, by bob: complaints",
+    ]
+
+
+def test_mlflow_tells_of_rejected_and_superseded_versions(asked: Asked, client: MlflowClient) -> None:
+    asked.register(3, 1)
+    assert status(client, asked, 2)[0] == "superseded"
+    promotion.settle(
+        asked.run,
+        replace(asked.request, version=3),
+        {"chosen_options": ["Reject"], "params_input": {"reason": "no"}, "responded_by_user": ADMIN},
+    )
+    assert status(client, asked, 3) == ("rejected", "admin")
+
+
+def test_a_story_that_a_crash_left_untold_is_told_by_the_next_change(asked: Asked, client: MlflowClient) -> None:
+    client.delete_model_version_tag(asked.run.settings.model_name, "1", "xray.status")
+    asked.answer("Reject")
+    assert status(client, asked, 1)[0] == "champion"
+
+
+# Whole: two nights, then the question about the second one's version
+
+
+@pytest.fixture(scope="module")
+def nights(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    home = tmp_path_factory.mktemp("home")
+    quick: dict[str, Any] = {
+        "recipe": str(SITE / "browser" / "quick.toml"),
+        "policy": str(SITE / "browser" / "lenient.toml"),
+        "patient_key": "demo key, not a secret",
+    }
+    where: dict[str, Any] = {"home": home, "tracking_uri": mlflow_server.uri, "model_name": f"m{uuid.uuid4().hex}"}
+    settings = Settings(**where, **quick, settle_seconds=0, bootstrap=200, stress_images=10, device="cpu")
+    weak = {"epochs": 1, "levels": False, "penalty": 100_000}
+    waiting = phantom.lay(home / "waiting", deliveries=2, patients=300, seed=0)
+    (home / "incoming").mkdir()
+    for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), (weak, {}), strict=True):
+        delivery.rename(home / "incoming" / delivery.name)
+        summary.whole(Run(settings.model_copy(update={"promotion": promotes}), overrides, "schedule"))
+    return Run(settings, who="alice")
+
+
+def xray(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
+    """Run the command on the settings of these nights."""
+    for name in ("home", "tracking_uri", "model_name", "policy", "patient_key", "bootstrap", "stress_images", "device"):
+        value = getattr(run.settings, name)
+        monkeypatch.setenv(f"XRAY_{name.upper()}", value.get_secret_value() if name == "patient_key" else str(value))
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def test_a_version_is_asked_about_with_its_evidence(nights: Run) -> None:
+    asked = promotion.request(nights)
+    assert (asked.version, asked.champion, asked.void, asked.automatic) == (2, 1, "", False)
+    assert len(str(asked.to_dict())) < 4096  # what passes between tasks is small
+    assert "| accuracy | 0." in asked.text
+    assert "is above the champion's" in asked.text
+    assert nights.store().exists(promotion.report_key(asked.candidate, 1))
+
+
+def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(nights: Run, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    no_drift = '\n[[clause]]\nnumber = "4.9"\nrule = "no-drift"\ntext = "No drift alarm stands."\n'
+    policy.write_text((SITE / "browser" / "lenient.toml").read_text() + no_drift)
+    nights = replace(nights, settings=nights.settings.model_copy(update={"policy": str(policy)}))
+    store, asked = nights.store(), promotion.request(nights)
+    snapshot = Dataset(nights.settings).snapshot()
+    assert snapshot
+    page, key = promotion.report_key(asked.candidate, 1), sorted(snapshot.manifests)[-1]
+    calm = store.read(f"intake/{key}/{alarms.CHECKED}")
+    store.write(f"intake/{key}/{alarms.CHECKED}", json.dumps({**json.loads(calm), "alarms": ["pixels"]}).encode())
+    assert f"Drift: {key}: pixels. (clause 4.9)" in promotion.request(nights).void
+    assert b"Not to be promoted." in store.read(page)
+    alarms.acknowledge(store, key, "alice", "a new detector <room 2>")
+    assert promotion.request(nights).void == ""
+    said = f"Drift: no alarm. {key}: pixels, acknowledged by alice on "
+    (clause,) = [c for c in night.judged(nights, asked.evidence).clauses if c.number == "4.9"]
+    assert clause.why.startswith(said)
+    assert said in store.read(page).decode()
+    assert b"Not to be promoted." not in store.read(page)
+    store.write(f"intake/{key}/{alarms.CHECKED}", calm)
+
+
+def test_the_model_server_answers_as_was_judged(nights: Run) -> None:
+    asked = promotion.request(nights)
+    assert model_server.check_answers(nights, asked.candidate, 2) <= model_server.TOLERANCE
+
+
+def test_another_models_answers_are_noticed(nights: Run) -> None:
+    first = nights.registry().ledger.state().registered[1].candidate
+    with pytest.raises(EvaluationError, match="differs from the predictions that were judged"):
+        model_server.check_answers(nights, first, 2)
+
+
+def test_a_server_that_does_not_come_up_is_ended(nights: Run) -> None:
+    with pytest.raises(EvaluationError, match="the model server ended"), model_server.serving(nights.settings, 99):
+        pytest.fail("there is no version 99")
+
+
+def test_a_version_whose_server_answers_otherwise_is_not_promoted(nights: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = nights.registry().ledger.entries()
+    monkeypatch.setattr(model_server, "TOLERANCE", -1.0)  # nothing is that close
+    done = xray(nights, monkeypatch, "promote", "2", "--reason", "looks right")
+    assert isinstance(done.exception, EvaluationError)
+    assert nights.registry().ledger.entries() == before
+
+
+def test_a_version_is_promoted_by_a_person(
+    nights: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    done = xray(nights, monkeypatch, "promote", "2", "--reason", "looks right")
+    assert done.exit_code == 0, done.output
+    assert "the model server on version 2 answered 8 radiographs" in caplog.text
+    registry = nights.registry()
+    assert registry.aliases() == {"champion": 2, "challenger": None}
+    entry = registry.ledger.entries()[-1]
+    assert (entry.kind, entry.who, entry.why) == ("promoted", getpass.getuser(), "looks right")
+    assert all(finding.holds for finding in check(registry))
+
+
+def test_going_back_tries_the_model_server_unless_it_must_be_at_once(
+    nights: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = nights.registry()
+    with monkeypatch.context() as patch:
+        patch.setattr(model_server, "TOLERANCE", -1.0)
+        refused = xray(nights, monkeypatch, "rollback", "--reason", "complaints")
+        assert isinstance(refused.exception, EvaluationError)
+        assert registry.ledger.state().champion == 2
+        assert xray(nights, monkeypatch, "rollback", "--reason", "complaints", "--untried").exit_code == 0
+        assert registry.ledger.entries()[-1].decision == {"model_server_off_by": None}
+    promotion.rollback(nights, 2, "it was the network", "run 2")
+    assert promotion.rollback(nights, 2, "it was the network", "run 2")["entry"] == len(registry.ledger.entries())
+    tried = registry.ledger.entries()[-1]
+    assert (tried.kind, tried.version, tried.champion_before) == ("rolled-back", 2, 1)
+    assert tried.decision["model_server_off_by"] <= model_server.TOLERANCE
+    assert all(finding.holds for finding in check(registry))
+
+
+def test_a_promotion_that_is_repeated_adds_nothing(nights: Run) -> None:
+    promotion.rollback(nights, 1, "complaints again", untried=True)
+    asked = promotion.request(nights, 2)
+    promoted = promotion.promote(nights, asked, "alice", "looks right", "run 3")
+    assert promotion.promote(nights, asked, "alice", "looks right", "run 3") == promoted
+    assert promoted.entry == len(nights.registry().ledger.entries())
+    assert all(finding.holds for finding in check(nights.registry()))

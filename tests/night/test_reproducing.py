@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from candidates import promoted, trained
+from commands import Run as Command
+
+from xray_pipeline.base.errors import RegistryError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.night.reproduce import reproduce
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.candidate import Candidate
+
+
+def registered(settings: Settings, **overrides: Any) -> Candidate:
+    candidate = trained(settings, **{"epochs": 2, **overrides})
+    entry = operations.register(
+        Registry(settings),
+        candidate,
+        who="schedule",
+        why="accuracy 0.95 above 0.94",
+        decision={"verdict": "registered", "may_promote": True, "automatic": True},
+        champion_before=None,
+    )
+    assert entry.version == 1
+    return candidate
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("mode", ["head", "finetune"])
+def test_it_proves_a_version_and_changes_nothing(grown: Settings, mode: str) -> None:
+    registered(grown, mode=mode)
+    before = files(Path(grown.store)), set((grown.home / "artifacts").rglob("*"))
+    found = reproduce(grown, 1)
+    assert (found.reproduced, found.trained, found.inputs, found.outputs) == (True, True, (), ())
+    assert (files(Path(grown.store)), set((grown.home / "artifacts").rglob("*"))) == before
+    assert not list(grown.cache.glob("reproduce-*"))
+
+
+def test_a_warm_start_is_proved_from_the_champion_of_then(grown: Settings) -> None:
+    """Another champion by now, or no word of the one it started from, are told apart."""
+    first = promoted(grown, trained(grown, mode="finetune", epochs=1), None)
+    warm = trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
+    second = promoted(grown, warm, first)
+    found = reproduce(grown, second)
+    assert (found.reproduced, found.inputs, found.outputs) == (True, (), ())
+    for path in Path(grown.store).glob("candidates/*/start.json"):
+        path.unlink()
+    found = reproduce(grown, second)
+    assert (found.reproduced, found.trained) == (False, False)
+    assert "which champion it started from is not known here" in "\n".join(found.lines())
+
+
+def test_the_recorded_threads_are_used(grown: Settings) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        registered(grown)
+    finally:
+        torch.set_num_threads(before)
+    assert reproduce(grown, 1).reproduced
+    assert torch.get_num_threads() == before
+
+
+def test_it_names_what_went_in_and_came_out_differently(grown: Settings) -> None:
+    candidate = registered(grown)
+    folder = Path(grown.store) / "candidates" / candidate.digest
+    recipe = json.loads((folder / "recipe.json").read_bytes())
+    (folder / "recipe.json").write_text(json.dumps({**recipe, "penalty": 1.0}))
+    environment = json.loads((folder / "environment.json").read_bytes())
+    environment[0]["versions"]["torch"] = "1.0"
+    environment[0]["device"] = "NVIDIA T4"
+    (folder / "environment.json").write_text(json.dumps(environment))
+    found = reproduce(grown, 1)
+    assert (found.reproduced, found.trained) == (False, True)
+    said = "\n".join(found.lines())
+    for text in ("recipe: digest", "recorded 1.0", "device: cpu, recorded NVIDIA T4", "tensor head.weight: "):
+        assert text in said
+    assert "tensor backbone" not in said
+
+
+def test_missing_parts_are_named(grown: Settings) -> None:
+    registered(grown)
+    for pattern, message in (
+        ("dataset/snapshots/*.json", "snapshot: no snapshot"),
+        ("dataset/manifests/*.parquet", "snapshot: manifest first is missing"),
+        ("candidates/*/recipe.json", "the recipe is missing"),
+        ("dataset/radiographs/*/*", "radiographs are missing or changed"),
+    ):
+        lost = {path: path.read_bytes() for path in Path(grown.store).glob(pattern)}
+        for path in lost:
+            path.unlink()
+        found = reproduce(grown, 1)
+        assert (found.reproduced, found.trained) == (False, False)
+        assert message in "\n".join(found.lines())
+        for path, data in lost.items():
+            path.write_bytes(data)
+
+
+def test_an_unknown_version_is_an_error(grown: Settings) -> None:
+    with pytest.raises(RegistryError, match="no version 7; registered are: none"):
+        reproduce(grown, 7)
+
+
+def test_the_command_answers_with_its_exit_code(grown: Settings, xray: Command) -> None:
+    candidate = registered(grown)
+    where = {"XRAY_HOME": str(grown.home), "XRAY_PATIENT_KEY": grown.patient_key.get_secret_value()}
+    done = xray("reproduce", 1, "--json", **where)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reproduced"] is True
+    (Path(grown.store) / "candidates" / candidate.digest / "recipe.json").unlink()
+    done = xray("reproduce", 1, **where)
+    assert done.returncode == 3
+    assert "version 1 can't be trained again" in done.stdout
+    assert xray("reproduce", 2, **where).returncode == 1

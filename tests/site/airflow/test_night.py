@@ -1,0 +1,138 @@
+"""The whole DAG, by `dag.test()`, on a real MLflow server: nights one after the other over the same home."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import phantom
+import pytest
+from mlflow_server import MlflowServer
+from samples import png
+
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.command import answers
+from xray_pipeline.dataset.store import Dataset, read_parquet
+from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.candidate import find_candidate
+
+pytestmark = pytest.mark.timeout(900)  # two trainings in one test, on whatever cores there are
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Nights:
+    """Runs `xray_retrain` again and again."""
+
+    def __init__(self, home: Path, server: MlflowServer) -> None:
+        self.home = home
+        self.waiting = home / "waiting"
+        phantom.lay(self.waiting, deliveries=2, patients=500, seed=0)
+        (home / "incoming").mkdir()
+        self.settings = Settings(home=home, tracking_uri=server.uri, settle_seconds=0)
+
+    def deliver(self, name: str) -> None:
+        (self.waiting / name).rename(self.home / "incoming" / name)
+
+    def run(self, **conf: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        """Run the DAG; return the state of each task and what `conclude` said."""
+        spec = importlib.util.spec_from_file_location("retrain", ROOT / "dags" / "retrain.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        run = module.dag_object.test(run_conf=conf)
+        instances = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
+        said = next(ti for ti in run.get_task_instances() if ti.task_id == "conclude").xcom_pull("conclude")
+        return instances, said or {}
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer, airflow_db: None) -> Any:
+    home = tmp_path_factory.mktemp("nights")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("XRAY_")]:
+            patch.delenv(name)
+        patch.setenv("XRAY_HOME", str(home))
+        patch.setenv("XRAY_TRACKING_URI", mlflow_server.uri)
+        patch.setenv("XRAY_SETTLE_SECONDS", "0")
+        patch.setenv("XRAY_PATIENT_KEY", "demo key, not a secret")  # always the same split
+        patch.setenv("XRAY_DEVICE", "cpu")
+        yield Nights(home, mlflow_server)
+
+
+def test_nights(nights: Nights) -> None:
+    states, said = nights.run()
+    assert states["conclude"] == "success"
+    assert "Nothing to train on" in said["message"]
+
+    first, second = sorted(path.name for path in nights.waiting.iterdir())
+    nights.deliver(first)
+    states, said = nights.run(promotion="auto")
+    assert set(states.values()) == {"success"}
+    assert said["alias"] == "champion", said
+    assert Registry(nights.settings).aliases()["champion"] == said["version"]
+
+    before = len(answers.history(nights.settings)[1])
+    states, said = nights.run(promotion="auto")
+    assert states["train"] == "success"
+    assert {states[task] for task in ("evaluate", "decide", "register", "promote")} == {"skipped"}
+    assert "Nothing new" in said["message"]
+    assert len(answers.history(nights.settings)[1]) == before
+
+    nights.deliver(second)
+    misspelt = nights.home / "incoming" / "misspelt" / "PNEUMONA"
+    misspelt.mkdir(parents=True)
+    (misspelt / "a.png").write_bytes(png())
+    states, said = nights.run(promotion="auto")
+    assert states["conclude"] == "success"
+    assert said["decision"]["verdict"] in ("registered", "refused")
+    assert said["champion"]["version"] == 1
+    assert len(json.dumps(said)) < 4096
+    champion_scored_only_new(nights)
+    report_tells(nights, second)
+
+
+def champion_scored_only_new(nights: Nights) -> None:
+    """The champion's predictions lie in one part a night, and no radiograph is in two of them."""
+    store, dataset = open_store(nights.settings.store, nights.settings), Dataset(nights.settings)
+    newest = dataset.snapshot()
+    assert newest is not None
+    sides = dataset.rows(newest).set_index("digest")["side"]
+    held_out = set(sides.index[sides == "held-out"])
+    champion = find_candidate(store, Registry(nights.settings).ledger.state().registered[1].candidate)
+    keys = [entry.key for entry in store.list(f"predictions/{champion.model_digest}")]
+    parts = [set(read_parquet(store.read(key))["digest"]) for key in keys]
+    rehearsed = Registry(nights.settings).ledger.state().registered[1].decision["rehearsal"]
+    assert (rehearsed["radiographs"] > 0, rehearsed["largest_difference"] <= 1e-5) == (True, True)
+    assert len(parts) == 2
+    assert sum(map(len, parts)) == len(held_out)
+    assert set.union(*parts) == held_out
+
+
+def report_tells(nights: Nights, second: str) -> None:
+    """Of the last night: what came in, what was rejected, and where the candidate comes from."""
+    store = open_store(nights.settings.store, nights.settings)
+    entry = Registry(nights.settings).ledger.entries()[-1]
+    folder = f"reports/{entry.candidate}/against-1"
+    page, card = (store.read(f"{folder}/{name}").decode() for name in ("report.html", "model-card.md"))
+    trained = find_candidate(store, entry.candidate)
+    client = MlflowClient(nights.settings.tracking_uri)
+    for name, text in (("report.html", page), ("model-card.md", card)):
+        assert Path(client.download_artifacts(trained.run_id, name)).read_text(encoding="utf-8") == text
+    assert "none: from the command line" not in card  # but the Airflow run
+    environment = json.loads(store.read(f"candidates/{entry.candidate}/environment.json"))[0]
+    for text in (page, card):
+        assert "misspelt" in text
+        assert "PNEUMONA" not in text  # a folder can be a patient's name
+        assert second in text
+        assert "Changed against the champion: training data." in text
+        for digest in (environment["weights"], environment["code"], entry.snapshot, trained.recipe):
+            assert digest in text
+    assert f'>{second}</td><td class="when">this night</td><td class="good">fit' in page
+    assert '>misspelt</td><td class="when">waits</td><td class="bad">rejected' in page

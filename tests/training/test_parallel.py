@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from candidates import fresh, trained
+
+from xray_pipeline.base.errors import TrainingError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training import candidate as training
+
+# 60 radiographs are on side train: the second batch of an epoch has one, so one of two processes has none.
+NETWORK: dict[str, Any] = {
+    "mode": "partial",
+    "backbone": "efficientnet_lite0",
+    "weights": "",
+    "fixed_stages": 6,
+    "batch_size": 59,
+    "epochs": 2,
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "average": 0.9,
+    "head_first": 1,
+    "augmentation": {"degrees": 5, "noise": 0.05, "blur": 1},
+}
+
+
+def weights(settings: Settings, candidate: training.Candidate) -> dict[str, torch.Tensor]:
+    return Registry(settings).load(candidate.model_uri).network.state_dict()
+
+
+def history(candidate: training.Candidate, name: str) -> list[tuple[int, float]]:
+    return [(metric.step, metric.value) for metric in MlflowClient().get_metric_history(candidate.run_id, name)]
+
+
+def test_parts_of_a_batch_have_the_gradients_and_statistics_of_the_whole() -> None:
+    """Of 5 radiographs one process has 3, of 1 the second has none."""
+    script = str(Path(__file__).parents[1] / "builders" / "in_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, "5", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert max(json.loads(done.stdout)) < 1e-12
+
+
+def test_two_processes_train_what_one_does(grown: Settings, tmp_path: Path) -> None:
+    alone = trained(grown, **NETWORK)
+    expected = weights(grown, alone)
+    curves = {name: history(alone, name) for name in ("train_loss", "train_auc", "validation_loss")}
+    both = fresh(grown, tmp_path).model_copy(update={"train_processes": 2})
+    together = trained(both, **NETWORK)
+    assert together.digest == alone.digest
+    for name, tensor in weights(both, together).items():
+        assert torch.allclose(tensor.float(), expected[name].float(), rtol=1e-3, atol=1e-5), name
+    for name, points in curves.items():
+        assert history(together, name) == [(step, pytest.approx(value, rel=1e-3)) for step, value in points]
+
+
+MANY_STEPS: dict[str, Any] = {
+    "mode": "finetune",
+    "backbone": "shufflenet_v2_x0_5",
+    "batch_size": 30,
+    "epochs": 10,
+    "optimizer": "sgd",
+    "learning_rate": 1e-4,
+}
+
+
+def step_of(settings: Settings) -> int:
+    """The step of the newest checkpoint."""
+    names = [path.name for path in Path(settings.store).glob("candidates/*/checkpoints/*.pt")]
+    return max((int(name.partition("-")[0]) for name in names), default=0)
+
+
+@contextmanager
+def after_a_step(settings: Settings, act: Callable[[dict[str, psutil.Process]], object]) -> Iterator[None]:
+    """Once two processes have taken a step together, do something to them, given by rank; at the end they are gone."""
+    found: dict[str, psutil.Process] = {}
+    before, ended = step_of(settings), threading.Event()
+
+    def watch() -> None:
+        while step_of(settings) <= before and not ended.wait(0.01):
+            continue
+        for child in psutil.Process().children(recursive=True):
+            found[child.environ().get("RANK", "")] = child
+        act(found)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        ranks = [found[rank] for rank in ("0", "1")]
+        assert not psutil.wait_procs(ranks, timeout=30)[1]
+
+
+def test_a_killed_process_ends_the_others_and_is_named(grown: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    both = grown.model_copy(update={"train_processes": 2, "checkpoint_steps": 1})
+    with (
+        pytest.raises(TrainingError, match=r"process \d+ was ended by SIGKILL; the others were stopped"),
+        after_a_step(both, lambda found: found["1"].kill()),
+    ):
+        trained(both, **MANY_STEPS)
+    with (
+        pytest.raises(TrainingError, match=r"told to stop in epoch .* a checkpoint is kept"),
+        after_a_step(both, lambda found: os.kill(os.getpid(), signal.SIGTERM)),
+    ):
+        trained(both, **MANY_STEPS)
+    kept = step_of(both)
+    caplog.set_level("INFO", "xray_pipeline")
+    trained(grown, **MANY_STEPS)  # in one process
+    assert f"going on from epoch {kept // 2}, step {kept % 2}" in caplog.text
+
+
+FULL_ABOVE_16 = """
+import os
+
+if "RANK" in os.environ:
+    import torch
+
+    def check(module, inputs):
+        if module.training and len(inputs[0]) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    torch.nn.modules.module.register_module_forward_pre_hook(check)
+"""
+
+
+def test_a_part_that_does_not_fit_is_halved_in_all_processes(
+    grown: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FULL_ABOVE_16)  # read by each process that starts from here on
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trained(grown.model_copy(update={"train_processes": 2}), **{**MANY_STEPS, "batch_size": 60, "epochs": 1})
+    assert "60 radiographs at once do not fit cpu; going on with 30" in caplog.text

@@ -47,7 +47,7 @@ def trained(settings: Settings, **overrides: Any) -> training.Candidate:
     dataset = Dataset(settings)
     snapshot = dataset.snapshot()
     assert snapshot is not None
-    return training.train(dataset, snapshot, load_recipe("head", {**SMALL, **overrides}), settings)
+    return training.train(dataset, snapshot, load_recipe("head", {**SMALL, **overrides}), settings, Registry(settings))
 
 
 def fresh(settings: Settings, tmp_path: Path) -> Settings:

@@ -509,6 +509,7 @@ def test_a_delivery_of_one_class_is_taken_by_default_and_rejected_where_the_rule
 
 
 def test_a_dataset_of_one_class_trains_nothing_and_says_why(settings: Settings) -> None:
+    from xray_pipeline.registry.mlflow_registry import Registry
     from xray_pipeline.training.candidate import train
 
     lay(settings, {name: data for name, data in GOOD.items() if name.startswith("NORMAL")})
@@ -518,7 +519,7 @@ def test_a_dataset_of_one_class_trains_nothing_and_says_why(settings: Settings) 
     snapshot = dataset.snapshot()
     assert snapshot is not None
     with pytest.raises(TrainingError, match="deliver more patients"):
-        train(dataset, snapshot, load_recipe("head", {"weights": "none"}), settings)
+        train(dataset, snapshot, load_recipe("head", {"weights": "none"}), settings, Registry(settings))
 
 
 # 34: copies of held-out radiographs

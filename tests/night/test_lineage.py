@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.gate.rules import PARTS
+from xray_pipeline.night import lineage
 from xray_pipeline.night.lineage import NOT_RECORDED, changed, facts
 from xray_pipeline.night.pair import without_names
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
-from xray_pipeline.training.provenance import code_digest
 from xray_pipeline.training.recipe import Recipe
 
 PLACE = {
@@ -50,7 +51,7 @@ def test_the_lineage_is_that_of_the_training_run(store: Store) -> None:
     found = facts(store, trained(store, "new", seed=7))
     assert found["pretrained weights (SHA-256 of the tensors)"] == "a" * 64
     assert found["training code (SHA-256 of the package)"] == "b" * 64
-    assert found["code that evaluated"] == code_digest()
+    assert found["code that evaluated"] == code_digest(*lineage.JUDGES)
     assert (found["seed of training"], found["trained on"]) == ("7", "cpu (AVX2, 2 threads)")
     assert (found["version of torch"], found["version of numpy"], found["MLflow run"]) == ("2.0", "2.1", "run-new")
 
@@ -110,8 +111,8 @@ def test_without_the_champions_record_nothing_is_said_of_what_changed(store: Sto
 def test_training_records_the_code_it_ran(store: Store) -> None:
     import torch
 
-    assert training.environment(torch.device("cpu"), "w")["code"] == code_digest()
-    assert len(code_digest()) == 64
+    assert training.environment(torch.device("cpu"), "w")["code"] == code_digest(*training.MAKERS)
+    assert len(code_digest("base")) == 64
 
 
 @pytest.mark.parametrize("name", ["DOE JOHN", "O'Neil", 'Jo "J" Doe', "both ' and \""])

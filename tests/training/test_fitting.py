@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from xray_pipeline.dataset.pixels import RowCache
-from xray_pipeline.training.averaging import Average
+from xray_pipeline.models import backbones
+from xray_pipeline.models.backbones import Network
+from xray_pipeline.training.device import Precision
 from xray_pipeline.training.features import Standardised
 from xray_pipeline.training.head_fit import HeadFit
-from xray_pipeline.training.recipe import Recipe
+from xray_pipeline.training.recipe import Recipe, load_recipe
+from xray_pipeline.training.state import State
 
 LABELS = torch.arange(200) % 2
 
@@ -61,23 +64,23 @@ def test_a_price_on_views_that_agree_changes_nothing() -> None:
     assert torch.allclose(fitted(rows), fitted(rows, consistency=5.0), atol=1e-5)
 
 
-def test_the_average_forgets_where_training_began_and_gives_the_network_back() -> None:
-    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average = Average(network, 0.9)
+def test_the_average_forgets_where_training_began_and_is_what_is_judged() -> None:
+    backbone = backbones.load("mobilenet_v2", "none")
+    network, recipe = Network(backbone, 2, 0, False), load_recipe("head", {"mode": "finetune", "average": 0.9})
+    state = State(network, recipe, 8, Precision(torch.device("cpu")))
     with torch.no_grad():
         for step in range(1, 200):
-            network[0].weight.fill_(2.0 + (-1) ** step)
-            average.update(network, step)
-    own = network[0].weight.clone()
-    with average.shown(network):
-        assert network[0].weight.flatten().tolist() == pytest.approx([2.0] * 4, abs=0.1)
-    assert torch.equal(network[0].weight, own)
+            network.head.weight.fill_(2.0 + (-1) ** step)
+            assert state.average is not None
+            state.average.update_parameters(network)
+    assert state.shown.head.weight.flatten().tolist() == pytest.approx([2.0] * network.head.weight.numel(), abs=0.1)
+    assert set(network.head.weight.flatten().tolist()) == {1.0}
+    again = State(Network(backbone, 2, 0, False), recipe, 8, Precision(torch.device("cpu")))
+    again.restore(state.to_dict())
+    assert torch.equal(again.shown.head.weight, state.shown.head.weight)
 
 
-def test_no_average_is_the_network_itself() -> None:
-    network = nn.Linear(2, 2)
-    average = Average(network, 0)
-    average.update(network, 1)
-    before = network.weight.clone()
-    with average.shown(network):
-        assert torch.equal(network.weight, before)
+def test_without_an_average_the_network_itself_is_judged() -> None:
+    network = Network(backbones.load("mobilenet_v2", "none"), 2, 0, False)
+    recipe = load_recipe("head", {"mode": "finetune"})
+    assert State(network, recipe, 8, Precision(torch.device("cpu"))).shown is network

@@ -14,8 +14,8 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
 from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.device import halving
 from xray_pipeline.training.fitting import Trainer
-from xray_pipeline.training.memory import halving
 from xray_pipeline.training.recipe import load_recipe
 
 STAGES_FIXED: dict[str, Any] = {"backbone": "shufflenet_v2_x0_5", "weights": "none", "mode": "partial", "side": 64}

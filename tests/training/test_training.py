@@ -22,7 +22,7 @@ from xray_pipeline.night import steps as night
 from xray_pipeline.night.steps import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training.checkpoints import Checkpoints
-from xray_pipeline.training.fitting import pick_device
+from xray_pipeline.training.device import pick_device
 from xray_pipeline.training.recipe import Recipe, load_recipe
 
 
@@ -118,16 +118,17 @@ def test_a_warm_start_of_mode_head_is_refused(grown: Settings) -> None:
 
 SCRIPT = """
 import sys
-from xray_pipeline.dataset import Dataset
-from xray_pipeline import training
-from xray_pipeline.learning.recipe import load_recipe
-from xray_pipeline.settings import Settings
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training import candidate as training
+from xray_pipeline.training.recipe import load_recipe
 import json
 # A checkpoint after each step, so that a kill between any two is likely.
 settings = Settings(**json.loads(sys.argv[1]), checkpoint_steps=1)
 dataset = Dataset(settings)
 print("started", flush=True)
-training.train(dataset, dataset.snapshot(), load_recipe("head", json.loads(sys.argv[2])), settings)
+training.train(dataset, dataset.snapshot(), load_recipe("head", json.loads(sys.argv[2])), settings, Registry(settings))
 print("done", flush=True)
 """
 

@@ -12,14 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import EvaluationError, ObjectNotFound, TrainingError
 from xray_pipeline.base.storage import Store
 from xray_pipeline.training.candidate import Candidate, candidate_digest, find_candidate
-from xray_pipeline.training.provenance import code_digest
 from xray_pipeline.training.recipe import Recipe
 
 _JUDGES = ("numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydicom", "torch", "captum", "mlflow")
 NOT_RECORDED = "not recorded"
+
+JUDGES = ("base", "images", "dataset", "models", "evaluation", "gate")
+"""The rooms whose code decides what is said of a candidate."""
 
 _PARTS = {"backbone": "backbone", "weights": "starting weights"}
 _PARTS |= dict.fromkeys(("side", "crop", "mean", "std"), "image preparation")
@@ -64,7 +67,7 @@ def facts(store: Store, candidate: Candidate) -> dict[str, str]:
         "pretrained weights (SHA-256 of the tensors)": recorded("weights"),
         **({"training started from": f"version {start}"} if start is not None else {}),
         "training code (SHA-256 of the package)": recorded("code"),
-        "code that evaluated": code_digest(),
+        "code that evaluated": code_digest(*JUDGES),
         "seed of training": str(recipe.seed),
         "trained on": " ".join((recorded("device"), f"({recorded('cpu')}, {recorded('threads')} threads)")),
         **{

@@ -30,11 +30,11 @@ from xray_pipeline.models.backbones import Backbone
 from xray_pipeline.models.bundle import Classifier
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
-from xray_pipeline.training import starting
 from xray_pipeline.training.candidate import Candidate
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.fitting import Trainer
 from xray_pipeline.training.recipe import Recipe
+from xray_pipeline.training.start import digest_from, start_of
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _start(
             f"which champion it started from is not known here: {store.uri}/candidates/{before}/start.json is missing"
         )
         return None, True
-    return starting.champion(recipe, settings, store, before), False
+    return start_of(recipe, settings, store, before, Registry(settings)), False
 
 
 def _recipe(folder: Store, candidate: Candidate, differences: list[str]) -> Recipe | None:
@@ -232,7 +232,7 @@ def _differing(
         if now["versions"].get(name) != recorded:
             found.append(f"version of {name}: {now['versions'].get(name, 'not installed')}, recorded {recorded}")
     before = training.candidate_digest(candidate.snapshot, recipe, backbone.weights_digest)
-    digest = starting.digest_from(before, start)
+    digest = digest_from(before, start)
     if digest != candidate.digest and not found:
         found.append(f"candidate digest: {digest[:12]}, recorded {candidate.digest[:12]}")
     return found

@@ -399,9 +399,10 @@ def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     from xray_pipeline.registry import decisions as operations
     from xray_pipeline.training import candidate as training
 
-    operations.reconcile(run.registry())  # a registry that can't be asked stops the night before hours of training
-    dataset = Dataset(run.settings)
-    candidate = training.train(dataset, dataset.open_snapshot(snapshot), run.recipe(), run.settings, progress)
+    registry, dataset = run.registry(), Dataset(run.settings)
+    operations.reconcile(registry)  # a registry that can't be asked stops the night before hours of training
+    kept = dataset.open_snapshot(snapshot)
+    candidate = training.train(dataset, kept, run.recipe(), run.settings, registry, progress)
     log.info("candidate %s: MLflow run %s", candidate.digest[:12], candidate.run_id)
     return Trained(candidate.digest, _settled(run, candidate.digest))
 

@@ -351,6 +351,10 @@ class Registry:
         """Download, audit and load a model with our own code, onto the CPU. Raises as `download` does."""
         return Classifier.load(self.download(target))
 
+    def champion(self) -> int | None:
+        """Return the version in production by the ledger, None without one. Raises LedgerError."""
+        return self.ledger.state().champion
+
     def load_exactly(self, model: ModelVersion, digest: str) -> Classifier:
         """Download, audit and load a resolved model whose classifier must have this model digest."""
         return Classifier.load(self._fetch(model), digest)

@@ -23,6 +23,7 @@ import torch
 
 import xray_pipeline
 from xray_pipeline.base import logs
+from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import ObjectNotFound, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
@@ -30,12 +31,12 @@ from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.models import backbones
 from xray_pipeline.models.bundle import Classifier, log_model
 from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, metric_log, mlflow
-from xray_pipeline.training import launching, pictures, starting
+from xray_pipeline.training import launching, pictures
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import has_bfloat16
 from xray_pipeline.training.fitting import Progress, Trainer
-from xray_pipeline.training.provenance import code_digest
 from xray_pipeline.training.recipe import Recipe, load_recipe
+from xray_pipeline.training.start import Champions, digest_from, start_of
 
 __all__ = ["Candidate", "Recipe", "candidate_digest", "find_candidate", "load_recipe", "train"]
 
@@ -80,6 +81,10 @@ def candidate_digest(
     ).hexdigest()
 
 
+MAKERS = ("base", "images", "dataset", "models", "training")
+"""The rooms whose code decides the weights."""
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that training depends on."""
     names = ("torch", "torchvision", "timm", "numpy")
@@ -93,7 +98,7 @@ def environment(device: torch.device, weights_digest: str, processes: int = 1) -
         "cpu": torch.backends.cpu.get_cpu_capability() + (" bfloat16" if has_bfloat16() else ""),
         "threads": torch.get_num_threads(),
         "weights": weights_digest,
-        "code": code_digest(),
+        "code": code_digest(*MAKERS),
         "versions": versions(),
         **({"processes": processes} if processes > 1 else {}),
     }
@@ -115,9 +120,14 @@ def find_candidate(store: Store, digest: str) -> Candidate:
 
 
 def train(
-    dataset: Dataset, snapshot: Snapshot, recipe: Recipe, settings: Settings, progress: Progress | None = None
+    dataset: Dataset,
+    snapshot: Snapshot,
+    recipe: Recipe,
+    settings: Settings,
+    champions: Champions,
+    progress: Progress | None = None,
 ) -> Candidate:
-    """Train a candidate, or go on with its training, or return it when it is done.
+    """Train a candidate, or go on with its training, or return it when it is done; `champions` is for a warm start.
 
     Raises TrainingError (a class without training patients, no validation, no such device, interrupted), NonFiniteLoss,
     OutOfMemory, WeightsError, ConfigError, StorageError; MLflow's errors when it does not answer.
@@ -125,8 +135,8 @@ def train(
     backbone = backbones.load(recipe.backbone, recipe.weights)
     digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
     store = open_store(settings.store, settings)
-    start = starting.champion(recipe, settings, store, digest) if recipe.warm_start else None
-    digest = starting.digest_from(digest, start)
+    start = start_of(recipe, settings, store, digest, champions) if recipe.warm_start else None
+    digest = digest_from(digest, start)
     logs.about(candidate=digest)
     folder = store.child(f"candidates/{digest}")
     mlflow.set_tracking_uri(settings.tracking_uri)

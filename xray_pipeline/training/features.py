@@ -30,8 +30,7 @@ from xray_pipeline.models.backbones import Network
 from xray_pipeline.models.bundle import Classifier
 from xray_pipeline.training import augmentation
 from xray_pipeline.training.augmentation import Augmentation
-from xray_pipeline.training.device import Precision
-from xray_pipeline.training.memory import batch_for, halving
+from xray_pipeline.training.device import Precision, batch_for, halving
 
 log = logging.getLogger(__name__)
 

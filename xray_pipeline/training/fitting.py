@@ -39,11 +39,10 @@ from xray_pipeline.models.bundle import Classifier
 from xray_pipeline.training import pictures
 from xray_pipeline.training.calibration import operating_threshold, temperature
 from xray_pipeline.training.checkpoints import Checkpoints
-from xray_pipeline.training.device import Precision
+from xray_pipeline.training.device import Precision, batch_for, halved, halving, is_out_of_memory, pick_device
 from xray_pipeline.training.features import Features, Standardised
 from xray_pipeline.training.feeding import Feeder, generator_of
 from xray_pipeline.training.head_fit import HeadFit
-from xray_pipeline.training.memory import batch_for, halved, halving, is_out_of_memory
 from xray_pipeline.training.parallel import ALONE, Group
 from xray_pipeline.training.recipe import Recipe
 from xray_pipeline.training.state import State, hold_fixed
@@ -79,6 +78,7 @@ class Trainer:
         if start:
             self.network.load_state_dict(start.network.state_dict())
         self.network.to(self.device)
+        group.joined(self.network)
         self.pixels = PixelCache(settings.cache, recipe.side)
         # As it is served, in float32, unless the recipe asks for less even on a CPU.
         precision = Precision(self.device, "bfloat16" if recipe.precision == "bfloat16" else "float32")
@@ -106,7 +106,7 @@ class Trainer:
 
     def classifier(self) -> Classifier:
         """Return the trained network as a classifier, with temperature and threshold chosen on validation patients."""
-        logits, truth = self._validation_logits().numpy(), self._labels("validation").numpy()
+        logits, truth = self._validation_logits(self.network).numpy(), self._labels("validation").numpy()
         heat = temperature(logits, truth)
         cut = 0.5
         if logits.shape[1] == 2:
@@ -198,11 +198,10 @@ class Trainer:
         with Feeder(pixels, labels, self.recipe.batch_size, self.recipe.seed, self.device, self.group) as feeder:
             while state.epoch < self.recipe.epochs and not state.exhausted:
                 speed = self._epoch(state, feeder, loss, network, checkpoints, stop)
-                with state.average.shown(self.network):
-                    logits = self._validation_logits(state.precision)
-                    answers, truth = state.answers[: state.seen], state.truth[: state.seen]
-                    metrics = self._metrics(state.loss / state.seen, logits, answers, truth) | speed
-                    state.close_epoch(metrics[f"validation_{self.recipe.best}"])
+                logits = self._validation_logits(state.shown, state.precision)
+                answers, truth = state.answers[: state.seen], state.truth[: state.seen]
+                metrics = self._metrics(state.loss / state.seen, logits, answers, truth) | speed
+                state.close_epoch(metrics[f"validation_{self.recipe.best}"])
                 self._end_epoch(state.epoch, metrics, record)
         if self.group.size > 1:  # what the process that started these goes on from; last by its name
             self._save(checkpoints, state, state.number + 1)
@@ -301,11 +300,11 @@ class Trainer:
         total = torch.zeros((), device=truth.device)
         answers = torch.zeros(len(truth), len(self.settings.classes), device=truth.device)
         own, each = self.group.part(len(truth)), -(-state.micro // self.group.size)
-        # As many parts as the largest share has, in each process: batch normalisation waits for all.
+        # As many parts as the largest share has, in each process: synchronised layers wait for all.
         for start in range(0, -(-len(truth) // self.group.size), each):
             part = slice(start, start + each)
             share = weights[own][part].sum() / weights.sum()  # of a weighted mean
-            with state.precision.cast(), self.group.whole_batches():
+            with state.precision.cast():
                 logits = network(seen[part])
                 found: Tensor = loss(logits, truth[own][part]) * share if len(logits) else logits.sum()
             state.precision.scaler.scale(found).backward()  # type: ignore[no-untyped-call]
@@ -326,13 +325,13 @@ class Trainer:
         counts = torch.bincount(self._labels("train"), minlength=len(self.settings.classes)).float()
         return (counts.sum() / (len(counts) * counts)).to(self.device)
 
-    def _validation_logits(self, precision: Precision | None = None) -> Tensor:
+    def _validation_logits(self, network: Network, precision: Precision | None = None) -> Tensor:
         """Logits float64 [N, C] on the validation radiographs, on the CPU; without a precision as served."""
         if self.recipe.mode == "head":
             with torch.inference_mode():
-                logits: Tensor = self.network.head(self._features("validation", 0)).double().cpu()
+                logits: Tensor = network.head(self._features("validation", 0)).double().cpu()
                 return logits
-        self.network.eval()
+        network.eval()
         rows = self.pixels.rows.view(list(self.rows["validation"]["digest"]))
         found = torch.zeros(len(rows), len(self.settings.classes), dtype=torch.float64, device=self.device)
         own, size = self.group.part(len(rows)), batch_for(self.device)
@@ -341,7 +340,7 @@ class Trainer:
             for start in range(own.start, own.stop, size):
                 stop = min(start + size, own.stop)
                 pixels = torch.from_numpy(rows[np.arange(start, stop)])
-                found[start:stop] = halving(lambda part: self.network(part.to(self.device)).double().cpu(), pixels)
+                found[start:stop] = halving(lambda part: network(part.to(self.device)).double().cpu(), pixels)
         self.group.add([found])
         return found.cpu()
 
@@ -361,20 +360,6 @@ class Trainer:
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         if self.progress:
             self.progress(epoch, self.recipe.epochs, "training")
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of a setting: "auto" is CUDA where there is one. Raises TrainingError when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise TrainingError(f"device {name!r} is none; set device to auto, cpu or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise TrainingError(f"device {name!r} is not there ({count} GPUs found); set device to auto or cpu")
-    return device
 
 
 def _quality(side: str, truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

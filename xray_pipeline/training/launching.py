@@ -37,8 +37,8 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset, read_parquet
 from xray_pipeline.models import backbones
 from xray_pipeline.training.checkpoints import Checkpoints
-from xray_pipeline.training.fitting import Record, Trainer, pick_device, terminable
-from xray_pipeline.training.memory import halved
+from xray_pipeline.training.device import halved, pick_device
+from xray_pipeline.training.fitting import Record, Trainer, terminable
 from xray_pipeline.training.parallel import group_of, local_device
 from xray_pipeline.training.recipe import Recipe
 

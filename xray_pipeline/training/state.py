@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from xray_pipeline.base.errors import TrainingError
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
-from xray_pipeline.training.averaging import Average
 from xray_pipeline.training.device import Precision
 from xray_pipeline.training.recipe import Recipe
 
@@ -40,7 +40,7 @@ class State:
         self.truth = torch.zeros(count, dtype=torch.int64)
         self.best_score, self.best_epoch = -math.inf, 0
         self.best: dict[str, Tensor] = {}
-        self.average = Average(network, recipe.average)
+        self.average = _average(network, recipe.average) if recipe.average else None
 
     @property
     def number(self) -> int:
@@ -56,10 +56,16 @@ class State:
             group["lr"] = rate
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
-        self.average.update(self.network, self.number + 1)
+        if self.average:
+            self.average.update_parameters(self.network)
         self.step += 1
         self.loss += loss * len(truth)
         self.seen += len(truth)
+
+    @property
+    def shown(self) -> Network:
+        """The network that is judged: the moving average where the recipe asks for one."""
+        return cast(Network, self.average.module) if self.average else self.network
 
     @property
     def exhausted(self) -> bool:
@@ -69,7 +75,7 @@ class State:
     def close_epoch(self, score: float) -> None:
         """Go to the next epoch; keep the network when its score is the best so far."""
         if score > self.best_score:
-            self.best_score, self.best_epoch, self.best = score, self.epoch + 1, copied(self.network)
+            self.best_score, self.best_epoch, self.best = score, self.epoch + 1, copied(self.shown)
         self.epoch, self.step, self.loss, self.seen = self.epoch + 1, 0, 0.0, 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +86,7 @@ class State:
             "best": self.best,
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
-            "average": {name: tensor.cpu() for name, tensor in self.average.tensors.items()},
+            "average": copied(self.average) if self.average else {},
             "position": [self.epoch, self.step, self.seen],
             "loss": self.loss,
             "answers": self.answers[: self.seen].clone(),  # a copy, because of a view all is written
@@ -95,11 +101,26 @@ class State:
         self.optimizer.load_state_dict(kept["optimizer"])
         self.best, self.best_score, self.loss = dict(kept["best"]), kept["best_score"], kept["loss"]
         self.best_epoch = kept["best_epoch"]
-        self.average.restore(kept["average"])
+        if self.average:
+            self.average.load_state_dict(kept["average"])
         self.epoch, self.step, self.seen = kept["position"]
         self.answers[: self.seen], self.truth[: self.seen] = kept["answers"], kept["truth"]
         self.micro = kept["micro"]
         self.precision.scaler.load_state_dict(kept["scaler"])
+
+
+def _average(network: Network, decay: float) -> AveragedModel:
+    """Return an exponential moving average of weights and running statistics (Polyak and Juditsky 1992).
+
+    It forgets faster at the start, so that it does not remember where training began: after step n the old average
+    keeps min(decay, (1 + n) / (10 + n)). Counters are copied.
+    """
+
+    def averaged(old: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
+        keep = min(decay, (2 + int(steps)) / (11 + int(steps)))
+        return old.lerp(new, 1 - keep) if new.is_floating_point() else new
+
+    return AveragedModel(network, avg_fn=averaged, use_buffers=True)
 
 
 def _rate(recipe: Recipe, number: int, steps: int) -> float:
@@ -128,6 +149,6 @@ def hold_fixed(network: Network, recipe: Recipe) -> None:
                 part.eval()
 
 
-def copied(network: Network) -> dict[str, Tensor]:
+def copied(network: nn.Module) -> dict[str, Tensor]:
     """Return a copy of all tensors, on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}

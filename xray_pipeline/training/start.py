@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from typing import Protocol
 
 from xray_pipeline.base.errors import TrainingError
 from xray_pipeline.base.settings import Settings
@@ -20,24 +21,32 @@ from xray_pipeline.training.recipe import Recipe
 log = logging.getLogger(__name__)
 
 
-def champion(recipe: Recipe, settings: Settings, store: Store, digest: str) -> Classifier | None:
+class Champions(Protocol):
+    """Where the champion is found: the registry, which the night hands in."""
+
+    def champion(self) -> int | None:
+        """Return the version in production, None without one."""
+
+    def load(self, target: int) -> Classifier:
+        """Return the model of a version."""
+
+
+def start_of(recipe: Recipe, settings: Settings, store: Store, digest: str, champions: Champions) -> Classifier | None:
     """Return the champion that the candidate `digest` starts from; None where there is none, or not of this network.
 
     Asked again, the answer is that of the first time. Raises TrainingError for mode `head`, whose features are the
-    pretrained network's, and what the registry raises.
+    pretrained network's, and what `champions` raises.
     """
     if recipe.mode == "head":
         raise TrainingError("warm_start is of no use to mode head: set mode to partial or finetune")
-    from xray_pipeline.registry.mlflow_registry import Registry
-
-    registry, key = Registry(settings), f"candidates/{digest}/start.json"
+    key = f"candidates/{digest}/start.json"
     if not store.exists(key):
-        store.write_if_absent(key, json.dumps({"version": registry.ledger.state().champion}).encode())
+        store.write_if_absent(key, json.dumps({"version": champions.champion()}).encode())
     version = json.loads(store.read(key))["version"]
     if version is None:
         log.info("there is no champion to start from; training starts from the pretrained network")
         return None
-    found = registry.load(int(version))
+    found = champions.load(int(version))
     ours = (recipe.backbone, settings.classes, recipe.levels)
     theirs = (found.backbone, found.classes, found.network.levels)
     if ours != theirs:

@@ -44,6 +44,7 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import side_of
 from xray_pipeline.evaluation import stress
+from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.images import radiograph
 from xray_pipeline.models import backbones
 from xray_pipeline.models.bundle import Classifier
@@ -53,7 +54,6 @@ from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.fitting import Trainer
 from xray_pipeline.training.recipe import Recipe, load_recipe
 
-METRICS = ("accuracy", "auc", "sensitivity", "specificity")
 SOURCES = re.compile(r"(NORMAL2|IM)-|_(bacteria|virus)_")
 STRESSED = 100  # radiographs a perturbation is measured on
 
@@ -169,8 +169,8 @@ class Bench:
         return {
             "held-out": self.judged(model, held_out, found),
             "framed otherwise": self.judged(model, held_out, reframed),
-            "stress, mean": {key: float(np.mean([m[key] for m in named.values()])) for key in METRICS},
-            "stress, worst": {key: min(m[key] for m in named.values()) for key in METRICS},
+            "stress, mean": {key: float(np.mean([m[key] for m in named.values()])) for key in HEADLINE},
+            "stress, worst": {key: min(m[key] for m in named.values()) for key in HEADLINE},
             **{f"stress: {name}": metrics for name, metrics in named.items()},
             "settings": {"threshold": model.threshold, "temperature": model.temperature, "seconds": seconds},
         }
@@ -211,10 +211,10 @@ def summary(runs: Sequence[dict[str, Metrics]]) -> dict[str, dict[str, list[floa
 
 def table(name: str, result: dict[str, dict[str, list[float]]]) -> str:
     """Return lines for people: each metric as mean and deviation over seeds."""
-    lines = [f"{name:<44}" + "".join(f"{key:>16}" for key in METRICS)]
+    lines = [f"{name:<44}" + "".join(f"{key:>16}" for key in HEADLINE)]
     for row, metrics in result.items():
         if row != "settings":
-            lines.append(f"  {row:<42}" + "".join("{:>9.3f} ± {:.3f}".format(*metrics[key]) for key in METRICS))
+            lines.append(f"  {row:<42}" + "".join("{:>9.3f} ± {:.3f}".format(*metrics[key]) for key in HEADLINE))
     return "\n".join(lines)
 
 

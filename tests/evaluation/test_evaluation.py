@@ -20,7 +20,11 @@ from sklearn import metrics as sk
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.evaluation import bootstrap
-from xray_pipeline.evaluation.metrics import METRICS, Comparison, Evaluation, Slice, compare, evaluate, score, slices
+from xray_pipeline.evaluation.cases import prepare
+from xray_pipeline.evaluation.metric_table import NAMES
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation, compare, evaluate
+from xray_pipeline.evaluation.predictions import score
+from xray_pipeline.evaluation.slices import Slice, slices
 
 TWO = ("NORMAL", "PNEUMONIA")
 THREE = ("BACTERIA", "NORMAL", "VIRUS")
@@ -75,7 +79,7 @@ def test_point_values_are_scikit_learns(classes: tuple[str, ...], seed: int) -> 
 @pytest.mark.parametrize("classes", [TWO, THREE])
 def test_a_draw_is_measured_as_scikit_learn_measures_weighted_rows(classes: tuple[str, ...]) -> None:
     p, labels, patients = made(120, classes, 5)
-    (cases,) = bootstrap.prepare([p], labels, patients, classes, [0.5])
+    (cases,) = prepare([p], labels, patients, classes, [0.5])
     weights = np.random.default_rng(1).integers(0, 4, size=(5, cases.count)).astype(float)
     found = bootstrap._Measure(cases).measure(weights)
     for draw in range(5):
@@ -111,7 +115,7 @@ def test_the_order_of_rows_changes_nothing(seed: int, n: int, classes: tuple[str
 @example(38, 19, TWO)  # an average precision of 1 + 2e-16
 def test_every_interval_holds_its_value_and_stays_in_range(seed: int, n: int, classes: tuple[str, ...]) -> None:
     found = evaluate(*made(n, classes, seed), classes, 0.5, resamples=100)
-    assert set(found.metrics) == set(METRICS)
+    assert set(found.metrics) == set(NAMES)
     for interval in found.metrics.values():
         assert 0 <= interval.low <= interval.value <= interval.high <= 1 + 1e-12
 
@@ -162,7 +166,7 @@ def test_each_class_against_the_rest_is_a_two_class_evaluation() -> None:
     assert set(found.by_class) == set(THREE)
     truth, predicted = np.array([THREE.index(name) for name in labels]), p.argmax(1)
     for c, name in enumerate(THREE):
-        assert set(found.by_class[name]) == set(METRICS)
+        assert set(found.by_class[name]) == set(NAMES)
         y, hit = truth == c, predicted == c
         assert found.by_class[name]["accuracy"].value == pytest.approx(sk.accuracy_score(y, hit))
         assert found.by_class[name]["balanced_accuracy"].value == pytest.approx(sk.balanced_accuracy_score(y, hit))

@@ -18,12 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xray_pipeline.base.errors import ConfigError
-from xray_pipeline.evaluation.metrics import METRICS, Comparison, Evaluation, Interval, Slice, compare, evaluate, slices
-from xray_pipeline.gate.policy import Decision, Evidence, decide, effective_uses, load_policy
-from xray_pipeline.gate.rules import NEEDED, PARTS, RULES, spending
+from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.metric_table import BY_NAME, NAMES, NEEDED
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation, compare, evaluate
+from xray_pipeline.evaluation.slices import Slice, slices
+from xray_pipeline.gate.evidence import Evidence
+from xray_pipeline.gate.policy import Decision, decide, effective_uses, load_policy
+from xray_pipeline.gate.rules import PARTS, RULES, spending
 
 DEFAULT = load_policy("default")
-LOWER_IS_BETTER = {"brier", "ece"}
 
 
 def at(value: float) -> Interval:
@@ -32,7 +35,7 @@ def at(value: float) -> Interval:
 
 def model(digest: str, **metrics: float) -> Evaluation:
     """A good model: .90 everywhere, errors .05."""
-    values = {name: 0.05 if name in LOWER_IS_BETTER else 0.90 for name in METRICS} | metrics
+    values = {name: 0.05 if not BY_NAME[name].higher_is_better else 0.90 for name in NAMES} | metrics
     return Evaluation(
         model_digest=digest,
         snapshot="s" * 64,
@@ -213,7 +216,7 @@ def test_what_promoting_needs_and_is_not_there_stops_it(change: dict[str, Any], 
 
 
 numbers = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.just(None), st.integers(-5, 5))
-whole_metrics = st.dictionaries(st.sampled_from(METRICS), st.builds(Interval, numbers, numbers, numbers))
+whole_metrics = st.dictionaries(st.sampled_from(NAMES), st.builds(Interval, numbers, numbers, numbers))
 evaluations = st.builds(
     lambda metrics, n, patients, snapshot, rows: replace(
         model("x"), metrics=metrics, n=n, patients=patients, snapshot=snapshot, rows=rows
@@ -264,7 +267,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 UNREAD = {"threshold", "confusion", "resamples", "seed", "only_candidate_right", "only_champion_right"}
 READ = [path for path in leaves(BETTER.to_dict()) if not UNREAD & set(path)]
-NOT_ASKED = set(METRICS) - set(NEEDED)
+NOT_ASKED = set(NAMES) - set(NEEDED)
 
 
 @given(st.sets(st.sampled_from(READ), min_size=1, max_size=4), st.sampled_from([None, math.nan, math.inf, -math.inf]))
@@ -348,7 +351,7 @@ def test_a_better_candidate_is_never_judged_worse(
 
     worse = dict(zip(NEEDED, ours, strict=True))
     better = {
-        name: max(0.0, value - gain[i]) if name in LOWER_IS_BETTER else min(1.0, value + gain[i])
+        name: max(0.0, value - gain[i]) if not BY_NAME[name].higher_is_better else min(1.0, value + gain[i])
         for i, (name, value) in enumerate(worse.items())
     }
     before = judged(worse, p, slice_difference)

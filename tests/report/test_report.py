@@ -19,10 +19,12 @@ from small_models import small_classifier
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.evaluation import metrics as evaluation
-from xray_pipeline.evaluation import stress
+from xray_pipeline.evaluation import predictions, stress
 from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.slices import slices as all_slices
 from xray_pipeline.evaluation.suspects import Suspect
-from xray_pipeline.gate.policy import Evidence, decide, load_policy
+from xray_pipeline.gate.evidence import Evidence
+from xray_pipeline.gate.policy import decide, load_policy
 from xray_pipeline.report.page import Arrival, Report, Suspects, examples, model_card, render
 from xray_pipeline.report.wording import EXPLAINED, chance, difference, headline, in_words
 
@@ -95,7 +97,7 @@ def make(
     ]
     theirs = tables[1] if champion else None
     comparison = evaluation.compare(tables[0], tables[-1], thresholds=cuts, **given) if champion else None
-    slices = evaluation.slices(rows, tables[0], theirs, classes, cuts, resamples=100)
+    slices = all_slices(rows, tables[0], theirs, classes, cuts, resamples=100)
     strained = stress.stress(models, rows, cuts, read, store, limit=20, resamples=100) if stressed else None
     other = found[1] if champion else None
     evidence = Evidence(found[0], other, champion, comparison, "5" * 64, "approve", 3.0, slices, strained)
@@ -124,7 +126,7 @@ def make(
 
 def _table(model: Any, rows: pd.DataFrame, cache: PixelCache, store: Any) -> Any:
     columns = [f"p_{name}" for name in model.classes]
-    return evaluation.score(model, rows, cache, read, store)[columns].to_numpy()
+    return predictions.score(model, rows, cache, read, store)[columns].to_numpy()
 
 
 @pytest.fixture(scope="module")

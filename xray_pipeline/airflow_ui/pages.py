@@ -31,7 +31,8 @@ from xray_pipeline.base.errors import LedgerError, ObjectNotFound, StorageUnavai
 from xray_pipeline.base.pages import template
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
-from xray_pipeline.night.promotion import METRICS, report_key
+from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.night.promotion import report_key
 from xray_pipeline.registry import story
 from xray_pipeline.registry.ledger import Entry, Ledger, State
 
@@ -178,7 +179,7 @@ def _metrics(entry: Entry, store: Store) -> dict[str, dict[str, float]]:
     except ObjectNotFound:
         return {}
     metrics = found["candidate"]["metrics"]
-    return {name: metrics[name] for name in METRICS if name in metrics}
+    return {name: metrics[name] for name in HEADLINE if name in metrics}
 
 
 def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:

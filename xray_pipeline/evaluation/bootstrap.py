@@ -2,7 +2,8 @@
 
 Patients are drawn with replacement (the cluster bootstrap; Field and Welsh 2007) as integer weights, all draws at once:
 each count-based metric is one product of the draws with a table of sums per patient, each ranking metric one cumulative
-sum. The price is memory, bounded by working through the draws in blocks. Point values are scikit-learn's.
+sum; the point value is that of the draw which has each patient once. The price is memory, bounded by working through
+the draws in blocks. Tests compare every value with scikit-learn's.
 
 `ece` is the expected calibration error over 15 bins of equal mass (Nixon et al. 2019, "Measuring calibration in deep
 learning"; Roelofs et al. 2022): of the positive class, or the mean over classes with more than two.
@@ -10,36 +11,19 @@ learning"; Roelofs et al. 2022): of the positive class, or the mean over classes
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-from sklearn import metrics as sk
 
-from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.evaluation.cases import Cases, Floats, Ints
+from xray_pipeline.evaluation.metric_table import NAMES, PROPORTIONS
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Key = tuple[int, str]  # class (-1: all of them), metric
 
-METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "auc",
-    "average_precision",
-    "sensitivity",
-    "specificity",
-    "ppv",
-    "npv",
-    "brier",
-    "ece",
-)
-PROPORTIONS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv")
 LEVEL = 0.95
 ECE_BINS = 15
 
@@ -55,129 +39,7 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Cases:
-    """One model's predictions with the truth; `digest` names the rows (patients and labels), "" for a part of them."""
-
-    probabilities: Floats  # [N, C]
-    truth: Ints  # [N]
-    predicted: Ints  # [N]
-    patient: Ints  # [N], 0 .. count-1
-    count: int
-    classes: tuple[str, ...]
-    digest: str
-
-    def rated(self) -> range:
-        """The classes taken against the rest: the positive one of two, or each."""
-        return range(1, 2) if len(self.classes) == 2 else range(len(self.classes))
-
-    @cached_property
-    def points(self) -> dict[Key, float]:
-        """The metrics of these rows; one that they can't have is NaN."""
-        return _points(self)
-
-
-def prepare(
-    tables: Sequence[npt.ArrayLike],
-    labels: Sequence[str],
-    patients: Sequence[str],
-    classes: Sequence[str],
-    thresholds: Sequence[float],
-    in_order: bool = True,
-) -> list[Cases]:
-    """Check each model's probabilities [N, C] against the same N rows and bring them into one canonical order.
-
-    Raises EvaluationError for no rows, lengths that differ, a value that is no probability, a label outside `classes`,
-    an empty patient, a threshold that is not a number.
-    """
-    names, owners = np.asarray(list(labels), dtype=str), np.asarray(list(patients), dtype=str)
-    if len(names) == 0:
-        raise EvaluationError("there is no radiograph to evaluate on; the held-out split is empty")
-    ps = [np.asarray(table, dtype=np.float64) for table in tables]
-    for p in ps:
-        check_probabilities(p, len(names), len(classes))
-    if len(owners) != len(names) or (owners == "").any():
-        raise EvaluationError(f"{len(names)} rows need {len(names)} patients, none of them empty")
-    if len(classes) == 2 and not np.isfinite(thresholds).all():
-        raise EvaluationError(f"an operating threshold is not a number: {tuple(thresholds)}; train the model again")
-    index = {name: i for i, name in enumerate(classes)}
-    unknown = sorted(set(names.tolist()) - set(index))
-    if unknown:
-        raise EvaluationError(f"label {unknown[0]!r} is not one of the model's classes {tuple(classes)}")
-    truth = np.array([index[name] for name in names.tolist()], dtype=np.int64)
-    distinct, owner = np.unique(owners, return_inverse=True)
-    if in_order:
-        order = np.lexsort((*(column for p in ps for column in p.T), truth, owner))
-        ps, truth, owner = [p[order] for p in ps], truth[order], owner[order]
-    digest = _rows_digest(distinct, truth, owner, classes)
-    return [
-        Cases(p, truth, _predicted(p, threshold), owner, len(distinct), tuple(classes), digest)
-        for p, threshold in zip(ps, thresholds, strict=False)
-    ]
-
-
-def _predicted(p: Floats, threshold: float) -> Ints:
-    return (p[:, 1] >= threshold).astype(np.int64) if p.shape[1] == 2 else p.argmax(axis=1)
-
-
-def check_probabilities(p: Floats, rows: int, classes: int) -> None:
-    """Raise EvaluationError unless `p` is [rows, classes] of finite values >= 0 that sum to 1 in each row."""
-    if p.shape != (rows, classes):
-        raise EvaluationError(f"probabilities have shape {p.shape}, expected {(rows, classes)}: rows x classes")
-    bad = ~(np.isfinite(p).all(axis=1) & (p >= 0).all(axis=1) & (np.abs(p.sum(axis=1) - 1) < 1e-3))
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise EvaluationError(
-            f"row {row} holds {p[row].tolist()}, not probabilities that sum to 1 ({int(bad.sum())} of {rows} rows)"
-        )
-
-
-def require_every_class(cases: Cases) -> None:
-    """Raise EvaluationError, naming it, for a class without any row."""
-    counts = np.bincount(cases.truth, minlength=len(cases.classes))
-    if (counts == 0).any():
-        absent = [name for name, count in zip(cases.classes, counts, strict=True) if count == 0]
-        raise EvaluationError(
-            f"none of the {len(cases.truth)} rows is {' or '.join(absent)}: sensitivity and AUC need every class"
-        )
-
-
-def _rows_digest(distinct: npt.NDArray[Any], truth: Ints, patient: Ints, classes: Sequence[str]) -> str:
-    order = np.lexsort((truth, patient))
-    lines = [f"{distinct[patient[i]]}\t{classes[truth[i]]}" for i in order]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def subset(cases: Cases, where: Ints) -> Cases:
-    """Return the rows at the positions `where` as cases of their own, in canonical order."""
-    inverse: Ints
-    distinct, inverse = np.unique(cases.patient[where], return_inverse=True)
-    p, truth, predicted = cases.probabilities[where], cases.truth[where], cases.predicted[where]
-    order = np.lexsort((*p.T, truth, inverse))
-    return Cases(p[order], truth[order], predicted[order], inverse[order], len(distinct), cases.classes, "")
-
-
-# --- metrics: scikit-learn's for the point, weighted sums and cumulative sums for all draws at once
-
-
-def _points(cases: Cases) -> dict[Key, float]:
-    found: dict[Key, float] = {}
-    for c in cases.rated():
-        y, hit, s = cases.truth == c, cases.predicted == c, cases.probabilities[:, c]
-        both = bool(y.any() and not y.all())
-        tn, fp, fn, tp = sk.confusion_matrix(y, hit, labels=[False, True]).ravel().tolist()
-        found |= {
-            (c, "accuracy"): (tp + tn) / len(y),
-            (c, "auc"): float(sk.roc_auc_score(y, s)) if both else np.nan,
-            (c, "average_precision"): float(sk.average_precision_score(y, s)) if both else np.nan,
-            (c, "sensitivity"): tp / (tp + fn) if tp + fn else np.nan,
-            (c, "specificity"): tn / (tn + fp) if tn + fp else np.nan,
-            (c, "ppv"): tp / (tp + fp) if tp + fp else 0.0,
-            (c, "npv"): tn / (tn + fn) if tn + fn else 0.0,
-            (c, "brier"): float(sk.brier_score_loss(y, s, pos_label=True)),
-            (c, "ece"): float(np.abs(_bin_gaps(y, s).sum(axis=0)).sum() / len(y)),
-        }
-    return _macro(found, float(sk.accuracy_score(cases.truth, cases.predicted)), cases)
+# --- metrics: weighted sums and cumulative sums, for all draws at once
 
 
 def _macro(found: dict[Key, Any], accuracy: Any, cases: Cases) -> dict[Key, Any]:
@@ -185,7 +47,7 @@ def _macro(found: dict[Key, Any], accuracy: Any, cases: Cases) -> dict[Key, Any]
     rated = cases.rated()
     for c in rated:
         found[(c, "balanced_accuracy")] = (found[(c, "sensitivity")] + found[(c, "specificity")]) / 2
-    for name in METRICS[2:]:
+    for name in NAMES[2:]:
         found[(-1, name)] = sum(found[(c, name)] for c in rated) / len(rated)
     found[(-1, "accuracy")] = accuracy
     # Of several classes it is the mean recall, not the mean of the one-vs-rest values, which true negatives inflate.
@@ -255,6 +117,12 @@ class _Measure:
         return area / (hits[:, -1] * misses[:, -1]), (gained * precision).sum(axis=1) / hits[:, -1]
 
 
+def points_of(cases: Cases) -> dict[Key, float]:
+    """Return the metrics of the rows themselves; one that they can't have is NaN."""
+    found = _Measure(cases).measure(np.ones((1, cases.count)))
+    return {key: float(value[0]) for key, value in found.items()}
+
+
 def _draw(patients: int, rows: int, resamples: int, seed: int) -> Iterator[Floats]:
     """Yield blocks of patient weights [draws, patients]: how often each patient is drawn."""
     rng = np.random.default_rng(seed)
@@ -282,12 +150,12 @@ def with_intervals(
     cases: Cases, draws: Mapping[Key, Floats]
 ) -> tuple[dict[str, Interval], dict[str, dict[str, Interval]]]:
     """Return each metric with its 95 % interval, and per class with more than two; undefined ones are absent."""
-    points = cases.points
-    rated = {c: {name: _interval(cases, c, name, points, draws) for name in METRICS} for c in cases.rated()}
+    points = points_of(cases)
+    rated = {c: {name: _interval(cases, c, name, points, draws) for name in NAMES} for c in cases.rated()}
     for found in rated.values():
         recalls = [found["sensitivity"], found["specificity"]]
         found["balanced_accuracy"] = _widened(found["balanced_accuracy"], recalls)
-    everything = {name: _interval(cases, -1, name, points, draws) for name in METRICS}
+    everything = {name: _interval(cases, -1, name, points, draws) for name in NAMES}
     for name in PROPORTIONS[1:]:
         everything[name] = _widened(everything[name], _parts(name, rated))
     several = rated if len(rated) > 1 else {}
@@ -349,9 +217,9 @@ def _trials(cases: Cases, c: int, name: str) -> int:
 
 def differences(models: Sequence[Cases], draws: Sequence[Mapping[Key, Floats]]) -> dict[str, Interval]:
     """Return the first model's metric minus the second's, both under the same draws."""
-    mine, other = (cases.points for cases in models)
+    mine, other = (points_of(cases) for cases in models)
     found = {}
-    for name in METRICS:
+    for name in NAMES:
         value = mine[(-1, name)] - other[(-1, name)]
         low, high = _percentiles(draws[0][(-1, name)] - draws[1][(-1, name)])
         found[name] = Interval(float(value), float(min(low, value)), float(max(high, value)))

@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from xray_pipeline.evaluation.metric_table import NEEDED
+
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.policy import Evidence
+    from xray_pipeline.gate.evidence import Evidence
 
     _Judge = Callable[[Evidence, Mapping[str, float]], "Finding"]
 
@@ -38,9 +40,6 @@ PARTS = (
 )
 """What a candidate may have otherwise than the champion; `lineage.changed` finds which it has. Classes are not among
 them: models of other classes are never compared."""
-
-NEEDED = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "ece")
-"""Metrics that a decision reads; each must be there and finite, with its interval."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset, Progress, Snapshot
 from xray_pipeline.evaluation import metrics as evaluation
-from xray_pipeline.evaluation import stress
-from xray_pipeline.gate.policy import Decision, Evidence, effective_uses
+from xray_pipeline.evaluation import predictions, slices, stress
+from xray_pipeline.gate.evidence import Evidence
+from xray_pipeline.gate.policy import Decision, effective_uses
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.bundle import Classifier
 from xray_pipeline.night import lineage, rehearsal, screening
@@ -67,10 +68,10 @@ def pair(run: Run, registry: Registry, digest: str, champion: int | None, progre
                 f"model {model.digest[:12]} knows classes {model.classes}, the dataset {run.settings.classes}"
             )
         if kept := kept_scorer(model, run.settings):
-            scores = evaluation.score(kept, rows, kept, dataset.read, store, progress)
+            scores = predictions.score(kept, rows, kept, dataset.read, store, progress)
         else:
             cache = PixelCache(run.settings.cache, model.side)
-            scores = evaluation.score(model, rows, cache, dataset.read, store, progress)
+            scores = predictions.score(model, rows, cache, dataset.read, store, progress)
         tables.append(scores[[f"p_{name}" for name in model.classes]].to_numpy())
     return Pair(candidate, champion, snapshot, rows, models, tables)
 
@@ -117,7 +118,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
         snapshot=both.snapshot.digest,
         promotion=run.settings.promotion,
         earlier_uses=effective_uses(_compared_patients(registry, both.candidate.digest), found[0].patients),
-        slices=evaluation.slices(both.rows, both.tables[0], theirs, classes, cuts, resamples=resamples),
+        slices=slices.slices(both.rows, both.tables[0], theirs, classes, cuts, resamples=resamples),
         stress=stress.stress(
             [(model, PixelCache(run.settings.cache, model.side)) for model in both.models],
             both.rows,

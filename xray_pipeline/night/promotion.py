@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.steps import Outcome, Promoted, Run, Trained
 from xray_pipeline.registry import story
@@ -19,7 +20,8 @@ from xray_pipeline.report.wording import shortened
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.policy import Decision, Evidence
+    from xray_pipeline.gate.evidence import Evidence
+    from xray_pipeline.gate.policy import Decision
     from xray_pipeline.night.steps import Evaluated
     from xray_pipeline.registry.mlflow_registry import Registry
 
@@ -28,7 +30,6 @@ log = logging.getLogger(__name__)
 NOBODY = "nobody, the time ran out"
 APPROVE, REJECT = "Approve", "Reject"
 SHORTEST_REASON = 3
-METRICS = ("accuracy", "auc", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def question(decision: Decision, version: int, champion: int | None, found: Evid
     against = f"version {champion}" if champion else "no model"
     lines = [f"Version **{version}** in place of {against}. Policy {decision.policy_name}.", ""]
     lines += ["| held-out | candidate | champion |", "| --- | --- | --- |"]
-    for name in METRICS:
+    for name in HEADLINE:
         if found.candidate and name in found.candidate.metrics:
             lines.append(f"| {name} | {_cell(found.candidate, name)} | {_cell(found.champion, name)} |")
     lines += ["", "| clause | found | held |", "| --- | --- | --- |"]

@@ -19,12 +19,14 @@ from xray_pipeline.base import logs
 from xray_pipeline.base.errors import AccessDenied, DeliveryError, ObjectNotFound, RegistryError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.training.overrides import parse_text
 
 if TYPE_CHECKING:
     from xray_pipeline.dataset.store import History
     from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.policy import Decision, Evidence
+    from xray_pipeline.gate.evidence import Evidence
+    from xray_pipeline.gate.policy import Decision
     from xray_pipeline.intake.check import Delivery, Intake
     from xray_pipeline.registry.mlflow_registry import Registry
     from xray_pipeline.training.candidate import Recipe
@@ -69,7 +71,7 @@ class Run:
 
     def evidence(self, key: str) -> Evidence:
         """Read evidence kept by `evaluate`. Raises EvaluationError, ObjectNotFound."""
-        from xray_pipeline.gate.policy import Evidence
+        from xray_pipeline.gate.evidence import Evidence
 
         kept = Evidence.from_dict(json.loads(self.store().read(key)))
         return replace(kept, promotion=self.settings.promotion)
@@ -521,8 +523,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
 
 
 def _headline(evaluation: Evaluation) -> str:
-    names = ("accuracy", "auc", "sensitivity", "specificity")
-    return ", ".join(f"{name} {evaluation.metrics[name].value:.3f}" for name in names if name in evaluation.metrics)
+    return ", ".join(f"{name} {evaluation.metrics[name].value:.3f}" for name in HEADLINE if name in evaluation.metrics)
 
 
 def judged(run: Run, evidence: str) -> Decision:

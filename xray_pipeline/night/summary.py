@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.steps import Outcome, Progress, Run
@@ -121,6 +122,5 @@ def _message(
 def _metrics_of(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not evaluation:
         return None
-    names = ("accuracy", "auc", "sensitivity", "specificity")
-    metrics = {name: evaluation["metrics"].get(name) for name in names}
+    metrics = {name: evaluation["metrics"].get(name) for name in HEADLINE}
     return {"digest": evaluation["model_digest"], "threshold": evaluation["threshold"], **metrics}

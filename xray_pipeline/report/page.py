@@ -19,11 +19,16 @@ from markupsafe import escape
 
 from xray_pipeline.base.pages import template
 from xray_pipeline.evaluation import stress
-from xray_pipeline.evaluation.bootstrap import LEVEL, METRICS, Floats
-from xray_pipeline.evaluation.metrics import Evaluation, Pixels, Read, Slice
-from xray_pipeline.gate.policy import Decision, Evidence
+from xray_pipeline.evaluation.bootstrap import LEVEL
+from xray_pipeline.evaluation.cases import Floats
+from xray_pipeline.evaluation.metric_table import METRICS
+from xray_pipeline.evaluation.metrics import Evaluation
+from xray_pipeline.evaluation.predictions import Pixels, Read
+from xray_pipeline.evaluation.slices import Slice
+from xray_pipeline.gate.evidence import Evidence
+from xray_pipeline.gate.policy import Decision
 from xray_pipeline.report import figures, gradcam
-from xray_pipeline.report.wording import EXPLAINED, LOWER_IS_BETTER, candidate_of, cell, difference, headline, in_words
+from xray_pipeline.report.wording import candidate_of, cell, difference, headline, in_words
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.suspects import Suspect
@@ -237,13 +242,13 @@ def _metrics(evidence: Evidence) -> list[dict[str, Any]]:
     differences = evidence.comparison.differences if evidence.comparison else {}
     return [
         {
-            "name": name,
-            "explained": explained,
-            "candidate": cell(ours.metrics.get(key)),
-            "champion": cell(theirs.metrics.get(key) if theirs else None),
-            "difference": difference(differences.get(key), key in LOWER_IS_BETTER),
+            "name": metric.title,
+            "explained": metric.words,
+            "candidate": cell(ours.metrics.get(metric.name)),
+            "champion": cell(theirs.metrics.get(metric.name) if theirs else None),
+            "difference": difference(differences.get(metric.name), metric.higher_is_better),
         }
-        for key, (name, explained) in EXPLAINED.items()
+        for metric in METRICS
     ]
 
 
@@ -255,11 +260,11 @@ def _by_class(evidence: Evidence) -> list[dict[str, Any]]:
             "class": label,
             "rows": [
                 {
-                    "name": EXPLAINED[name][0],
-                    "candidate": cell(metrics.get(name)),
-                    "champion": cell(theirs.by_class.get(label, {}).get(name) if theirs else None),
+                    "name": metric.title,
+                    "candidate": cell(metrics.get(metric.name)),
+                    "champion": cell(theirs.by_class.get(label, {}).get(metric.name) if theirs else None),
                 }
-                for name in METRICS
+                for metric in METRICS
             ],
         }
         for label, metrics in ours.by_class.items()

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.bootstrap import Interval
     from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.policy import Decision, Evidence
-
-EXPLAINED: Mapping[str, tuple[str, str]] = {
-    "accuracy": ("Accuracy", "share of radiographs that the model names right"),
-    "balanced_accuracy": ("Balanced accuracy", "mean of the shares named right within each class"),
-    "auc": ("AUC", "how often a radiograph with the finding gets the higher score of a pair; .5 is chance"),
-    "average_precision": ("Average precision", "area under the precision-recall curve"),
-    "sensitivity": ("Sensitivity", "share of radiographs with the finding that are called"),
-    "specificity": ("Specificity", "share of radiographs without the finding that are cleared"),
-    "ppv": ("Predictive value, positive", "share of the called that have the finding, at this mix of classes"),
-    "npv": ("Predictive value, negative", "share of the cleared that don't have it, at this mix of classes"),
-    "brier": ("Brier score", "mean squared error of the probability; lower is better"),
-    "ece": ("Calibration error", "mean distance of probability and frequency, 15 bins of equal mass; lower is better"),
-}
-LOWER_IS_BETTER = ("brier", "ece")
+    from xray_pipeline.gate.evidence import Evidence
+    from xray_pipeline.gate.policy import Decision
 
 
 def candidate_of(evidence: Evidence) -> Evaluation:
@@ -62,13 +48,13 @@ def cell(interval: Interval | None) -> Cell:
     return Cell(f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
 
 
-def difference(interval: Interval | None, lower_is_better: bool = False) -> Cell:
+def difference(interval: Interval | None, higher_is_better: bool = True) -> Cell:
     """A difference with its interval: +0.012 (-0.004 to +0.027); "good" or "bad" when that leaves out zero."""
     if interval is None:
         return Cell()
     tone = ""
     if not interval.low <= 0 <= interval.high:
-        tone = "good" if (interval.value > 0) != lower_is_better else "bad"
+        tone = "good" if (interval.value > 0) == higher_is_better else "bad"
     return Cell(f"{interval.value:+z.3f}", f"{interval.low:+z.3f} to {interval.high:+z.3f}", tone)
 
 

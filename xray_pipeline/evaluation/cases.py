@@ -1,0 +1,115 @@
+"""One model's predictions beside the truth, checked and brought into one order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xray_pipeline.base.errors import EvaluationError
+
+Floats = npt.NDArray[np.float64]
+
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """One model's predictions with the truth; `digest` names the rows (patients and labels), "" for a part of them."""
+
+    probabilities: Floats  # [N, C]
+    truth: Ints  # [N]
+    predicted: Ints  # [N]
+    patient: Ints  # [N], 0 .. count-1
+    count: int
+    classes: tuple[str, ...]
+    digest: str
+
+    def rated(self) -> range:
+        """The classes taken against the rest: the positive one of two, or each."""
+        return range(1, 2) if len(self.classes) == 2 else range(len(self.classes))
+
+
+def prepare(
+    tables: Sequence[npt.ArrayLike],
+    labels: Sequence[str],
+    patients: Sequence[str],
+    classes: Sequence[str],
+    thresholds: Sequence[float],
+    in_order: bool = True,
+) -> list[Cases]:
+    """Check each model's probabilities [N, C] against the same N rows and bring them into one canonical order.
+
+    Raises EvaluationError for no rows, lengths that differ, a value that is no probability, a label outside `classes`,
+    an empty patient, a threshold that is not a number.
+    """
+    names, owners = np.asarray(list(labels), dtype=str), np.asarray(list(patients), dtype=str)
+    if len(names) == 0:
+        raise EvaluationError("there is no radiograph to evaluate on; the held-out split is empty")
+    ps = [np.asarray(table, dtype=np.float64) for table in tables]
+    for p in ps:
+        check_probabilities(p, len(names), len(classes))
+    if len(owners) != len(names) or (owners == "").any():
+        raise EvaluationError(f"{len(names)} rows need {len(names)} patients, none of them empty")
+    if len(classes) == 2 and not np.isfinite(thresholds).all():
+        raise EvaluationError(f"an operating threshold is not a number: {tuple(thresholds)}; train the model again")
+    index = {name: i for i, name in enumerate(classes)}
+    unknown = sorted(set(names.tolist()) - set(index))
+    if unknown:
+        raise EvaluationError(f"label {unknown[0]!r} is not one of the model's classes {tuple(classes)}")
+    truth = np.array([index[name] for name in names.tolist()], dtype=np.int64)
+    distinct, owner = np.unique(owners, return_inverse=True)
+    if in_order:
+        order = np.lexsort((*(column for p in ps for column in p.T), truth, owner))
+        ps, truth, owner = [p[order] for p in ps], truth[order], owner[order]
+    digest = _rows_digest(distinct, truth, owner, classes)
+    return [
+        Cases(p, truth, _predicted(p, threshold), owner, len(distinct), tuple(classes), digest)
+        for p, threshold in zip(ps, thresholds, strict=False)
+    ]
+
+
+def _predicted(p: Floats, threshold: float) -> Ints:
+    return (p[:, 1] >= threshold).astype(np.int64) if p.shape[1] == 2 else p.argmax(axis=1)
+
+
+def check_probabilities(p: Floats, rows: int, classes: int) -> None:
+    """Raise EvaluationError unless `p` is [rows, classes] of finite values >= 0 that sum to 1 in each row."""
+    if p.shape != (rows, classes):
+        raise EvaluationError(f"probabilities have shape {p.shape}, expected {(rows, classes)}: rows x classes")
+    bad = ~(np.isfinite(p).all(axis=1) & (p >= 0).all(axis=1) & (np.abs(p.sum(axis=1) - 1) < 1e-3))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise EvaluationError(
+            f"row {row} holds {p[row].tolist()}, not probabilities that sum to 1 ({int(bad.sum())} of {rows} rows)"
+        )
+
+
+def require_every_class(cases: Cases) -> None:
+    """Raise EvaluationError, naming it, for a class without any row."""
+    counts = np.bincount(cases.truth, minlength=len(cases.classes))
+    if (counts == 0).any():
+        absent = [name for name, count in zip(cases.classes, counts, strict=True) if count == 0]
+        raise EvaluationError(
+            f"none of the {len(cases.truth)} rows is {' or '.join(absent)}: sensitivity and AUC need every class"
+        )
+
+
+def _rows_digest(distinct: npt.NDArray[Any], truth: Ints, patient: Ints, classes: Sequence[str]) -> str:
+    order = np.lexsort((truth, patient))
+    lines = [f"{distinct[patient[i]]}\t{classes[truth[i]]}" for i in order]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def subset(cases: Cases, where: Ints) -> Cases:
+    """Return the rows at the positions `where` as cases of their own, in canonical order."""
+    inverse: Ints
+    distinct, inverse = np.unique(cases.patient[where], return_inverse=True)
+    p, truth, predicted = cases.probabilities[where], cases.truth[where], cases.predicted[where]
+    order = np.lexsort((*p.T, truth, inverse))
+    return Cases(p[order], truth[order], predicted[order], inverse[order], len(distinct), cases.classes, "")

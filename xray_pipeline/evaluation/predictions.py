@@ -1,0 +1,113 @@
+"""Predictions, kept in the store under the model that made them, so that nothing is scored twice."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import pandas as pd
+
+from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.store import read_parquet
+from xray_pipeline.evaluation.cases import Floats, check_probabilities
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+
+
+Read = Callable[[str, str], bytes]
+
+
+_SCORE_BLOCK = 512  # radiographs scored between two commits of predictions
+
+
+class Scorer(Protocol):
+    """What `score` needs of a model; `models.classifier.Classifier` is one."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    def probabilities(self, pixels: npt.NDArray[Any]) -> Floats: ...
+
+
+class Pixels(Protocol):
+    """Where `score` finds decoded radiographs, or features of them; `pixels.PixelCache` is one."""
+
+    def ensure(self, rows: pd.DataFrame, read: Read) -> object: ...
+    def get(self, digests: Sequence[str]) -> npt.NDArray[Any]: ...
+
+
+def score(
+    classifier: Scorer,
+    rows: pd.DataFrame,
+    pixels: Pixels,
+    read: Read,
+    store: Store,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Return one row per radiograph of `rows` (columns digest, suffix), in order: digest and p_<class> per class.
+
+    Predictions are kept under predictions/<model digest>/, each part a Parquet file named by the SHA-256 of its bytes;
+    only radiographs in no part are decoded (through `read`) and scored. A part whose bytes are not what its name says
+    is dropped and its radiographs are scored again. Raises EvaluationError when the model gives anything but
+    probabilities; DatasetError, StorageUnavailable.
+    """
+
+    def compute(block: pd.DataFrame) -> Floats:
+        pixels.ensure(block, read)
+        return classifier.probabilities(pixels.get(list(block["digest"])))
+
+    return predictions(f"predictions/{classifier.digest}", classifier.classes, rows, compute, store, progress)
+
+
+def predictions(
+    folder: str,
+    classes: Sequence[str],
+    rows: pd.DataFrame,
+    compute: Callable[[pd.DataFrame], Floats],
+    store: Store,
+    progress: Progress | None = None,
+    what: str = "scoring",
+) -> pd.DataFrame:
+    """Return the predictions kept in `folder` of the store for `rows`, with `compute` called for rows that have none.
+
+    As `score`, for any function from a block of rows to probabilities [len(block), C] that the folder's name names.
+    """
+    columns = [f"p_{name}" for name in classes]
+    tables = [_kept(folder, columns, store)]
+    missing = rows[~rows["digest"].isin(tables[0].index)].drop_duplicates("digest")
+    if len(missing):
+        log.info("%s %d of %d radiographs; the rest is kept from earlier", what, len(missing), len(rows))
+    for start in range(0, len(missing), _SCORE_BLOCK):
+        block = missing.iloc[start : start + _SCORE_BLOCK]
+        found = compute(block)
+        check_probabilities(found, len(block), len(classes))
+        table = pd.DataFrame(found, columns=columns, index=pd.Index(block["digest"], name="digest"))
+        buffer = io.BytesIO()
+        table.reset_index().to_parquet(buffer, index=False)
+        data = buffer.getvalue()
+        store.write_if_absent(f"{folder}/{hashlib.sha256(data).hexdigest()}.parquet", data)
+        tables.append(table)
+        if progress:
+            progress(start + len(block), len(missing), what)
+    return pd.concat(tables).loc[list(rows["digest"])].reset_index()
+
+
+def _kept(folder: str, columns: Sequence[str], store: Store) -> pd.DataFrame:
+    """Read every whole part; drop the others. Two runs may have scored the same radiograph: the first part counts."""
+    parts = [pd.DataFrame({c: pd.Series(dtype=float) for c in columns}, index=pd.Index([], dtype=str, name="digest"))]
+    for key in sorted(entry.key for entry in store.list(folder)):
+        data = store.read(key)
+        if key == f"{folder}/{hashlib.sha256(data).hexdigest()}.parquet":
+            parts.append(read_parquet(data).set_index("digest")[list(columns)])
+        else:
+            log.warning("%s is broken: its bytes are not those it was named by; its radiographs are scored again", key)
+            store.delete(key)
+    found = pd.concat(parts)
+    return found[~found.index.duplicated()]

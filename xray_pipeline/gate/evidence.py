@@ -1,0 +1,65 @@
+"""All that a decision rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xray_pipeline.evaluation.metrics import Comparison, Evaluation
+    from xray_pipeline.evaluation.slices import Slice
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a decision rests on.
+
+    `champion_known`: the ledger names a champion, whether or not it could be measured. `snapshot` is the digest that
+    both evaluations must name. `promotion` is the setting: "auto" or "approve". `earlier_uses` counts earlier
+    comparisons on these held-out patients (see `effective_uses`). `slices` and `stress` compare both models on parts of
+    the held-out set and under perturbations. `alarms` names the drift alarms of the data behind the candidate that
+    stand; `acknowledged` says of what is new against the champion's data who settled which alarms and why; `changed`
+    names what it has otherwise than the champion (of `rules.PARTS`). None always means not measured, which fails each
+    clause that asks for it.
+    """
+
+    candidate: Evaluation | None
+    champion: Evaluation | None
+    champion_known: bool
+    comparison: Comparison | None
+    snapshot: str
+    promotion: str
+    earlier_uses: float | None = None
+    slices: tuple[Slice, ...] | None = None
+    stress: tuple[Slice, ...] | None = None
+    alarms: tuple[str, ...] | None = None
+    changed: tuple[str, ...] | None = None
+    acknowledged: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this as JSON-able values, so that a decision can be made again from what it was made from."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evidence:
+        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
+        from xray_pipeline.evaluation.metrics import Comparison, Evaluation
+        from xray_pipeline.evaluation.slices import Slice
+
+        def many(found: list[Any] | None) -> tuple[Slice, ...] | None:
+            return None if found is None else tuple(Slice.from_dict(part) for part in found)
+
+        return cls(
+            **{
+                **data,
+                "candidate": data["candidate"] and Evaluation.from_dict(data["candidate"]),
+                "champion": data["champion"] and Evaluation.from_dict(data["champion"]),
+                "comparison": data["comparison"] and Comparison.from_dict(data["comparison"]),
+                "slices": many(data["slices"]),
+                "stress": many(data["stress"]),
+                "alarms": None if data["alarms"] is None else tuple(data["alarms"]),
+                "changed": None if data.get("changed") is None else tuple(data["changed"]),
+                "acknowledged": tuple(data.get("acknowledged", ())),
+            }
+        )

@@ -102,8 +102,8 @@ def test_links_and_pipes_are_listed_but_never_opened(tmp_path: Path) -> None:
 def test_full_disk_leaves_no_torn_file(tmp_path: Path) -> None:
     script = """
 import resource, sys
-from xray_pipeline.errors import StorageUnavailable
-from xray_pipeline.storage import open_store
+from xray_pipeline.base.errors import StorageUnavailable
+from xray_pipeline.base.storage import open_store
 store = open_store(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # the kernel refuses the 1,001st byte, as a full disk would
 for write in (store.write, store.write_if_absent):

@@ -323,8 +323,8 @@ def test_a_patient_key_that_can_not_be_made_is_said(settings: Settings) -> None:
 
 def processes(code: str, folder: Path) -> list[str]:
     """Run code that forks, in an interpreter of its own, and return the lines it prints."""
-    head = "import os, signal, sys\nfrom pathlib import Path\nfrom xray_pipeline.dataset import Dataset\n"
-    head += "from xray_pipeline.settings import Settings\nroot = Path(sys.argv[1])\n"
+    head = "import os, signal, sys\nfrom pathlib import Path\nfrom xray_pipeline.dataset.store import Dataset\n"
+    head += "from xray_pipeline.base.settings import Settings\nroot = Path(sys.argv[1])\n"
     done = subprocess.run(
         [sys.executable, "-c", head + code, str(folder)], capture_output=True, text=True, timeout=120, check=False
     )
@@ -417,7 +417,7 @@ def test_reading_a_table_leaves_no_thread_that_could_outlive_the_program() -> No
     threads = """
 import os
 import pandas as pd
-from xray_pipeline.dataset import from_parquet, to_parquet
+from xray_pipeline.dataset.store import from_parquet, to_parquet
 
 data = to_parquet(pd.DataFrame({f"column {n}": ["text"] * 30 for n in range(27)}), {})
 before = os.listdir("/proc/self/task")

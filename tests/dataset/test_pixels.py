@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_no_torn_shard(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 import numpy as np
-from xray_pipeline.pixels import RowCache
+from xray_pipeline.dataset.pixels import RowCache
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     RowCache(Path(sys.argv[1]), (4000,), np.float32).add(["a"], np.ones((1, 4000), np.float32))

@@ -146,8 +146,8 @@ for name in list(Image.OPEN):
         Image.OPEN[name] = (trip, trip)
 Image.open = trip
 import numpy as np
-from xray_pipeline import radiograph
-from xray_pipeline.errors import RadiographError
+from xray_pipeline.images import radiograph
+from xray_pipeline.base.errors import RadiographError
 picture = Image.fromarray(np.arange(96 * 80, dtype=np.uint8).reshape(96, 80))
 reasons = {}
 for name in sorted(Image.SAVE):

@@ -278,9 +278,9 @@ def peak():  # KB, of this program alone: ru_maxrss begins with what its parent 
 IN_BOUNDED_MEMORY = f"""
 {PEAK}
 import sys
-from xray_pipeline import night
-from xray_pipeline.night import Run
-from xray_pipeline.settings import IntakeRules, Settings
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
+from xray_pipeline.base.settings import IntakeRules, Settings
 run = Run(Settings(home=sys.argv[1], settle_seconds=0, rules=IntakeRules(max_quarantined_share=1.0)))
 night.check_delivery(run, "warm")
 before = peak()
@@ -614,9 +614,9 @@ def test_nothing_of_a_patient_leaves_the_intake_tables(settings: Settings, caplo
 MANY = f"""
 {PEAK}
 import sys, time
-from xray_pipeline import expectations, intake
-from xray_pipeline.deliveries.together import EMPTY
-from xray_pipeline.settings import Settings
+from xray_pipeline.intake import expectations, intake
+from xray_pipeline.intake.compare_rows import EMPTY
+from xray_pipeline.base.settings import Settings
 expectations._core()
 settings = Settings(home=sys.argv[1], settle_seconds=0)
 def say(done, total, what):

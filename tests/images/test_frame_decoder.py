@@ -29,7 +29,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, body: str, seconds: float = 60.0) -
     """Decoders that run `body` for each frame (`frame`, `decoded`) instead of decoding it."""
     program = f"""
 import os, sys, time
-from xray_pipeline.formats import frame_decoder
+from xray_pipeline.images import decoder_process as frame_decoder
 decoded = frame_decoder.decoded
 def decode(syntax, plugin, frame, options):
     {body}
@@ -150,9 +150,9 @@ def test_workers_end_with_the_process_that_started_them() -> None:
     import subprocess
 
     program = (
-        "import sys; sys.path.insert(0, 'tests'); from samples import *; "
-        "from xray_pipeline.formats import dicom_pixels; "
-        "from xray_pipeline.radiograph import *; normalise(compressed(dicom(), JPEGLSLossless), Limits()); "
+        "import sys; sys.path.insert(0, 'tests/builders'); from samples import *; "
+        "from xray_pipeline.images import dicom_pixels; "
+        "from xray_pipeline.images.radiograph import *; normalise(compressed(dicom(), JPEGLSLossless), Limits()); "
         "print(dicom_pixels.workers._idle[0].pid, flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

@@ -194,7 +194,7 @@ def test_great_expectations_is_silent_offline_and_leaves_nothing_behind(tmp_path
         "def refuse(*a): raise OSError('no network in this test')\n"
         "socket.socket.connect = refuse\n"
         "import test_expectations as t\n"
-        "from xray_pipeline.settings import Settings\n"
+        "from xray_pipeline.base.settings import Settings\n"
         "assert t.judged(Settings(home='home'), *t.GOOD).fit\n"
         "assert not [t for t in threading.enumerate() if type(t).__module__.split('.')[0] == 'posthog']\n"
     )

@@ -872,11 +872,11 @@ def test_memory_does_not_grow_with_the_number_of_files(
 SCAN = """
 import sys, time
 from pathlib import Path
-from xray_pipeline import intake, radiograph
-from xray_pipeline.dataset import to_parquet
-from xray_pipeline.deliveries import reading
-from xray_pipeline.deliveries.together import EMPTY
-from xray_pipeline.settings import Settings
+from xray_pipeline.intake import check as intake, radiograph
+from xray_pipeline.dataset.store import to_parquet
+from xray_pipeline.intake import scan as reading
+from xray_pipeline.intake.compare_rows import EMPTY
+from xray_pipeline.base.settings import Settings
 reading._JOURNAL_FROM = 1
 settings = Settings(home=sys.argv[1], workers=2)
 reads = 0

@@ -320,8 +320,8 @@ def test_a_spoilt_model_is_refused_before_anything_is_loaded(
 
 def test_a_model_of_a_version_with_other_modules_is_loaded(folder: Path) -> None:
     code = folder / "code/xray_pipeline"
-    (code / "formats/png.py").rename(code / "formats/pictures.py")
-    (code / "formats/dicom.py").rename(code / "dicom.py")
+    (code / "images/png.py").rename(code / "images/pictures.py")
+    (code / "images/dicom.py").rename(code / "dicom.py")
     recorded = audit(folder)
     assert audit(folder, recorded) == recorded
     assert isinstance(Classifier.load(folder), Classifier)

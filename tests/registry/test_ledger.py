@@ -282,8 +282,8 @@ def test_two_processes_never_take_the_same_place(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_a_whole_ledger(tmp_path: Path) -> None:
     code = """
 import sys
-from xray_pipeline.ledger import Ledger
-from xray_pipeline.storage import Store, open_store
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.base.storage import Store, open_store
 ledger = Ledger(open_store(sys.argv[1]))
 while True:
     ledger.append("refused", who="alice", why="x" * 5000)

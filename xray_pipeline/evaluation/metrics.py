@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xray_pipeline.base.errors import EvaluationError
-from xray_pipeline.evaluation.bootstrap import Interval, differences, resample, sign_flip_p
+from xray_pipeline.evaluation.bootstrap import Interval, differences, resample, sign_flip_p, with_intervals
 from xray_pipeline.evaluation.cases import prepare, require_every_class
 
 

@@ -36,7 +36,7 @@ NO = 3
 app = typer.Typer(
     name="xray",
     help="Check chest X-ray deliveries, retrain, evaluate against the model in production, register. "
-    "Settings come from XRAY_* variables; see the README.",
+    "Settings come from XRAY_* variables; see docs/settings.md.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -20,9 +20,12 @@ test: lint ## set-up, lint, types, all tests
 test-browser: setup ## operate it in headless Chromium, on real Airflow and MLflow (part of `make test`)
 	$(BIN)/pytest tests/site/browser $(ARGS)
 
-lint: setup ## set-up, ruff and mypy
+lint: setup ## set-up, ruff, mypy, import contracts, dead code, dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry xray_pipeline dags
 	$(BIN)/mypy
 
 bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class, as taken and of 224 px>, QUICK=1: small sizes

@@ -13,14 +13,18 @@ The trade-off: the head is linear, so a pattern that is wrong throughout is not 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 FOLDS, PENALTY, ITERATIONS = 5, 60.0, 40
 NEIGHBOURS, MOST_NEIGHBOURS, DIMENSIONS = 5, 4000, 64
@@ -47,42 +51,36 @@ class Suspect:
 def find(rows: pd.DataFrame, features: NDArray[np.float32], classes: Sequence[str]) -> tuple[Suspect, ...]:
     """Return the suspects among rows (columns digest, patient, label), worst first, mislabels before outliers.
 
-    `features` [N, F] are aligned with the rows. The same input gives the same suspects. Nothing is said of fewer
-    patients than twice the folds, or of a class whose patients don't reach every fold's training part.
+    `features` [N, F] are aligned with the rows, whose order does not count. Nothing is said of fewer patients than
+    twice the folds, or of a class with fewer patients than there are folds.
     """
-    truth = np.array([list(classes).index(label) for label in rows["label"]])
-    fold = _folds(rows["patient"])
-    complete = all(set(truth[fold != k]) == set(range(len(classes))) for k in range(FOLDS))
-    if rows["patient"].nunique() < 2 * FOLDS or not complete:
+    by_class = rows.groupby("label")["patient"].nunique()
+    if rows["patient"].nunique() < 2 * FOLDS or any(by_class.get(name, 0) < FOLDS for name in classes):
         return ()
-    standard = _standardised(features)
-    probabilities = cross_validated(standard, truth, fold, len(classes))
-    says = probabilities.argmax(1)
-    distances = far(standard, rows["patient"])
-
-    def suspect(at: int, kind: str, score: float) -> Suspect:
-        other = int(says[at])
-        return Suspect(
-            rows["digest"].iloc[at],
-            kind,
-            classes[truth[at]],
-            classes[other],
-            float(probabilities[at, other]),
-            round(score, 4),
-        )
-
-    where = np.arange(len(truth))
+    order = np.argsort(rows["digest"].to_numpy().astype(str))
+    rows, features = rows.iloc[order], features[order]
+    truth = np.array([list(classes).index(label) for label in rows["label"]])
+    probabilities = cross_validated(features, truth, rows["patient"])
+    says, where = probabilities.argmax(1), np.arange(len(truth))
     margin = probabilities.max(1) - probabilities[where, truth]
-    wrong = mislabelled(probabilities, truth)
-    mislabels = sorted((suspect(int(i), "mislabel", float(margin[i])) for i in wrong), key=_worst)
-    outliers = sorted(
-        (suspect(int(i), "outlier", float(distances[i])) for i in np.flatnonzero(distances > FAR)), key=_worst
-    )
-    return (*mislabels, *outliers)
+    distances = far(features, rows["patient"])
 
+    def suspects(kind: str, at: NDArray[np.int64], scores: NDArray[np.float64]) -> list[Suspect]:
+        found = [
+            Suspect(
+                rows["digest"].iloc[i],
+                kind,
+                classes[truth[i]],
+                classes[says[i]],
+                float(probabilities[i, says[i]]),
+                round(float(scores[i]), 4),
+            )
+            for i in at
+        ]
+        return sorted(found, key=lambda suspect: (-suspect.score, suspect.digest))
 
-def _worst(suspect: Suspect) -> tuple[float, str]:
-    return -suspect.score, suspect.digest
+    mislabels = suspects("mislabel", mislabelled(probabilities, truth), margin)
+    return (*mislabels, *suspects("outlier", np.flatnonzero(distances > FAR), distances))
 
 
 def mislabelled(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -99,81 +97,39 @@ def mislabelled(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) ->
 
 
 def cross_validated(
-    standard: NDArray[np.float32], truth: NDArray[np.int64], fold: NDArray[np.int64], classes: int
+    features: NDArray[np.float32], truth: NDArray[np.int64], patients: pd.Series[str]
 ) -> NDArray[np.float64]:
-    """Return probabilities [N, C] of a balanced, L2-penalised softmax head that did not see the row's fold.
+    """Return probabilities [N, C] of a balanced, L2-penalised head that did not see the row's patient.
 
-    The fit is that of recipe `head` on one view of each radiograph, in the space that the rows span when that is
-    smaller than the features.
+    The objective is that of recipe `head` on one view of each radiograph. With two classes scikit-learn fits the
+    difference of the two logits alone, whose squares sum to twice as much.
     """
-    torch.manual_seed(0)
-    rows = torch.from_numpy(standard)
-    found = np.empty((len(truth), classes))
-    for k in range(int(fold.max()) + 1):
-        inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        if len(outside):
-            weight, bias = _head(rows[inside], torch.from_numpy(truth[inside]), classes)
-            logits = torch.nn.functional.linear(rows[outside], weight, bias)
-            found[outside] = torch.softmax(logits.double(), 1).numpy()
+    strength = PENALTY / 2 if truth.max() == 1 else PENALTY
+    head = LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=ITERATIONS)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    found: NDArray[np.float64] = cross_val_predict(
+        make_pipeline(StandardScaler(), head), features, truth, groups=patients, cv=folds, method="predict_proba"
+    )
     return found
 
 
-def _head(rows: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    counts = torch.bincount(labels, minlength=classes).float()
-    loss = torch.nn.CrossEntropyLoss(counts.sum() / (classes * counts))
-    weight = torch.zeros(classes, rows.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
-
-    def objective() -> torch.Tensor:
-        optimizer.zero_grad()
-        entropy: torch.Tensor = loss(torch.nn.functional.linear(rows, weight, bias), labels)
-        total: torch.Tensor = entropy + PENALTY / (2 * len(labels)) * weight.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()
-
-
-def far(standard: NDArray[np.float32], patients: pd.Series[str]) -> NDArray[np.float64]:
+def far(features: NDArray[np.float32], patients: pd.Series[str]) -> NDArray[np.float64]:
     """Return how unusually far each row's neighbours are, in robust standard deviations of the log distance.
 
     Distance is to the fifth nearest radiograph of another patient among at most 4,000, in the 64 directions of largest
-    variance.
+    variance of the standardised features.
     """
-    codes, names = pd.factorize(patients.to_numpy(), sort=True)
-    reduced = _reduced(standard)
-    order = sorted(range(len(codes)), key=lambda i: (hashlib.sha256(str(names[codes[i]]).encode()).digest(), i))
-    others = np.array(order[:MOST_NEIGHBOURS])
-    pool = torch.from_numpy(reduced[others])
-    found = np.empty(len(codes))
-    for start in range(0, len(codes), 1024):
-        part = slice(start, start + 1024)
-        distances = torch.cdist(torch.from_numpy(reduced[part]), pool)
-        distances[torch.from_numpy(codes[part, None] == codes[others][None])] = torch.inf
-        nearest = distances.topk(min(NEIGHBOURS, len(others)), largest=False).values
-        found[part] = nearest[:, -1].numpy()
-    logs = np.log(np.maximum(found, 1e-6))
+    codes = pd.factorize(patients.to_numpy())[0]
+    size = min(DIMENSIONS, *features.shape)
+    reduced = make_pipeline(StandardScaler(), PCA(size, svd_solver="randomized", random_state=0)).fit_transform(
+        features
+    )
+    pool = np.random.default_rng(0).permutation(len(codes))[:MOST_NEIGHBOURS]
+    asked = min(len(pool), NEIGHBOURS + int(np.bincount(codes[pool]).max()))  # a patient's own don't count
+    distances, near = NearestNeighbors(n_neighbors=asked).fit(reduced[pool]).kneighbors(reduced)
+    distances[codes[pool][near] == codes[:, None]] = np.inf
+    fifth = np.sort(distances, axis=1)[:, min(NEIGHBOURS, asked) - 1]
+    logs = np.log(np.maximum(fifth, 1e-6))
     middle = np.median(logs)
     spread = 1.4826 * np.median(np.abs(logs - middle))
     return np.asarray((logs - middle) / max(float(spread), 1e-6))
-
-
-def _reduced(standard: NDArray[np.float32]) -> NDArray[np.float32]:
-    rows = torch.from_numpy(standard)
-    size = min(DIMENSIONS, *rows.shape)
-    torch.manual_seed(0)
-    _, _, directions = torch.pca_lowrank(rows, q=size, center=False, niter=2)
-    return np.asarray((rows @ directions).numpy())
-
-
-def _standardised(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    spread = features.std(0)
-    return np.asarray((features - features.mean(0)) / np.where(spread > 1e-6, spread, np.inf), dtype=np.float32)
-
-
-def _folds(patients: pd.Series[str]) -> NDArray[np.int64]:
-    """Return the fold of each row: a hash of the patient, so a patient is in one fold whatever else is there."""
-    fold = {name: hashlib.sha256(f"fold {name}".encode()).digest()[0] % FOLDS for name in patients.unique()}
-    return np.array([fold[name] for name in patients])

@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import phantom
 
 from xray_pipeline.base.settings import IntakeRules
 from xray_pipeline.images import appearance, radiograph
 from xray_pipeline.intake import drift
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+import phantom  # noqa: E402
 
 SIZES = (20, 50, 200)
 RULES, OFTEN = IntakeRules(), IntakeRules(drift_false_alarms=0.2)

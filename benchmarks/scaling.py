@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import phantom
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
@@ -38,6 +38,9 @@ from xray_pipeline.night import steps as night
 from xray_pipeline.night.steps import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.training.fitting import Trainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+import phantom  # noqa: E402
 
 COUNTS = (10_000_000, 1_000_000_000)
 ROWS_PER_MANIFEST = 10_000

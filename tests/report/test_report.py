@@ -25,7 +25,8 @@ from xray_pipeline.evaluation.slices import slices as all_slices
 from xray_pipeline.evaluation.suspects import Suspect
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import decide, load_policy
-from xray_pipeline.report.page import Arrival, Report, Suspects, examples, model_card, render
+from xray_pipeline.report.examples import examples
+from xray_pipeline.report.page import Arrival, Report, Suspects, model_card, render
 from xray_pipeline.report.wording import EXPLAINED, chance, difference, headline, in_words
 
 CHROMIUM = Path("/usr/bin/chromium")

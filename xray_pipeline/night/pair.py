@@ -26,6 +26,7 @@ from xray_pipeline.night.rehearsal import Rehearsal
 from xray_pipeline.night.steps import Run, checked, rejected
 from xray_pipeline.registry.ledger import Entry
 from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.report import examples
 from xray_pipeline.report import page as report
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
@@ -159,7 +160,7 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
     """
     dataset = Dataset(run.settings)
     caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
-    disagreements, errors = report.examples(caches, both.rows, both.tables, dataset.read)
+    disagreements, errors = examples.examples(caches, both.rows, both.tables, dataset.read)
     sides = dataset.rows(both.snapshot)["side"].value_counts()
     recipe = lineage.recipe_of(run.store(), both.candidate.digest).model_dump()
     shown = report.Report(

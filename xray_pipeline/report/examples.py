@@ -1,0 +1,104 @@
+"""Held-out radiographs to look at: what the models disagree on, and what the candidate gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from xray_pipeline.evaluation.cases import Floats
+from xray_pipeline.evaluation.predictions import Pixels, Read
+from xray_pipeline.report import gradcam
+
+if TYPE_CHECKING:
+    from xray_pipeline.models.bundle import Classifier
+
+
+Images = npt.NDArray[np.uint8]
+
+
+Maps = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One held-out radiograph with what the models say of it.
+
+    Probabilities in the order of the classes; `pixels` uint8 [S, S]; maps float32 [S, S] in 0..1, each for the class
+    its model names, None where there is no model or no map.
+    """
+
+    digest: str
+    label: str
+    candidate: tuple[float, ...]
+    candidate_says: str
+    pixels: Images
+    candidate_map: Maps | None = None
+    champion: tuple[float, ...] | None = None
+    champion_says: str = ""
+    champion_map: Maps | None = None
+
+
+def examples(
+    models: Sequence[tuple[Classifier, Pixels]],
+    rows: pd.DataFrame,
+    tables: Sequence[Floats],
+    read: Read,
+    *,
+    limit: int = 12,
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Choose and explain the radiographs to look at: (where the two models differ, the candidate's worst errors).
+
+    `models` is the candidate and, if there is one, the champion; `tables` their probabilities [N, C], aligned with
+    `rows` (columns digest, suffix, label). Both lists are sorted by how much is at stake: the difference in, or the
+    lack of, probability for the true class.
+    """
+    classes = list(models[0][0].classes)
+    truth = np.array([classes.index(label) for label in rows["label"]], dtype=np.int64)
+    where = np.arange(len(rows))
+    says = [np.array(model.label(table)) for (model, _), table in zip(models, tables, strict=True)]
+    for_truth = [table[where, truth] for table in tables]
+    wrong = where[says[0] != rows["label"].to_numpy()]
+    errors = wrong[np.argsort(for_truth[0][wrong], kind="stable")][:limit]
+    differ = where[says[0] != says[-1]]
+    gap = np.abs(for_truth[0] - for_truth[-1])[differ]
+    differ = differ[np.argsort(-gap, kind="stable")][:limit]
+    return _explained(models, rows, tables, says, differ, read), _explained(models, rows, tables, says, errors, read)
+
+
+def _explained(
+    models: Sequence[tuple[Classifier, Pixels]],
+    rows: pd.DataFrame,
+    tables: Sequence[Floats],
+    says: Sequence[npt.NDArray[Any]],
+    chosen: npt.NDArray[np.int64],
+    read: Read,
+) -> tuple[Example, ...]:
+    if not len(chosen):
+        return ()
+    part = rows.iloc[chosen]
+    pictures, heat = [], []
+    for (model, pixels), said in zip(models, says, strict=True):
+        pixels.ensure(part, read)
+        pictures.append(pixels.get(list(part["digest"])))
+        targets = [model.classes.index(name) for name in said[chosen]]
+        heat.append(gradcam.maps(model.network, pictures[-1], targets))
+    both = len(models) > 1
+    return tuple(
+        Example(
+            digest=row.digest,
+            label=row.label,
+            candidate=tuple(tables[0][at].tolist()),
+            candidate_says=str(says[0][at]),
+            pixels=pictures[0][i],
+            candidate_map=None if heat[0] is None else heat[0][i],
+            champion=tuple(tables[1][at].tolist()) if both else None,
+            champion_says=str(says[1][at]) if both else "",
+            champion_map=heat[1][i] if both and heat[1] is not None else None,
+        )
+        for i, (at, row) in enumerate(zip(chosen, part.itertuples(), strict=True))
+    )

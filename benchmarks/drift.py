@@ -33,7 +33,7 @@ from xray_pipeline.images import appearance, radiograph
 from xray_pipeline.intake import drift
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-import phantom  # noqa: E402
+import phantom
 
 SIZES = (20, 50, 200)
 RULES, OFTEN = IntakeRules(), IntakeRules(drift_false_alarms=0.2)

@@ -40,7 +40,7 @@ from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.training.fitting import Trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-import phantom  # noqa: E402
+import phantom
 
 COUNTS = (10_000_000, 1_000_000_000)
 ROWS_PER_MANIFEST = 10_000

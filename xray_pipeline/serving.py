@@ -225,6 +225,7 @@ _TRAVELLERS = (
     "errors",
     "formats/__init__",
     "formats/dicom",
+    "formats/dicom_display",
     "formats/dicom_pixels",
     "formats/frame_decoder",
     "formats/jpeg",

@@ -24,7 +24,7 @@ RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 CURVE = [min(4095, value * value // 2000) for value in range(4096)]
 MODALITY_LUT, VOI_LUT, DESCRIPTOR, DATA = 0x00283000, 0x00283010, 0x00283002, 0x00283006
 CENTRE, WIDTH, FUNCTION, INTERCEPT, SLOPE = 0x00281050, 0x00281051, 0x00281056, 0x00281052, 0x00281053
-PADDING, PADDING_LIMIT, STORED, HIGH_BIT = 0x00280120, 0x00280121, 0x00280101, 0x00280102
+PADDING, PADDING_LIMIT, STORED, HIGH_BIT, ASPECT = 0x00280120, 0x00280121, 0x00280101, 0x00280102, 0x00280034
 
 
 def shown(source: bytes, *elements: bytes) -> NDArray[Any]:
@@ -501,6 +501,24 @@ def test_padding_that_would_leave_nothing_counts_as_absent() -> None:
 def test_bits_that_are_no_number_are_as_usual(value: str) -> None:
     for tag in (STORED, HIGH_BIT, 0x00280103):
         assert np.array_equal(shown(dicom(RAMP), text(tag, value, "LO")), shown(dicom(RAMP)))
+
+
+@pytest.mark.parametrize("value", UNREADABLE)
+def test_bits_stored_that_are_no_number_follow_from_the_high_bit(value: str) -> None:
+    found = shown(dicom(RAMP), text(STORED, value, "LO"), element(HIGH_BIT, "US", b"\x0b\0"))
+    assert np.array_equal(found, shown(dicom(RAMP, BitsStored=12)))
+
+
+@pytest.mark.parametrize("ratio", ["1\\1", "1.0\\1", "0,14\\0,14", "N/A\\1", "1\\NaN", "0\\1", "2", "1\\1.00001"])
+def test_pixel_aspect_ratio_that_is_even_or_no_number_refuses_nothing(ratio: str) -> None:
+    assert np.array_equal(shown(dicom(RAMP), text(ASPECT, ratio, "IS")), shown(dicom(RAMP)))
+
+
+@pytest.mark.parametrize("ratio", ["2\\1", "2.0\\1.0", "0,14\\0,2", "+4 \\ 3\0"])
+def test_pixel_aspect_ratio_that_is_uneven_is_noticed(ratio: str) -> None:
+    with pytest.raises(RadiographError) as caught:
+        shown(dicom(RAMP), text(ASPECT, ratio, "IS"))
+    assert caught.value.reason == "uneven-pixels"
 
 
 @pytest.mark.parametrize(

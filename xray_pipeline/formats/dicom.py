@@ -285,8 +285,8 @@ def _check_tags(tags: Elements) -> None:
         raise RadiographError("for-processing", "raw detector data; send the image for presentation")
     if tags.text(0x00280301) == "YES":
         raise RadiographError("burned-in-annotation", "the modality says that text is burned into the image")
-    ratio = re.fullmatch(r"(\d{1,9})\\(\d{1,9})", tags.text(0x00280034).replace(" ", ""))
-    if ratio and int(ratio[1]) != int(ratio[2]):
+    ratio = numbers(tags, 0x00280034)
+    if len(ratio) == 2 and all(side > 0 for side in ratio) and not math.isclose(*ratio, rel_tol=0.001):
         raise RadiographError("uneven-pixels", "a pixel is not as high as it is wide; resample the image")
 
 
@@ -377,7 +377,7 @@ def _image(syntax: str, tags: Elements, limits: Limits) -> ImagePixels:
     """Return the checked Image Pixel module. Raises RadiographError."""
     rows, columns = tags.number(0x00280010), tags.number(0x00280011)
     allocated = tags.number(0x00280100)
-    stored = tags.number(0x00280101, allocated)
+    stored = tags.number(0x00280101, tags.number(0x00280102, allocated - 1) + 1)
     high_bit = tags.number(0x00280102, stored - 1)
     check_size(columns, rows, limits)
     if allocated not in (8, 16):

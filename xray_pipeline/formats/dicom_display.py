@@ -38,9 +38,10 @@ def displayed(image: ImagePixels, stored: NDArray[np.int32], tags: Elements) -> 
         is_padding = None
     shown = stored if is_padding is None else stored[~is_padding]
     low, high = int(shown.min()), int(shown.max())
-    occurs = np.ones(high - low + 1, bool)
-    if _MODALITY_LUT in tags.elements or _VOI_LUT in tags.elements:  # all else keeps or turns the order of values
-        occurs = np.bincount((shown - low).ravel()) > 0
+    tabled = _MODALITY_LUT in tags.elements or _VOI_LUT in tags.elements
+    occurs = np.full(high - low + 1, not tabled)  # without a table, the outermost values stand for those between
+    for part in np.array_split(shown.ravel(), 1 + shown.size // 250_000) if tabled else ():
+        occurs |= np.bincount(part - low, minlength=len(occurs)) > 0
     top = 255 if image.stored <= 8 else 65535
     brightness = np.zeros(len(occurs), np.uint8 if top == 255 else np.uint16)
     with np.errstate(over="ignore"):

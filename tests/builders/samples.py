@@ -99,6 +99,28 @@ def dicom(
     return written(image)
 
 
+def element(tag: int, vr: str, value: bytes, syntax: str = ExplicitVRLittleEndian) -> bytes:
+    """One DICOM element as its bytes, of whatever kind and content."""
+    order = "<" if UID(syntax).is_little_endian else ">"
+    start = struct.pack(order + "HH", tag >> 16, tag & 0xFFFF)
+    if UID(syntax).is_implicit_VR:
+        return start + struct.pack(order + "I", len(value)) + value
+    long = vr in ("OB", "OW", "SQ", "UN", "UT")
+    return start + vr.encode() + struct.pack(order + ("xxI" if long else "H"), len(value)) + value
+
+
+def items(contents: list[bytes], syntax: str = ExplicitVRLittleEndian) -> bytes:
+    """The value of a sequence of items of known length."""
+    order = "<" if UID(syntax).is_little_endian else ">"
+    return b"".join(struct.pack(order + "HHI", 0xFFFE, 0xE000, len(content)) + content for content in contents)
+
+
+def with_elements(source: bytes, elements: list[bytes]) -> bytes:
+    """A file of `dicom` with elements put in before its pixels."""
+    at = min(at for at in (source.find(b"\xe0\x7f\x10\0"), source.find(b"\x7f\xe0\0\x10")) if at >= 0)
+    return source[:at] + b"".join(elements) + source[at:]
+
+
 def compressed(source: bytes, syntax: str) -> bytes:
     """A DICOM file's one frame losslessly compressed: RLE, JPEG-LS, JPEG 2000 or JPEG lossless."""
     image = pydicom.dcmread(io.BytesIO(source))

@@ -34,7 +34,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from samples import compressed, dicom, jpeg, picture, png
+from samples import compressed, dicom, element, items, jpeg, picture, png, with_elements
 
 from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.images.jpeg import segments
@@ -54,6 +54,7 @@ def seeds() -> list[bytes]:
     rgb = np.repeat(picture()[..., None], 3, axis=2)
     deep = picture().astype(np.uint16) * 16
     shallow, twelve = dicom(), dicom(deep, BitsStored=12, WindowCenter="2000", WindowWidth="3000")
+    table = element(0x00283002, "US", struct.pack("<3H", 256, 0, 8)) + element(0x00283006, "OW", bytes(range(256)))
     lossless = (RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1)
     return [
         jpeg(),
@@ -66,6 +67,7 @@ def seeds() -> list[bytes]:
         png(np.dstack([picture(), np.full_like(picture(), 255)])),
         shallow,
         twelve,
+        with_elements(twelve, [element(tag, "SQ", items([table])) for tag in (0x00283000, 0x00283010)]),
         *(dicom(deep, syntax=s) for s in (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)),
         *(compressed(source, syntax) for syntax in lossless for source in (shallow, twelve)),
     ]

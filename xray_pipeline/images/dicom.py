@@ -1,22 +1,25 @@
 """DICOM files: found apart, judged by their tags, and read through `dicom_pixels`.
 
 The walker finds the top-level elements without reading a value, in bounded time, memory and depth; pydicom is handed
-pixels and lookup tables only, so that no other tag is ever parsed. What a tag holds is repeated in a message only where
-it is one of a few known words, as anything may have been typed there.
+pixels only, so that it never parses a tag. What a tag holds is repeated in a message only where it is a number or one
+of a few known words, as anything may have been typed there.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 import pydicom.config
 
 from xray_pipeline.base.errors import RadiographError
+from xray_pipeline.images.dicom_display import displayed, numbers
 from xray_pipeline.images.dicom_pixels import (
     BIG_ENDIAN,
     DECODERS,
@@ -26,7 +29,6 @@ from xray_pipeline.images.dicom_pixels import (
     NATIVE,
     PIXEL_DATA,
     ImagePixels,
-    displayed,
     stored_values,
 )
 from xray_pipeline.images.raster import VIEWS, Facts, Limits, Read, check_size, turn
@@ -39,7 +41,7 @@ warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 _UNDEFINED = 0xFFFFFFFF
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _ITEM = 0xFFFEE000
-_MAX_ELEMENTS, _MAX_DEPTH, _MAX_CODE_BYTES = 100_000, 64, 1 << 16
+_MAX_ELEMENTS, _MAX_DEPTH, _MAX_ITEMS = 100_000, 64, 16
 
 
 class _Element(NamedTuple):
@@ -151,21 +153,34 @@ class Elements:
         return self.raw(tag)[:1024].decode("latin-1").strip(" \0").upper()
 
     def number(self, tag: int, default: int = 0) -> int:
-        """Return an unsigned 16-bit value."""
-        value = self.raw(tag)
-        return int(struct.unpack(self._order + "H", value[:2])[0]) if len(value) >= 2 else default
+        """Return the first value, a whole number of 16 bits unless the value representation says else."""
+        value = next(iter(numbers(self, tag, "H")), math.nan)
+        return int(value) if value.is_integer() and abs(value) < 1 << 32 else default
+
+    def items(self, tag: int) -> Iterator[Elements]:
+        """Yield the items of a top-level sequence that can be read, of the first _MAX_ITEMS."""
+        found = self.elements.get(tag, _Element(0, 0, 0, False))
+        implicit = self.implicit or self.data[found.start + 4 : found.start + 6] == b"UN"
+        at = found.value
+        for _ in range(_MAX_ITEMS):
+            if at + 8 > found.stop:
+                return
+            (size,) = struct.unpack_from(self._order + "I", self.data, at + 4)
+            at += 8
+            data, start = (self.data, at) if size == _UNDEFINED else (self.data[at : at + size], 0)
+            try:
+                item = Elements(data, start, implicit=implicit, little=self.little, part="item")
+            except RadiographError:
+                if size == _UNDEFINED:
+                    return
+            else:
+                yield item
+            at = item.stop + 8 if size == _UNDEFINED else at + size
 
     def code(self, tag: int) -> Code:
         """Return the first code in a top-level sequence, upper case; empty when there is none that can be read."""
-        found, body = self.elements.get(tag), self.raw(tag)[:_MAX_CODE_BYTES]
-        if not found or len(body) < 8:
-            return Code()
-        (size,) = struct.unpack_from(self._order + "I", body, 4)
-        implicit = self.implicit or self.data[found.start + 4 : found.start + 6] == b"UN"
-        content = body[8:] if size == _UNDEFINED else body[8 : 8 + size]
-        try:
-            item = Elements(content, 0, implicit=implicit, little=self.little, part="item")
-        except RadiographError:
+        item = next(self.items(tag), None)
+        if item is None:
             return Code()
         return Code(item.text(0x00080102), item.text(0x00080100), item.text(0x00080104))
 
@@ -270,8 +285,8 @@ def _check_tags(tags: Elements) -> None:
         raise RadiographError("for-processing", "raw detector data; send the image for presentation")
     if tags.text(0x00280301) == "YES":
         raise RadiographError("burned-in-annotation", "the modality says that text is burned into the image")
-    ratio = re.fullmatch(r"(\d{1,9})\\(\d{1,9})", tags.text(0x00280034).replace(" ", ""))
-    if ratio and int(ratio[1]) != int(ratio[2]):
+    ratio = numbers(tags, 0x00280034)
+    if len(ratio) == 2 and all(side > 0 for side in ratio) and not math.isclose(*ratio, rel_tol=0.001):
         raise RadiographError("uneven-pixels", "a pixel is not as high as it is wide; resample the image")
 
 
@@ -362,13 +377,14 @@ def _image(syntax: str, tags: Elements, limits: Limits) -> ImagePixels:
     """Return the checked Image Pixel module. Raises RadiographError."""
     rows, columns = tags.number(0x00280010), tags.number(0x00280011)
     allocated = tags.number(0x00280100)
-    stored = tags.number(0x00280101, allocated)
+    stored = tags.number(0x00280101, tags.number(0x00280102, allocated - 1) + 1)
     high_bit = tags.number(0x00280102, stored - 1)
     check_size(columns, rows, limits)
     if allocated not in (8, 16):
-        raise RadiographError("unsupported-pixels", f"{allocated} bits allocated per pixel; 8 and 16 are supported")
+        raise RadiographError("unsupported-pixels", f"Bits Allocated (0028,0100) is {allocated}, not 8 or 16")
     if not 1 <= stored <= allocated or not stored - 1 <= high_bit < allocated:
-        raise RadiographError("corrupt", f"{stored} bits stored, high bit {high_bit}, in {allocated} allocated")
+        shown = f"Bits Stored (0028,0101) is {stored}, High Bit (0028,0102) {high_bit}"
+        raise RadiographError("corrupt", f"{shown}: these do not fit into Bits Allocated (0028,0100), {allocated}")
     if syntax == JPEG_EXTENDED and stored > 8:
         raise RadiographError("unsupported-transfer-syntax", f"JPEG Extended of {stored} bits; 8 are supported")
     if stored == 1:

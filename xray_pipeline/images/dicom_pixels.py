@@ -1,23 +1,16 @@
-"""DICOM pixels: from the stored bytes to the values that they mean, and on to what a viewer shows.
+"""DICOM pixels: from the stored bytes to the values that they mean.
 
-A compressed frame's own header is checked against the data set's before a decoder of pydicom's sees it. What is shown
-is computed once for each stored value that occurs, not for each pixel.
+A compressed frame's own header is checked against the data set's before a decoder of pydicom's sees it.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import correct_ambiguous_vr
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-from pydicom.uid import UID
 
 from xray_pipeline.base.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.images.decoder_process import Died, NotStarted, Refused, Workers, decoded
@@ -34,13 +27,12 @@ from xray_pipeline.images.jpeg import (
     restart_interval,
     segments,
 )
-from xray_pipeline.images.raster import Limits, Pixels
+from xray_pipeline.images.raster import Limits
 
 if TYPE_CHECKING:
     from xray_pipeline.images.dicom import Elements
 
 PIXEL_DATA = 0x7FE00010
-_MAX_LUT_BYTES = 1 << 20
 DEFLATED, IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
@@ -319,105 +311,3 @@ def _decoded(image: ImagePixels, frame: bytes) -> NDArray[Any]:
         raise RadiographError("undecodable", f"the decoder {how}") from None
     except NotStarted as error:
         raise DecoderUnavailable(f"a process to decode DICOM in can't be started: {error}") from error
-
-
-def displayed(image: ImagePixels, stored: NDArray[np.int32], tags: Elements) -> Pixels:
-    """Return what a viewer shows, black = air: 8 bits for up to 8 stored, else 16, over the whole output range."""
-    padding = _padding(image, tags)
-    is_padding = (stored >= padding[0]) & (stored <= padding[1]) if padding else None
-    shown = stored[~is_padding] if is_padding is not None and not is_padding.all() else stored
-    low, high = int(shown.min()), int(shown.max())
-    top = 255 if image.stored <= 8 else 65535
-    ramp = _display_ramp(image, tags, low, high)
-    levels = np.rint(np.clip(ramp, 0, 1) * top).astype(np.uint8 if top == 255 else np.uint16)
-    if image.photometric == "MONOCHROME1":
-        levels = top - levels
-    if is_padding is None:
-        return cast(Pixels, levels[stored - low])
-    pixels = levels[np.clip(stored, low, high) - low]
-    pixels[is_padding] = 0
-    return cast(Pixels, pixels)
-
-
-def _padding(image: ImagePixels, tags: Elements) -> tuple[int, int] | None:
-    """Return the lowest and highest padding value (PS3.3 C.7.5.1.1.2), None without."""
-    if len(tags.raw(0x00280120)) != 2:
-        return None
-    ends = []
-    for tag in (0x00280120, 0x00280121):
-        value = tags.number(tag, tags.number(0x00280120))
-        ends.append(value - 65536 if image.signed and value > 32767 else value)
-    return min(ends), max(ends)
-
-
-_DISPLAY_TAGS = (0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281056, 0x00283000, 0x00283010)
-_VALUE_TAGS = (0x00280004, 0x00280101, 0x00280103)
-
-
-def _display_ramp(image: ImagePixels, tags: Elements, low: int, high: int) -> NDArray[np.float64]:
-    """Return the brightness, 0 to 1, of each stored value from low to high.
-
-    The lookup is made for at most 65,536 values instead of each pixel: modality LUT or rescale, then VOI LUT or window
-    (PS3.3 C.11.1, C.11.2). Without a VOI, 8-bit values are shown as they are, and others from darkest to brightest.
-    """
-    values = np.arange(low, high + 1, dtype=np.int64)
-    display = _display_module(tags)
-    rescaled = apply_modality_lut(values, display)
-    window = _window_or_lut(display, rescaled)
-    if window is not None:
-        return window
-    plain = "ModalityLUTSequence" not in display and bool((rescaled == values).all())
-    if plain and image.stored == 8 and not image.signed:
-        return values / 255.0
-    darkest, brightest = float(rescaled.min()), float(rescaled.max())
-    return (rescaled - darkest) / max(brightest - darkest, 1e-12)
-
-
-def _display_module(tags: Elements) -> Dataset:
-    """Return a pydicom data set of nothing but the elements that say how to display."""
-    order, parts = "<" if tags.little else ">", []
-    for tag in sorted((*_VALUE_TAGS, *_DISPLAY_TAGS)):
-        found = tags.elements.get(tag)
-        if found is None or found.stop == found.value:
-            continue
-        if found.stop - found.start > _MAX_LUT_BYTES:
-            raise RadiographError("corrupt", "a DICOM lookup table is too large")
-        parts.append(tags.data[found.start : found.stop])
-        if found.encapsulated:
-            parts.append(struct.pack(order + "HHI", 0xFFFE, 0xE0DD, 0))
-    display = Dataset(read_dataset(io.BytesIO(b"".join(parts)), tags.implicit, tags.little))
-    display.file_meta = FileMetaDataset()
-    syntax = IMPLICIT if tags.implicit else EXPLICIT if tags.little else BIG_ENDIAN
-    display.file_meta.TransferSyntaxUID = UID(syntax)
-    correct_ambiguous_vr(display, tags.little)
-    return display
-
-
-def _window_or_lut(display: Dataset, rescaled: NDArray[Any]) -> NDArray[np.float64] | None:
-    """Return `rescaled` through the first VOI LUT or window, scaled to 0 to 1; None when there is no usable one."""
-    if display.get("VOILUTSequence"):
-        item = display.VOILUTSequence[0]
-        entries, first = int(item.LUTDescriptor[0]) or 65536, int(item.LUTDescriptor[1])
-        inside = np.clip(np.rint(rescaled).astype(np.int64), first, first + entries - 1)
-        ends = apply_voi_lut(np.arange(first, first + entries, dtype=np.int64), display)
-        shown, dark, bright = apply_voi_lut(inside, display), int(ends.min()), int(ends.max())
-    elif _usable_window(display):
-        # Two values far outside the window show what its darkest and brightest come to.
-        far = np.array([-1e12, 1e12])
-        with np.errstate(over="ignore"):
-            all_shown = apply_voi_lut(np.concatenate([rescaled.astype(np.float64), far]), display)
-        shown, (dark, bright) = all_shown[:-2], all_shown[-2:]
-    else:
-        return None
-    if dark == bright:
-        return None
-    return np.asarray((shown.astype(np.float64) - dark) / (bright - dark), dtype=np.float64)
-
-
-def _usable_window(display: Dataset) -> bool:
-    centre, width = display.get("WindowCenter"), display.get("WindowWidth")
-    centre, width = (v[0] if hasattr(v, "__getitem__") and len(v) else v for v in (centre, width))
-    if centre is None or width is None or centre == "" or width == "":
-        return False
-    exact = str(display.get("VOILUTFunction", "LINEAR")).upper() != "LINEAR"
-    return bool(np.isfinite(float(centre)) and np.isfinite(float(width)) and float(width) > (0 if exact else 0.999999))

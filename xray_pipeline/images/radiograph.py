@@ -93,7 +93,18 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("opaque-alpha", "normalised", "a fully opaque alpha channel is dropped"),
     Rule("orientation", "normalised", "EXIF orientation is applied; a turned JPEG becomes PNG"),
     Rule("depth", "normalised", "16 bits are kept; DICOM of over 8 bits stored becomes 16-bit PNG, others 8-bit"),
-    Rule("display", "normalised", "DICOM: modality LUT or rescale, then VOI LUT or window, else darkest to brightest"),
+    Rule(
+        "display",
+        "normalised",
+        "DICOM: modality LUT (XA and XRF: none) or rescale, then the first VOI LUT or window that is whole and shows"
+        " anything, else darkest to brightest; a LUT's darkest and brightest entries are black and white",
+    ),
+    Rule(
+        "display-numbers",
+        "normalised",
+        "DICOM: numbers with a decimal comma, blanks or NULs are read; what is no number (N/A, NaN, inf), and a LUT"
+        " that is not as long as it says, count as absent",
+    ),
     Rule(
         "monochrome1",
         "normalised",

@@ -218,23 +218,9 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
     )
 
 
-# What a logged model holds.
-_TRAVELLERS = (
-    "__init__",
-    "base/__init__",
-    "base/errors",
-    "images/__init__",
-    "images/decoder_process",
-    "images/dicom",
-    "images/dicom_pixels",
-    "images/jpeg",
-    "images/png",
-    "images/radiograph",
-    "images/raster",
-    "models/__init__",
-    "models/backbones",
-    "models/bundle",
-)
+# What a logged model holds: all that makes pixels of bytes, and what assembles the network.
+_TRAVELLERS = ("__init__.py", "base/__init__.py", "base/errors.py", "images/*.py", "models/__init__.py")
+_TRAVELLERS += ("models/backbones.py", "models/bundle.py")
 # Modules by their form: a model that an earlier version logged came with that version's.
 _CODE = re.compile(r"code/xray_pipeline/([a-z_]+/)?[a-z_]+\.py")
 _TENSORS = f"artifacts/classifier/{WEIGHTS}"
@@ -393,10 +379,10 @@ _PACKAGES = (
 
 def _stage(temporary: Path, folder: Path) -> Path:
     package = Path(__file__).parents[1]
-    for name in _TRAVELLERS:
-        copy = temporary / "xray_pipeline" / f"{name}.py"
+    for source in (path for pattern in _TRAVELLERS for path in package.glob(pattern)):
+        copy = temporary / "xray_pipeline" / source.relative_to(package)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package / f"{name}.py", copy)
+        shutil.copyfile(source, copy)
     shutil.copyfile(package / "models" / "served.py", temporary / "served.py")
     (temporary / "classifier").mkdir()
     for name in (FACTS, WEIGHTS):

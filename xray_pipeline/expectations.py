@@ -25,6 +25,7 @@ import pandas as pd
 from xray_pipeline import intake
 from xray_pipeline.data_quality.drift import Channel, Drift, level_of
 from xray_pipeline.dataset import SIDES
+from xray_pipeline.deliveries.layout import LITTER
 from xray_pipeline.deliveries.standing import CONFLICT
 from xray_pipeline.deliveries.table import COLUMNS, of_rows
 from xray_pipeline.settings import IntakeRules, Settings
@@ -94,12 +95,14 @@ def judge(
     drift: Drift | None = None,
     acknowledged: Collection[str] = (),
     data_docs: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> Outcome:
     """Validate an intake table (columns of `Row`) and return the verdict on its delivery.
 
     `bookkeeping` names the delivery's files that have no row (labels.csv, _SUCCESS); `drift` is how the delivery
     compares with the dataset, and `acknowledged` names the channels whose alarm a person has settled. With `data_docs`,
-    a folder, Great Expectations writes its own Data Docs of the validation there. Raises OSError when it can't.
+    a folder, Great Expectations writes its own Data Docs of the validation there. `notes` are warnings beside those of
+    expectations. Raises OSError when Data Docs can't be written.
     """
     table = table.assign(statistics="", thumbnail="")  # two thirds of its memory, and no rule is about what is in them
     batches = _batches(table, drift, acknowledged)
@@ -124,8 +127,8 @@ def judge(
         "bookkeeping": list(bookkeeping),
         "drift": drift.to_dict() if drift else None,
     }
-    page = _page(delivery, table, findings, fit, bookkeeping, drift)
-    return Outcome(fit, failures, result, page, warnings)
+    page = _page(delivery, table, findings, fit, bookkeeping, drift, notes=notes)
+    return Outcome(fit, failures, result, page, (*warnings, *notes))
 
 
 def unjudged(delivery: Delivery, why: str) -> str:
@@ -169,13 +172,13 @@ def near_copies(table: pd.DataFrame) -> dict[str, Any]:
 def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[str]) -> dict[str, pd.DataFrame]:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
-    counted = len(table) - int(quarantined["reason"].isin(intake.NOT_COUNTED).sum())
+    counted, files = (len(table) - int(table["reason"].isin(out).sum()) for out in (intake.NOT_COUNTED, [LITTER]))
     shares = accepted["label"].value_counts(normalize=True)
     summary: dict[str, float | None] = {
         "accepted": len(accepted),
         "quarantined_share": (counted - len(accepted)) / counted if counted else 0.0,
         "class_share": float(shares.max()) if len(shares) else 0.0,
-        "leak_share": int(quarantined["reason"].isin(_LEAKS).sum()) / len(table) if len(table) else 0.0,
+        "leak_share": int(quarantined["reason"].isin(_LEAKS).sum()) / files if files else 0.0,
     }
     for channel in drift.channels if drift else ():
         # What can't be said, or was settled by a person, is no reason to stop.
@@ -414,6 +417,7 @@ def _page(
     bookkeeping: Sequence[str],
     drift: Drift | None,
     why: str = "",
+    notes: Sequence[str] = (),
 ) -> str:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
@@ -435,7 +439,7 @@ def _page(
         failures=[finding for finding in findings if not finding.success and finding.stops],
         warnings=[finding for finding in findings if not finding.success and not finding.stops],
         drift=drift,
-        files=len(table),
+        files=len(table) - int((table["reason"] == LITTER).sum()),
         accepted=len(accepted),
         patients=accepted["patient"].nunique(),
         reasons=reasons,
@@ -449,6 +453,7 @@ def _page(
         known=_known(accepted),
         bookkeeping=list(bookkeeping),
         why=why,
+        notes=notes,
     )
 
 

@@ -109,7 +109,7 @@ def places(
     said += _patients_written_twice(listed.values())
     alone = bool(listed) and known.isdisjoint(listed)
     renamed, taken = match(
-        (name for name in listed if name not in known), [file for file in files if file not in listed], alone, where
+        [name for name in listed if name not in known], [file for file in files if file not in listed], alone, where
     )
     if alone and not renamed and files:
         raise DeliveryError(

@@ -194,7 +194,7 @@ def nobody() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("shut", "rows_of_b"),
     [
-        ("b/PNEUMONIA", {"NORMAL/1.jpg": "accepted", "PNEUMONIA/": "unreadable"}),
+        ("b/PNEUMONIA", {"NORMAL/1.jpg": "accepted", "NORMAL/ward/2.jpg": "not-an-image", "PNEUMONIA/": "unreadable"}),
         ("b/NORMAL/ward", {"NORMAL/1.jpg": "accepted", "NORMAL/ward/": "unreadable", "PNEUMONIA/1.jpg": "accepted"}),
         ("b", {"./": "unreadable"}),
     ],

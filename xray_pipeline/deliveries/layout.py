@@ -150,7 +150,8 @@ def _by_folder(files: list[str], entries: Sequence[Entry], classes: Sequence[str
         else:
             found[file] = Place(label, given or "")
     if unknown:
-        raise DeliveryError(_unknown_folders(sorted(unknown), classes, where))
+        beside = any(place.label for place in found.values())
+        raise DeliveryError(_unknown_folders(sorted(unknown), classes, where, beside))
     kinds = [entry.kind for entry in entries]
     if not any(place.label for place in found.values()) and "closed" not in kinds:
         links = kinds.count("symlink")
@@ -182,8 +183,9 @@ def class_named(text: str, classes: Sequence[str]) -> str | None:
     return next((name for name in classes if _folded(name) == _folded(text)), None)
 
 
-def _unknown_folders(paths: Sequence[tuple[str, ...]], classes: Sequence[str], where: str) -> str:
-    """Say what is wrong with folders that are no class: misspelt, too deep, or unlike all that is expected."""
+def _unknown_folders(paths: Sequence[tuple[str, ...]], classes: Sequence[str], where: str, beside: bool) -> str:
+    """Say what is wrong with folders that are no class, `beside` those of classes or alone: misspelt, too deep, or
+    unlike all that is expected."""
     names = sorted({path[0] for path in paths})
     starts = {path[:at] for path in paths for at, name in enumerate(path) if at and _is_expected(name, classes)}
     wraps = {start for start in starts if not any(start[:at] in starts for at in range(1, len(start)))}
@@ -191,10 +193,10 @@ def _unknown_folders(paths: Sequence[tuple[str, ...]], classes: Sequence[str], w
     sides = {name: side for name in holding if (side := _nearest(name, _SIDES, 0.75))}
     if sides or not wraps or any(_nearest(name, classes) for name in names):
         return _unknown_class(names, classes, f"folder of {where}", sides)
-    if len(wraps) > 1:
+    if beside or len(wraps) > 1:
         return (
-            f"class folders of {where} lie too deep, in {len(wraps)} other folders; deliver each of them as a delivery "
-            f"of its own, or move what it holds up"
+            f"class folders of {where} lie too deep, in {len(wraps)} other folders; deliver each as a delivery of its "
+            f"own, or move what it holds up"
         )
     (wrap,) = wraps
     levels = "one folder" if len(wrap) == 1 else f"{len(wrap)} folders"

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +107,64 @@ def test_the_bad_file_of_a_rejected_delivery_is_named(xray: Run, delivery: Path)
         "delivery first is rejected: nothing of it is committed",
         "first row 0: empty, the file has no bytes, NORMAL/bad0.jpeg",
     ]
+
+
+def test_check_ends_with_the_command_that_lists_what_is_refused(xray: Run, delivery: Path) -> None:
+    (delivery / "NORMAL" / "empty.jpeg").write_bytes(b"")
+    last = xray("check", delivery).stdout.splitlines()[-1]
+    assert last == f"  its refused files, one by one: xray check {delivery} --paths"
+    listed = xray(*shlex.split(last)[-3:])
+    assert listed.stdout.splitlines()[0] == "row 0: empty, the file has no bytes, NORMAL/empty.jpeg"
+    (row,) = json.loads(xray("check", delivery, "--paths", "--json").stdout)["refused"]
+    assert row == {"row": 0, "reason": "empty", "detail": "the file has no bytes", "file": "NORMAL/empty.jpeg"}
+    last = xray("ingest").stdout.splitlines()[-2]
+    assert last == "  its refused files, one by one: xray quarantine --delivery first --paths"
+    assert "NORMAL/empty.jpeg" in xray(*shlex.split(last)[-4:]).stdout
+
+
+def test_check_of_a_whole_delivery_names_no_list(xray: Run, delivery: Path) -> None:
+    assert "refused" not in xray("check", delivery).stdout
+
+
+@pytest.mark.parametrize("fault", ["files", "folder"])
+@pytest.mark.parametrize("verb", ["check", "ingest", "retrain"])
+def test_a_rejected_delivery_is_told_once(xray: Run, delivery: Path, verb: str, fault: str) -> None:
+    for n in range(9):
+        (delivery / "NORMAL" / f"bad{n}.jpeg").write_bytes(b"")
+    if fault == "folder":
+        (delivery / "NORMAL").rename(delivery / "NORML")
+    done = xray(verb, *([delivery] if verb == "check" else []))
+    assert done.returncode == 3, done.stderr
+    said = done.stdout + done.stderr
+    assert said.count("did you mean NORMAL" if fault == "folder" else "Few files are quarantined") == 1
+    assert len(re.findall("delivery first:? rejected", said.lower())) == 1
+    assert done.stderr == ""
+
+
+def test_what_is_left_out_is_in_the_json_of_an_ingest(xray: Run, delivery: Path) -> None:
+    (delivery.parent / "more.zip").write_bytes(b"x")
+    done = xray("ingest", "--json")
+    assert "1 archives are left out" in json.loads(done.stdout)["left_out"][0]
+    assert done.stderr == ""
+
+
+def test_folders_that_can_not_be_looked_at_are_in_the_json_and_the_quarantine(xray: Run, delivery: Path) -> None:
+    deep = ["sh", "-c", "for n in $(seq 18); do mkdir $(printf 'x%.0s' $(seq 250)); cd -P x*; done; echo > lost.jpeg"]
+    subprocess.run(deep, cwd=delivery / "NORMAL", check=True)
+    odd = os.fsencode(delivery / "NORMAL") + b"/latin-\xe9\n"
+    os.mkdir(odd)
+    (Path(os.fsdecode(odd)) / "patient0099_1.jpeg").write_bytes(b"")
+    done = xray("ingest", "--json")
+    subprocess.run(["rm", "-rf", str(delivery)], check=True)
+    (told,) = json.loads(done.stdout)["deliveries"]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert told["quarantined"] == {"empty": 1, "unreadable": 1}
+    assert told["accounting"] | {"digest": ""} == {
+        **{"files": 14, "accepted": 12, "quarantined": 2, "missing": 0, "litter": 0, "digest": "", "holds": True}
+    }
+    listed = json.loads(xray("quarantine", "--paths", "--json").stdout)
+    assert [row["reason"] for row in listed] == ["empty", "unreadable"]
+    assert listed[0]["file"] == "NORMAL/latin-\\xe9\\x0a/patient0099_1.jpeg"
 
 
 def test_a_delivery_named_while_it_is_copied_is_refused(xray: Run, delivery: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import html
 import json
 import logging
 import os
@@ -33,11 +34,13 @@ from xray_pipeline.dataset.near_copies import Prints
 from xray_pipeline.dataset.store import Dataset, from_parquet, to_parquet
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import radiograph
+from xray_pipeline.intake import check
 from xray_pipeline.intake import check as intake
 from xray_pipeline.intake import scan as reading
-from xray_pipeline.intake.check import RULES, Delivery, Intake, check, find
+from xray_pipeline.intake.books import balance
+from xray_pipeline.intake.check import RULES, Delivery, Intake, find
 from xray_pipeline.intake.compare_rows import EMPTY, rejudge
-from xray_pipeline.intake.layout import Place, escape, unescape
+from xray_pipeline.intake.layout import Place, escape, places, unescape
 
 KEY = b"key of the tests"
 NOW = time.time() + 1_000_000  # later than any file a test lays, however long the tests before it took
@@ -190,16 +193,94 @@ def nobody() -> Iterator[None]:
         os.seteuid(me)
 
 
-def test_a_delivery_with_an_unreadable_folder_is_left_out_alone(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("shut", "rows_of_b"),
+    [
+        ("b/PNEUMONIA", {"NORMAL/1.jpg": "accepted", "NORMAL/ward/2.jpg": "not-an-image", "PNEUMONIA/": "unreadable"}),
+        ("b/NORMAL/ward", {"NORMAL/1.jpg": "accepted", "NORMAL/ward/": "unreadable", "PNEUMONIA/1.jpg": "accepted"}),
+        ("b", {"./": "unreadable"}),
+    ],
+)
+def test_a_folder_that_can_not_be_listed_is_a_row_of_its_delivery(
+    settings: Settings, shut: str, rows_of_b: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = lay(Path(name), {f"{d}/{c}/1.jpg": b"1" for d in "abc" for c in ("NORMAL", "PNEUMONIA")})
+        files = {f"{d}/{c}/1.jpg": jpeg(seed=len(c)) for d in "abc" for c in ("NORMAL", "PNEUMONIA")}
+        folder = lay(Path(name), files | {"b/NORMAL/ward/2.jpg": b"1"})
         folder.chmod(0o755)
-        (folder / "b" / "PNEUMONIA").chmod(0)
+        judged(folder / "a", settings)  # imports what nobody may not read
+        (folder / shut).chmod(0)
         with nobody():
             found = find(open_store(folder), EMPTY, 0, NOW)
-        assert [(d.name, d.files) for d in found] == [("a", 2), ("c", 2)]
-        assert "delivery b is left out: a folder in it can't be listed (Permission denied)" in caplog.text
-        assert [d.name for d in find(open_store(folder), EMPTY, 0, NOW)] == ["a", "b", "c"] or os.geteuid() != 0
+            table = check(found[1], settings, EMPTY, KEY)
+        (folder / shut).chmod(0o755)
+        assert [d.name for d in found] == ["a", "b", "c"]
+        assert outcomes(table) == rows_of_b
+        assert "1 folders or files can't be looked at" in " ".join(table.warnings)
+        ours = [record for record in caplog.records if record.name.startswith("xray_pipeline")]
+        assert not [record for record in ours if record.levelno >= logging.WARNING]
+
+
+def test_files_of_a_folder_that_may_not_be_entered_are_rows(settings: Settings) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = lay(Path(name), two_classes())
+        folder.chmod(0o755)
+        judged(folder, settings)  # imports what nobody may not read
+        (folder / "NORMAL").chmod(0o444)
+        with nobody():
+            found = outcomes(judged(folder, settings))
+        (folder / "NORMAL").chmod(0o755)
+        assert found == {"NORMAL/a.jpg": "unreadable", "PNEUMONIA/b.jpg": "accepted"}
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A delivery with a path in it that is longer than the system can open; it can be made and removed step by step."""
+    folder = lay(tmp_path / "in" / "day", two_classes())
+    here = Path.cwd()
+    os.chdir(folder / "NORMAL")
+    try:
+        for _ in range(18):
+            os.mkdir("x" * 250)
+            os.chdir("x" * 250)
+        Path("lost.jpg").write_bytes(jpeg(seed=3))
+        yield folder
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def test_a_path_that_is_too_long_is_a_row_and_hides_nothing_else(deep: Path, settings: Settings) -> None:
+    assert [d.name for d in find(open_store(deep.parent), EMPTY, 0, NOW)] == ["day"]
+    found = judged(deep, settings)
+    assert sorted(outcomes(found).values()) == ["accepted", "accepted", "unreadable"]
+    assert "its path is too long" in next(row.detail for row in rows(found).values() if row.reason)
+
+
+def test_folders_of_disks_and_unpackers_are_no_deliveries(tmp_path: Path) -> None:
+    names = ("$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found", "@eaDir", ".Trashes", ".git")
+    lay(tmp_path, {f"{name}/NORMAL/1.jpg": b"1" for name in (*names, "day")})
+    left_out: list[str] = []
+    assert [d.name for d in find(open_store(tmp_path), EMPTY, 0, NOW, left_out=left_out)] == ["day"]
+    assert left_out == []
+
+
+def test_objects_whose_folder_has_no_safe_name_are_told_and_those_inside_a_delivery_are_rows(
+    settings: Settings,
+) -> None:
+    class Listed(DirectoryStore):
+        def list(self, prefix: str = "", *, closed: bool = False) -> Iterator[Entry]:
+            yield from (Entry(key, 1, "v", 1.0) for key in keys)
+
+    keys = ["/NORMAL/1.jpg", "../NORMAL/1.jpg", "day/NORMAL/1.jpg"]
+    left_out: list[str] = []
+    assert [d.name for d in find(Listed(Path("/in")), EMPTY, 0, NOW, left_out=left_out)] == ["day"]
+    assert left_out == [
+        "/in: 2 objects are left out, as the name of their folder is no path ('//', '.' or '..'); rename it"
+    ]
+    entries = [Entry(key, 1, "v", 1.0) for key in ("NORMAL/1.jpg", "/NORMAL/2.jpg", "NORMAL//3.jpg", "../4.jpg")]
+    found, _, _ = places(Listed(Path("/in")), entries, settings.classes, "x")
+    assert [place.reason for place in found.values()] == ["", *["unreadable"] * 3]
 
 
 def test_stray_files_are_seen_beside_an_unreadable_folder() -> None:
@@ -363,11 +444,78 @@ def test_one_class_is_enough(tmp_path: Path, settings: Settings) -> None:
     assert result.fit
 
 
-def test_files_outside_class_folders_and_litter(tmp_path: Path, settings: Settings) -> None:
-    litter = {".DS_Store": b"x", "NORMAL/._a.jpg": b"x", "NORMAL/Thumbs.db": b"x", "__MACOSX/NORMAL/a.jpg": b"x"}
-    found = outcomes(judged(lay(tmp_path, two_classes() | {"README.txt": b"x", **litter}), settings))
-    assert found["README.txt"] == "no-class"
-    assert {found[name] for name in litter} == {"system-file"}
+LITTER = [
+    *(".DS_Store", "NORMAL/._a.jpg", "NORMAL/Thumbs.db", "NORMAL/desktop.ini", "__MACOSX/NORMAL/a.jpg"),
+    *(".ipynb_checkpoints/a-checkpoint.jpg", "NORMAL/.ipynb_checkpoints/a.jpg", ".Trashes/501/a.jpg", ".git/config"),
+    *("$RECYCLE.BIN/S-1-5/$R1.jpg", "System Volume Information/x", "lost+found/#12", ".anything/NORMAL/a.jpg"),
+    *("@eaDir/a.jpg@SynoFile", "train/.hidden/a.jpg", "__pycache__/x.pyc", ".directory", "NORMAL/.nfs0001"),
+    *("~$labels.xlsx", ".~lock.labels.csv#", "labels.csv~", "labels.csv.bak", "~WRL0001.tmp", "Backup of labels.xlk"),
+    *("README", "README.md", "Read me.txt", "LICENSE", "licence.pdf", "DICOMDIR", "train/README.txt", "SHA256SUMS.txt"),
+]
+NO_LITTER = ["NORMAL/.a.jpg", "NORMAL/..jpg", "NORMAL/a.jpg~", "NORMAL/a.dcm.bak", "NORMAL/README.md", "notes.txt"]
+
+
+def test_litter_is_listed_and_is_neither_class_nor_file(tmp_path: Path, settings: Settings) -> None:
+    given = {f"{name}": jpeg(seed=50 + n) for n, name in enumerate(LITTER)}
+    found = judged(lay(tmp_path, two_classes() | given), settings)
+    assert {file: reason for file, reason in outcomes(found).items() if reason != "system-file"} == dict.fromkeys(
+        two_classes(), "accepted"
+    )
+    assert set(outcomes(found)) == {*given, *two_classes()}
+    kept = balance(found.table, 2 + len(LITTER))
+    assert (kept.files, kept.quarantined, kept.litter, kept.holds) == (2, 0, len(LITTER), True)
+    assert "<b>2</b>files" in found.page
+
+
+def test_what_only_looks_like_litter_is_a_file(tmp_path: Path, settings: Settings) -> None:
+    files = two_classes() | {name: jpeg(seed=50 + n) for n, name in enumerate(NO_LITTER)}
+    found = outcomes(judged(lay(tmp_path, files), settings))
+    assert found.pop("notes.txt") == "no-class"
+    assert set(found.values()) == {"accepted"}
+
+
+def test_litter_beside_a_labels_csv_and_links_in_it_are_litter(tmp_path: Path, settings: Settings) -> None:
+    folder = lay(tmp_path, {"a.jpg": jpeg(), "labels.csv": b"file,label\na.jpg,NORMAL\n", "README.md": b"x"})
+    lay(folder, {"~$labels.xlsx": b"x", ".cache/x.jpg": b"x"})
+    (folder / ".cache" / "link").symlink_to(folder)
+    found = outcomes(judged(folder, settings))
+    assert found.pop("a.jpg") == "accepted"
+    assert set(found.values()) == {"system-file"}
+
+
+@pytest.mark.parametrize("below", ["", "train/"])
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [("chest_xray", "one folder too deep, in 'chest_xray'"), ("out/2026", "2 folders too deep, in 'out/2026'")],
+)
+def test_class_folders_that_lie_too_deep_are_refused_with_where(
+    tmp_path: Path, settings: Settings, below: str, wrap: str, said: str
+) -> None:
+    files = {f"{wrap}/{below}{name}": data for name, data in two_classes().items()}
+    with pytest.raises(DeliveryError, match=said):
+        judged(lay(tmp_path, files | {"__MACOSX/x/._a": b"x", ".DS_Store": b"x", "README": b"x"}), settings)
+
+
+def test_a_labels_csv_that_lies_too_deep_is_told(tmp_path: Path, settings: Settings) -> None:
+    files = {"export/labels.csv": b"file,label\na.jpg,NORMAL\n", "export/images/a.jpg": jpeg()}
+    with pytest.raises(DeliveryError, match="one folder too deep, in 'export'"):
+        judged(lay(tmp_path, files), settings)
+
+
+def test_class_folders_in_several_others_are_told_without_names(tmp_path: Path, settings: Settings) -> None:
+    files = {f"{who}/NORMAL/a.jpg": jpeg() for who in ("DOE_JANE", "ROE_JOHN")}
+    with pytest.raises(DeliveryError, match="too deep, in 2 other folders") as caught:
+        judged(lay(tmp_path, files), settings)
+    assert "JANE" not in str(caught.value)
+
+
+def test_every_misspelt_folder_is_named_and_misspelt_sides_too(tmp_path: Path, settings: Settings) -> None:
+    with pytest.raises(
+        DeliveryError, match=r"'NORML'; did you mean NORMAL\? And one 'PNEUMONA'; did you mean PNEUMONIA"
+    ):
+        judged(lay(tmp_path / "a", {"NORML/a.jpg": jpeg(), "PNEUMONA/b.jpg": jpeg(seed=1)}), settings)
+    with pytest.raises(DeliveryError, match=r"'trian'; did you mean train\?"):
+        judged(lay(tmp_path / "b", {"trian/NORMAL/a.jpg": jpeg(), "test/NORMAL/b.jpg": jpeg(seed=1)}), settings)
 
 
 CSV = b"""file,label,patient_id,split
@@ -462,6 +610,142 @@ def test_listed_names_may_be_in_another_unicode_form(tmp_path: Path, settings: S
     result = judged(lay(tmp_path, files | {"labels.csv": text}), settings)
     assert outcomes(result) == dict.fromkeys(files, "accepted")
     assert rows(result)[f"{decomposed}2.jpg"].label == "PNEUMONIA"
+
+
+FOLDERS, CASE, EXTENSIONS = "leading folders", "upper and lower case", "extensions"
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "aside"),
+    [
+        (["a1.jpg", "a2.jpg"], ["D:\\data\\cxr\\a1.jpg", "D:\\data\\cxr\\a2.jpg"], FOLDERS),
+        (["a1.jpg", "a2.jpg"], ["/data/cxr/a1.jpg", "/data/cxr/a2.jpg"], FOLDERS),
+        (["a1.jpg", "a2.jpg"], ["cxr/a1.jpg", "cxr/a2.jpg"], FOLDERS),
+        (["a1.jpg", "a2.jpg"], ["C:\\x\\a1.jpg", "E:\\y\\a2.jpg"], FOLDERS),
+        (["a1.jpg", "a2.jpg"], ["a1.jpg", "\\\\server\\share\\a2.jpg"], FOLDERS),
+        (["p1/x.jpg", "p2/x.jpg"], ["D:\\cxr\\p1\\x.jpg", "D:\\cxr\\p2\\x.jpg"], FOLDERS),
+        (["images/a1.jpg", "images/a2.jpg"], ["a1.jpg", "a2.jpg"], FOLDERS),
+        (["images/a1.jpg", "images/a2.jpg"], ["/mnt/x/a1.jpg", "/mnt/x/a2.jpg"], FOLDERS),
+        (["images_001/a1.jpg", "images_002/a2.jpg"], ["a1.jpg", "a2.jpg"], FOLDERS),
+        (["a1.jpg", "a2.jpg"], ["A1.JPG", "a2.Jpg"], CASE),
+        (["a1.jpg", "A2.JPG"], ["A1.jpg", "a2.jpg"], CASE),
+        (["a1.jpg", "a2.jpg"], ["a1", "a2"], EXTENSIONS),
+        (["a1.jpg", "a2.jpg"], ["a1.png", "a2.dcm"], EXTENSIONS),
+        (["1.2.840.1", "1.2.840.2"], ["1.2.840.1.dcm", "1.2.840.2.dcm"], EXTENSIONS),
+        (["a1.jpg", "a2.jpg"], ["D:\\CXR\\A1.PNG", "D:\\CXR\\A2.PNG"], f"{FOLDERS} and {CASE} and {EXTENSIONS}"),
+        (["p/a1.jpg", "p/a2.jpg"], ["p\\a1.jpg", ".\\p\\a2.jpg"], "backslashes"),
+    ],
+)
+def test_listed_names_that_are_written_otherwise_are_matched_and_it_is_said(
+    tmp_path: Path, settings: Settings, files: list[str], names: list[str], aside: str
+) -> None:
+    lay(tmp_path, {file: jpeg(seed=seed) for seed, file in enumerate(files)})
+    lay(tmp_path, {"labels.csv": f"file,label\n{names[0]},NORMAL\n{names[1]},PNEUMONIA\n".encode()})
+    found = judged(tmp_path, settings)
+    assert outcomes(found) == dict.fromkeys(files, "accepted")
+    assert [rows(found)[file].label for file in files] == ["NORMAL", "PNEUMONIA"]
+    said = " ".join(found.warnings)
+    assert aside in said
+    assert not any(name.strip("./") in said for name in (*files, *names))
+    assert all(html.escape(warning) in found.page for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a1.jpg"], ["D:\\x\\a1.jpg", "D:\\y\\a1.jpg"]),
+        (["a1.jpg"], ["siteA/a1.jpg", "siteB/a1.jpg"]),
+        (["p1/x.jpg", "p2/x.jpg"], ["x.jpg"]),
+        (["a1.jpg", "A1.jpg"], ["A1.JPG"]),
+        (["a1.jpg", "a1.png"], ["a1.dcm"]),
+        (["b.jpg", "a1.jpg", "A1.jpg"], ["b.jpg", "a1.JPG"]),
+    ],
+)
+def test_listed_names_that_fit_several_files_refuse_the_delivery(
+    tmp_path: Path, settings: Settings, files: list[str], names: list[str]
+) -> None:
+    lay(tmp_path / "day", {file: jpeg(seed=seed) for seed, file in enumerate(files)})
+    lay(tmp_path / "day", {"labels.csv": "\n".join(["file,label", *(f"{name},NORMAL" for name in names)]).encode()})
+    with pytest.raises(DeliveryError, match=r"labels\.csv of delivery day .*(fit several files|one of its)") as caught:
+        judged(tmp_path / "day", settings)
+    assert "write each path as it is inside the delivery" in str(caught.value)
+
+
+def test_names_of_nothing_that_is_here_are_refused_with_a_hint(tmp_path: Path, settings: Settings) -> None:
+    lay(tmp_path / "day", {"a.jpg": jpeg(), "labels.csv": b"file,label\nD:\\x\\b.jpg,NORMAL\n"})
+    with pytest.raises(
+        DeliveryError, match=r"none of the 1 names in labels\.csv of delivery day is one of its 1 files"
+    ):
+        judged(tmp_path / "day", settings)
+
+
+def test_a_stray_line_takes_no_file_of_another_folder(tmp_path: Path, settings: Settings) -> None:
+    lay(tmp_path, {"p1/a.jpg": jpeg(), "p3/b.jpg": jpeg(seed=1), "b.jpg": jpeg(seed=2), "x\\y.jpg": jpeg(seed=3)})
+    text = b"file,label\np1/a.jpg,NORMAL\np2/b.jpg,PNEUMONIA\nx\\y.jpg,NORMAL\n"
+    found = judged(lay(tmp_path, {"labels.csv": text}), settings)
+    assert outcomes(found) == {
+        "p1/a.jpg": "accepted",
+        "x\\x5cy.jpg": "accepted",  # a backslash may be part of a name
+        "p2/b.jpg": "missing",
+        "p3/b.jpg": "not-listed",
+        "b.jpg": "not-listed",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ids", "several"),
+    [
+        (["7", "7.0", "0007"], 1),
+        (["7", "8"], 0),
+        (["7.0", "8.0"], 0),
+        (["P7", "p007", "9", "09"], 2),
+        (["1.2.0", "1.2"], 0),
+    ],
+)
+def test_patient_ids_in_several_forms_are_told_and_never_changed(
+    tmp_path: Path, settings: Settings, ids: list[str], several: int
+) -> None:
+    files = {f"{n}.jpg": jpeg(seed=n) for n in range(len(ids))}
+    text = "".join(f"{n}.jpg,NORMAL,{identifier}\n" for n, identifier in enumerate(ids))
+    found = judged(lay(tmp_path, {**files, "labels.csv": f"file,label,patient_id\n{text}".encode()}), settings)
+    assert [rows(found)[file].patient for file in files] == [patient(f"patient:{identifier}") for identifier in ids]
+    told = [warning for warning in found.warnings if "patient_id" in warning]
+    assert len(told) == bool(several)
+    assert all(f"writes {several} patients in more than one way" in warning for warning in told)
+    assert not any(form in " ".join(told) for form in ("7.0", "0007", "007", "09"))
+
+
+LISTED = """
+from xray_pipeline.intake import layout
+from xray_pipeline.base.storage import Entry, open_store
+import sys
+def peak():  # KB
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+names = int(sys.argv[2])
+entries = [Entry(f"{n}.jpg", 1, "v", 0.0) for n in range(names if sys.argv[3] == "there" else 3)]
+entries.append(Entry("labels.csv", 1, "v", 0.0))
+before = peak()
+found, missing, _ = layout.places(open_store(sys.argv[1]), entries, ("NORMAL", "PNEUMONIA"), "x")
+print((peak() - before) * 1024 // names, len(found), len(missing))
+"""
+
+
+@pytest.mark.parametrize("kind", ["there", "absent"])
+def test_a_long_labels_csv_takes_little_more_memory_than_what_is_kept_of_it(tmp_path: Path, kind: str) -> None:
+    count = 300_000
+    text = "".join(f"{n}.jpg,NORMAL,{n // 3}\n" for n in range(count))
+    lay(tmp_path, {"labels.csv": f"file,label,patient_id\n{text}".encode()})
+    command = [sys.executable, "-c", LISTED, str(tmp_path), str(count), kind]
+    bytes_a_line, found, missing = map(int, subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split())
+    assert (found, missing) == ((count, 0) if kind == "there" else (3, count - 3))
+    assert bytes_a_line < 430
+
+
+def test_a_list_of_very_many_files_that_are_not_there_is_refused_at_once(tmp_path: Path, settings: Settings) -> None:
+    text = "".join(f"{n}.jpg,NORMAL\n" for n in range(20_003))
+    lay(tmp_path, {f"{n}.jpg": jpeg(seed=n) for n in range(3)} | {"labels.csv": f"file,label\n{text}".encode()})
+    with pytest.raises(DeliveryError, match="names 20,000 files that are not in it, beside 3 that are"):
+        judged(tmp_path, settings)
 
 
 def test_a_file_listed_under_two_labels_is_a_conflict(tmp_path: Path, settings: Settings) -> None:
@@ -933,6 +1217,21 @@ def test_a_dead_store_is_an_error_not_a_quarantine(tmp_path: Path, settings: Set
     reader = reading.Reader(Dead(tmp_path), settings, KEY, {"a": Place("NORMAL")})
     with pytest.raises(StorageUnavailable):
         reader.row(Entry("a", 1, "v", 0.0))
+
+
+@pytest.mark.parametrize("name", ["layout_ipynb_checkpoints", "layout_one_too_deep", "layout_windows_paths"])
+def test_reported_layouts_end_as_they_should(shared: Path, settings: Settings, name: str) -> None:
+    folder = shared / "data" / "reports" / name
+    if name == "layout_one_too_deep":
+        with pytest.raises(DeliveryError, match="lie one folder too deep, in 'chest_xray'; deliver that folder itself"):
+            judged(folder, settings)
+        return
+    found = judged(folder, settings)
+    assert found.fit
+    kept = {file: reason for file, reason in outcomes(found).items() if not file.startswith(".")}
+    assert len(kept) == (8 if name == "layout_ipynb_checkpoints" else 4)
+    assert set(kept.values()) == {"accepted"}
+    assert found.result["quarantined"] == ({"system-file": 1} if name == "layout_ipynb_checkpoints" else {})
 
 
 def test_real_delivery_into_the_dataset(shared: Path, settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import html
+import json
 import os
 import shutil
 import tempfile
@@ -47,6 +48,51 @@ def ingest(run: Run) -> list[Checked]:
     found = [night.check_delivery(run, key) for key in keys]
     night.commit_deliveries(run, keys)
     return found
+
+
+# beside another process
+
+
+def commit_meanwhile(settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another run commit a delivery once this one asks for it."""
+    check = night.check_delivery
+
+    def first_the_other(run: Run, asked: str, *rest: Any, **named: Any) -> Checked:
+        if asked == key:
+            check(Run(settings), key)
+            night.commit_deliveries(Run(settings), [key])
+        return check(run, asked, *rest, **named)
+
+    monkeypatch.setattr(night, "check_delivery", first_the_other)
+
+
+@pytest.mark.parametrize("named", [(), ("a", "b", "c")])
+def test_a_delivery_that_another_run_commits_meanwhile_stops_no_other(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...]
+) -> None:
+    for number, name in enumerate("abc"):
+        lay(settings, name, {f"NORMAL/patient{number}_{n}.jpg": jpeg(seed=10 * number + n) for n in range(3)})
+    commit_meanwhile(settings, "b", monkeypatch)
+    monkeypatch.setattr(cli, "_run", lambda *_: Run(settings))
+    said = CliRunner().invoke(cli.app, ["ingest", *named, "--json"])
+    assert said.exit_code == 0, said.output
+    told = json.loads(said.stdout)["deliveries"]
+    assert [(one["key"], one["fit"], one["accepted"], one["accounting"]["holds"]) for one in told] == [
+        (name, True, 3, True) for name in "abc"
+    ]
+    assert told[1]["warnings"] == ["It was committed by another run meanwhile."]
+    assert Dataset(settings).manifests() == ["a", "b", "c"]
+    assert CliRunner().invoke(cli.app, ["ingest", "b"]).exit_code == 1  # it is no more what waits
+
+
+def test_a_delivery_judged_anew_by_another_run_while_it_is_committed_stops_no_other(settings: Settings) -> None:
+    run = Run(settings)
+    for number, name in enumerate("ab"):
+        lay(settings, name, {f"NORMAL/patient{number}_{n}.jpg": jpeg(seed=10 * number + n) for n in range(3)})
+        night.check_delivery(run, name)
+    run.store().delete("intake/a/table.parquet")  # as the other run does before it keeps its own
+    assert night.commit_deliveries(run, ["a", "b"]).changed == ("a",)
+    assert Dataset(settings).manifests() == ["b"]
 
 
 # settled

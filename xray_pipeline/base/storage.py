@@ -26,7 +26,7 @@ from xray_pipeline.base.errors import AccessDenied, ConfigError, ObjectNotFound,
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
 
-Kind = Literal["file", "symlink", "special"]
+Kind = Literal["file", "symlink", "special", "closed"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Entry:
     """One object of a store as a listing saw it.
 
     `version` changes when the content does (modification time and inode, or ETag); `modified` is in Unix seconds;
-    `kind` is "file" unless a directory holds a symbolic link or a FIFO, socket or device ("special").
+    `kind` is "file" unless a directory holds a symbolic link, a FIFO, socket or device ("special"), or what can't be
+    looked at ("closed"): its path is too long, or permission is missing. The key of a closed folder ends with a slash.
     """
 
     key: str
@@ -74,8 +75,12 @@ class Store(ABC):
         """Delete the object; a missing one is fine. Raises StorageUnavailable."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield every object below the folder `prefix` ("" is the root), in the store's order, unsorted in general."""
+    def list(self, prefix: str = "", *, closed: bool = False) -> Iterator[Entry]:
+        """Yield every object below the folder `prefix` ("" is the root), in the store's order, unsorted in general.
+
+        What a directory holds below that folder and does not let us look at is yielded, too, with `closed`; otherwise
+        it is an error. Raises StorageUnavailable.
+        """
 
     @abstractmethod
     def folders(self) -> Sequence[str]:
@@ -148,24 +153,37 @@ class DirectoryStore(Store):
         except OSError as error:
             raise self._named(error, key) from error
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        folders = [_checked(prefix) if prefix else ""]
+    def list(self, prefix: str = "", *, closed: bool = False) -> Iterator[Entry]:
+        start = _checked(prefix) if prefix else ""
+        folders = [start]
         while folders:
             folder = folders.pop()
             try:
                 with os.scandir(self.root / folder) as found:
                     items = sorted(found, key=lambda item: item.name)
-            except FileNotFoundError:
-                continue
             except OSError as error:
-                raise self._named(error, folder or ".") from error
+                if not isinstance(error, FileNotFoundError):  # gone since it was seen: not there
+                    yield self._closed(error, folder, f"{folder}/", closed and folder != start)
+                continue
             for item in items:
                 key = f"{folder}/{item.name}" if folder else item.name
                 if item.is_dir(follow_symlinks=False):
                     folders.append(key)
                 elif not item.name.startswith(_TEMPORARY):
-                    with contextlib.suppress(FileNotFoundError):  # gone since the scan: not there
-                        yield _entry(key, item)
+                    try:
+                        entry = _entry(key, item)
+                    except FileNotFoundError:
+                        continue
+                    except OSError as error:
+                        entry = self._closed(error, key, key, closed)
+                    yield entry
+
+    def _closed(self, error: OSError, place: str, key: str, wanted: bool) -> Entry:
+        """Return the entry of what one can't look at; raise StorageError unless it is `wanted`, and for other errors,
+        which are the store's."""
+        if wanted and error.errno in CLOSED:
+            return Entry(key, 0, "", 0.0, "closed")
+        raise self._named(error, place or ".") from error
 
     def folders(self) -> Sequence[str]:
         try:
@@ -214,6 +232,8 @@ class DirectoryStore(Store):
 
 
 _TEMPORARY = ".xray-tmp-"
+CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""What the system answers of one file or folder that can't be looked at; other errors are the store's."""
 
 
 def _entry(key: str, item: os.DirEntry[str]) -> Entry:
@@ -287,7 +307,7 @@ class S3Store(Store):
         with self._errors(key):
             self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, closed: bool = False) -> Iterator[Entry]:
         under = self.prefix + (f"{_checked(prefix)}/" if prefix else "")
         with self._errors(prefix or "."):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under):

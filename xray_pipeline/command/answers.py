@@ -35,12 +35,18 @@ BATCH = 64
 
 
 def preview_delivery(
-    settings: Settings, uri: str, progress: Progress | None = None, data_docs: Path | None = None
+    settings: Settings,
+    uri: str,
+    progress: Progress | None = None,
+    data_docs: Path | None = None,
+    *,
+    paths: bool = False,
 ) -> dict[str, Any]:
     """Judge a delivery anywhere as the intake would, against the dataset as it is; write nothing but `data_docs`.
 
     Returns key, files, fit, accepted, quarantined (counts by reason), why, warnings, accounting (how the files add up)
-    and the Great Expectations result; a delivery that can't be judged at all is not fit. With `data_docs`, a new or
+    and the Great Expectations result; a delivery that can't be judged at all is not fit. With `paths` also refused:
+    row, reason, detail and file of each file that is kept out; a path may name a patient. With `data_docs`, a new or
     empty folder outside the deliveries, Great Expectations writes its own pages there. Raises ConfigError for another
     folder, DeliveryError when there is nothing to judge, StorageError.
     """
@@ -60,17 +66,20 @@ def preview_delivery(
     except DeliveryError as error:
         rejected = {"fit": False, "accepted": 0, "quarantined": {}, "why": str(error), "expectations": {}}
         return {"key": delivery.key, "files": delivery.files, **rejected, "warnings": [], "accounting": None}
-    counts = accounting([found.table])
+    counts, kept = accounting([found.table]), balance(found.table, delivery.files)
+    out = found.table[found.table["verdict"] != "accepted"][["reason", "detail", "file"]]
+    refused = [{"row": row, **values} for row, values in out.to_dict("index").items()]
     return {
         "key": found.delivery.key,
-        "files": len(found.table),
+        "files": kept.files,
         "fit": found.fit,
         "accepted": counts.pop("accepted", 0),
         "quarantined": counts,
         "why": " ".join(found.failures),
         "warnings": list(found.warnings),
-        "accounting": asdict(balance(found.table, delivery.files)),
+        "accounting": asdict(kept),
         "expectations": found.result,
+        **({"refused": refused} if paths else {}),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,12 +62,19 @@ def check(
             "outside when they are opened.",
         ),
     ] = None,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="List refused files, with paths; they may name patients.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Judge one delivery and print the verdict; changes nothing, and writes Data Docs if they are asked for."""
     with _progress(as_json) as progress:
-        result = answers.preview_delivery(_run().settings, delivery, progress, data_docs)
-    _print(result, as_json, _delivery_lines(result))
+        result = answers.preview_delivery(_run().settings, delivery, progress, data_docs, paths=paths)
+    listed = "" if paths else f"xray check {shlex.quote(delivery)} --paths"
+    refused = [
+        f"row {row['row']}: {row['reason']}, {row['detail']}, {row['file']}" for row in result.get("refused", ())
+    ]
+    _print(result, as_json, [*refused, *_delivery_lines(result, listed)])
     if not result["fit"]:
         raise typer.Exit(NO)
 
@@ -131,15 +139,21 @@ def ingest(
 ) -> None:
     """Check deliveries of the incoming folder and commit those that are fit."""
     run = _run()
+    left_out: list[str] = []
     with _progress(as_json) as progress:
-        keys = deliveries or night.find_deliveries(run)
-        results = [night.check_delivery(run, key, progress, named=bool(deliveries)).to_dict() for key in keys]
+        keys = deliveries or night.find_deliveries(run, left_out)
+        checked = night.check_deliveries(run, keys, progress, named=bool(deliveries))
         committed = night.commit_deliveries(run, keys, progress)
-        results = [{**result, "accounting": bookkeeping.of_delivery(run, result["key"])} for result in results]
-    lines = [line for result in results for line in _delivery_lines(result)]
+        results = [{**one.to_dict(), "accounting": bookkeeping.of_delivery(run, one.key)} for one in checked]
+    lines = [
+        line
+        for result in results
+        for line in _delivery_lines(result, f"xray quarantine --delivery {shlex.quote(result['key'])} --paths")
+    ]
+    lines += [f"left out: {text}" for text in left_out]
     lines += [f"delivery {key} changed between its check and its commit: not taken" for key in committed.changed]
     lines.append(_dataset_line(committed.to_dict()) if committed.snapshot else "the dataset is empty")
-    _print({"deliveries": results, "dataset": committed.to_dict()}, as_json, lines)
+    _print({"deliveries": results, "left_out": left_out, "dataset": committed.to_dict()}, as_json, lines)
     if committed.changed or not all(result["fit"] for result in results):
         raise typer.Exit(NO)
 
@@ -319,7 +333,8 @@ def _print(result: object, as_json: bool, lines: list[str]) -> None:
     typer.echo(json.dumps(result, indent=1) if as_json else "\n".join(lines))
 
 
-def _delivery_lines(result: Mapping[str, Any]) -> list[str]:
+def _delivery_lines(result: Mapping[str, Any], listed: str) -> list[str]:
+    """Say what became of a delivery; `listed` is the command that lists its refused files."""
     verdict = "fit" if result["fit"] else "rejected"
     lines = [f"delivery {result['key']}: {verdict}, {result['accepted']} files accepted"]
     lines += [f"  {count} quarantined: {reason}" for reason, count in sorted(result["quarantined"].items())]
@@ -329,7 +344,10 @@ def _delivery_lines(result: Mapping[str, Any]) -> list[str]:
     if kept := result["accounting"]:
         adds_up = "each once" if kept["holds"] else "WHICH DOES NOT ADD UP"
         sums = f"{kept['files']} files = {kept['accepted']} accepted + {kept['quarantined']} quarantined"
-        lines.append(f"  {sums}, {adds_up}; digest {kept['digest'][:12]}")
+        litter = f"; {kept['litter']} of litter aside" if kept["litter"] else ""
+        lines.append(f"  {sums}, {adds_up}{litter}; digest {kept['digest'][:12]}")
+    if listed and kept and result["quarantined"]:
+        lines.append(f"  its refused files, one by one: {listed}")
     return lines
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base.errors import DatasetError, DeliveryError
 from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, part_of, standing
+from xray_pipeline.intake.layout import LITTER, escape, is_litter
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.steps import Checked, Progress, Run
 
@@ -37,33 +38,35 @@ NOT_FILES = ("missing",)
 class Balance:
     """How a delivery's files add up.
 
-    `files` were listed, `missing` are only named in labels.csv; `digest` is the SHA-256 over every row's path, size,
-    version, content digest and verdict, so that equal digests mean equal bookkeeping. `holds` says that each listed
-    file has one row and each row one verdict.
+    `files` were listed, and `litter` beside them; `missing` are only named in labels.csv; `digest` is the SHA-256 over
+    every row's path, size, version, content digest and verdict, so that equal digests mean equal bookkeeping. `holds`
+    says that each listed file has one row and each row one verdict.
     """
 
     files: int
     accepted: int
     quarantined: int
     missing: int
+    litter: int
     digest: str
     holds: bool
 
 
 def balance(table: Any, files: int | None = None) -> Balance:
-    """Add up an intake table or manifest; `files` is the number of files that were listed, None: not known."""
+    """Add up an intake table or manifest; `files` is the number of files and litter listed, None: not known."""
     columns = ["file", "size", "version", "source_digest", "verdict", "reason"]
     rows = table[columns].sort_values("file").to_numpy().tolist()
     counts = Counter(row[4] for row in rows)
-    missing = int(table["reason"].isin(NOT_FILES).sum())
+    missing, litter = int(table["reason"].isin(NOT_FILES).sum()), int((table["reason"] == LITTER).sum())
     once = table["file"].is_unique and set(counts) <= {"accepted", "quarantined"}
     reasoned = all(bool(row[5]) is (row[4] == "quarantined") for row in rows)
     listed = len(rows) - missing if files is None else files
     return Balance(
-        files=listed,
+        files=listed - litter,
         accepted=counts["accepted"],
-        quarantined=counts["quarantined"] - missing,
+        quarantined=counts["quarantined"] - missing - litter,
         missing=missing,
+        litter=litter,
         digest=hashlib.sha256("\n".join(json.dumps(row) for row in rows).encode()).hexdigest(),
         holds=bool(once and reasoned and listed == len(rows) - missing),
     )
@@ -192,7 +195,7 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     from xray_pipeline.base.storage import open_store
     from xray_pipeline.dataset.store import Dataset, accounting
     from xray_pipeline.dataset.table import by_file
-    from xray_pipeline.intake.layout import escape
+    from xray_pipeline.intake.scan import listing
 
     dataset = Dataset(run.settings)
     dataset.settle()
@@ -204,7 +207,7 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     delivery = _find(run, name)
     if delivery is None:
         return {**outcome, "why": nothing}
-    listed = {(escape(entry.key), entry.size, entry.version) for entry in open_store(delivery.uri, run.settings).list()}
+    listed = {(escape(e.key), e.size, e.version) for e in listing(open_store(delivery.uri, run.settings))}
     waiting = _waiting(tables)
     delivery, judged = _judged(run, dataset, delivery, waiting, listed, progress)
     taken = judged[judged["verdict"] == "accepted"].reset_index(drop=True)
@@ -220,8 +223,6 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
 
 def _waiting(tables: Mapping[str, Any]) -> dict[File, str]:
     """Return the files of one delivery whose quarantine stands, litter aside, with its reason."""
-    from xray_pipeline.intake.layout import is_litter
-
     stands, found = standing(tables), dict[File, str]()
     for key, table in tables.items():
         out = table[stands[key] & (table["verdict"] != "accepted")]
@@ -305,5 +306,5 @@ def _find(run: Run, name: str) -> Any:
     from xray_pipeline.intake.compare_rows import EMPTY
 
     incoming = open_store(run.settings.incoming, run.settings)
-    found = intake.find(incoming, EMPTY, run.settings.settle_seconds, time.time(), run.settings.classes)
+    found = intake.find(incoming, EMPTY, run.settings.settle_seconds, time.time(), run.settings.classes, [])
     return next((delivery for delivery in found if delivery.name == name), None)

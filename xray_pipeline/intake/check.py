@@ -12,13 +12,12 @@ never shown, because it may name a patient.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +25,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from xray_pipeline.base.errors import DeliveryError, ObjectNotFound, StorageUnavailable
+from xray_pipeline.base.errors import DeliveryError, ObjectNotFound
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Entry, Store, open_store
 from xray_pipeline.dataset.table import Row, by_file, of_rows
@@ -35,8 +34,18 @@ from xray_pipeline.images.radiograph import Rule
 from xray_pipeline.intake import drift
 from xray_pipeline.intake.compare_rows import History, rejudge
 from xray_pipeline.intake.drift import Drift
-from xray_pipeline.intake.layout import BOOKKEEPING, LABELS, SUCCESS, class_named, escape, is_litter, places, side_named
-from xray_pipeline.intake.scan import Progress, Reader, journal_of, scan, still_there
+from xray_pipeline.intake.layout import (
+    BOOKKEEPING,
+    LABELS,
+    LITTER,
+    SUCCESS,
+    class_named,
+    escape,
+    is_litter,
+    places,
+    side_named,
+)
+from xray_pipeline.intake.scan import Progress, Reader, journal_of, listing, scan, still_there
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +53,17 @@ RULES: Final[tuple[Rule, ...]] = (
     *radiograph.RULES,
     Rule("symlink", "quarantined", "symbolic links are never followed"),
     Rule("special-file", "quarantined", "FIFOs, sockets and devices are never opened"),
-    Rule("system-file", "quarantined", "litter of operating systems (.DS_Store, Thumbs.db, ._*); counts as no file"),
-    Rule("unreadable", "quarantined", "no permission to read the file, or its name is no safe path"),
+    Rule(
+        LITTER,
+        "quarantined",
+        "litter, which counts as no file: of operating systems and programs (.DS_Store, Thumbs.db, ._*, hidden "
+        "folders, lock and backup files), and README, LICENSE, DICOMDIR and the like beside the classes",
+    ),
+    Rule(
+        "unreadable",
+        "quarantined",
+        "no permission to read the file or to list the folder, or its name is no safe path or is too long",
+    ),
     Rule("vanished", "quarantined", "the file went away during the check, or later, which settled a label conflict"),
     Rule("changed", "quarantined", "the file changed during the check"),
     Rule("no-class", "quarantined", "the file lies outside every class folder"),
@@ -69,7 +87,8 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("no-given-split", "quarantined", "split mode is `given` and nothing says which side the file is on"),
 )
 _UNREAD: Final = ("unreadable", "vanished", "changed")
-NOT_COUNTED: Final = ("duplicate", "system-file")  # in the share of quarantined files
+_MOST_ABSENT: Final = 10_000  # files that labels.csv names in vain and that get a row, where they reject the delivery
+NOT_COUNTED: Final = ("duplicate", LITTER)  # in the share of quarantined files
 
 
 @dataclass(frozen=True)
@@ -121,39 +140,50 @@ def find(
     settle_seconds: float,
     now: float,
     classes: Sequence[str] = (),
-    *,
-    quietly: bool = False,
+    left_out: list[str] | None = None,
 ) -> list[Delivery]:
     """Return the deliveries under `incoming` that hold files the dataset has not seen, sorted by name.
 
     A delivery is settled when it carries `_SUCCESS` or nothing in it was modified for `settle_seconds` before `now`
-    (Unix seconds). A delivery with a folder that can't be listed is left out, with a warning; it is found once it can.
-    So is what lies beside deliveries and is none; `quietly` keeps those warnings back. Raises DeliveryError when
-    `incoming` itself looks like a delivery and nothing in it does; `classes` helps to tell.
+    (Unix seconds). What lies beside deliveries and is none is left out, with a warning, or with a sentence in
+    `left_out`. Raises DeliveryError when `incoming` itself looks like a delivery and nothing in it does; `classes`
+    helps to tell.
     """
-    listings: dict[str, list[Entry]] = {}
-    loose: list[Entry] = []
-    for entry in _entries(incoming):
-        folder, slash, key = entry.key.partition("/")
-        if not slash:
-            loose.append(entry)
-        elif folder and not folder.startswith("."):
-            listings.setdefault(folder, []).append(replace(entry, key=key))
+    listings, loose, unsafe = _by_folder(listing(incoming, itself=False))
     parts = sorted(folder for folder in listings if _is_part(folder, classes))
     whole = {folder: entries for folder, entries in listings.items() if folder not in parts}
     if not any(_is_laid_out(entries, classes) for entries in whole.values()):
         _check_not_a_delivery(incoming.uri, loose, parts)
-    left_out = [f"{incoming.uri}: {text}" for text in _left_out(loose, parts)]
+    beside = [f"{incoming.uri}: {text}" for text in _left_out(loose, parts, unsafe)]
     found = []
     for folder, entries in whole.items():
         delivery = _describe(folder, incoming.child(folder).uri, entries, history, settle_seconds, now)
         if delivery is not None:
             found.append(delivery)
         elif not any(map(_is_content, entries)) and not history.seen(_safe_name(folder))[0]:
-            left_out.append(f"delivery {_safe_name(folder)} holds no file to check, only bookkeeping or litter")
-    for text in left_out:
-        log.log(logging.DEBUG if quietly else logging.WARNING, "%s", text)
+            beside.append(f"delivery {_safe_name(folder)} holds no file to check, only bookkeeping or litter")
+    if left_out is None:
+        for text in beside:
+            log.warning("%s", text)
+    else:
+        left_out += beside
     return sorted(found, key=lambda delivery: delivery.name)
+
+
+def _by_folder(entries: Iterable[Entry]) -> tuple[dict[str, list[Entry]], list[Entry], int]:
+    """Return what lies in each folder, litter aside, what lies in none, and how many objects have no safe folder."""
+    listings: dict[str, list[Entry]] = {}
+    loose: list[Entry] = []
+    unsafe = 0
+    for entry in entries:
+        folder, slash, key = entry.key.partition("/")
+        if not slash:
+            loose.append(entry)
+        elif folder in ("", ".", ".."):
+            unsafe += 1
+        elif not is_litter(f"{folder}/"):
+            listings.setdefault(folder, []).append(replace(entry, key=key or "./"))
+    return listings, loose, unsafe
 
 
 def _is_part(folder: str, classes: Sequence[str]) -> bool:
@@ -187,8 +217,10 @@ def _check_not_a_delivery(uri: str, loose: list[Entry], parts: list[str]) -> Non
         raise DeliveryError(f"{uri} holds files and so looks like a delivery itself; point at its parent")
 
 
-def _left_out(loose: list[Entry], parts: list[str]) -> Iterator[str]:
+def _left_out(loose: list[Entry], parts: list[str], unsafe: int) -> Iterator[str]:
     """Say what lies beside the deliveries and is none, without its name where that may be a patient's."""
+    if unsafe:
+        yield f"{unsafe} objects are left out, as the name of their folder is no path ('//', '.' or '..'); rename it"
     for folder in parts:
         yield f"the folder {folder!r} is named like a part of a delivery and is left out; if it is one, rename it"
     if count := sum(map(_is_of_a_delivery, loose)):
@@ -199,33 +231,6 @@ def _left_out(loose: list[Entry], parts: list[str]) -> Iterator[str]:
         yield "a symbolic link is left out; links are never followed, deliver a real folder"
 
 
-def _entries(incoming: Store) -> list[Entry]:
-    """List everything in one go; where that fails at a folder, list folder by folder and leave out what can't be."""
-    found: list[Entry] = []
-    try:
-        found.extend(incoming.list())
-        return found
-    except StorageUnavailable as error:
-        if not _is_of_one_folder(error):
-            raise
-    found = [entry for entry in found if "/" not in entry.key]  # all of them: a store lists its root first
-    for folder in incoming.folders():
-        try:
-            found += [replace(entry, key=f"{folder}/{entry.key}") for entry in incoming.child(folder).list()]
-        except StorageUnavailable as error:
-            if not _is_of_one_folder(error):
-                raise
-            why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "no permission"
-            log.warning("delivery %s is left out: a folder in it can't be listed (%s)", _safe_name(folder), why)
-    return found
-
-
-def _is_of_one_folder(error: StorageUnavailable) -> bool:
-    """Whether a listing failed for what one folder is, and not because the store did not answer."""
-    cause = error.__cause__
-    return isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-
-
 def at(uri: str, settings: Settings, history: History, now: float) -> Delivery:
     """Return the delivery in one folder or s3:// prefix, wherever it lies.
 
@@ -234,7 +239,7 @@ def at(uri: str, settings: Settings, history: History, now: float) -> Delivery:
     store = open_store(uri, settings)
     folder = store.uri.rstrip("/").rpartition("/")[2]
     try:
-        entries = list(store.list())
+        entries = listing(store)
     except ObjectNotFound as error:
         raise DeliveryError(f"{store.uri} is a file; a delivery is a folder, name that") from error
     found = _describe(folder, store.uri, entries, history, settings.settle_seconds, now)
@@ -318,27 +323,35 @@ def check(
     from xray_pipeline.intake import expectations
 
     store = open_store(delivery.uri, settings)
-    entries = list(store.list())
+    entries = listing(store)
     seen = history.seen(delivery.name)[1]
     new = _unseen(entries, seen)
     if _fingerprint(new, entries) != delivery.fingerprint:
         raise DeliveryError(f"delivery {delivery.key} changed since it was found; it is judged once it has settled")
-    said, missing = places(store, entries, settings.classes, f"delivery {delivery.key}")
+    said, missing, odd = places(store, entries, settings.classes, f"delivery {delivery.key}")
+    # Once, by the first part that missed it.
+    absent = [name for name in map(escape, missing) if (name, 0, "") not in seen]
+    if len(absent) > max(_MOST_ABSENT, settings.rules.max_quarantined_share * (len(absent) + len(new))):
+        raise DeliveryError(
+            f"{LABELS} of delivery {delivery.key} names {len(absent):,} files that are not in it, beside {len(new):,} "
+            f"that are; deliver them with it, or leave their lines out"
+        )
     reader = Reader(store, settings, patient_key, said)
     with journal_of(delivery.uri, delivery.fingerprint, delivery.files, settings, patient_key) as journal:
         read = of_rows(scan(reader, new, journal, settings.workers, delivery.key, progress))
-    absent = (Row(escape(file), 0, "", reason="missing", detail="named in labels.csv only") for file in missing)
-    named = (row for row in absent if row[:3] not in seen)  # once, by the first part that missed it
-    table = rejudge(by_file(still_there(read, store), of_rows(named)), history, settings)
+    named = of_rows(Row(name, 0, "", reason="missing", detail="named in labels.csv only") for name in absent)
+    table = rejudge(by_file(still_there(read, store), named), history, settings)
+    if closed := sum(entry.kind == "closed" and not is_litter(entry.key) for entry in new):
+        odd.append(f"{closed:,} folders or files can't be looked at; what is in them is taken once it can be.")
     bookkeeping = sorted(entry.key for entry in entries if entry.key in BOOKKEEPING)
     found = drift.of_table(table, history.reference(), settings.rules)
     nothing_new = delivery.part > 1 and _nothing_new(table, seen)
     asked = _undemanding(settings) if nothing_new else settings
-    outcome = expectations.judge(delivery, table, asked, bookkeeping, found, acknowledged, data_docs)
-    warnings = (*outcome.warnings, _said(table)) if nothing_new else outcome.warnings
+    notes = [*odd, _said(table)] if nothing_new else odd
+    outcome = expectations.judge(delivery, table, asked, bookkeeping, found, acknowledged, data_docs, notes)
     accepted = int((table["verdict"] == "accepted").sum())
     log.info("delivery %s: %d of %d files accepted", delivery.key, accepted, len(table))
-    return Intake(delivery, table, outcome.fit, outcome.failures, outcome.result, outcome.page, warnings, found)
+    return Intake(delivery, table, outcome.fit, outcome.failures, outcome.result, outcome.page, outcome.warnings, found)
 
 
 def _nothing_new(table: pd.DataFrame, seen: frozenset[tuple[str, int, str]]) -> bool:

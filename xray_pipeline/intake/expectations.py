@@ -26,6 +26,7 @@ from xray_pipeline.dataset.store import SIDES
 from xray_pipeline.dataset.table import COLUMNS, of_rows
 from xray_pipeline.intake import check as intake
 from xray_pipeline.intake.drift import Channel, Drift, level_of
+from xray_pipeline.intake.layout import LITTER
 
 if TYPE_CHECKING:
     from xray_pipeline.intake.check import Delivery
@@ -92,12 +93,14 @@ def judge(
     drift: Drift | None = None,
     acknowledged: Collection[str] = (),
     data_docs: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> Outcome:
     """Validate an intake table (columns of `Row`) and return the verdict on its delivery.
 
     `bookkeeping` names the delivery's files that have no row (labels.csv, _SUCCESS); `drift` is how the delivery
     compares with the dataset, and `acknowledged` names the channels whose alarm a person has settled. With `data_docs`,
-    a folder, Great Expectations writes its own Data Docs of the validation there. Raises OSError when it can't.
+    a folder, Great Expectations writes its own Data Docs of the validation there. `notes` are warnings beside those of
+    expectations. Raises OSError when Data Docs can't be written.
     """
     table = table.assign(statistics="", thumbnail="")  # two thirds of its memory, and no rule is about what is in them
     batches = _batches(table, drift, acknowledged)
@@ -122,8 +125,8 @@ def judge(
         "bookkeeping": list(bookkeeping),
         "drift": drift.to_dict() if drift else None,
     }
-    page = _page(delivery, table, findings, fit, bookkeeping, drift)
-    return Outcome(fit, failures, result, page, warnings)
+    page = _page(delivery, table, findings, fit, bookkeeping, drift, notes=notes)
+    return Outcome(fit, failures, result, page, (*warnings, *notes))
 
 
 def unjudged(delivery: Delivery, why: str) -> str:
@@ -167,13 +170,13 @@ def near_copies(table: pd.DataFrame) -> dict[str, Any]:
 def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[str]) -> dict[str, pd.DataFrame]:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
-    counted = len(table) - int(quarantined["reason"].isin(intake.NOT_COUNTED).sum())
+    counted, files = (len(table) - int(table["reason"].isin(out).sum()) for out in (intake.NOT_COUNTED, [LITTER]))
     shares = accepted["label"].value_counts(normalize=True)
     summary: dict[str, float | None] = {
         "accepted": len(accepted),
         "quarantined_share": (counted - len(accepted)) / counted if counted else 0.0,
         "class_share": float(shares.max()) if len(shares) else 0.0,
-        "leak_share": int(quarantined["reason"].isin(_LEAKS).sum()) / len(table) if len(table) else 0.0,
+        "leak_share": int(quarantined["reason"].isin(_LEAKS).sum()) / files if files else 0.0,
     }
     for channel in drift.channels if drift else ():
         # What can't be said, or was settled by a person, is no reason to stop.
@@ -412,6 +415,7 @@ def _page(
     bookkeeping: Sequence[str],
     drift: Drift | None,
     why: str = "",
+    notes: Sequence[str] = (),
 ) -> str:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
@@ -433,7 +437,7 @@ def _page(
         failures=[finding for finding in findings if not finding.success and finding.stops],
         warnings=[finding for finding in findings if not finding.success and not finding.stops],
         drift=drift,
-        files=len(table),
+        files=len(table) - int((table["reason"] == LITTER).sum()),
         accepted=len(accepted),
         patients=accepted["patient"].nunique(),
         reasons=reasons,
@@ -447,6 +451,7 @@ def _page(
         known=_known(accepted),
         bookkeeping=list(bookkeeping),
         why=why,
+        notes=notes,
     )
 
 

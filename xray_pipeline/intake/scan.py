@@ -27,14 +27,14 @@ from xray_pipeline.base.errors import (
     StorageUnavailable,
 )
 from xray_pipeline.base.settings import IntakeRules, Settings
-from xray_pipeline.base.storage import Entry, Store
+from xray_pipeline.base.storage import CLOSED, Entry, Store
 from xray_pipeline.dataset import near_copies as near_duplicates
 from xray_pipeline.dataset.store import side_of
 from xray_pipeline.dataset.table import Row, quarantined
 from xray_pipeline.images import appearance, radiograph
 from xray_pipeline.images.radiograph import Limits, Normalised
 from xray_pipeline.intake.journal import Journal
-from xray_pipeline.intake.layout import Place, escape, unescape
+from xray_pipeline.intake.layout import LITTER, Place, escape, unescape
 
 Progress = Callable[[int, int, str], None]
 
@@ -44,6 +44,30 @@ _JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
 def limits(rules: IntakeRules) -> Limits:
     """Return the part of the rules that one file's header must keep."""
     return Limits(rules.max_file_bytes, rules.max_pixels, rules.min_side, rules.max_aspect)
+
+
+def listing(store: Store, *, itself: bool = True) -> list[Entry]:
+    """Return all that a delivery holds; what can't be looked at is an entry of its own ("closed"), whose name ends with
+    a slash when it is a folder. `itself` says that this may be the delivery's own folder, then `./`.
+
+    Raises StorageError.
+    """
+    try:
+        return list(store.list())
+    except StorageUnavailable as error:
+        if not _of_one_folder(error):
+            raise
+    try:
+        return list(store.list(closed=True))
+    except StorageUnavailable as error:
+        if not (itself and _of_one_folder(error)):
+            raise
+        return [Entry("./", 0, "", 0.0, "closed")]
+
+
+def _of_one_folder(error: StorageUnavailable) -> bool:
+    """Whether a listing failed for what one folder is, and not because the store did not answer."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in CLOSED
 
 
 def scan(
@@ -118,7 +142,7 @@ def _in_order(function: Callable[[Entry], Row], entries: Sequence[Entry], worker
 
 def still_there(table: pd.DataFrame, store: Store) -> pd.DataFrame:
     """List once more: a file that went away or changed under our eyes is quarantined."""
-    now = {escape(entry.key): (entry.size, entry.version) for entry in store.list()}
+    now = {escape(entry.key): (entry.size, entry.version) for entry in listing(store)}
     seen = table[["file", "size", "version"]].itertuples(name=None)
     off = {row: now.get(file) for row, file, *was in seen if now.get(file) != tuple(was)}
     if off:
@@ -151,9 +175,9 @@ class Reader:
         """Judge one file by itself."""
         place = self._said[entry.key]
         row = Row(escape(entry.key), entry.size, entry.version, label=place.label, given_split=place.given)
-        if entry.kind == "symlink":
+        if entry.kind == "symlink" and place.reason != LITTER:
             return quarantined(row, "symlink", "a symbolic link")
-        if entry.kind == "special":
+        if entry.kind == "special" and place.reason != LITTER:
             return quarantined(row, "special-file", "a FIFO, socket or device")
         if place.reason:
             return quarantined(row, place.reason, place.detail)

@@ -219,8 +219,10 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
 
 
 # What a logged model holds: all that makes pixels of bytes, and what assembles the network.
-_TRAVELLERS = ("__init__.py", "base/__init__.py", "base/errors.py", "images/*.py", "models/__init__.py")
-_TRAVELLERS += ("models/backbones.py", "models/bundle.py")
+_TRAVELLERS = (
+    *("__init__.py", "base/__init__.py", "base/errors.py", "images/*.py"),
+    *("models/__init__.py", "models/backbones.py", "models/bundle.py"),
+)
 # Modules by their form: a model that an earlier version logged came with that version's.
 _CODE = re.compile(r"code/xray_pipeline/([a-z_]+/)?[a-z_]+\.py")
 _TENSORS = f"artifacts/classifier/{WEIGHTS}"

@@ -181,8 +181,10 @@ def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in (files("xray_pipeline.training") / "recipes").iterdir())
 
 
-def find_deliveries(run: Run) -> list[str]:
+def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
+
+    What lies beside them and is none is said in `left_out`, else in the log.
 
     At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest. Those that were
     rejected and have not changed come in where there is room, so that they keep no other out.
@@ -191,7 +193,7 @@ def find_deliveries(run: Run) -> list[str]:
 
     dataset = Dataset(run.settings)
     dataset.settle()
-    found = _deliveries(run, dataset.history())
+    found = _deliveries(run, dataset.history(), left_out)
     for delivery in found:
         if not delivery.settled:
             log.info("delivery %s is still arriving: %d files; next time", delivery.key, delivery.files)
@@ -234,7 +236,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     store, dataset = run.store(), Dataset(run.settings)
     dataset.settle()
     history = dataset.history()  # one for finding and judging it: it may be committed meanwhile
-    delivery = next((d for d in _deliveries(run, history, quietly=True) if d.key == key), None)
+    delivery = next((d for d in _deliveries(run, history, []) if d.key == key), None)
     if delivery is None:
         raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
     arriving = "" if delivery.settled else _arriving(delivery, run.settings)
@@ -259,8 +261,31 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         result = _unjudged(store, delivery, rules, error)
     else:
         result = keep(store, intake, rules)
-    log.log(logging.INFO if result.fit else logging.ERROR, "delivery %s: %s", key, _verdict(result))
+    log.info("delivery %s: %s", key, _verdict(result))
     return result
+
+
+def check_deliveries(
+    run: Run, keys: list[str], progress: Progress | None = None, *, named: bool = False
+) -> list[Checked]:
+    """Judge deliveries one after another, as `check_delivery` does and with what it raises.
+
+    One that another run commits meanwhile stops no other; the verdict on it is that of its manifest.
+    """
+    from xray_pipeline.dataset.store import Dataset, accounting
+
+    dataset, found = Dataset(run.settings), []
+    before = dataset.manifests() if named else []
+    for key in keys:
+        try:
+            found.append(check_delivery(run, key, progress, named=named))
+        except DeliveryError:
+            if key in before or key not in dataset.manifests():
+                raise
+            counts = accounting([dataset.manifest(key)])
+            accepted, said = counts.pop("accepted", 0), "It was committed by another run meanwhile."
+            found.append(Checked(key, {}, "", True, accepted, counts, "", (said,)))
+    return found
 
 
 def _unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
@@ -368,14 +393,14 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     for key in keys:
         logs.about(delivery=key)
         verdict = checked(store, key)
+        if verdict is None and key not in dataset.manifests():
+            log.warning("delivery %s is not committed: it was not checked", key)
         if verdict is None or not verdict.fit:
-            log.warning("delivery %s is not committed: %s", key, _verdict(verdict) if verdict else "it was not checked")
             continue
-        table = from_parquet(store.read(f"intake/{key}/table.parquet"), f"intake table of {key}")
-        intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "")
         try:
-            manifest = dataset.commit(intake, progress)
-        except DeliveryError as error:
+            table = from_parquet(store.read(f"intake/{key}/table.parquet"), f"intake table of {key}")
+            manifest = dataset.commit(Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, ""), progress)
+        except (DeliveryError, ObjectNotFound) as error:  # ObjectNotFound: another run judges it anew
             if key in dataset.manifests():  # by another run, before the change
                 continue
             store.delete(f"intake/{key}/checked.json")
@@ -578,9 +603,9 @@ def _verdict(result: Checked) -> str:
     return "; ".join([head, *filter(None, [result.why]), *result.warnings])
 
 
-def _deliveries(run: Run, history: History, *, quietly: bool = False) -> list[Delivery]:
+def _deliveries(run: Run, history: History, left_out: list[str] | None) -> list[Delivery]:
     from xray_pipeline.intake import check as intake
 
     incoming = open_store(run.settings.incoming, run.settings)
     s = run.settings
-    return intake.find(incoming, history, s.settle_seconds, time.time(), s.classes, quietly=quietly)
+    return intake.find(incoming, history, s.settle_seconds, time.time(), s.classes, left_out)

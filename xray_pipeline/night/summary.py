@@ -20,8 +20,7 @@ _T = TypeVar("_T", bound=Outcome)
 def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     """Run the whole night and return what `conclude` says. Raises what its steps raise."""
     found = night.find_deliveries(run)
-    for key in found:
-        night.check_delivery(run, key, progress)
+    night.check_deliveries(run, found, progress)
     committed = night.commit_deliveries(run, found, progress)
     outcomes: dict[str, Mapping[str, Any] | None] = {}
 

@@ -271,7 +271,7 @@ def _decoded_jpeg(jpeg: _Jpeg) -> NDArray[np.uint8]:
 def _strictly(data: bytes, space: Literal["GRAY", "RGB"]) -> NDArray[np.uint8]:
     """Return what libjpeg-turbo decodes without a warning (H, W, channels). Raises RadiographError."""
     try:
-        return simplejpeg.decode_jpeg(data, space, strict=True)
+        return np.asarray(simplejpeg.decode_jpeg(data, space, strict=True))
     except ValueError as error:
         said = str(error)
     over = int(found[1]) if (found := _OVER.search(said)) else 0

@@ -152,7 +152,7 @@ def read_png(data: bytes, limits: Limits) -> Read:
         pixels = upright(_png_grey(image), parts.orientation)
     bits = parts.depth if mode != "P" else 8
     if bits == 16:
-        pixels, bits = _whole_range(pixels, 16 if parts.whole_range else limits.png_bits)
+        pixels, bits = _scaled(pixels, 16 if parts.whole_range else limits.png_bits)
     return Read(Facts("png", pixels.shape[1], pixels.shape[0], mode, bits), pixels)
 
 
@@ -177,7 +177,7 @@ def _opaque_16(image: PngImageFile) -> NDArray[np.uint16]:
     return pixels
 
 
-def _whole_range(pixels: Pixels, bits: int) -> tuple[Pixels, int]:
+def _scaled(pixels: Pixels, bits: int) -> tuple[Pixels, int]:
     """Return 16-bit values of `bits` (0: the fewest of 8, 10, 12, 14, 16 that hold the brightest) scaled, and the bits.
 
     What has 8 bits or fewer is returned as uint8. Raises RadiographError when a pixel is brighter than the bits allow.

@@ -216,8 +216,8 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
         network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
     network.load_state_dict(safetensors.torch.load(weights))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    said = [facts[name] for name in ("side", "threshold", "temperature")]
-    return cls(network, facts["backbone"], tuple(facts["classes"]), *said, facts.get("png_bits", 0))
+    said = [facts["side"], facts["threshold"], facts["temperature"], facts.get("png_bits", 0)]
+    return cls(network, facts["backbone"], tuple(facts["classes"]), *said)
 
 
 # What a logged model holds.

@@ -13,6 +13,9 @@ import pytest
 from samples import jpeg, picture, png
 from small_models import small_classifier
 
+from xray_pipeline.commands import answers
+from xray_pipeline.settings import IntakeRules, Settings
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -156,49 +159,52 @@ def test_evaluate_counts_copies_too(xray: Run, delivery: Path, model: Path) -> N
 
 
 def test_evaluate_says_what_it_leaves_out_and_why(xray: Run, delivery: Path, model: Path) -> None:
+    (delivery / "NORMAL" / ".DS_Store").write_bytes(b"x")  # counts as no file
+    (delivery / "NORMAL" / "deep.png").write_bytes(png(picture(50).astype(np.uint16) * 16))
     done = xray("evaluate", model, "--data", delivery)
     assert done.returncode == 0, done.stderr
-    assert "0 of 12 files are left out" in done.stdout
-    (delivery / "NORMAL" / ".DS_Store").write_bytes(b"x")  # counts as no file
-    assert xray("evaluate", model, "--data", delivery).returncode == 0
+    assert "0 of 13 files are left out" in done.stdout
+    assert "16-bit PNGs that hold fewer bits, scaled to the whole range: 1 of 12 bits" in done.stdout
     (delivery / "NORMAL" / "page.jpeg").write_text("<html>")
     for number in range(2):
         (delivery / "PNEUMONIA" / f"cut{number}.jpeg").write_bytes(jpeg(seed=40 + number)[:-40])
     done = xray("evaluate", model, "--data", delivery)
     assert done.returncode == 3
-    assert "3 of 15 files are left out" in done.stdout
+    assert "3 of 16 files are left out" in done.stdout
     assert "  1 not-an-image: the content is not JPEG, PNG or DICOM, whatever the name says" in done.stdout
     assert "  2 truncated: " in done.stdout
     assert "page.jpeg" not in done.stdout
-    assert xray("evaluate", model, "--data", delivery, "--json").returncode == 3
 
 
 def test_16_bit_pngs_of_fewer_bits_are_answered_and_scored_as_the_picture_they_show(
-    xray: Run, model: Path, tmp_path: Path
+    settings: Settings, model: Path, tmp_path: Path
 ) -> None:
-    answers = []
+    said, scores = {}, {}
     for bits in (16, 12, 10):
         folder = tmp_path / f"of{bits}"
         for seed in range(8):
-            scaled = np.rint(picture(seed) * ((2**bits - 1) / 255)).astype(np.uint16)
             file = folder / ("NORMAL", "PNEUMONIA")[seed % 2] / f"{seed}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(png(scaled))
-        said = json.loads(xray("predict", model, *sorted(folder.rglob("*.png")), "--json").stdout)
-        scores = json.loads(xray("evaluate", model, "--data", folder, "--json").stdout)
-        assert scores["png_bits"] == {str(bits): 8}
-        answers.append(([row["probabilities"]["NORMAL"] for row in said], scores["auc"]["value"]))
-    for probabilities, auc in answers[1:]:
-        assert probabilities == pytest.approx(answers[0][0], abs=2e-3)
-        assert auc == pytest.approx(answers[0][1], abs=0.07)
-    text = xray("evaluate", model, "--data", tmp_path / "of12").stdout
-    assert "16-bit PNGs that hold fewer bits, scaled to the whole range: 8 of 12 bits" in text
-    whole = xray("predict", model, *sorted((tmp_path / "of10").rglob("*.png")), "--json", XRAY_RULES__PNG_BITS="16")
-    black = [row["probabilities"]["NORMAL"] for row in json.loads(whole.stdout)]
-    assert black != pytest.approx(answers[0][0], abs=2e-3)  # the setting says that they are as dark as they look
-    wrong = xray("predict", model, *(tmp_path / "of10").rglob("*.png"), XRAY_RULES__PNG_BITS="4")
-    assert wrong.returncode == 1
-    assert "XRAY_RULES__PNG_BITS" in wrong.stderr
+            file.write_bytes(png(np.rint(picture(seed) * ((2**bits - 1) / 255)).astype(np.uint16)))
+        said[bits] = answered(settings, model, folder)
+        scores[bits] = answers.evaluate_folder(settings, str(model), str(folder))
+        assert scores[bits]["png_bits"] == {str(bits): 8}
+    for bits in (12, 10):
+        assert said[bits] == pytest.approx(said[16], abs=2e-3)
+        assert scores[bits]["confusion"] == scores[16]["confusion"]
+    told = settings.model_copy(update={"rules": IntakeRules(png_bits=16)})  # they are as dark as they look
+    assert answered(told, model, tmp_path / "of10") != pytest.approx(said[16], abs=2e-3)
+
+
+def answered(settings: Settings, model: Path, folder: Path) -> list[float]:
+    found = answers.predict_files(settings, str(model), sorted(folder.rglob("*.png")))
+    return [row["probabilities"]["NORMAL"] for row in found]
+
+
+def test_settings_of_a_depth_that_is_none_are_refused(xray: Run) -> None:
+    done = xray("history", XRAY_RULES__PNG_BITS="4")
+    assert done.returncode == 1
+    assert "XRAY_RULES__PNG_BITS" in done.stderr
 
 
 def test_predict_answers_each_file(xray: Run, delivery: Path, model: Path, tmp_path: Path) -> None:

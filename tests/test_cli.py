@@ -189,11 +189,11 @@ def test_16_bit_pngs_of_fewer_bits_are_answered_and_scored_as_the_picture_they_s
         said[bits] = answered(settings, model, folder)
         scores[bits] = answers.evaluate_folder(settings, str(model), str(folder))
         assert scores[bits]["png_bits"] == {str(bits): 8}
-    for bits in (12, 10):
-        assert said[bits] == pytest.approx(said[16], abs=2e-3)
-        assert scores[bits]["confusion"] == scores[16]["confusion"]
     told = settings.model_copy(update={"rules": IntakeRules(png_bits=16)})  # they are as dark as they look
-    assert answered(told, model, tmp_path / "of10") != pytest.approx(said[16], abs=2e-3)
+    dark = np.abs(np.subtract(answered(told, model, tmp_path / "of10"), said[16])).max()
+    for bits in (12, 10):
+        assert 20 * np.abs(np.subtract(said[bits], said[16])).max() < dark
+        assert scores[bits]["confusion"] == scores[16]["confusion"]
 
 
 def answered(settings: Settings, model: Path, folder: Path) -> list[float]:

@@ -8,10 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import Run
-from samples import jpeg
+from samples import jpeg, picture, png
 from small_models import small_classifier
+
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.command import answers
 
 
 @pytest.fixture
@@ -194,6 +198,55 @@ def test_evaluate_gives_each_metric_with_its_interval(xray: Run, delivery: Path,
 def test_evaluate_counts_copies_too(xray: Run, delivery: Path, model: Path) -> None:
     (delivery / "NORMAL" / "copy.jpeg").write_bytes(jpeg(seed=0))
     assert json.loads(xray("evaluate", model, "--data", delivery, "--json").stdout)["n"] == 13
+
+
+def test_evaluate_says_what_it_leaves_out_and_why(xray: Run, delivery: Path, model: Path) -> None:
+    (delivery / "NORMAL" / ".DS_Store").write_bytes(b"x")  # counts as no file
+    (delivery / "NORMAL" / "deep.png").write_bytes(png(picture(50).astype(np.uint16) * 16))
+    done = xray("evaluate", model, "--data", delivery)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 13 files are left out" in done.stdout
+    assert "16-bit PNGs that hold fewer bits, scaled to the whole range: 1 of 12 bits" in done.stdout
+    (delivery / "NORMAL" / "page.jpeg").write_text("<html>")
+    for number in range(2):
+        (delivery / "PNEUMONIA" / f"cut{number}.jpeg").write_bytes(jpeg(seed=40 + number)[:-40])
+    done = xray("evaluate", model, "--data", delivery)
+    assert done.returncode == 3
+    assert "3 of 16 files are left out" in done.stdout
+    assert "  1 not-an-image: the content is not JPEG, PNG or DICOM, whatever the name says" in done.stdout
+    assert "  2 truncated: " in done.stdout
+    assert "page.jpeg" not in done.stdout
+
+
+def test_16_bit_pngs_of_fewer_bits_are_answered_and_scored_as_the_picture_they_show(
+    settings: Settings, model: Path, tmp_path: Path
+) -> None:
+    said, scores = {}, {}
+    for bits in (16, 12, 10):
+        folder = tmp_path / f"of{bits}"
+        for seed in range(8):
+            file = folder / ("NORMAL", "PNEUMONIA")[seed % 2] / f"{seed}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(np.rint(picture(seed) * ((2**bits - 1) / 255)).astype(np.uint16)))
+        said[bits] = answered(settings, model, folder)
+        scores[bits] = answers.evaluate_folder(settings, str(model), str(folder))
+        assert scores[bits]["png_bits"] == {str(bits): 8}
+    told = settings.model_copy(update={"rules": IntakeRules(png_bits=16)})  # they are as dark as they look
+    dark = np.abs(np.subtract(answered(told, model, tmp_path / "of10"), said[16])).max()
+    for bits in (12, 10):
+        assert 20 * np.abs(np.subtract(said[bits], said[16])).max() < dark
+        assert scores[bits]["confusion"] == scores[16]["confusion"]
+
+
+def answered(settings: Settings, model: Path, folder: Path) -> list[float]:
+    found = answers.predict_files(settings, str(model), sorted(folder.rglob("*.png")))
+    return [row["probabilities"]["NORMAL"] for row in found]
+
+
+def test_settings_of_a_depth_that_is_none_are_refused(xray: Run) -> None:
+    done = xray("history", XRAY_RULES__PNG_BITS="4")
+    assert done.returncode == 1
+    assert "XRAY_RULES__PNG_BITS" in done.stderr
 
 
 def test_predict_answers_each_file(xray: Run, delivery: Path, model: Path, tmp_path: Path) -> None:

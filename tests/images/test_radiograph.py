@@ -214,7 +214,87 @@ def test_scan_that_goes_on_after_the_image_is_corrupt() -> None:
     source = large_jpeg()
     size = source.index(b"\xff\xc0") + 5
     assert refusal(source[:size] + struct.pack(">H", 280) + source[size + 2 :]) == "corrupt"
-    accepted(source[:-2] + bytes(30) + b"\xff\xff\xd9")  # but padding is let pass
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"rgb": True}])
+def test_what_follows_the_last_code_of_a_jpeg_may_be_padding_and_nothing_else(options: dict[str, Any]) -> None:
+    source = large_jpeg(**options)
+    for zeros in (1, 2, 30, 64):
+        padded = accepted(source[:-2] + bytes(zeros) + b"\xff\xff\xd9")
+        assert np.array_equal(padded.pixels, accepted(source).pixels)
+        assert np.array_equal(decode(padded.data), padded.pixels)
+    for rest in (bytes(2000), b"\x01" * 40, np.random.default_rng(0).bytes(40).replace(b"\xff", b"")):
+        assert refusal(source[:-2] + rest + b"\xff\xd9") == "corrupt"
+
+
+DAMAGE: dict[str, Callable[[bytes, int, int], bytes]] = {
+    "missing": lambda data, at, stop: data[:at] + data[at + 600 :],
+    "added": lambda data, at, stop: data[:at] + data[at - 600 : at].rstrip(b"\xff") + data[at:],
+    "noise added": lambda data, at, stop: data[:at] + bytes(range(1, 255)) * 3 + data[at:],
+    "zeroed to its end": lambda data, at, stop: data[:at] + bytes(stop - at) + data[stop:],
+}
+
+
+@KINDS
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("where", [0.3, 0.6])
+def test_stretches_of_a_scan_that_are_missing_added_or_zeroed_are_noticed(
+    options: dict[str, Any], damage: str, where: float
+) -> None:
+    source = large_jpeg(**options)
+    longest = max(range(source.count(b"\xff\xda")), key=lambda n: -np.subtract(*entropy(source, n)))
+    start, stop = entropy(source, longest)
+    at = start + int((stop - start) * where)
+    while source[at - 1] == 0xFF:
+        at += 1
+    assert refusal(DAMAGE[damage](source, at, stop)) in ("truncated", "corrupt")
+
+
+def test_code_that_is_none_is_corrupt() -> None:
+    source = large_jpeg()
+    start, stop = entropy(source)
+    at, ones = (start + stop) // 2, b"\xff\0" * 20  # no Huffman code consists of them
+    assert refusal(source[:at].rstrip(b"\xff") + ones + source[at + 40 :]) == "corrupt"
+
+
+def test_scan_header_of_a_baseline_jpeg_that_leaves_its_spectrum_empty_is_read() -> None:
+    source = large_jpeg()
+    first = entropy(source)[0]
+    result = accepted(source[: first - 3] + bytes(3) + source[first:])
+    assert np.array_equal(result.pixels, accepted(source).pixels)
+    assert result.digest == accepted(source).digest
+
+
+def spliced(factors: list[tuple[int, int]], height: int = 177, width: int = 203) -> bytes:
+    """A JPEG whose three components have any sampling factors: a scan each, of a grey JPEG of that size."""
+    most = [max(pair[axis] for pair in factors) for axis in range(2)]
+    tables, scans, components = b"", b"", b""
+    for number, (across, down) in enumerate(factors, 1):
+        shape = -(-height * down // most[1]), -(-width * across // most[0])
+        plane = jpeg(picture(0, *shape) if number == 1 else np.full(shape, 128, np.uint8))
+        for marker, start, stop, _ in segments(plane):
+            if marker == 0xDA:
+                scans += plane[start : start + 5] + bytes([number]) + plane[start + 6 : stop]
+            elif number == 1 and marker in (0xC4, 0xDB):
+                tables += plane[start:stop]
+        components += bytes([number, across << 4 | down, 0])
+    frame = struct.pack(">HBHHB", 17, 8, height, width, 3) + components
+    return b"\xff\xd8" + tables + b"\xff\xc0" + frame + scans + b"\xff\xd9"
+
+
+def test_usual_samplings_of_colour_are_read_and_odd_ones_refused() -> None:
+    for factors in ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1)):
+        source = spliced([factors, (1, 1), (1, 1)])
+        assert np.array_equal(accepted(source).pixels, np.asarray(opened(source))[..., 0])
+    assert refusal(spliced([(3, 1), (1, 1), (1, 1)])) == "unsupported-jpeg"
+
+
+def test_pixels_of_real_jpegs_are_pillows(shared: Path) -> None:
+    small = sorted((shared / "data" / "chest_xray").rglob("*.jpeg"))[::100]
+    for path in (*sorted((shared / "data" / "fullres_sample").rglob("*.jpeg"))[::4], *small):
+        image = Image.open(path)
+        image.draft("L" if image.mode == "L" else "YCbCr", image.size)
+        assert np.array_equal(accepted(path.read_bytes()).pixels, np.asarray(image.split()[0]))
 
 
 def test_missing_scans_are_truncated() -> None:
@@ -309,6 +389,79 @@ def test_sixteen_bits_are_kept() -> None:
     assert np.array_equal(result.pixels, deep)
     assert result.facts.bits == 16
     assert np.array_equal(decode(result.data), deep)
+
+
+SIXTEEN = picture(3).astype(np.uint16) * 257
+"""The same as a radiograph of 16 bits."""
+
+
+def of_bits(bits: int) -> NDArray[np.uint16]:
+    """The picture as a detector of some bits gives it."""
+    return np.rint(SIXTEEN * ((2**bits - 1) / 65535)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_16_bit_png_of_fewer_bits_is_scaled_to_what_it_shows(bits: int) -> None:
+    source = png(of_bits(bits))
+    result = accepted(source)
+    assert (result.facts.mode, result.facts.bits, result.pixels.dtype) == ("I;16", bits, np.uint16)
+    assert np.abs(result.pixels.astype(int) - SIXTEEN).max() <= 65535 / (2**bits - 1)
+    assert (result.pixels.min(), result.pixels.max()) == (0, 65535)
+    assert np.array_equal(load(source, LIMITS, 64), load(result.data, LIMITS, 64))
+    assert accepted(result.data).digest == result.digest
+
+
+@pytest.mark.parametrize(
+    ("brightest", "bits"),
+    [(1, 8), (255, 8), (256, 10), (1023, 10), (1024, 12), (4095, 12), (4096, 14), (16383, 14), (16384, 16)],
+)
+def test_depth_of_a_16_bit_png_is_the_smallest_that_holds_its_brightest_pixel(brightest: int, bits: int) -> None:
+    pixels = (SIXTEEN > 30000).astype(np.uint16) * brightest
+    result = accepted(png(pixels))
+    assert result.facts.bits == bits
+    shown = result.pixels.max() / (255 if bits == 8 else 65535)
+    assert shown == pytest.approx(brightest / (2**bits - 1), abs=1e-4)
+    assert np.array_equal(decode(result.data), result.pixels)
+    assert np.array_equal(load(png(pixels), LIMITS, 64), load(result.data, LIMITS, 64))
+
+
+def test_eight_bits_in_a_16_bit_png_are_the_8_bit_picture() -> None:
+    result = accepted(png(picture().astype(np.uint16)))
+    assert result.digest == accepted(png()).digest
+    assert (result.facts.mode, result.facts.bits) == ("I;16", 8)
+
+
+def test_what_is_said_of_the_depth_goes_before_the_brightest_pixel() -> None:
+    dark = of_bits(12) // 5  # fits 10 bits
+    assert dark.max() < 1024
+    said = {bits: normalise(png(dark), Limits(png_bits=bits)) for bits in (12, 15, 16)}
+    assert np.array_equal(said[16].pixels, dark)
+    for bits in (12, 15):
+        assert np.array_equal(said[bits].pixels, np.rint(dark * (65535 / (2**bits - 1))).astype(np.uint16))
+    for bits, result in said.items():
+        assert result.facts.bits == bits
+        for limits in (LIMITS, Limits(png_bits=12), Limits(png_bits=10)):  # what is stored is never scaled again
+            assert np.array_equal(load(result.data, limits, 64), square(result.pixels, 64))
+    assert refusal(png(of_bits(12)), Limits(png_bits=10)) == "wrong-depth"
+    assert normalise(png(), Limits(png_bits=12)).digest == accepted(png()).digest  # no 16-bit PNG
+    assert normalise(dicom(), Limits(png_bits=12)).digest == accepted(dicom()).digest
+
+
+def test_dark_window_of_a_dicom_stays_dark_in_what_is_stored() -> None:
+    deep = np.minimum(of_bits(12), 500)
+    result = accepted(dicom(deep, BitsStored=12, WindowCenter="2048", WindowWidth="4096"))
+    assert 0 < result.pixels.max() < 16384
+    assert np.array_equal(load(result.data, LIMITS, 64), square(result.pixels, 64))
+
+
+def test_reported_png_of_12_bits_and_jpeg_with_a_zero_behind_it(shared: Path) -> None:
+    reports = shared / "data" / "reports"
+    shown = accepted((reports / "png_12_bits_in_16.reference.png").read_bytes())
+    found = accepted((reports / "png_12_bits_in_16.png").read_bytes())
+    assert found.facts.bits == 12
+    assert np.abs(square(found.pixels, 224).astype(int) - square(shown.pixels, 224)).max() <= 1
+    trailing = (reports / "jpg_trailing_nul.jpg").read_bytes()
+    assert accepted(trailing).digest == accepted(trailing.rstrip(b"\0")).digest
 
 
 def test_png_metadata_is_left_out() -> None:
@@ -414,9 +567,17 @@ def test_cut_in_the_pixels_is_called_truncated(source: bytes) -> None:
 
 
 @ONE_OF_EACH
-@pytest.mark.parametrize("tail", [b"\0", b"PK\x03\x04 and so on", b"<script>", bytes(600)])
+@pytest.mark.parametrize("tail", [b"PK\x03\x04 and so on", b"<script>", bytes(600)])
 def test_bytes_behind_the_image_are_refused(source: bytes, tail: bytes) -> None:
     assert refusal(source + tail) == "trailing-garbage"
+
+
+@pytest.mark.parametrize("make", [jpeg, png, lambda: jpeg(progressive=True), lambda: png(of_bits(12))])
+def test_a_few_zeros_blanks_and_line_ends_behind_a_jpeg_or_png_are_let_pass(make: Callable[[], bytes]) -> None:
+    for tail in (b"\0", b"\n", b"\r\n", b"\0\0\0", b" \t\r\n\0", bytes(16)):
+        assert accepted(make() + tail).digest == accepted(make()).digest
+    for tail in (bytes(17), b"\n" * 17, b"\0x", b"\x1a", b"\n" + make()):
+        assert refusal(make() + tail) == "trailing-garbage"
 
 
 @pytest.mark.parametrize("make", [jpeg, png, dicom])
@@ -534,9 +695,12 @@ def test_any_16_bit_pixels_survive(pixels: NDArray[np.uint16]) -> None:
     pixels[0, 0] ^= 1
     if pixels.min() == pixels.max():
         pixels[0, 1] ^= 2
-    result = accepted(png(pixels))
+    result = normalise(png(pixels), Limits(png_bits=16))
     assert np.array_equal(result.pixels, pixels)
     assert np.array_equal(decode(result.data), pixels)
+    shown = accepted(png(pixels))
+    assert np.array_equal(decode(shown.data), shown.pixels)
+    assert np.array_equal(load(shown.data, LIMITS, 64), square(shown.pixels, 64))
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(128) + b"DICM"]))

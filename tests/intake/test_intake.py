@@ -19,13 +19,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from s3_server import BUCKET, S3Server
-from samples import dicom, jpeg, png
+from samples import dicom, jpeg, picture, png
 
 from xray_pipeline.base.errors import ConfigError, DeliveryError, StorageUnavailable
 from xray_pipeline.base.settings import IntakeRules, Settings
@@ -582,6 +583,63 @@ def test_labels_csv_as_programs_write_it(tmp_path: Path, settings: Settings, tex
 def test_labels_csv_that_can_not_be_read_stops(tmp_path: Path, settings: Settings, text: bytes, message: str) -> None:
     with pytest.raises(DeliveryError, match=message):
         judged(lay(tmp_path, {"a.jpg": jpeg(), "labels.csv": text}), settings)
+
+
+def of_12_bits(seed: int, most: int = 4095) -> bytes:
+    return png(np.rint(picture(seed).astype(float) * (most / 255)).astype(np.uint16))
+
+
+def test_16_bit_pngs_of_fewer_bits_are_noted_counted_and_stored_as_they_are_shown(
+    tmp_path: Path, settings: Settings
+) -> None:
+    files = two_classes() | {f"NORMAL/{n}.png": of_12_bits(n) for n in range(3, 6)}
+    result = judged(lay(tmp_path, files), settings)
+    found = rows(result)
+    assert [(found[f"NORMAL/{n}.png"].mode, found[f"NORMAL/{n}.png"].bits) for n in range(3, 6)] == [("I;16", 12)] * 3
+    assert "scaled to the whole range: 3 of 12 bits" in result.page
+    assert result.warnings == ()
+    assert "scaled" not in judged(lay(tmp_path / "other", two_classes()), settings).page
+
+
+def test_mixed_depths_of_16_bit_pngs_are_warned_of(tmp_path: Path, settings: Settings) -> None:
+    files = two_classes() | {f"NORMAL/{n}.png": of_12_bits(n) for n in range(3, 6)}
+    result = judged(lay(tmp_path, files | {"NORMAL/dark.png": of_12_bits(9, 900)}), settings)
+    assert result.fit
+    assert "1 of 10 bits, 3 of 12 bits" in result.warnings[0]
+    assert "scaled to the whole range: 1 of 10 bits, 3 of 12 bits" in result.page
+    assert "Drift alarm" not in result.page
+    told = judged(tmp_path, with_rules(settings, png_bits=12))
+    assert told.warnings == ()
+    assert rows(told)["NORMAL/dark.png"].bits == 12
+
+
+def test_labels_csv_may_say_the_depth_of_a_16_bit_png(tmp_path: Path, settings: Settings) -> None:
+    dark, text = of_12_bits(9, 900), "file;label;bits\na.png;NORMAL;{}\nb.png;PNEUMONIA;\n"
+    lay(tmp_path, {"a.png": dark, "b.png": of_12_bits(8)})
+    for said, bits in (("12", 12), (" 12.0", 12), ("16", 16), ("", 10)):
+        lay(tmp_path, {"labels.csv": text.format(said).encode()})
+        result = judged(tmp_path, with_rules(settings, png_bits=14) if bits == 16 else settings)
+        found = rows(result)
+        assert (found["a.png"].bits, found["a.png"].verdict) == (bits, "accepted")
+        assert found["b.png"].bits == (14 if bits == 16 else 12)
+        again = reading.reread(open_store(tmp_path), "a.png", reading.limits(settings.rules), found["a.png"].bits)
+        assert again.digest == found["a.png"].digest
+    for said in ("7", "17", "12 bits", "-1", "12.5"):
+        lay(tmp_path, {"labels.csv": text.format(said).encode()})
+        with pytest.raises(DeliveryError, match=r"^line 2 of labels\.csv .* has bits that are none of 8 to 16"):
+            judged(tmp_path, settings)
+    lay(tmp_path, {"labels.csv": b"file,label,bits\na.png,NORMAL,8\nb.png,NORMAL,12\nb.png,NORMAL,14\n"})
+    assert outcomes(judged(tmp_path, settings)) == {"a.png": "wrong-depth", "b.png": "listed-twice"}
+
+
+def test_depth_that_was_said_is_committed(settings: Settings) -> None:
+    text = b"file,label,bits\na.png,NORMAL,12\nb.png,PNEUMONIA,\n"
+    lay(Path(settings.incoming) / "first", {"a.png": of_12_bits(9, 900), "b.png": of_12_bits(8), "labels.csv": text})
+    dataset = Dataset(settings)
+    dataset.commit(judged(Path(settings.incoming) / "first", settings))
+    for row in dataset.rows(dataset.snapshot()).itertuples():
+        pixels = radiograph.decode(dataset.read(row.digest, row.suffix))
+        assert pixels.max() == pytest.approx(65535 if row.label == "PNEUMONIA" else 900 / 4095 * 65535, abs=1)
 
 
 def test_labels_csv_must_be_a_regular_file(tmp_path: Path, settings: Settings) -> None:

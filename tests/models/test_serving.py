@@ -18,10 +18,12 @@ import pytest
 import torch
 from mlflow_server import MlflowServer, running
 from ports import free_port
+from samples import picture, png
 from small_models import image, logged, small_classifier
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.images.radiograph import square
 from xray_pipeline.models.bundle import FACTS, WEIGHTS, Classifier, audit, inventory, log_model, model_digest
 from xray_pipeline.registry.mlflow_registry import Registry
 
@@ -41,6 +43,17 @@ def test_a_saved_classifier_answers_as_before(tmp_path: Path, pixels: np.ndarray
     assert (loaded.classes, loaded.side, loaded.threshold, loaded.temperature) == (classifier.classes, 64, 0.3, 1.7)
     assert loaded.digest == digest
     np.testing.assert_allclose(loaded.probabilities(pixels), classifier.probabilities(pixels), atol=1e-6)
+
+
+def test_a_model_answers_16_bit_pngs_of_fewer_bits_by_the_depth_its_site_says(tmp_path: Path) -> None:
+    dark = np.rint(picture().astype(float) * (900 / 255)).astype(np.uint16)
+    for said, bits in ((0, 10), (12, 12)):
+        classifier = small_classifier(png_bits=said)
+        classifier.save(tmp_path / str(said))
+        loaded = Classifier.load(tmp_path / str(said))
+        assert loaded.png_bits == said
+        shown = np.rint(dark * (65535 / (2**bits - 1))).astype(np.uint16)
+        assert np.array_equal(loaded.pixels(png(dark)), square(shown, loaded.side))
 
 
 def test_the_digest_is_of_content(tmp_path: Path) -> None:

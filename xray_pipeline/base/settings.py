@@ -27,6 +27,9 @@ class IntakeRules(BaseModel):
     max_pixels: int = Field(100_000_000, gt=0, description="width x height a header may claim")
     min_side: int = Field(64, gt=0, description="shortest side in pixels")
     max_aspect: float = Field(4.0, gt=1, description="longest side over shortest side")
+    png_bits: int = Field(
+        0, ge=0, le=16, description="bits of the values in a 16-bit PNG, 8 to 16; 0: what its brightest pixel says"
+    )
     max_quarantined_share: float = Field(0.2, ge=0, le=1, description="of a delivery's files, duplicates aside")
     min_files: int = Field(1, ge=1, description="accepted files a delivery must bring")
     max_class_share: float = Field(1.0, gt=0, le=1, description="largest share one class may have of what is accepted")
@@ -39,6 +42,13 @@ class IntakeRules(BaseModel):
         r"^(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|patient\d+)(?=[-_.])",
         description="regular expression on a file's name; its first group is the patient",
     )
+
+    @field_validator("png_bits")
+    @classmethod
+    def _bits_are_a_depth(cls, bits: int) -> int:
+        if 0 < bits < 8:
+            raise ValueError("png_bits must be 0 or 8 to 16")
+        return bits
 
     def digest(self) -> str:
         """Return the SHA-256 of these rules in hexadecimal, 64 characters."""

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,19 +100,23 @@ def _empty_folder(folder: Path, *deliveries: str) -> None:
 def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Progress | None = None) -> dict[str, Any]:
     """Score a model on a labelled folder in any delivery layout, at the model's own threshold.
 
-    Every readable radiograph counts, copies too. Returns n, patients, threshold, confusion, quarantined (files that are
-    no radiographs, by reason), model, and for each metric value, low and high (95 %, patient-clustered).
+    Every readable radiograph counts, copies too. Returns n, patients, threshold, confusion, quarantined (what is left
+    out, by reason), png_bits (16-bit PNGs by the bits they hold), model, and for each metric value, low and high (95 %,
+    patient-clustered).
     Raises EvaluationError when nothing can be scored, DeliveryError, RegistryError, ModelRefused.
     """
     from xray_pipeline.dataset.store import accounting
     from xray_pipeline.evaluation import metrics as evaluation
     from xray_pipeline.intake import check as intake
+    from xray_pipeline.intake import expectations
     from xray_pipeline.intake.compare_rows import EMPTY
     from xray_pipeline.registry.mlflow_registry import Registry
 
     registry = Registry(settings)
     model, version = registry.load(model_uri), registry.resolve(model_uri).version
-    asked = settings.model_copy(update={"classes": model.classes, "split_mode": "patient", "settle_seconds": 0})
+    rules = settings.rules.model_copy(update={"png_bits": settings.rules.png_bits or model.png_bits})
+    told = {"classes": model.classes, "split_mode": "patient", "settle_seconds": 0, "rules": rules}
+    asked = settings.model_copy(update=told)
     delivery = intake.at(data, asked, EMPTY, time.time())
     table = intake.check(delivery, asked, EMPTY, secrets.token_bytes(32), progress).table
     rows = table[table["reason"].isin(SCORED_ALL_THE_SAME) & (table["digest"] != "")]
@@ -139,6 +143,7 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
         **metrics,
         "by_class": result["by_class"],
         "quarantined": accounting([table[~table.index.isin(rows.index)]]),
+        "png_bits": expectations.png_depths(rows),
     }
 
 
@@ -153,6 +158,7 @@ def predict_files(settings: Settings, model_uri: str, files: Sequence[Path]) -> 
         if not file.is_file():
             raise ConfigError(f"{file} is not a file; give JPEG, PNG or DICOM files")
     model = Registry(settings).load(model_uri)
+    model = replace(model, png_bits=settings.rules.png_bits or model.png_bits)
     results = []
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
@@ -224,14 +230,14 @@ def _probabilities(
 
     store, limits = open_store(uri, settings), reading.limits(settings.rules)
 
-    def pixels(file: str) -> np.ndarray:
-        return radiograph.square(radiograph.decode(reading.reread(store, file, limits).data), model.side)
+    def pixels(file: str, bits: int) -> np.ndarray:
+        return radiograph.square(radiograph.decode(reading.reread(store, file, limits, bits).data), model.side)
 
     parts = []
     with ThreadPoolExecutor(settings.workers or os.cpu_count()) as pool:
         for start in range(0, len(rows), BATCH):
-            batch = rows["file"].iloc[start : start + BATCH]
-            parts.append(model.probabilities(np.stack(list(pool.map(pixels, batch)))))
+            batch = rows.iloc[start : start + BATCH]
+            parts.append(model.probabilities(np.stack(list(pool.map(pixels, batch["file"], batch["bits"])))))
             if progress:
                 progress(min(start + BATCH, len(rows)), len(rows), "scoring")
     return np.concatenate(parts)

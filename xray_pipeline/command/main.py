@@ -185,6 +185,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score any registered model on any labelled folder: metrics with 95 % intervals."""
+    from xray_pipeline.intake import check as intake
+
     with _progress(as_json) as progress:
         result = answers.evaluate_folder(_run().settings, model_uri, data, progress)
     lines = [f"{result['n']} radiographs of {result['patients']} patients, threshold {result['threshold']:.3f}"]
@@ -193,7 +195,15 @@ def evaluate(
         for name, value in result.items()
         if isinstance(value, dict) and "low" in value
     ]
+    texts = {rule.code: rule.text for rule in intake.RULES}
+    out = {reason: count for reason, count in result["quarantined"].items() if reason != "system-file"}
+    lines.append(f"{sum(out.values())} of {result['n'] + sum(out.values())} files are left out")
+    lines += [f"  {count} {reason}: {texts[reason]}" for reason, count in out.items()]
+    scaled = [f"{count} of {bits} bits" for bits, count in result["png_bits"].items() if bits != "16"]
+    lines += [f"16-bit PNGs that hold fewer bits, scaled to the whole range: {', '.join(scaled)}"] if scaled else []
     _print(result, as_json, lines)
+    if out:
+        raise typer.Exit(NO)
 
 
 @app.command()

@@ -417,7 +417,7 @@ class Dataset:
             if self.store.exists(key):
                 return
             try:
-                normalised = reading.reread(delivery, row.file, limits)
+                normalised = reading.reread(delivery, row.file, limits, row.bits)
             except (StorageError, RadiographError) as error:
                 if isinstance(error, StorageUnavailable) and not isinstance(error, AccessDenied):
                     raise  # the store's fault, not this file's

@@ -1,12 +1,12 @@
-"""JPEG (ITU-T T.81): taken apart without decoding, then decoded by Pillow from nothing but the parts that hold pixels.
+"""JPEG (ITU-T T.81): taken apart without decoding, then decoded by libjpeg-turbo from what holds pixels alone.
 
 Segments are FF, a marker, a length of two bytes and a payload; entropy-coded data follows each SOS. The walker checks
-structure and sizes and copies what a decoder needs. DICOM holds JPEG too, so parts of it are public.
+structure and sizes and copies what a decoder needs. libjpeg invents what is missing (grey blocks) and drops what is
+left over, but says so: here, every such warning is a refusal. DICOM holds JPEG too, so parts of this are public.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import struct
 from collections.abc import Iterator
@@ -14,20 +14,18 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
-from PIL.JpegImagePlugin import JpegImageFile
 
 from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.images.raster import (
     Facts,
     Limits,
     Read,
+    check_end,
     check_size,
     exif_orientation,
     grey,
-    levels,
-    load,
-    reject_colour,
     turn,
     upright,
 )
@@ -128,18 +126,9 @@ def _end_of_scan(data: bytes, start: int) -> tuple[int, int]:
     raise RadiographError("truncated", "the JPEG has no end marker")
 
 
-class _Scan(NamedTuple):
-    """One scan: its entropy-coded data is data[start:stop]; `interval` MCUs of it lie between two restart markers."""
-
-    start: int
-    stop: int
-    components: bytes  # their identifiers
-    interval: int
-
-
 @dataclass(frozen=True)
 class _Jpeg:
-    """A JPEG taken apart; `data` is it without application and comment segments, which `scans` point into.
+    """A JPEG taken apart; `data` is it without application and comment segments.
 
     `plain`: a decoder tells the colours of `data` by the components' names alone; else `data` starts with a segment of
     ours that says them.
@@ -150,13 +139,12 @@ class _Jpeg:
     plain: bool
     orientation: int
     data: bytes
-    scans: tuple[_Scan, ...]
 
 
 def _take_apart_jpeg(data: bytes, limits: Limits) -> _Jpeg:
     """Return the headers and what a decoder needs. Raises RadiographError."""
-    view, application, frame, scans, stop = memoryview(data), list[tuple[int, bytes]](), None, list[_Scan](), 2
-    kept, size, interval, missing = [view[:2]], 2, 0, dict[int, bytearray]()
+    application, frame, scans, stop = list[tuple[int, bytes]](), None, 0, 2
+    view, kept, interval, missing = memoryview(data), list[bytes | memoryview](), 0, dict[int, bytearray]()
     for marker, at, stop, restarts in segments(data):
         if marker in APPLICATION:
             application.append((marker, data[at + 4 : stop]))
@@ -164,35 +152,35 @@ def _take_apart_jpeg(data: bytes, limits: Limits) -> _Jpeg:
         if marker in FRAMES and frame is None:
             frame = _shared_frame(frame_header(marker, data[at + 4 : stop]), limits)
             missing = {component: bytearray(b"\xff" * 64) for component in frame.components}
-        elif marker == SOS and frame is not None and len(scans) < _MAX_SCANS:
-            start, components = _scan_header(data, at, stop, frame, missing)
+        elif marker == SOS and frame is not None and scans < _MAX_SCANS:
+            start, components = _scan_header(data, at, frame, missing)
             check_restarts(restarts, _units(frame, components), interval)
-            scans.append(_Scan(size + start - at, size + stop - at, components, interval))
+            scans += 1
+            if frame.marker != _PROGRESSIVE:  # some cameras leave out what is the same in every such scan
+                kept += [view[at : start - 3], b"\0\x3f\0"]
+                at = start
         elif marker == RESTART_INTERVAL:
             interval = restart_interval(data[at + 4 : stop])
         elif marker not in _TABLES and marker != EOI:
             raise _misplaced(marker)
         kept.append(view[at:stop])
-        size += stop - at
-    if stop != len(data):
-        raise RadiographError("trailing-garbage", f"{len(data) - stop:,} bytes follow the end of the JPEG")
+    check_end(data, stop, "JPEG")
     if frame is None or not scans:
         raise RadiographError("corrupt", "the JPEG has no image")
     if any(map(any, missing.values())):
-        raise RadiographError("truncated", f"the JPEG ends after scan {len(scans)}, and scans are missing")
+        raise RadiographError("truncated", f"the JPEG ends after scan {scans}, and scans are missing")
     exif = next((body[6:] for marker, body in application if marker == _APP1 and body.startswith(b"Exif\0\0")), b"")
     colours = _colours(frame, application)
     plain = colours != "rgb" and frame.components != b"RGB"
     said = b"" if plain else _ADOBE_RGB if colours == "rgb" else _JFIF
-    scans = [scan._replace(start=scan.start + len(said), stop=scan.stop + len(said)) for scan in scans]
-    return _Jpeg(frame, colours, plain, exif_orientation(exif), b"".join([kept[0], said, *kept[1:]]), tuple(scans))
+    return _Jpeg(frame, colours, plain, exif_orientation(exif), b"".join([view[:2], said, *kept]))
 
 
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _ADOBE_RGB = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
 
 
-def _scan_header(data: bytes, at: int, stop: int, frame: Frame, missing: dict[int, bytearray]) -> tuple[int, bytes]:
+def _scan_header(data: bytes, at: int, frame: Frame, missing: dict[int, bytearray]) -> tuple[int, bytes]:
     """Return where the entropy-coded data of a scan starts, and its components' identifiers.
 
     `missing` says of each coefficient of each component which lower bits no scan has told yet (T.81 G.1.1.1).
@@ -209,18 +197,13 @@ def _scan_header(data: bytes, at: int, stop: int, frame: Frame, missing: dict[in
 
 def _units(frame: Frame, components: bytes) -> int:
     """Return how many MCUs a scan has: blocks of one component, or of all, interleaved (T.81 A.2)."""
-    across, down = _unit(frame)
-    if len(components) == 1 and len(frame.components) > 1:
-        factors = frame.sampling[frame.components.index(components)]
-        # The component has fewer samples than the image, and is not filled up to whole MCUs.
-        return -(-frame.width * (factors >> 4) // across) * -(-frame.height * (factors & 15) // down)
-    return -(-frame.width // across) * -(-frame.height // down)
-
-
-def _unit(frame: Frame) -> tuple[int, int]:
-    """Return width and height of an interleaved MCU in pixels."""
     factors = frame.sampling if len(frame.components) > 1 else b"\x11"
-    return 8 * max(byte >> 4 for byte in factors), 8 * max(byte & 15 for byte in factors)
+    across, down = 8 * max(byte >> 4 for byte in factors), 8 * max(byte & 15 for byte in factors)
+    if len(components) == 1 and len(frame.components) > 1:
+        own = frame.sampling[frame.components.index(components)]
+        # The component has fewer samples than the image, and is not filled up to whole MCUs.
+        return -(-frame.width * (own >> 4) // across) * -(-frame.height * (own & 15) // down)
+    return -(-frame.width // across) * -(-frame.height // down)
 
 
 def _misplaced(marker: int) -> RadiographError:
@@ -275,65 +258,35 @@ def jpeg_levels(data: bytes, limits: Limits) -> NDArray[np.uint8]:
 
 
 def _decoded_jpeg(jpeg: _Jpeg) -> NDArray[np.uint8]:
-    """Decode a JPEG's grey levels (H, W). Raises RadiographError when its scans hold too little or too much.
-
-    libjpeg invents what is missing (grey blocks) and drops what is left over, and Pillow hides that it says so. So an
-    image of one scan is decoded from data without an end: all it needs must be there, its last bytes must be needed.
-    """
-    if len(jpeg.scans) > 1:
-        pixels = _grey_jpeg(jpeg, io.BytesIO(jpeg.data))
-        suspicious = True
-    else:
-        endless = _Endless(jpeg.data, jpeg.scans[0])
-        pixels = _grey_jpeg(jpeg, endless)
-        if not endless.needed:
-            raise RadiographError("corrupt", "the JPEG scan goes on after the image is complete")
-        suspicious = _ends_in_grey(jpeg, pixels)
-    if suspicious:
-        padded = io.BytesIO(padded_jpeg(jpeg.data))
-        if not np.array_equal(_grey_jpeg(jpeg, padded), pixels):
-            raise RadiographError("truncated", "a JPEG scan, or a part between restart markers, ends early")
-    return pixels
+    """Decode a JPEG's grey levels (H, W). Raises RadiographError for colour, and when a scan is damaged."""
+    if jpeg.colours == "grey":
+        return _strictly(jpeg.data, "GRAY")[..., 0]
+    rgb = _strictly(jpeg.data, "RGB")
+    pixels = grey(rgb)
+    if jpeg.colours == "rgb" or np.array_equal(pixels, rgb[..., 1]):
+        return pixels
+    return _strictly(jpeg.data, "GRAY")[..., 0]  # the luminance itself, without a way through RGB and back
 
 
-class _Endless(io.BytesIO):
-    """A JPEG up to the end of its one scan, then a few bytes to look ahead at; `needed`: it was read to that end.
-
-    Those bytes are ones, which no Huffman code consists of, so that they pass for two blocks at the most.
-    """
-
-    _TAIL = 16  # encoders may leave some bytes over, and any number of zeros
-    _MORE = b"\xff\0" * 10
-
-    def __init__(self, data: bytes, scan: _Scan) -> None:
-        super().__init__(data)
-        zeros = next((n for n, byte in enumerate(reversed(memoryview(data)[scan.start : scan.stop])) if byte), 0)
-        self._held_back, self._stop = max(scan.start, scan.stop - zeros - self._TAIL), scan.stop
-
-    @property
-    def needed(self) -> bool:
-        return self.tell() > self._held_back
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        at, wanted = self.tell(), self._stop if size is None or size < 0 else size
-        if at < self._held_back:
-            return super().read(min(wanted, self._held_back - at))
-        if at >= self._stop:
-            raise RadiographError("truncated", "the JPEG scan ends before the image does")
-        return super().read(self._stop - at) + self._MORE
+def _strictly(data: bytes, space: Literal["GRAY", "RGB"]) -> NDArray[np.uint8]:
+    """Return what libjpeg-turbo decodes without a warning (H, W, channels). Raises RadiographError."""
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, space, strict=True))
+    except ValueError as error:
+        said = str(error)
+    over = int(found[1]) if (found := _OVER.search(said)) else 0
+    if 0 < over <= _MAX_OVER and not any(data[-2 - over : -2]):
+        return _strictly(data[: -2 - over] + data[-2:], space)
+    if "subsampling" in said:
+        raise RadiographError("unsupported-jpeg", "its colours are sampled as no usual encoder does; save it as grey")
+    if "remature end" in said or "marker 0xd9 instead" in said:
+        raise RadiographError("truncated", "a JPEG scan, or a part between restart markers, ends early")
+    detail = "goes on after the image is complete" if over else "is damaged"
+    raise RadiographError("corrupt", f"a JPEG scan {detail}")
 
 
-def _ends_in_grey(jpeg: _Jpeg, pixels: NDArray[np.uint8]) -> bool:
-    """Return whether an MCU before a restart marker is what libjpeg makes of no data: all 128."""
-    interval = jpeg.scans[0].interval
-    if not interval:
-        return False
-    across, down = _unit(jpeg.frame)
-    last = np.arange(interval - 1, _units(jpeg.frame, jpeg.scans[0].components), interval)
-    rows, columns = np.divmod(last, -(-jpeg.frame.width // across))
-    rows, columns = rows * down, columns * across
-    grey = np.flatnonzero(pixels[rows, columns] == 128)
-    return any((pixels[rows[n] : rows[n] + down, columns[n] : columns[n] + across] == 128).all() for n in grey)
+_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_MAX_OVER = 64  # zeros: encoders fill up words or blocks
 
 
 def padded_jpeg(data: bytes) -> bytes:
@@ -348,20 +301,3 @@ def padded_jpeg(data: bytes) -> bytes:
 
 
 _NOISE = bytes(range(7, 250, 11))
-
-
-def _grey_jpeg(jpeg: _Jpeg, source: io.BytesIO) -> NDArray[np.uint8]:
-    """Decode grey levels from `source`; of three components the chroma is checked to be grey."""
-    image = JpegImageFile(source)
-    if not jpeg.plain:
-        load(image)
-        return grey(np.asarray(image.convert("RGB")))
-    if jpeg.colours == "grey":
-        load(image)
-        return levels(image)
-    image.draft("YCbCr", image.size)
-    load(image)
-    luminance, blue, red = (levels(band) for band in image.split())
-    if min(blue.min(), red.min()) < 118 or max(blue.max(), red.max()) > 138:
-        reject_colour(blue, red)
-    return luminance

@@ -2,6 +2,11 @@
 
 Chunks are a length, a type, data, and the CRC-32 of type and data. The walker proves checksums and sizes, inflates the
 pixels once to count them, and copies what a decoder needs.
+
+Many a 16-bit PNG holds the 8, 10, 12 or 14 bits of a detector as they are: shown so, it is black. Its brightest pixel
+says which, unless somebody does (`Limits.png_bits`), and the values are scaled to the whole range. That is safe: a
+radiograph of 16 bits that nowhere reaches a quarter of its range would be all but black. Eight bits become an 8-bit
+radiograph, which such a file was made of. A 16-bit PNG of ours has a chunk that says so, and is never scaled again.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.images.raster import (
@@ -23,6 +28,7 @@ from xray_pipeline.images.raster import (
     Limits,
     Pixels,
     Read,
+    check_end,
     check_size,
     exif_orientation,
     grey,
@@ -43,12 +49,14 @@ class _Parts:
     depth: int
     colour: int  # bit 0: palette, bit 1: colour, bit 2: alpha
     orientation: int
+    whole_range: bool  # ours: its 16 bits are 16 bits
     stripped: bytes
 
 
 def _take_apart_png(data: bytes, limits: Limits) -> _Parts:
     """Return the header and a copy with nothing but the chunks that hold pixels. Raises RadiographError."""
     kept, packed, orientation, header, stop = [PNG], list[memoryview](), 1, b"", 0
+    whole_range = False
     for kind, at, stop in _chunks(data):
         content = data[at + 8 : stop - 4]
         if (kind == b"IHDR") == bool(header):
@@ -61,13 +69,13 @@ def _take_apart_png(data: bytes, limits: Limits) -> _Parts:
             packed.append(memoryview(data)[at + 8 : stop - 4])
         elif kind == b"eXIf":
             orientation = exif_orientation(content)
+        whole_range = whole_range or kind == _WHOLE_RANGE
         if kind in _KEPT:
             kept.append(data[at:stop])
-    if stop != len(data):
-        raise RadiographError("trailing-garbage", f"{len(data) - stop:,} bytes follow the end of the PNG")
+    check_end(data, stop, "PNG")
     _check_inflated(packed, _inflated_size(header))
     width, height, depth, colour = struct.unpack(">IIBB", header[:10])
-    return _Parts(width, height, depth, colour, orientation, b"".join(kept))
+    return _Parts(width, height, depth, colour, orientation, whole_range, b"".join(kept))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -143,6 +151,8 @@ def read_png(data: bytes, limits: Limits) -> Read:
         mode = image.mode
         pixels = upright(_png_grey(image), parts.orientation)
     bits = parts.depth if mode != "P" else 8
+    if bits == 16:
+        pixels, bits = _scaled(pixels, 16 if parts.whole_range else limits.png_bits)
     return Read(Facts("png", pixels.shape[1], pixels.shape[0], mode, bits), pixels)
 
 
@@ -167,11 +177,30 @@ def _opaque_16(image: PngImageFile) -> NDArray[np.uint16]:
     return pixels
 
 
+def _scaled(pixels: Pixels, bits: int) -> tuple[Pixels, int]:
+    """Return 16-bit values of `bits` (0: the fewest of 8, 10, 12, 14, 16 that hold the brightest) scaled, and the bits.
+
+    What has 8 bits or fewer is returned as uint8. Raises RadiographError when a pixel is brighter than the bits allow.
+    """
+    brightest = int(pixels.max())
+    bits = bits or next(some for some in (8, 10, 12, 14, 16) if not brightest >> some)
+    if brightest >> bits:
+        raise RadiographError("wrong-depth", f"a pixel of {brightest:,}, more than the {bits} bits that were said hold")
+    if bits == 16:
+        return pixels, bits
+    top, kind = (255, np.uint8) if bits <= 8 else (65535, np.uint16)
+    return np.rint(np.arange(1 << bits) * (top / ((1 << bits) - 1))).astype(kind)[pixels], bits
+
+
 def png_bytes(pixels: Pixels) -> bytes:
     """Encode as greyscale PNG without metadata, 8 or 16 bits as the array has. Equal pixels give equal bytes."""
-    out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=_LEVEL)
+    out, said = io.BytesIO(), PngInfo()
+    if pixels.dtype == np.uint16:
+        said.add(_WHOLE_RANGE, b"")
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=_LEVEL, pnginfo=said)
     return out.getvalue()
 
+
+_WHOLE_RANGE = b"xrWR"
 
 _LEVEL = 4

@@ -1,16 +1,15 @@
 """Bytes to radiograph: JPEG, PNG and DICOM become one 2-D greyscale array, black = air, or are refused by a rule.
 
 Content decides, never a file's name. Each format is first taken apart by a small walker of ours that checks sizes and
-structure without decoding anything; a decoder (Pillow's JPEG and PNG plugins, pydicom's pixel decoders) then sees only
-the parts that hold pixels: no EXIF, no text chunk, no patient tag. What is stored keeps a JPEG's compressed pixels byte
-for byte and is otherwise lossless PNG. `RULES` is every rule there is.
+structure without decoding anything; a decoder (libjpeg-turbo, Pillow's PNG plugin, pydicom's pixel decoders) then sees
+only the parts that hold pixels: no EXIF, no text chunk, no patient tag. What is stored keeps a JPEG's compressed pixels
+byte for byte and is otherwise lossless PNG. `RULES` is every rule there is.
 
 Trade-offs. Colour management is ignored (an ICC profile or gamma chunk is dropped), as training sees grey levels only.
-A JPEG of three components is taken at its luminance. libjpeg repairs damaged entropy data silently. It is noticed when
-a JPEG's scan comes out over two blocks short, or over 16 bytes long, as when a stretch of it is missing, zeroed or
-added; with restart markers, when their count or order is wrong or what is between two ends a block early; and of a
-progressive JPEG, which is decoded twice for it, when a scan is short or missing. Damage after which the count comes out
-right, as after most single flipped bits, is not noticed: some blocks of the radiograph are then wrong. A DICOM image
+A JPEG of three components is taken at its luminance. Damaged entropy data is noticed when a code is none, when a scan
+or a part between restart markers comes out short or over some bytes long, or when one is missing. Damage after which
+the count comes out right, as after most single flipped bits, is not: some blocks of the radiograph are then wrong. The
+depth of a 16-bit PNG is what its brightest pixel says, unless somebody said it (`formats/png.py`). A DICOM image
 without a window is stretched from its darkest to its brightest value, as viewers do, unless it has 8 bits. This module
 travels with the registered model, so it imports nothing of the package but its formats and errors: training and serving
 make pixels by the same code.
@@ -57,15 +56,23 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("corrupt", "quarantined", "the file breaks its own format, or its decoder gave up"),
     Rule("undecodable", "quarantined", "the decoder crashed on the file or did not finish; it runs in a process apart"),
     Rule(
-        "trailing-garbage", "quarantined", "bytes follow the end of the image, or the pixels that its header asks for"
+        "trailing-garbage",
+        "quarantined",
+        "bytes follow the end of the image, or the pixels that its header asks for; behind a JPEG or PNG, up to 16 "
+        "zeros, blanks and line ends are let pass",
     ),
     Rule("bomb", "quarantined", "the header claims more pixels than allowed, or data inflates beyond the size limit"),
     Rule("too-small", "quarantined", "the shorter side has fewer pixels than the rules ask for"),
     Rule("extreme-aspect", "quarantined", "the longer side is too many times the shorter one"),
-    Rule("unsupported-jpeg", "quarantined", "a JPEG process viewers don't share (lossless, arithmetic, 12 bits, ...)"),
+    Rule(
+        "unsupported-jpeg",
+        "quarantined",
+        "a JPEG process viewers don't share (lossless, arithmetic, 12 bits, ...), or colours sampled in an odd way",
+    ),
     Rule("cmyk", "quarantined", "four-component (printing) JPEG"),
     Rule("coloured", "quarantined", "over 0.1 % of the pixels are visibly coloured, palettes included"),
     Rule("deep-colour", "quarantined", "16 bits with colour or alpha channels; grey levels would be lost"),
+    Rule("wrong-depth", "quarantined", "a 16-bit PNG has a pixel brighter than the bits that were said for it hold"),
     Rule("bilevel", "quarantined", "one bit per pixel"),
     Rule("transparent", "quarantined", "a pixel is not fully opaque"),
     Rule("animated", "quarantined", "animated PNG"),
@@ -92,6 +99,14 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("grey-palette", "normalised", "a palette of greys becomes grey"),
     Rule("opaque-alpha", "normalised", "a fully opaque alpha channel is dropped"),
     Rule("orientation", "normalised", "EXIF orientation is applied; a turned JPEG becomes PNG"),
+    Rule(
+        "png-depth",
+        "normalised",
+        "a 16-bit PNG whose brightest pixel fits fewer bits is scaled to the whole range, by the fewest of 10, 12 and "
+        "14 bits that hold it (what fits 8 is an 8-bit image), unless the column `bits` of labels.csv or else "
+        "XRAY_RULES__PNG_BITS says how many. This is safe: a true 16-bit radiograph never stays below a quarter of its "
+        "range. A dark image may still be taken for fewer bits than it has; a delivery of mixed depths says so",
+    ),
     Rule("depth", "normalised", "16 bits are kept; DICOM of over 8 bits stored becomes 16-bit PNG, others 8-bit"),
     Rule(
         "display",
@@ -175,7 +190,7 @@ def load(data: bytes, limits: Limits, side: int) -> NDArray[np.uint8]:
     return square(_read(data, limits).pixels, side)
 
 
-_NO_LIMITS = Limits(max_file_bytes=1 << 62, max_pixels=1 << 62, min_side=1, max_aspect=float("inf"))
+_NO_LIMITS = Limits(max_file_bytes=1 << 62, max_pixels=1 << 62, min_side=1, max_aspect=float("inf"), png_bits=16)
 _TO_8_BITS: Final = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 
 

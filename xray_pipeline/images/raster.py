@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from xray_pipeline.base.errors import RadiographError
@@ -29,19 +28,24 @@ _large_turn = threading.Lock()
 
 @dataclass(frozen=True)
 class Limits:
-    """What a header may claim: bytes, width x height, shortest side in pixels, longest side over shortest."""
+    """What a header may claim: bytes, width x height, shortest side in pixels, longest side over shortest.
+
+    `png_bits` is how many bits the values in a 16-bit PNG have; 0: what its brightest pixel says.
+    """
 
     max_file_bytes: int = 200_000_000
     max_pixels: int = 100_000_000
     min_side: int = 64
     max_aspect: float = 4.0
+    png_bits: int = 0
 
 
 @dataclass(frozen=True)
 class Facts:
     """What is known of a radiograph.
 
-    `width` and `height` are of the stored radiograph, `mode` and `bits` of the source. `patient_id` is raw: it must be
+    `width` and `height` are of the stored radiograph, `mode` and `bits` of the source: of a 16-bit PNG (mode I;16) the
+    bits that its values were taken to have. `patient_id` is raw: it must be
     hashed at once and never logged. `view` is one of VIEWS or "", and no words that were typed. `age_years` is whole
     years above 2, at most 90, None when unknown.
     """
@@ -80,12 +84,21 @@ def check_size(width: int, height: int, limits: Limits) -> None:
         raise RadiographError("extreme-aspect", f"{width} x {height} pixels, at most {limits.max_aspect:g} : 1 wanted")
 
 
+def check_end(data: bytes, stop: int, kind: str) -> None:
+    """Refuse what follows an image that ends at `stop`, unless it is a few zeros, blanks or line ends."""
+    if len(data) - stop > _MAX_TAIL or data[stop:].strip(b"\0\t\n\r "):
+        raise RadiographError("trailing-garbage", f"{len(data) - stop:,} bytes follow the end of the {kind}")
+
+
+_MAX_TAIL = 16
+
+
 def turn(width: int, height: int) -> contextlib.AbstractContextManager[object]:
     """Very large images are decoded one at a time, so that memory does not grow with the number of threads."""
     return _large_turn if width * height > _LARGE_PIXELS else contextlib.nullcontext()
 
 
-def load(image: JpegImageFile | PngImageFile) -> None:
+def load(image: PngImageFile) -> None:
     """Decode fully. Raises RadiographError: Pillow says "truncated" when data ends early."""
     try:
         image.load()

@@ -104,7 +104,7 @@ def judge(
     """
     table = table.assign(statistics="", thumbnail="")  # two thirds of its memory, and no rule is about what is in them
     batches = _batches(table, drift, acknowledged)
-    rules = [*_rules(settings), *_drift_rules(drift, settings.rules, acknowledged)]
+    rules = [*_rules(settings), _depth_rule(table), *_drift_rules(drift, settings.rules, acknowledged)]
     findings = _validate(batches, rules, delivery.key, data_docs)
     failed = [finding for finding in findings if not finding.success]
     fit = not any(finding.stops for finding in failed)
@@ -137,8 +137,13 @@ def unjudged(delivery: Delivery, why: str) -> str:
 def written(settings: Settings) -> list[tuple[str, str, bool]]:
     """Return every expectation in words: what must hold, what is asked for, and whether it stops a delivery."""
     unmeasured = Drift(0, 0, tuple(Channel(name, None, level_of(settings.rules), "") for name in _ALIKE))
-    rules = [*_rules(settings), *_drift_rules(unmeasured, settings.rules, ())]
+    rules = [*_rules(settings), _depth_rule(of_rows([])), *_drift_rules(unmeasured, settings.rules, ())]
     return [(rule.sentence, rule.threshold, rule.stops) for rule in rules]
+
+
+def png_depths(table: pd.DataFrame) -> dict[str, int]:
+    """Return how many 16-bit PNGs of an intake table hold values of how many bits, and so are scaled if not of 16."""
+    return _counts(table[(table["format"] == "png") & (table["mode"] == "I;16")], "bits")
 
 
 def near_copies(table: pd.DataFrame) -> dict[str, Any]:
@@ -176,6 +181,7 @@ def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[
         "accepted": len(accepted),
         "quarantined_share": (counted - len(accepted)) / counted if counted else 0.0,
         "class_share": float(shares.max()) if len(shares) else 0.0,
+        "png_depths": len(png_depths(accepted)),
         "leak_share": int(quarantined["reason"].isin(_LEAKS).sum()) / files if files else 0.0,
     }
     for channel in drift.channels if drift else ():
@@ -285,6 +291,20 @@ def _share_rules(rules: IntakeRules) -> list[_Rule]:
             percent,
         ),
     ]
+
+
+def _depth_rule(table: pd.DataFrame) -> _Rule:
+    found = png_depths(table[table["verdict"] == "accepted"])
+    return _Rule(
+        "summary",
+        "16-bit PNGs hold values of one depth",
+        "all of one depth",
+        _core().ExpectColumnMaxToBeBetween(column="png_depths", max_value=1),
+        lambda _: ", ".join(f"{count:,} of {bits} bits" for bits, count in found.items()) or "there are none",
+        stops=False,
+        broken="16-bit PNGs hold values of different depths, so a dark one may be taken for one of fewer bits (say how "
+        "many in the column bits of labels.csv, or in XRAY_RULES__PNG_BITS)",
+    )
 
 
 _ALIKE = {
@@ -429,13 +449,15 @@ def _page(
         }
         for code, rows in sorted(quarantined.groupby("reason"), key=lambda item: (-len(item[1]), str(item[0])))
     ]
+    warnings = [finding for finding in findings if not finding.success and not finding.stops]
     split = pd.crosstab(accepted["label"], accepted["side"]).reindex(columns=list(SIDES), fill_value=0)
     return template("intake", "delivery.html.j2").render(
         delivery=delivery,
         fit=fit,
         findings=findings,
         failures=[finding for finding in findings if not finding.success and finding.stops],
-        warnings=[finding for finding in findings if not finding.success and not finding.stops],
+        warnings=warnings,
+        alarmed=any(finding.broken == broken for finding in warnings for _, broken in _ALIKE.values()),
         drift=drift,
         files=len(table) - int((table["reason"] == LITTER).sum()),
         accepted=len(accepted),
@@ -447,6 +469,7 @@ def _page(
         split=[(str(label), [int(count) for count in row]) for label, row in split.iterrows()],
         patients_by_side=[int(accepted.loc[accepted["side"] == side, "patient"].nunique()) for side in SIDES],
         kinds=_kinds(accepted),
+        scaled=[(bits, count) for bits, count in png_depths(accepted).items() if bits != "16"],
         sizes=_sizes(accepted),
         known=_known(accepted),
         bookkeeping=list(bookkeeping),

@@ -1,6 +1,6 @@
 """What a delivery says of its files: the class, side and patient that folders or labels.csv give each of them.
 
-    <CLASS>/*    {train,val,test}/<CLASS>/*    anything with labels.csv: file,label[,patient_id][,split]
+    <CLASS>/*    {train,val,test}/<CLASS>/*    anything with labels.csv: file,label[,patient_id][,split][,bits]
 
 A class that is unknown stops the whole delivery, because it means that the delivery is not what we think it is; a file
 that nothing is said of only has itself to blame. Folder names and cells may hold a patient's name: a message repeats
@@ -31,11 +31,15 @@ _MOST_BYTES: Final = 32_000_000  # of labels.csv: up to two million lines, of ab
 
 
 class Place(NamedTuple):
-    """What folder or labels.csv say of a file; a reason when they say that it is out."""
+    """What folder or labels.csv say of a file; a reason when they say that it is out.
+
+    `bits` is the depth of the values in a 16-bit PNG, 0 where nothing says it.
+    """
 
     label: str = ""
     given: str = ""
     patient_id: str = ""
+    bits: int = 0
     reason: str = ""
     detail: str = ""
 
@@ -246,9 +250,11 @@ def _by_list(
             raise DeliveryError(_unknown_class([cells["label"].strip()], classes, f"label in {at_line}"))
         if given and side_named(given) is None:
             raise DeliveryError(f"{at_line} has a split that is none of train, val, test")
-        place = made(label, side_named(given) or "", cells.get("patient_id", "").strip())
+        if not (bits := _BITS.fullmatch(cells.get("bits", "").strip())):
+            raise DeliveryError(f"{at_line} has bits that are none of 8 to 16; leave unknown ones empty")
+        place = made(label, side_named(given) or "", cells.get("patient_id", "").strip(), int(bits[1] or 0))
         earlier = listed.get(file, place)
-        if earlier[:3] != place[:3] or earlier.reason:
+        if earlier[:4] != place[:4] or earlier.reason:
             conflict = earlier.label != label or earlier.reason == "label-conflict"
             differ = "label-conflict" if conflict else "listed-twice"
             place = place._replace(reason=differ, detail=f"listed more than once and differently, last in line {line}")
@@ -284,7 +290,8 @@ def _against_folder(file: str, place: Place, classes: Sequence[str]) -> Place:
     return place._replace(reason="label-conflict", detail=f"{LABELS} and the class folder it lies in differ")
 
 
-_REQUIRED, _OPTIONAL = ("file", "label"), ("patient_id", "split")
+_REQUIRED, _OPTIONAL = ("file", "label"), ("patient_id", "split", "bits")
+_BITS = re.compile(r"(?:([89]|1[0-6])(?:\.0*)?)?")  # a column with gaps comes as 12.0
 
 
 def _csv_lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -301,7 +308,8 @@ def _csv_lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, str]]]:
         absent = [name for name in _REQUIRED if columns.count(name) != 1]
         if absent or any(columns.count(name) > 1 for name in _OPTIONAL):
             raise DeliveryError(
-                f"{LABELS} of {where} must start with the columns file,label and may have patient_id,split, each once"
+                f"{LABELS} of {where} must start with the columns file,label and may have {','.join(_OPTIONAL)}, "
+                "each once"
             )
         for cells in reader:
             if not any(map(str.strip, cells)):  # spreadsheets leave such lines at the end

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -43,7 +44,7 @@ _JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
 
 def limits(rules: IntakeRules) -> Limits:
     """Return the part of the rules that one file's header must keep."""
-    return Limits(rules.max_file_bytes, rules.max_pixels, rules.min_side, rules.max_aspect)
+    return Limits(rules.max_file_bytes, rules.max_pixels, rules.min_side, rules.max_aspect, rules.png_bits)
 
 
 def listing(store: Store, *, itself: bool = True) -> list[Entry]:
@@ -115,12 +116,12 @@ def _code() -> str:
     return code.hexdigest()
 
 
-def reread(store: Store, file: str, limits: Limits) -> Normalised:
-    """Return the radiograph of one row (`file` as in the table) of the delivery in `store`.
+def reread(store: Store, file: str, limits: Limits, bits: int = 0) -> Normalised:
+    """Return the radiograph of one row (`file` and `bits` as in the table) of the delivery in `store`.
 
     Raises RadiographError, StorageError.
     """
-    return radiograph.normalise(store.read(unescape(file)), limits)
+    return radiograph.normalise(store.read(unescape(file)), replace(limits, png_bits=bits or limits.png_bits))
 
 
 def _in_order(function: Callable[[Entry], Row], entries: Sequence[Entry], workers: int) -> Iterator[Row]:
@@ -200,7 +201,8 @@ class Reader:
         if len(data) != row.size:
             return quarantined(row, "changed", f"listed with {row.size:,} bytes, read {len(data):,}")
         try:
-            found = radiograph.normalise(data, self._limits)
+            said = replace(self._limits, png_bits=place.bits) if place.bits else self._limits
+            found = radiograph.normalise(data, said)
         except RadiographError as error:
             return quarantined(row._replace(format=radiograph.sniff(data) or ""), error.reason, error.detail)
         facts = found.facts

@@ -59,7 +59,8 @@ class Classifier:
 
     Of two classes the last is positive, and named when its probability is at least `threshold` (0..1); of more, the
     largest probability decides. Probabilities are softmax(logits / `temperature`). `side` is that of the square pixels
-    the network takes; `backbone` is the name `backbones.build` knows. `digest` is "" until saved or loaded.
+    the network takes; `backbone` is the name `backbones.build` knows; `png_bits` is of `radiograph.Limits`. `digest` is
+    "" until saved or loaded.
     """
 
     network: Network
@@ -68,6 +69,7 @@ class Classifier:
     side: int
     threshold: float = 0.5
     temperature: float = 1.0
+    png_bits: int = 0
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ class Classifier:
 
     def pixels(self, data: bytes) -> np.ndarray:
         """Return the square pixels uint8 [side, side] of a radiograph's bytes. Raises RadiographError."""
-        return radiograph.load(data, LIMITS, self.side)
+        return radiograph.load(data, replace(LIMITS, png_bits=self.png_bits), self.side)
 
     def classify(self, files: Sequence[bytes], batch_size: int = 64) -> list[Answer]:
         """Answer each of some files (JPEG, PNG or DICOM bytes); one that is no radiograph gets an error instead."""
@@ -145,6 +147,7 @@ class Classifier:
             "crop": self.network.crop,
             "levels": self.network.levels,
             "mean": list(self.network.mean),
+            "png_bits": self.png_bits,
             "side": self.side,
             "std": list(self.network.std),
             "temperature": self.temperature,
@@ -213,9 +216,8 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
         network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
     network.load_state_dict(safetensors.torch.load(weights))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return cls(
-        network, facts["backbone"], tuple(facts["classes"]), facts["side"], facts["threshold"], facts["temperature"]
-    )
+    said = [facts["side"], facts["threshold"], facts["temperature"], facts.get("png_bits", 0)]
+    return cls(network, facts["backbone"], tuple(facts["classes"]), *said)
 
 
 # What a logged model holds: all that makes pixels of bytes, and what assembles the network.
@@ -375,7 +377,7 @@ def requirements() -> list[str]:
 
 _PACKAGES = (
     *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "pyarrow"),
-    *("pydicom", "python-gdcm", "pyjpegls"),
+    *("simplejpeg", "pydicom", "python-gdcm", "pyjpegls"),
 )
 
 

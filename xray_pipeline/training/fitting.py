@@ -119,6 +119,7 @@ class Trainer:
             self.recipe.side,
             threshold=cut,
             temperature=heat,
+            png_bits=self.settings.rules.png_bits,
         )
 
     def sample(self, side: str) -> tuple[np.ndarray, list[str]]:

@@ -194,6 +194,7 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     from xray_pipeline.deliveries.table import by_file
     from xray_pipeline.storage import open_store
 
+    night.compare(run)
     dataset = Dataset(run.settings)
     dataset.settle()
     tables = {key: dataset.manifest(key) for key in dataset.manifests() if part_of(key)[0] == name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from xray_pipeline import cli, night
 from xray_pipeline.commands import health, summary
 from xray_pipeline.deliveries import bookkeeping
-from xray_pipeline.errors import DatasetError, RegistryError, RegistryUnavailable, XrayError
+from xray_pipeline.errors import DatasetError, RegistryError, RegistryUnavailable
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.night import Run
 from xray_pipeline.rollout import operations, promotion, repair
@@ -86,29 +87,25 @@ COMMANDS: dict[str, Callable[[Run], Any]] = {
 
 
 @pytest.mark.parametrize("wrong", [unmounted, anothers])
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_nothing_is_written_to_a_store_that_is_not_the_registrys(
-    run: Run, command: Callable[[Run], Any], wrong: Callable[[Run], None]
-) -> None:
+def test_nothing_is_written_to_a_store_that_is_not_the_registrys(run: Run, wrong: Callable[[Run], None]) -> None:
     wrong(run)
     before = contents(Path(run.settings.store))
-    for again in (run, Run(run.settings)):  # the same process, and another
-        with pytest.raises(XrayError) as refused:
-            command(again)
-        assert isinstance(refused.value, RegistryError)
     words = "is the store not mounted? Mount it" if wrong is unmounted else "belongs to ledger"
-    assert words in str(refused.value)
-    assert contents(Path(run.settings.store)) == before
-    assert not (run.settings.home / "the disk" / "drafts").exists()
+    for command in COMMANDS.values():
+        for again in (run, Run(run.settings)):  # the same process, and another
+            with pytest.raises(RegistryError, match=re.escape(words)):
+                command(again)
+            assert contents(Path(run.settings.store)) == before
 
 
-@pytest.mark.parametrize("command", ["find", "check", "commit", "whole night", "rejudge", "repair"])
-def test_a_ledger_without_its_dataset_is_no_fresh_start(run: Run, command: str) -> None:
+def test_a_ledger_without_its_dataset_is_no_fresh_start(run: Run) -> None:
     half(run)
     before = contents(Path(run.settings.store))
-    with pytest.raises(DatasetError, match=r"holds a ledger but no dataset/dataset.json: is all of the store mounted"):
-        COMMANDS[command](run)
-    assert contents(Path(run.settings.store)) == before
+    words = r"holds a ledger but no dataset/dataset.json: is all of the store mounted"
+    for command in ("find", "check", "commit", "whole night", "rejudge", "repair"):
+        with pytest.raises(DatasetError, match=words):
+            COMMANDS[command](run)
+        assert contents(Path(run.settings.store)) == before
     (ill,) = [part for part in health.check(run.settings) if not part.well]
     assert "is all of the store mounted?" in ill.text
 

@@ -165,7 +165,10 @@ class DirectoryStore(Store):
         return True
 
     def exists(self, key: str) -> bool:
-        return (self.root / _checked(key)).is_file()
+        try:
+            return (self.root / _checked(key)).is_file()
+        except OSError as error:
+            raise self._named(error, key) from error
 
     def delete(self, key: str) -> None:
         try:

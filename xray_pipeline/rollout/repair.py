@@ -181,10 +181,20 @@ def _put_back(dataset: Dataset, one: Damaged, originals: Iterable[tuple[Store, A
             log.debug("row %d is no original any more: %s", row.Index, type(error).__name__)
             continue
         if made.digest == one.digest:
-            dataset.put(one.digest, one.suffix, made.data)
-            dataset.read(one.digest, one.suffix)
-            return True
+            return _put(dataset, one, made.data)
     return False
+
+
+def _put(dataset: Dataset, one: Damaged, data: bytes) -> bool:
+    try:
+        dataset.put(one.digest, one.suffix, data)
+        dataset.read(one.digest, one.suffix)
+    except StorageUnavailable:
+        raise
+    except (StorageError, RadiographDamaged) as error:  # a folder, say, stands in its place
+        log.error("the original of radiograph %s is there, but: %s", one.digest[:12], error)
+        return False
+    return True
 
 
 class _Origins:

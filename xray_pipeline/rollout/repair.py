@@ -124,7 +124,7 @@ def repair(run: Run, progress: Progress | None = None) -> Repaired:
     back = []
     for one in found.damaged:
         if _put_back(dataset, one, origins.originals(one.digest)):
-            log.warning("put back from a delivery: %s", one.sentence())
+            log.info("put back from a delivery: %s", one.sentence())
             back.append(one)
     return Repaired(found.read, tuple(back), tuple(one for one in found.damaged if one not in back))
 

@@ -171,7 +171,7 @@ def test_a_folder_in_place_of_a_radiograph_is_named(run: Run, xray: Command) -> 
     done = xray("repair")
     assert done.returncode == 3
     assert "LOST: radiograph" in done.stdout
-    assert "is not a regular file" in done.stdout
+    assert "is a folder, not a file" in done.stdout
 
 
 def test_a_quick_look_sees_all_that_is_missing_and_reads_some(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

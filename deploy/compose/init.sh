@@ -4,6 +4,7 @@ set -eu
 cd /opt/xray/compose
 python accounts.py databases
 python objects.py buckets incoming xray mlflow
+python objects.py probe
 airflow db migrate
 # A task beyond what the workers run at once must wait for its slot: Airflow fails one that is queued for half an hour.
 airflow pools set gpu "$GPU_SLOTS" "one slot for each GPU worker"

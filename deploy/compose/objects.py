@@ -1,4 +1,5 @@
-"""Buckets of the S3 service: make them, copy all of their objects to a tar file and back, lay a delivery of phantoms.
+"""Buckets of the S3 service: make them, see that the store's keeps what is written once, copy all of their objects to a
+tar file and back, lay a delivery of phantoms.
 
 Objects travel through S3's own protocol, so a copy made from one S3 service can be put into another. One object at a
 time is on its way, through a file: the size of a bucket doesn't matter. An object comes back with the ETag it had, by
@@ -57,6 +58,19 @@ def buckets(names: list[str]) -> None:
         if name not in there:
             patient(lambda name=name: s3.create_bucket(Bucket=name))
         patient(lambda name=name: s3.put_object(Bucket=name, Key=".made", Body=b""))
+
+
+def probe() -> None:
+    """Refuse an S3 service that lets a second writer replace what the ledger and the commits write once."""
+    from xray_pipeline.base.errors import XrayError
+    from xray_pipeline.base.settings import Settings
+    from xray_pipeline.base.storage import check_writes_once, open_store
+
+    settings = Settings()
+    try:
+        check_writes_once(open_store(settings.store, settings))
+    except XrayError as error:
+        raise SystemExit(f"objects: {error}") from error
 
 
 def keys(s3: Any, bucket: str) -> Any:
@@ -161,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("buckets").add_argument("names", nargs="+")
+    commands.add_parser("probe")
     commands.add_parser("save")
     commands.add_parser("load")
     laying = commands.add_parser("deliver")
@@ -169,7 +184,7 @@ def main() -> None:
     laying.add_argument("--seed", type=int, default=0)
     laying.add_argument("--name", default="2026-01-01")
     given = vars(parser.parse_args())
-    {"buckets": buckets, "save": save, "load": load, "deliver": deliver}[given.pop("command")](**given)
+    {"buckets": buckets, "probe": probe, "save": save, "load": load, "deliver": deliver}[given.pop("command")](**given)
 
 
 if __name__ == "__main__":

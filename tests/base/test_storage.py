@@ -5,14 +5,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fault_proxy import FaultProxy, Unconditional, run_proxy
+from pydantic import SecretStr
 from s3_server import BUCKET, S3Server
+from test_bookkeeping import lay
+from test_repair import FILES
 
 from xray_pipeline.base.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.storage import Store, check_writes_once, open_store
+from xray_pipeline.command import health
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
 
 
 @pytest.fixture(params=["directory", "s3"])
@@ -136,3 +144,75 @@ def test_a_time_that_another_clock_set_ahead_does_not_count(tmp_path: Path) -> N
     (tmp_path / "k").write_bytes(b"1")
     os.utime(tmp_path / "k", (2**32, 2**32))
     assert abs(next(iter(open_store(tmp_path).list())).modified - time.time()) < 60
+
+
+# Stores that do not keep what is written once
+
+
+@pytest.fixture
+def forgetful(s3: S3Server) -> Iterator[FaultProxy]:
+    """The real server as one that does not know If-None-Match."""
+    with run_proxy(s3.endpoint, Unconditional) as proxy:
+        yield proxy
+
+
+def of(server: FaultProxy, settings: Settings) -> Settings:
+    place = f"s3://{BUCKET}/once-{os.getpid()}-{time.monotonic_ns()}"
+    return settings.model_copy(update={"store": place, "s3_endpoint": server.uri})
+
+
+def test_a_store_that_keeps_what_is_written_once_is_taken_and_left_as_it_was(store: Store) -> None:
+    check_writes_once(store)
+    assert list(store.list()) == []
+
+
+def test_a_service_that_ignores_if_none_match_lets_two_writers_win(forgetful: FaultProxy, settings: Settings) -> None:
+    """What the probe is for."""
+    asked = of(forgetful, settings)
+    store = open_store(asked.store, asked)
+    assert store.write_if_absent("entry", b"mine")
+    assert store.write_if_absent("entry", b"theirs")
+
+
+@pytest.mark.parametrize("status", ["", "501", "412"], ids=["ignores it", "does not know it", "refuses every write"])
+def test_a_store_that_can_not_write_once_is_refused_by_name(
+    forgetful: FaultProxy, settings: Settings, status: str
+) -> None:
+    asked = of(forgetful, settings)
+    forgetful.decide = lambda method, path: status if method == "CONDITIONAL" else ""
+    with pytest.raises(
+        StorageError, match=r"s3://hospital/once-\S+ does not keep what is written once .*If-None-Match"
+    ):
+        check_writes_once(open_store(asked.store, asked))
+    forgetful.decide = lambda method, path: ""
+    assert list(open_store(asked.store, asked).list()) == []
+
+
+def test_the_first_commit_and_health_refuse_it(forgetful: FaultProxy, settings: Settings) -> None:
+    asked = of(forgetful, settings).model_copy(update={"patient_key": SecretStr("k" * 32)})
+    lay(asked, "first", FILES)
+    run = Run(asked)
+    assert night.check_delivery(run, "first").fit
+    with pytest.raises(StorageError, match="does not keep what is written once"):
+        night.commit_deliveries(run, ["first"])
+    assert list(run.store().list("dataset")) == []
+    (said,) = [part.text for part in health.check(asked) if part.part == "store"]
+    assert f"{asked.store} does not keep what is written once" in said
+
+
+def test_the_stack_does_not_start_on_it(s3: S3Server, forgetful: FaultProxy, settings: Settings) -> None:
+    asked = of(forgetful, settings)
+    script = Path(__file__).resolve().parents[1] / "deploy" / "compose" / "objects.py"
+
+    def start(endpoint: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "XRAY_STORE": asked.store, "XRAY_S3_ENDPOINT": endpoint}
+        return subprocess.run(
+            [sys.executable, script, "probe"], env=environment, capture_output=True, text=True, check=False
+        )
+
+    assert start(s3.endpoint).returncode == 0
+    refused = start(forgetful.uri)
+    assert refused.returncode == 1
+    assert "does not keep what is written once" in refused.stderr
+    init = (script.parent / "init.sh").read_text()
+    assert init.index("objects.py buckets") < init.index("objects.py probe") < init.index("airflow db migrate")

@@ -25,8 +25,8 @@ class FaultProxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, target: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, target: str, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or _Handler)
         self.target = urlsplit(target)
         self.decide: Decide = lambda method, path: ""
         self.victim = 0
@@ -90,10 +90,35 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Unconditional(_Handler):
+    """S3 services without conditional writes: each request goes on signed anew and without If-None-Match; one that had
+    it can be refused instead, by naming the status that `decide` answers it with."""
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.session import Session
+
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_THE_CLIENT}
+        if "If-None-Match" in self.headers and (status := self.server.decide("CONDITIONAL", self.path)):
+            return int(status), [], b"<Error><Code>NotImplemented</Code></Error>"
+        request = AWSRequest(self.command, f"{self.server.target.geturl()}{self.path}", headers, body)
+        S3SigV4Auth(Session().get_credentials(), "s3", "us-east-1").add_auth(request)
+        connection = http.client.HTTPConnection(self.server.target.hostname or "", self.server.target.port, timeout=60)
+        connection.request(self.command, self.path, body or None, dict(request.headers.items()))
+        response = connection.getresponse()
+        answer = response.read()
+        connection.close()
+        return response.status, response.getheaders(), answer
+
+
+_OF_THE_CLIENT = {"host", "connection", "if-none-match", "authorization", "x-amz-date", "x-amz-content-sha256"}
+
+
 @contextmanager
-def run_proxy(target: str) -> Iterator[FaultProxy]:
+def run_proxy(target: str, handler: type[BaseHTTPRequestHandler] | None = None) -> Iterator[FaultProxy]:
     """Run a proxy in front of `target` until the block ends."""
-    proxy = FaultProxy(target)
+    proxy = FaultProxy(target, handler)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

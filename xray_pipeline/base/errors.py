@@ -10,6 +10,7 @@
     ├── DecoderUnavailable       no process to decode in could be started: this machine's fault, not the file's
     ├── DeliveryError            a whole delivery can't be judged (unknown class, ...), or changed before its commit
     ├── DatasetError             the dataset on disk disagrees with itself, the settings or this version of the code
+    │   └── RadiographDamaged    a stored radiograph is missing, can't be read or is not what its digest says
     ├── WeightsError             pretrained weights are missing or not what their digest says
     ├── TrainingError            training can't go on
     │   ├── NonFiniteLoss        NaN or infinity in the loss
@@ -73,6 +74,10 @@ class DeliveryError(XrayError):
 
 class DatasetError(XrayError):
     """The dataset on disk disagrees with itself, with the settings or with this version of the code."""
+
+
+class RadiographDamaged(DatasetError):
+    """A stored radiograph is missing, can't be read or is not what its digest says."""
 
 
 class WeightsError(XrayError):

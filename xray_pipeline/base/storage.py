@@ -107,6 +107,31 @@ def open_store(uri: str | Path, settings: Settings | None = None) -> Store:
     return DirectoryStore(Path(text))
 
 
+def check_writes_once(store: Store) -> None:
+    """Write twice to one key and expect a refusal: all that is committed rests on `write_if_absent`.
+
+    Raises StorageError, naming the store, where the second write replaces the first or is not possible at all;
+    StorageUnavailable where nothing can be written.
+    """
+    key = f"{_TEMPORARY}probe-{uuid.uuid4().hex}"
+    store.write(key, b"first")
+    try:
+        kept = not store.write_if_absent(key, b"second") and store.read(key) == b"first"
+        store.delete(key)
+        kept = kept and store.write_if_absent(key, b"third")
+        how = "a second write replaces the first, or a first one is refused"
+    except StorageError as error:
+        kept, how = False, str(error)
+    finally:
+        store.delete(key)
+    if not kept:
+        raise StorageError(
+            f"{store.uri} does not keep what is written once ({how}): two nights at once would both take one place in "
+            f"the ledger; use an S3 service that heeds If-None-Match, or a file system with hard links "
+            f"(docs/deployment.md)"
+        )
+
+
 def _checked(key: str) -> str:
     parts = key.split("/")
     if "\0" in key or any(part in ("", ".", "..") for part in parts):
@@ -145,7 +170,10 @@ class DirectoryStore(Store):
         return True
 
     def exists(self, key: str) -> bool:
-        return (self.root / _checked(key)).is_file()
+        try:
+            return (self.root / _checked(key)).is_file()
+        except OSError as error:
+            raise self._named(error, key) from error
 
     def delete(self, key: str) -> None:
         try:

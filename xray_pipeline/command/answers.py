@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xray_pipeline.base.errors import ConfigError, DeliveryError, EvaluationError
+from xray_pipeline.base.errors import ConfigError, DatasetError, DeliveryError, EvaluationError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.registry.ledger import Entry, Ledger, State, replay
@@ -170,19 +170,28 @@ def predict_files(settings: Settings, model_uri: str, files: Sequence[Path]) -> 
     return results
 
 
-def verify(settings: Settings) -> list[dict[str, Any]]:
-    """Check that ledger, registry, artifacts, bookkeeping and split agree: invariant, holds, a sentence for each thing.
+def verify(settings: Settings, quick: bool = False, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Check that ledger, registry, artifacts, books, split and radiographs agree: invariant, holds, a sentence each.
 
-    Raises RegistryUnavailable, StorageUnavailable.
+    Of the stored radiographs a `quick` look reads some, drawn by lot. Raises RegistryUnavailable, StorageUnavailable.
     """
     from xray_pipeline.intake import books as bookkeeping
+    from xray_pipeline.night import repair
     from xray_pipeline.night.steps import Run
     from xray_pipeline.registry import verify as checks
     from xray_pipeline.registry.mlflow_registry import Registry
 
-    findings = checks.check(Registry(settings))
-    books = (("I4", bookkeeping.verify), ("I7", bookkeeping.split))
-    findings += [checks.Finding(name, *look(Run(settings))) for name, look in books]
+    run, findings = Run(settings), checks.check(Registry(settings))
+    looks: dict[str, Callable[[], tuple[bool, str]]] = {
+        "I4": lambda: bookkeeping.verify(run),
+        "I7": lambda: bookkeeping.split(run),
+        "dataset": lambda: repair.verify(run, quick, progress),
+    }
+    for name, look in looks.items():
+        try:
+            findings.append(checks.Finding(name, *look()))
+        except DatasetError as error:  # the others are looked at all the same
+            findings.append(checks.Finding(name, False, str(error)))
     return [asdict(finding) for finding in findings]
 
 

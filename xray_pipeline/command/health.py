@@ -1,6 +1,6 @@
 """Is everything that the next night needs there? One finding per part, for `xray health` and for monitors.
 
-It only reads: a store that takes no writes is found by the night, not here, except a folder whose permissions say so.
+It reads, and writes one small object to the store, which must refuse to have it replaced, and deletes it again.
 Airflow is asked over its REST API when its address is set, for its scheduler and for the last night that succeeded.
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import open_store
+from xray_pipeline.base.storage import check_writes_once, open_store
+from xray_pipeline.night.steps import Run, compare
 from xray_pipeline.registry.ledger import Ledger
 
 CACHE_BYTES = 2_000_000_000
@@ -75,6 +76,7 @@ def _store(settings: Settings) -> str:
     _reachable(settings.store, writable=True)
     store = open_store(settings.store, settings)
     store.folders()
+    check_writes_once(store)
     manifests = sum(1 for _ in store.list("dataset/manifests"))
     return f"{manifests} committed {'delivery' if manifests == 1 else 'deliveries'} in {settings.store}"
 
@@ -101,6 +103,7 @@ def _ledger(settings: Settings) -> str:
 def _registry(settings: Settings) -> str:
     from xray_pipeline.registry.mlflow_registry import Registry
 
+    compare(Run(settings))
     registry = Registry(settings)
     found, state = registry.aliases(), registry.ledger.state()
     wanted = {"champion": state.champion, "challenger": state.challenger}

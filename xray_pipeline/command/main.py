@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,6 +122,7 @@ def acknowledge(
 ) -> None:
     """Settle the drift alarms of a delivery: you are the person who looked at it."""
     run = _run()
+    night.compare(run)
     result = alarms.acknowledge(run.store(), delivery, run.who, reason)
     _print(result, as_json, [f"delivery {delivery}: alarms of {', '.join(result['alarms'])} acknowledged"])
 
@@ -266,12 +267,33 @@ def rollback(
 
 
 @app.command()
-def verify(as_json: Json = False) -> None:
-    """Check that ledger, registry, artifacts and the books of deliveries agree."""
-    findings = answers.verify(_run().settings)
+def verify(
+    quick: Annotated[bool, typer.Option("--quick", help="Read some stored radiographs, not all.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that ledger, registry, artifacts, the books of deliveries and the stored radiographs agree."""
+    with _progress(as_json) as progress:
+        findings = answers.verify(_run().settings, quick, progress)
     lines = [f"{'ok ' if f['holds'] else 'NOT'} {f['invariant']:<7} {f['text']}" for f in findings]
     _print(findings, as_json, lines)
     if not all(finding["holds"] for finding in findings):
+        raise typer.Exit(NO)
+
+
+@app.command()
+def repair(as_json: Json = False) -> None:
+    """Read every stored radiograph and put back the damaged ones whose original still lies in a delivery."""
+    from xray_pipeline.night import repair as repairs
+
+    with _progress(as_json) as progress:
+        done = repairs.repair(_run(), progress)
+    lines = [f"put back: {one.sentence()}" for one in done.repaired]
+    lines += [f"LOST: {one.sentence()}" for one in done.lost]
+    lines.append(f"{done.read} radiographs read, {len(done.repaired)} put back, {len(done.lost)} lost")
+    if done.lost:
+        lines.append("deliver a lost one again, in any delivery, or restore its file from a backup of the store")
+    _print(asdict(done), as_json, lines)
+    if done.lost:
         raise typer.Exit(NO)
 
 

@@ -13,6 +13,8 @@ else. The trade-off: finding a digest or patient reads every manifest once; no i
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import hmac
 import io
@@ -40,12 +42,13 @@ from xray_pipeline.base.errors import (
     DatasetError,
     DeliveryError,
     ObjectNotFound,
+    RadiographDamaged,
     RadiographError,
     StorageError,
     StorageUnavailable,
 )
 from xray_pipeline.base.settings import Settings, SplitMode
-from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.storage import Store, check_writes_once, open_store
 from xray_pipeline.dataset.near_copies import Prints
 from xray_pipeline.dataset.revisions import (
     File,
@@ -237,6 +240,7 @@ class Dataset:
         key = intake.delivery.key
         if not intake.fit:
             raise DatasetError(f"delivery {key} was rejected; it can't be committed")
+        check_writes_once(self.store)
         self._write_identity(self.patient_key())
         while True:
             place = self._next_place()
@@ -360,15 +364,29 @@ class Dataset:
         return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
 
     def read(self, digest: str, suffix: str) -> bytes:
-        """Return a stored radiograph. Raises DatasetError when it is missing or its bytes don't match its digest."""
-        key = _radiograph_key(digest, suffix)
+        """Return a stored radiograph. Raises RadiographDamaged, StorageUnavailable."""
+        key, cure = _radiograph_key(digest, suffix), "run `xray repair`"
         try:
             data = self.store.read(key)
         except ObjectNotFound as error:
-            raise DatasetError(f"{key} is missing from {self.store.uri}; restore it from a backup") from error
+            raise RadiographDamaged(f"{key} is missing from {self.store.uri}; {cure}") from error
+        except StorageError as error:
+            # A bad sector or a wrong mode is this file's matter; a server that does not answer is none.
+            of_all = isinstance(error, StorageUnavailable) and not isinstance(error, AccessDenied)
+            if of_all and getattr(error.__cause__, "errno", None) != errno.EIO:
+                raise
+            raise RadiographDamaged(f"{error}; {cure}") from error
         if hashlib.sha256(data).hexdigest() != digest:
-            raise DatasetError(f"{key} in {self.store.uri} does not match its digest; restore it from a backup")
+            raise RadiographDamaged(f"{key} in {self.store.uri} does not match its digest; {cure}")
         return data
+
+    def put(self, digest: str, suffix: str, data: bytes) -> None:
+        """Store the bytes that have this digest, in place of damaged ones. Raises StorageError."""
+        key = _radiograph_key(digest, suffix)
+        with contextlib.suppress(StorageError):  # what is there can't even be read; or the next line says it, too
+            if self.store.write_if_absent(key, data):
+                return
+        self.store.write(key, data)
 
     def _describe(self, digest: str, keys: list[str]) -> Snapshot:
         empty = Snapshot(digest, tuple(keys), 0, 0)
@@ -413,8 +431,11 @@ class Dataset:
             return DeliveryError(f"{where} {how} between check and commit; run it again: it is judged anew")
 
         def store(row: Any) -> None:
-            key = _radiograph_key(row.digest, row.suffix)
-            if self.store.exists(key):
+            try:
+                self.read(row.digest, row.suffix)
+            except RadiographDamaged as error:
+                log.debug("to be stored: %s", error)
+            else:
                 return
             try:
                 normalised = reading.reread(delivery, row.file, limits, row.bits)
@@ -424,7 +445,7 @@ class Dataset:
                 raise changed(row, f"became unreadable ({type(error).__name__})") from None
             if normalised.digest != row.digest:
                 raise changed(row, "changed")
-            self.store.write_if_absent(key, normalised.data)
+            self.put(row.digest, row.suffix, normalised.data)
 
         with ThreadPoolExecutor(self.settings.workers or os.cpu_count()) as pool:
             for done, _ in enumerate(pool.map(store, accepted.itertuples()), 1):

@@ -197,6 +197,7 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     from xray_pipeline.dataset.table import by_file
     from xray_pipeline.intake.scan import listing
 
+    night.compare(run)
     dataset = Dataset(run.settings)
     dataset.settle()
     tables = {key: dataset.manifest(key) for key in dataset.manifests() if part_of(key)[0] == name}

@@ -126,6 +126,7 @@ def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") 
     from xray_pipeline.registry import decisions as operations
 
     registry = run.registry()
+    registry.aliases()  # an answer goes to no other ledger than the one that asked
     if "void" in answer:
         return _void(registry, asked.version, "nobody", answer["void"])
     user = answer.get("responded_by_user") or {}

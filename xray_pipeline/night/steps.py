@@ -12,14 +12,24 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, wraps
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from xray_pipeline.base import logs
-from xray_pipeline.base.errors import AccessDenied, DeliveryError, ObjectNotFound, RegistryError
+from xray_pipeline.base.errors import (
+    AccessDenied,
+    DatasetError,
+    DeliveryError,
+    ObjectNotFound,
+    RadiographDamaged,
+    RegistryError,
+)
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.training.overrides import parse_text
 
 if TYPE_CHECKING:
@@ -33,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
 
 
@@ -68,6 +80,11 @@ class Run:
         from xray_pipeline.registry.mlflow_registry import Registry
 
         return Registry(self.settings)
+
+    @cached_property
+    def compared(self) -> Ledger:
+        """The ledger that `compare` looks at: what it read once it does not read again."""
+        return Ledger(self.store())
 
     def evidence(self, key: str) -> Evidence:
         """Read evidence kept by `evaluate`. Raises EvaluationError, ObjectNotFound."""
@@ -181,6 +198,45 @@ def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in (files("xray_pipeline.training") / "recipes").iterdir())
 
 
+def compare(run: Run) -> None:
+    """Compare the identities of store, ledger and registry; comes before the first write of whatever writes.
+
+    Raises RegistryError when they are not each other's, DatasetError for a store that lost its dataset, LedgerError,
+    RegistryUnavailable, StorageUnavailable.
+    """
+    is_there = run.store().exists("dataset/dataset.json")
+    ledger, uri = run.compared if is_there else Ledger(run.store()), run.settings.tracking_uri
+    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if database and not database.exists() and not any(ledger.store.list()):
+        return  # before the first candidate: nothing knows anything, and asking would make a database
+    from xray_pipeline.registry.mlflow_registry import Registry
+
+    Registry(run.settings, ledger).aliases()
+    if ledger.entries() and not is_there:
+        raise DatasetError(
+            f"{run.settings.store} holds a ledger but no dataset/dataset.json: is all of the store mounted? If it is, "
+            f"restore the dataset from a backup; nothing was written"
+        )
+
+
+def _mending(step: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """Let a step that met a damaged radiograph begin again once what can be put back is."""
+
+    @wraps(step)
+    def mending(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return step(run, *args, **kwargs)
+        except RadiographDamaged as error:
+            from xray_pipeline.night import repair
+
+            log.warning("%s; looking for the original", error)
+            if not repair.repair(run).repaired:
+                raise
+        return step(run, *args, **kwargs)
+
+    return mending
+
+
 def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
 
@@ -191,6 +247,7 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     """
     from xray_pipeline.dataset.store import Dataset
 
+    compare(run)
     dataset = Dataset(run.settings)
     dataset.settle()
     found = _deliveries(run, dataset.history(), left_out)
@@ -231,8 +288,10 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     from xray_pipeline.intake import alarms
     from xray_pipeline.intake import check as intakes
     from xray_pipeline.intake.scan import judged_by
+    from xray_pipeline.night import repair
 
     logs.about(delivery=key)
+    compare(run)
     store, dataset = run.store(), Dataset(run.settings)
     dataset.settle()
     history = dataset.history()  # one for finding and judging it: it may be committed meanwhile
@@ -253,6 +312,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
             raise DeliveryError(arriving)
         settled = alarms.acknowledged(store, key, delivery.fingerprint)
         intake = intakes.check(delivery, run.settings, history, patient_key, progress, settled)
+        repair.heal(dataset, open_store(delivery.uri, run.settings), intake.table, history.labels)
     except DeliveryError as error:
         if key in dataset.manifests():
             if earlier and earlier.fit:  # it was taken away above
@@ -387,6 +447,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     from xray_pipeline.dataset.store import Dataset, from_parquet
     from xray_pipeline.intake.check import Delivery, Intake
 
+    compare(run)
     store, dataset = run.store(), Dataset(run.settings)
     changed = []
     dataset.settle()
@@ -420,6 +481,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     return Committed(snapshot.digest, snapshot.images, snapshot.patients, len(held_out), held_out_patients, *taken)
 
 
+@_mending
 def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
     from xray_pipeline.dataset.store import Dataset
@@ -434,6 +496,7 @@ def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     return Trained(candidate.digest, _settled(run, candidate.digest))
 
 
+@_mending
 def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Evaluated:
     """Score candidate and champion on the same held-out radiographs and keep the evidence in the store.
 
@@ -455,6 +518,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     return Evaluated(trained.candidate, key, champion)
 
 
+@_mending
 def decide(run: Run, evaluated: Evaluated) -> Decided:
     """Apply the policy to the evidence and write the report; a refusal is recorded in the ledger.
 
@@ -490,6 +554,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
     )
 
 
+@_mending
 def register(run: Run, decided: Decided) -> Registered:
     """Make the candidate a version with alias `challenger`, once, after its logged model gave the same answers again.
 
@@ -520,6 +585,7 @@ def register(run: Run, decided: Decided) -> Registered:
     return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits)
 
 
+@_mending
 def promote(run: Run, registered: Registered) -> Promoted:
     """Make the version the champion, with the policy's consent instead of a person's, after the model server was tried.
 

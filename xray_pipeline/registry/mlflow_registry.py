@@ -280,10 +280,13 @@ class Registry:
             self._call("tagging", self._client.set_registered_model_tag, self.name, LEDGER_TAG, self.ledger.identity())
         elif belongs is None or belongs != self.ledger.identity(make=False):
             owner = f"belongs to ledger {belongs[:12]}" if belongs else "was made by somebody else"
-            ours = self.ledger.identity(make=False)[:12] or "none yet"
+            ours = self.ledger.identity(make=False)[:12]
+            there = f"the ledger in {self.ledger.store.uri} is {ours}; "
+            if not ours:
+                there = f"there is no ledger in {self.ledger.store.uri}: is the store not mounted? Mount it, "
             raise RegistryError(
-                f"model {self.name!r} in {where} {owner}, the ledger in {self.ledger.store.uri} is {ours}; "
-                f"set XRAY_STORE or XRAY_TRACKING_URI right, or choose another XRAY_MODEL_NAME"
+                f"model {self.name!r} in {where} {owner}, {there}"
+                f"set XRAY_STORE or XRAY_TRACKING_URI right, or choose another XRAY_MODEL_NAME; nothing was written"
             )
         self._check_followed(model, state)
 

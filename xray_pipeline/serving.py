@@ -23,7 +23,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class Classifier:
 
     Of two classes the last is positive, and named when its probability is at least `threshold` (0..1); of more, the
     largest probability decides. Probabilities are softmax(logits / `temperature`). `side` is that of the square pixels
-    the network takes; `backbone` is the name `backbones.build` knows. `digest` is "" until saved or loaded.
+    the network takes; `backbone` is the name `backbones.build` knows. `limits` is what a file to be answered may be, by
+    the intake's rules. `digest` is "" until saved or loaded.
     """
 
     network: Network
@@ -68,6 +69,7 @@ class Classifier:
     side: int
     threshold: float = 0.5
     temperature: float = 1.0
+    limits: radiograph.Limits = field(default_factory=radiograph.Limits)
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ class Classifier:
 
     def pixels(self, data: bytes) -> np.ndarray:
         """Return the square pixels uint8 [side, side] of a radiograph's bytes. Raises RadiographError."""
-        return radiograph.load(data, LIMITS, self.side)
+        return radiograph.load(data, self.limits, self.side)
 
     def classify(self, files: Sequence[bytes], batch_size: int = 64) -> list[Answer]:
         """Answer each of some files (JPEG, PNG or DICOM bytes); one that is no radiograph gets an error instead."""
@@ -144,6 +146,7 @@ class Classifier:
             "classes": list(self.classes),
             "crop": self.network.crop,
             "levels": self.network.levels,
+            "limits": asdict(self.limits),
             "mean": list(self.network.mean),
             "side": self.side,
             "std": list(self.network.std),
@@ -181,10 +184,6 @@ class Classifier:
             raise ModelRefused(f"{folder / FACTS} and {WEIGHTS} do not make a classifier: {reason}") from error
 
 
-LIMITS = radiograph.Limits()
-"""What a file to be answered may be: the intake's defaults."""
-
-
 def model_digest(folder: Path) -> str:
     """Return the SHA-256 over the digests of a saved classifier's two files. Raises ModelRefused if one is missing."""
     lines = []
@@ -213,9 +212,9 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
         network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
     network.load_state_dict(safetensors.torch.load(weights))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return cls(
-        network, facts["backbone"], tuple(facts["classes"]), facts["side"], facts["threshold"], facts["temperature"]
-    )
+    said = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["limits"].items()}
+    answers = (facts["side"], facts["threshold"], facts["temperature"], radiograph.Limits(**said))
+    return cls(network, facts["backbone"], tuple(facts["classes"]), *answers)
 
 
 # What a logged model holds.
@@ -226,6 +225,7 @@ _TRAVELLERS = (
     "formats/__init__",
     "formats/dicom",
     "formats/dicom_pixels",
+    "formats/dicom_words",
     "formats/frame_decoder",
     "formats/jpeg",
     "formats/png",

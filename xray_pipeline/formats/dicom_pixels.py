@@ -7,7 +7,9 @@ is computed once for each stored value that occurs, not for each pixel.
 from __future__ import annotations
 
 import io
+import re
 import struct
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -34,7 +36,7 @@ from xray_pipeline.formats.jpeg import (
     restart_interval,
     segments,
 )
-from xray_pipeline.formats.raster import Limits, Pixels
+from xray_pipeline.formats.raster import Limits, Pixels, grey, reject_colour
 
 if TYPE_CHECKING:
     from xray_pipeline.formats.dicom import Elements
@@ -43,23 +45,26 @@ PIXEL_DATA = 0x7FE00010
 _MAX_LUT_BYTES = 1 << 20
 DEFLATED, IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
-JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-_JPEG = ("1.2.840.10008.1.2.4.50", JPEG_EXTENDED)
-_JPEG_LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+JPEG, JPEG_12_BITS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
+_JPEG_LOSSLESS, _JPEG_LS, _JPEG_2000 = "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"
 _RLE = "1.2.840.10008.1.2.5"
 NATIVE = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED))
-# One decoder each, and of those there are the one that held up best against damaged data.
+# Decoders in the order in which they are asked: each is strict, so that the next may read what it refuses. A compressed
+# frame's own header tells which of the first five syntaxes of a kind it is in, whatever the data set says.
 DECODERS: Final = {
-    **dict.fromkeys(_JPEG, ""),  # read as JPEG files are
-    "1.2.840.10008.1.2.4.57": "gdcm",  # JPEG lossless
-    "1.2.840.10008.1.2.4.70": "gdcm",  # JPEG lossless, first-order prediction
-    "1.2.840.10008.1.2.4.80": "pyjpegls",  # JPEG-LS
-    "1.2.840.10008.1.2.4.81": "pyjpegls",  # JPEG-LS near-lossless
-    "1.2.840.10008.1.2.4.90": "pillow",  # JPEG 2000 lossless
-    "1.2.840.10008.1.2.4.91": "pillow",  # JPEG 2000
-    _RLE: "pydicom",
+    JPEG: ("pillow",),  # as JPEG files are read
+    JPEG_12_BITS: ("gdcm",),  # JPEG extended; of 8 bits it is read as JPEG
+    _JPEG_LOSSLESS: ("gdcm",),
+    _JPEG_LS: ("pyjpegls", "gdcm"),
+    _JPEG_2000: ("pillow", "gdcm"),
+    "1.2.840.10008.1.2.4.70": ("gdcm",),  # JPEG lossless, first-order prediction
+    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),  # JPEG-LS near-lossless
+    **dict.fromkeys(
+        ("1.2.840.10008.1.2.4.91", *(f"1.2.840.10008.1.2.4.{n}" for n in (201, 202, 203))), ("pillow", "gdcm")
+    ),
+    _RLE: ("pydicom",),
 }
-GUARDED: Final = frozenset(DECODERS) - {*_JPEG, _RLE}
+GUARDED: Final = frozenset(DECODERS) - {JPEG, _RLE}
 workers = Workers()
 
 
@@ -74,40 +79,134 @@ class ImagePixels(NamedTuple):
     high_bit: int
     signed: bool
     photometric: str
+    samples: int = 1
+    planar: int = 0
 
 
-def stored_values(image: ImagePixels, tags: Elements, limits: Limits) -> NDArray[np.int32]:
-    """Return the stored values (rows, columns) as DICOM means them: unused bits masked, signs extended.
+def stored_values(image: ImagePixels, tags: Elements, limits: Limits) -> NDArray[Any]:
+    """Return the stored values as DICOM means them: unused bits masked, signs extended.
 
-    Raises RadiographError, also for more or less than one image; DecoderUnavailable.
+    They are (rows, columns), int32, or (rows, columns, samples) of a colour image; a colour JPEG comes as its grey
+    levels. Raises RadiographError, also for more or less than one image; DecoderUnavailable.
     """
-    if image.syntax in NATIVE:
-        raw, size = tags.raw(PIXEL_DATA), image.rows * image.columns * (image.allocated // 8)
-        if tags.elements[PIXEL_DATA].encapsulated:
-            raise RadiographError("corrupt", "encapsulated pixels in an uncompressed DICOM file")
-        if len(raw) < size:
-            raise RadiographError("truncated", f"{len(raw):,} bytes of pixels, {size:,} needed")
-        if len(raw) // size > 1 and len(raw) % size <= 1:
-            raise RadiographError("multi-frame", f"{len(raw) // size} frames of pixels, one expected")
+    if not tags.elements[PIXEL_DATA].encapsulated:
+        return _meant(_native(image, tags), image)
+    frame = _joined(image, tags)
+    stream = _codestream(frame, image)
+    if stream is None:
+        _check_rle(frame, image)
+        return _meant(_decoded(image._replace(syntax=_RLE), frame), image)
+    if (stream.rows, stream.columns) != (image.rows, image.columns) or stream.samples not in (image.samples, 3):
+        claimed = f"{image.columns} x {image.rows} x {image.samples}"
+        found = f"{stream.columns} x {stream.rows} x {stream.samples}"
+        raise RadiographError("corrupt", f"compressed image of {found}, the header says {claimed}")
+    frame = frame[stream.start : _end_of_image(frame, stream.start)]
+    if stream.syntax == JPEG:
+        levels = _grey_jpeg(frame, image, limits)
+        return (levels.view(np.int8) if image.signed and image.stored <= 8 else levels).astype(np.int32)
+    if stream.samples != image.samples or (stream.syntax == JPEG_12_BITS and image.allocated < 16):
+        raise RadiographError("corrupt", f"{stream.bits} bits of {stream.samples} samples; the header says otherwise")
+    found = image._replace(syntax=stream.syntax, stored=12 if stream.syntax == JPEG_12_BITS else image.stored)
+    frame = _plain_lossless(frame, image) if stream.syntax == _JPEG_LOSSLESS else frame
+    values = _decoded(found, frame)
+    if stream.syntax in (_JPEG_LOSSLESS, JPEG_12_BITS) and _lacks_data(found, frame, values):
+        raise RadiographError("truncated", "the JPEG's scan ends before the image does")
+    return values if image.samples == 3 else values.astype(np.int32)
+
+
+def _native(image: ImagePixels, tags: Elements) -> NDArray[Any]:
+    """Return the one uncompressed image. Less than another after it is a writer's padding (PS3.5 8.1.1, note)."""
+    if image.syntax in DECODERS:
+        raise RadiographError("corrupt", "compressed DICOM pixels are not encapsulated")
+    subsampled = image.photometric == "YBR_FULL_422"  # two pixels share their colour (PS3.3 C.7.6.3.1.2)
+    raw, per_pixel = tags.raw(PIXEL_DATA), 2 if subsampled else image.samples
+    size = image.rows * image.columns * per_pixel * (image.allocated // 8)
+    if len(raw) < size or (subsampled and image.columns % 2):
+        raise RadiographError("truncated", f"{len(raw):,} bytes of pixels, {size:,} needed")
+    if len(raw) // size > 1 and len(raw) % size <= 1:
+        raise RadiographError("multi-frame", f"{len(raw) // size} frames of pixels, one expected")
+    if len(raw) // size > 1 or _FILE.match(raw, size):
         _check_padding(memoryview(raw)[size:])
-        # PS3.5 6.2: big-endian 8-bit pixels in words of 16 bits come in swapped pairs.
-        kind = np.dtype(f"{'<' if tags.little else '>'}u{image.allocated // 8}")
-        flat = np.frombuffer(raw[:size], kind)
-        if image.allocated == 8 and not tags.little and _vr(tags) == b"OW":
-            flat = np.frombuffer(raw[: size + size % 2], ">u2").astype("<u2").view(np.uint8)[:size]
-        return _meant(flat.reshape(image.rows, image.columns), image)
-    frame = _compressed_frame(image, tags)
-    if image.syntax in _JPEG:
-        if image.allocated != 8:
-            raise RadiographError("corrupt", f"{image.allocated} bits allocated for a JPEG of 8")
-        levels = jpeg_levels(frame, limits)
-        return (levels.view(np.int8) if image.signed else levels).astype(np.int32)
-    values = _decoded(image, frame)
-    if values.shape != (image.rows, image.columns):
-        raise RadiographError("corrupt", f"decoded to {values.shape}, the header says {(image.rows, image.columns)}")
-    if image.syntax in _JPEG_LOSSLESS and _lacks_data(image, frame, values):
-        raise RadiographError("truncated", "the lossless JPEG's scan ends before the image does")
-    return _meant(values, image) if image.syntax == _RLE else values.astype(np.int32)
+    # PS3.5 6.2: big-endian 8-bit pixels in words of 16 bits come in swapped pairs.
+    kind = np.dtype(f"{'<' if tags.little else '>'}u{image.allocated // 8}")
+    flat = np.frombuffer(raw[:size], kind)
+    if image.allocated == 8 and not tags.little and _vr(tags) == b"OW":
+        flat = np.frombuffer(raw[: size + size % 2], ">u2").astype("<u2").view(np.uint8)[:size]
+    if subsampled:
+        first, second, blue, red = flat.reshape(-1, 4).T
+        planes = np.stack([first, second], 1).ravel(), blue.repeat(2), red.repeat(2)
+        return np.stack(planes, 1).reshape(image.rows, image.columns, 3)
+    if image.samples == 1:
+        return flat.reshape(image.rows, image.columns)
+    if image.planar == 1:
+        return np.moveaxis(flat.reshape(image.samples, image.rows, image.columns), 0, -1)
+    return flat.reshape(image.rows, image.columns, image.samples)
+
+
+def _grey_jpeg(frame: bytes, image: ImagePixels, limits: Limits) -> NDArray[np.uint8]:
+    """Return the grey levels of a JPEG of one or three components.
+
+    Whether three are RGB or YCbCr the data set may say, and only the JPEG itself counts for a decoder: those of a grey
+    image are grey in one reading alone.
+    """
+    try:
+        return jpeg_levels(frame, limits)
+    except RadiographError as error:
+        if error.reason != "coloured" or image.photometric != "RGB":
+            raise
+    parts = [frame[at:stop] for marker, at, stop, _ in segments(frame) if marker not in APPLICATION]
+    return jpeg_levels(b"".join([frame[:2], _ADOBE_RGB, *parts]), limits)
+
+
+_ADOBE_RGB = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
+
+
+def grey_pixels(image: ImagePixels, stored: NDArray[Any], tags: Elements) -> Pixels:
+    """Return the grey levels of a colour image (of `stored_values`), over the whole range of 8 or 16 bits.
+
+    PS3.3 C.11 has windows and lookup tables for monochrome images alone. Raises RadiographError when it is coloured.
+    """
+    bits = image.stored
+    if image.photometric == "PALETTE COLOR":
+        stored, bits = _through_palette(stored, tags)
+    if stored.ndim == 2:  # a JPEG's levels
+        return cast(Pixels, stored.astype(np.uint8))
+    first, second, third = (stored[..., n] for n in range(3))
+    luminance = image.photometric.startswith("YBR_FULL")
+    if bits > 8:
+        middle = 1 << (bits - 1)
+        same = (second == middle) & (third == middle) if luminance else (first == second) & (first == third)
+        if not same.all():
+            raise RadiographError("deep-colour", f"colours of {bits} bits")
+        return np.rint(first * (65535 / ((1 << bits) - 1))).astype(np.uint16)
+    if luminance:
+        reject_colour(second.astype(np.uint8), third.astype(np.uint8))
+    levels = np.ascontiguousarray(first, np.uint8) if luminance else grey(stored.astype(np.uint8))
+    return levels if bits == 8 else np.rint(levels * (255 / ((1 << bits) - 1))).astype(np.uint8)
+
+
+def _through_palette(stored: NDArray[Any], tags: Elements) -> tuple[NDArray[Any], int]:
+    """Return the colours (rows, columns, 3) that a palette (PS3.3 C.7.6.3.1.5) gives to stored values, and its bits."""
+    planes, bits = [], 0
+    for tag in (0x00281101, 0x00281102, 0x00281103):
+        descriptor = np.frombuffer(tags.raw(tag)[:6], "<u2" if tags.little else ">u2").tolist()
+        table = tags.raw(tag + 0x100)
+        if len(descriptor) != 3 or descriptor[2] not in (8, 16) or not table:
+            raise RadiographError("colour-dicom", "a palette is missing, segmented or of other than 8 or 16 bits")
+        entries, first, bits = descriptor[0] or 65536, descriptor[1], descriptor[2]
+        if len(table) < 2 * entries:  # bytes, in words of the file's order
+            swapped = np.frombuffer(table[: len(table) & ~1], "<u2" if tags.little else ">u2").astype("<u2")
+            values = swapped.view(np.uint8)
+        else:
+            values = np.frombuffer(table[: 2 * entries], "<u2" if tags.little else ">u2")
+        if len(values) < entries or (bits == 16 and values.dtype == np.uint8):
+            raise RadiographError("corrupt", f"a palette of {entries} entries has {len(table)} bytes")
+        first -= 65536 if first > 32767 and int(stored.min()) < 0 else 0
+        planes.append(values[np.clip(stored - first, 0, entries - 1)].astype(np.int32) & ((1 << bits) - 1))
+    return np.stack(planes, -1), bits
+
+
+_FILE = re.compile(rb"\xff\xd8\xff|\xff\x4f\xff\x51|\x89PNG|GIF8|PK\x03\x04|%PDF|\x7fELF|MZ\x90|.{128}DICM", re.DOTALL)
 
 
 def _check_padding(rest: bytes | memoryview) -> None:
@@ -120,8 +219,8 @@ def _check_padding(rest: bytes | memoryview) -> None:
 
 
 def _lacks_data(image: ImagePixels, frame: bytes, values: NDArray[Any]) -> bool:
-    """Return whether GDCM decoded more of a lossless JPEG than there is: from there on, rows of one value."""
-    ends_flat = bool((values[-1] == values[-1, 0]).all())
+    """Return whether GDCM decoded more of a JPEG than there is: from there on, rows of one value if it is lossless."""
+    ends_flat = image.syntax == JPEG_12_BITS or bool((values[-1] == values[-1, 0]).all())
     if not ends_flat and not any(segment.marker == RESTART_INTERVAL for segment in segments(frame)):
         return False
     try:
@@ -135,8 +234,10 @@ def _vr(tags: Elements) -> bytes:
     return tags.data[start + 4 : start + 6]
 
 
-def _meant(values: NDArray[Any], image: ImagePixels) -> NDArray[np.int32]:
+def _meant(values: NDArray[Any], image: ImagePixels) -> NDArray[Any]:
     """Take `stored` bits up to the high bit out of each cell (PS3.5 8.1.1)."""
+    if image.samples == 3 and image.stored == image.allocated:
+        return values
     cells = values.astype(np.int32) & ((1 << image.allocated) - 1)
     cells >>= image.high_bit + 1 - image.stored
     cells &= (1 << image.stored) - 1
@@ -146,51 +247,86 @@ def _meant(values: NDArray[Any], image: ImagePixels) -> NDArray[np.int32]:
     return cells
 
 
-def _compressed_frame(image: ImagePixels, tags: Elements) -> bytes:
-    """Join the fragments of the one frame (PS3.5 A.4) and check its own header against the data set's."""
-    element = tags.elements[PIXEL_DATA]
-    if not element.encapsulated:
-        raise RadiographError("corrupt", "compressed DICOM pixels are not encapsulated")
+def _joined(image: ImagePixels, tags: Elements) -> bytes:
+    """Return the fragments of the one frame (PS3.5 A.4) as one."""
+    element, order = tags.elements[PIXEL_DATA], "<" if tags.little else ">"
     fragments, at = [], element.value
     while at < element.stop:
-        tag, size = struct.unpack_from("<II", tags.data, at)
-        if tag != 0xE000FFFE or at + 8 + size > element.stop:
+        group, number, size = struct.unpack_from(order + "HHI", tags.data, at)
+        if (group, number) != (0xFFFE, 0xE000) or at + 8 + size > element.stop:
             raise RadiographError("corrupt", "DICOM pixel fragments are broken")
         fragments.append(tags.data[at + 8 : at + 8 + size])
         at += 8 + size
     frame = b"".join(fragments[1:])  # the first is the offset table
     if not frame:
         raise RadiographError("truncated", "the DICOM file has no pixel fragments")
-    if image.syntax == _RLE:
-        if len(fragments) > 2:  # PS3.5 A.4.2: a frame is one fragment
-            raise RadiographError("multi-frame", f"{len(fragments) - 1} frames of pixels, one expected")
-        _check_rle(frame, image)
-        return frame
-    end = _end_of_image(frame)
-    _check_padding(frame[end:])
-    frame = frame[:end]
-    if image.syntax in _JPEG_LOSSLESS:
-        frame = _plain_lossless(frame, image)
-    rows, columns, samples = _codestream_size(frame)
-    if (rows, columns, samples) != (image.rows, image.columns, 1):
-        raise RadiographError(
-            "corrupt", f"compressed image of {columns} x {rows} x {samples}, header says {image.columns} x {image.rows}"
-        )
+    if len(fragments) > 2 and image.syntax == _RLE:  # PS3.5 A.4.2: a frame is one fragment
+        raise RadiographError("multi-frame", f"{len(fragments) - 1} frames of pixels, one expected")
     return frame
 
 
-def _end_of_image(frame: bytes) -> int:
-    """Return where the JPEG, JPEG-LS or JPEG 2000 codestream ends that a frame starts with; its length if unknown."""
-    at = 2
+class _Codestream(NamedTuple):
+    """What a compressed frame says of itself; `syntax` is the first of its kind among `DECODERS`."""
+
+    syntax: str
+    start: int
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+
+
+def _codestream(frame: bytes, image: ImagePixels) -> _Codestream | None:
+    """Return the header of the JPEG, JPEG-LS or JPEG 2000 that a frame is, None for RLE. Raises RadiographError."""
     if frame.startswith(b"\xff\xd8"):
-        stuffs_bits = False
-        for marker, _, at, _ in segments(frame):
-            stuffs_bits = stuffs_bits or marker == _SOF55
-            if marker == SOS and stuffs_bits:  # JPEG-LS: bytes below 80 may follow FF in its data, a marker can't
-                at = frame.find(b"\xff\xd9", at) + 2
-                return at if at > 1 else len(frame)
-        return at
-    while frame.startswith(_J2K) and at + 12 <= len(frame) and frame[at] == 0xFF and frame[at + 1] != EOI:
+        for marker, at, stop, _ in segments(frame):
+            if marker in FRAMES or marker == _SOF55:
+                found = frame_header(marker, frame[at + 4 : stop])
+                kind = {0xC3: _JPEG_LOSSLESS, _SOF55: _JPEG_LS}.get(marker, JPEG if found.bits != 12 else JPEG_12_BITS)
+                return _Codestream(kind, 0, found.height, found.width, len(found.components), found.bits)
+            if marker == SOS:
+                break
+        raise RadiographError("corrupt", "the compressed image has no frame header")
+    at = frame.find(_J2K, 0, 4096)  # it may lie in the boxes of a JP2 file
+    if at >= 0 and len(frame) >= at + 43:
+        # ITU-T T.800 A.5.1: Rsiz, image size and offset, tile size and offset, components, bits of the first.
+        _, x1, y1, x0, y0, tile_x, tile_y, _, _, samples, bits = struct.unpack_from(">HIIIIIIIIHB", frame, at + 6)
+        if not tile_x or not tile_y or (x1 // tile_x + 1) * (y1 // tile_y + 1) > 65_535:
+            raise RadiographError("corrupt", "the JPEG 2000 image has no sensible tiles")
+        return _Codestream(_JPEG_2000, at, y1 - y0, x1 - x0, samples, (bits & 127) + 1)
+    if image.syntax == _RLE:
+        return None
+    if image.syntax in DECODERS:
+        raise RadiographError("corrupt", "the compressed image is neither JPEG nor JPEG 2000")
+    raise RadiographError(
+        "unsupported-transfer-syntax",
+        "compressed pixels, and the header does not say how; export the image again with its transfer syntax",
+    )
+
+
+def _end_of_image(frame: bytes, start: int) -> int:
+    """Return where the codestream ends that starts at `start`; the frame's length if unknown.
+
+    Raises RadiographError when anything but padding follows.
+    """
+    end = _end_of_jpeg(frame) if frame.startswith(b"\xff\xd8") else _end_of_jpeg_2000(frame, start)
+    _check_padding(frame[end:])
+    return end
+
+
+def _end_of_jpeg(frame: bytes) -> int:
+    stuffs_bits, stop = False, 2
+    for marker, _, stop, _ in segments(frame):
+        stuffs_bits = stuffs_bits or marker == _SOF55
+        if marker == SOS and stuffs_bits:  # JPEG-LS: bytes below 80 may follow FF in its data, a marker can't
+            end = frame.find(b"\xff\xd9", stop) + 2
+            return end if end > 1 else len(frame)
+    return stop
+
+
+def _end_of_jpeg_2000(frame: bytes, at: int) -> int:
+    at += 2
+    while at + 12 <= len(frame) and frame[at] == 0xFF and frame[at + 1] != EOI:
         marker, length = struct.unpack_from(">HH", frame, at)
         part = struct.unpack_from(">I", frame, at + 6)[0] if marker == 0xFF90 else 2 + length
         at = at + part if part else frame.rfind(b"\xff\xd9")  # no length: the last tile-part (T.800 A.4.2)
@@ -201,26 +337,6 @@ _SOF55 = 0xF7
 _J2K = b"\xff\x4f\xff\x51"
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int, int]:
-    """Return (rows, columns, samples) from the header of a JPEG, JPEG-LS or JPEG 2000 codestream."""
-    if frame.startswith(b"\xff\xd8"):
-        for marker, at, stop, _ in segments(frame):
-            if marker in FRAMES or marker == _SOF55:
-                found = frame_header(marker, frame[at + 4 : stop])
-                return found.height, found.width, len(found.components)
-            if marker == SOS:
-                break
-        raise RadiographError("corrupt", "the compressed image has no frame header")
-    at = frame.find(_J2K, 0, 4096)
-    if at < 0 or len(frame) < at + 42:
-        raise RadiographError("corrupt", "the compressed image is neither JPEG nor JPEG 2000")
-    # ITU-T T.800 A.5.1: Rsiz, image size and offset, tile size and offset, components.
-    _, x1, y1, x0, y0, tile_x, tile_y, _, _, samples = struct.unpack_from(">HIIIIIIIIH", frame, at + 6)
-    if not tile_x or not tile_y or (x1 // tile_x + 1) * (y1 // tile_y + 1) > 65_535:
-        raise RadiographError("corrupt", "the JPEG 2000 image has no sensible tiles")
-    return y1 - y0, x1 - x0, samples
-
-
 def _plain_lossless(frame: bytes, image: ImagePixels) -> bytes:
     """Return a lossless JPEG (ITU-T T.81, process 14) with nothing in it that GDCM's decoder does not survive."""
     kept, headers, scans, interval = [b"\xff\xd8"], 0, 0, 0
@@ -229,7 +345,7 @@ def _plain_lossless(frame: bytes, image: ImagePixels) -> bytes:
         if marker == 0xC3:
             headers += 1
             found = frame_header(marker, payload)
-            if not 2 <= found.bits <= image.allocated or len(found.components) != 1 or payload[7] != 0x11:
+            if not 2 <= found.bits <= image.allocated or set(found.sampling) != {0x11}:
                 raise RadiographError("corrupt", f"lossless JPEG of {found.bits} bits")
         elif marker == 0xC4:
             _check_huffman(payload)
@@ -250,8 +366,10 @@ def _plain_lossless(frame: bytes, image: ImagePixels) -> bytes:
 
 
 def _check_lossless_scan(payload: bytes, image: ImagePixels) -> None:
-    """Refuse the header of a scan of other than one component, predicted from neighbours and not split in bits."""
-    if len(payload) < 6 or payload[0] != 1 or not 1 <= payload[3] <= 7 or payload[4] or payload[5] >= image.stored:
+    """Refuse the header of a scan of other than all components, predicted from neighbours and not split in bits."""
+    count, after = image.samples, 1 + 2 * image.samples
+    predictor, last, shift = payload[after : after + 3].ljust(3, b"\xff")
+    if payload[0] != count or not 1 <= predictor <= 7 or last or shift >= image.stored:
         raise RadiographError("corrupt", "lossless JPEG with a scan of another kind")
 
 
@@ -276,8 +394,9 @@ def _check_huffman(payload: bytes) -> None:
 def _check_rle(frame: bytes, image: ImagePixels) -> None:
     """Refuse RLE segments (PS3.5 Annex G) that would unpack to another size than the header's."""
     count, *offsets = struct.unpack("<16I", frame[:64]) if len(frame) >= 64 else (0,)
-    if count != image.allocated // 8:
-        raise RadiographError("corrupt", f"{count} RLE segments, {image.allocated // 8} expected")
+    expected = image.samples * image.allocated // 8
+    if count != expected:
+        raise RadiographError("corrupt", f"{count} RLE segments, {expected} expected")
     bounds = [*offsets[:count], len(frame)]
     for start, stop in pairwise(bounds):
         if not 64 <= start < stop <= len(frame):
@@ -294,11 +413,15 @@ def _check_rle(frame: bytes, image: ImagePixels) -> None:
 
 
 def _decoded(image: ImagePixels, frame: bytes) -> NDArray[Any]:
-    """Return the decoder's values. Raises RadiographError, DecoderUnavailable, and what an unguarded decoder likes."""
+    """Return the values of the first decoder that reads the frame, else raise what the first of them said.
+
+    Raises RadiographError, DecoderUnavailable, and what an unguarded decoder likes.
+    """
     options: dict[str, Any] = {
         "rows": image.rows,
         "columns": image.columns,
-        "samples_per_pixel": 1,
+        "samples_per_pixel": image.samples,
+        "planar_configuration": image.planar,
         "number_of_frames": 1,
         "bits_allocated": image.allocated,
         "bits_stored": image.stored,
@@ -306,11 +429,40 @@ def _decoded(image: ImagePixels, frame: bytes) -> NDArray[Any]:
         "photometric_interpretation": image.photometric,
         "pixel_keyword": "PixelData",
     }
-    plugin = DECODERS[image.syntax]
-    if image.syntax not in GUARDED:
-        return decoded(image.syntax, plugin, frame, options)
+    failures: list[RadiographError] = []
+    for plugin, data in _attempts(image.syntax, frame):
+        try:
+            values = _asked(image.syntax, plugin, data, options)
+        except RadiographError as error:
+            failures.append(error)
+            if error.reason == "bomb":
+                raise
+            continue
+        if values.shape[:2] == (image.rows, image.columns):
+            return values
+        failures.append(RadiographError("corrupt", f"decoded to {values.shape}, which is not what the header says"))
+    raise failures[0]
+
+
+def _attempts(syntax: str, frame: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield decoders and what to give them: the frame, and of JPEG-LS also less of the zeros before its end marker.
+
+    Some encoders leave more of them than belong to the data. A decoder takes it with the right number alone.
+    """
+    for plugin in DECODERS[syntax]:
+        yield plugin, frame
+    data = frame[:-2].rstrip(b"\0")
+    for zeros in range(min(4, len(frame) - 2 - len(data)) if syntax == _JPEG_LS else 0):
+        yield DECODERS[syntax][0], data + bytes(zeros) + frame[-2:]
+
+
+def _asked(syntax: str, plugin: str, frame: bytes, options: dict[str, Any]) -> NDArray[Any]:
+    if syntax not in GUARDED:
+        return decoded(syntax, plugin, frame, options)
+    # Asked for as lossless: pydicom keeps GDCM from 12 bits, which it reads (its values are within 1 of libjpeg's).
+    syntax = _JPEG_LOSSLESS if syntax == JPEG_12_BITS else syntax
     try:
-        return workers.decode(image.syntax, plugin, frame, options)
+        return workers.decode(syntax, plugin, frame, options)
     except Refused as error:
         reason = "bomb" if str(error) == "MemoryError" else "corrupt"
         raise RadiographError(reason, f"the decoder gave up ({error})") from None

@@ -45,6 +45,7 @@ from xray_pipeline.learning.precision import Precision
 from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.learning.state import State, hold_fixed
 from xray_pipeline.pixels import MappedRows, PixelCache
+from xray_pipeline.radiograph import Limits
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
 
@@ -119,6 +120,7 @@ class Trainer:
             self.recipe.side,
             threshold=cut,
             temperature=heat,
+            limits=Limits.of(self.settings.rules),
         )
 
     def sample(self, side: str) -> tuple[np.ndarray, list[str]]:

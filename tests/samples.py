@@ -115,19 +115,6 @@ def compressed(source: bytes, syntax: str) -> bytes:
     return written(image)
 
 
-def in_syntax(source: bytes, syntax: str) -> bytes:
-    """A DICOM file in any transfer syntax that `dicom` or `compressed` knows."""
-    uid = UID(syntax)
-    if uid.is_compressed and not uid.is_deflated:
-        return compressed(source, syntax)
-    image, out = pydicom.dcmread(io.BytesIO(source)), io.BytesIO()
-    if not uid.is_little_endian:
-        image.PixelData = image.pixel_array.astype(image.pixel_array.dtype.newbyteorder(">")).tobytes()
-    image.file_meta.TransferSyntaxUID = syntax
-    image.save_as(out, implicit_vr=uid.is_implicit_VR, little_endian=uid.is_little_endian, enforce_file_format=True)
-    return out.getvalue()
-
-
 def _jpeg_lossless(image: FileDataset, syntax: str) -> bytes:
     import gdcm  # pydicom has no encoder for it
 

@@ -30,7 +30,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from samples import compressed, dicom, in_syntax, jpeg, picture, png, written
+from samples import compressed, dicom, jpeg, picture, png, written
 
 from xray_pipeline.errors import RadiographError
 from xray_pipeline.formats import dicom_pixels, dicom_words
@@ -58,9 +58,15 @@ def deep(bits: int = 12) -> NDArray[np.uint16]:
     return picture(1).astype(np.uint16) << (bits - 8)
 
 
+def in_syntax(syntax: str) -> bytes:
+    native = syntax if syntax not in LOSSLESS else ExplicitVRLittleEndian
+    source = dicom(deep(), syntax=native, BitsStored=12, WindowCenter="2000", WindowWidth="3000")
+    return source if syntax not in LOSSLESS else compressed(source, syntax)
+
+
 def with_bytes(keyword: str, value: bytes, **tags: Any) -> bytes:
     """A DICOM file with a value that pydicom would not write."""
-    mark = "x" * (len(value) + len(value) % 2)
+    mark = "Q" * max(8, len(value) + len(value) % 2)
     source = dicom(**{keyword: mark, **tags})
     assert source.count(mark.encode()) == 1
     return source.replace(mark.encode(), value.ljust(len(mark), b" "))
@@ -74,12 +80,13 @@ def coded(value: str, meaning: str) -> Sequence:
 
 # words
 
-CHEST = """CHEST, Torax, 2- TORAX, RX TORAX PA, TORAX_AP, TORAX1, HEMITORAX, PECHO, PEITO, TORACE, Polmoni, POITRINE, POUMONS,
-THORAX FACE, BRUSTKORB, Lunge, BORSTKAS, LONGEN, LONG, BROESTKORG, LUNGOR, BRYSTKASSE, KEUHKOT, KLATKA PIERSIOWA, KL. PIERSIOWA,
-PLUCA, AKCIGER, GOGUS, TORAKS, HRUDNIK, MELLKAS, CHESTABDPELVIS, T?RAX, T??RAX, PULM?O, BR?STKORG, P?UCA, AKC??ER, G???S, XIONGBU"""
-NOT_CHEST = """HAND, MANO, KNIE, ABDOMEN, LONG LEG, THORACIC SPINE, TSPINE, COLUMNA TORACICA, COL. TORACICA, COLONNA TORACICA, BWS,
-BRUSTBEIN, BRUSTWIRBELSAEULE, BREAST, KREGOSLUP PIERSIOWY, ODCINEK PIERSIOWY, TORAKAL OMURGA, WERVELKOLOM THORACAAL, PLUNGE,
-RACHIS THORACIQUE, THORACOLUMBAR, FEMORE LUNGO"""
+CHEST = """CHEST, Torax, 2- TORAX, RX TORAX PA, TORAX_AP, TORAX1, HEMITORAX, PECHO, PEITO, TORACE, Polmoni,
+POITRINE, POUMONS, THORAX FACE, BRUSTKORB, Lunge, BORSTKAS, LONGEN, LONG, BROESTKORG, LUNGOR, BRYSTKASSE,
+KEUHKOT, KLATKA PIERSIOWA, KL. PIERSIOWA, PLUCA, AKCIGER, GOGUS, TORAKS, HRUDNIK, MELLKAS, CHESTABDPELVIS,
+T?RAX, T??RAX, PULM?O, BR?STKORG, P?UCA, AKC??ER, G???S, XIONGBU"""
+NOT_CHEST = """HAND, MANO, KNIE, ABDOMEN, LONG LEG, THORACIC SPINE, TSPINE, COLUMNA TORACICA, COL. TORACICA,
+COLONNA TORACICA, BWS, BRUSTBEIN, BRUSTWIRBELSAEULE, BREAST, KREGOSLUP PIERSIOWY, ODCINEK PIERSIOWY,
+TORAKAL OMURGA, WERVELKOLOM THORACAAL, PLUNGE, RACHIS THORACIQUE, THORACOLUMBAR, FEMORE LUNGO"""
 ABROAD = [
     ("TÓRAX", ("latin-1", "utf-8")),
     ("PULMÃO", ("latin-1", "utf-8")),
@@ -167,10 +174,11 @@ def test_a_code_counts_where_the_word_is_not_known() -> None:
     assert refusal(dicom(BodyPartExamined="BRINGA")) == "not-chest"
 
 
-SIDE = """TORAX PERFIL, THORAX PROFIL, Thorax seitl., THORAX SEITLICH, THORAX DWARS, TORACE LL, TORACE L-L, LATERO-LATERALE, LATERALE,
-KLATKA BOCZNE, AKCIGER YAN, SIDEBILDE, SIVUKUVA, SCHRAEG, SCHR?G, OBLIQUA, LATERAAL, CHEST LAT2"""
-BOTH = """TORAX FRENTE Y PERFIL, THORAX FACE ET PROFIL, TORACE AP E LL, KLATKA PA I BOCZNE, P.A. + LAT, AKCIGER ON-ARKA YAN,
-POSTERO-ANTERIOR AND LATERAL"""
+SIDE = """TORAX PERFIL, THORAX PROFIL, Thorax seitl., THORAX SEITLICH, THORAX DWARS, TORACE LL, TORACE L-L,
+LATERO-LATERALE, LATERALE, KLATKA BOCZNE, AKCIGER YAN, SIDEBILDE, SIVUKUVA, SCHRAEG, SCHR?G, OBLIQUA, LATERAAL,
+CHEST LAT2"""
+BOTH = """TORAX FRENTE Y PERFIL, THORAX FACE ET PROFIL, TORACE AP E LL, KLATKA PA I BOCZNE, P.A. + LAT,
+AKCIGER ON-ARKA YAN, POSTERO-ANTERIOR AND LATERAL"""
 NEITHER = "TORAX, BILATERAL, LEFT SIDE, BEDSIDE, THORAX ERECT, FLAT PLATE, PORTABLE"
 
 
@@ -211,10 +219,10 @@ def test_frontal_views_in_other_words_are_known() -> None:
 
 
 def test_a_site_adds_words_of_its_own() -> None:
-    rules = IntakeRules(chest_words=["BRINGA*", "Caja torácica"], lateral_words=["AXIAL"])
+    rules = IntakeRules(chest_words=["BRINGA*", "Caja costál"], lateral_words=["AXIAL"])
     limits = Limits.of(rules)
-    for part in ("BRINGAN", "CAJA TORACICA", "CAJA TOR?CICA 2"):
-        assert refusal(dicom(BodyPartExamined=part)) == "not-chest" if part != "CAJA TORACICA" else True
+    for part in ("BRINGAN", "CAJA COSTAL", "CAJA COST?L 2"):
+        assert refusal(dicom(BodyPartExamined=part)) == "not-chest"
         assert accepted(dicom(BodyPartExamined=part), limits).pixels.any()
     axial = dicom(ViewPosition=None, SeriesDescription="axial")
     assert accepted(axial).pixels.any()
@@ -254,7 +262,7 @@ def test_the_last_delimiter_may_be_missing(syntax: str, tail: bytes) -> None:
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, *LOSSLESS])
 def test_zeros_fill_the_last_block(syntax: str) -> None:
-    source = in_syntax(dicom(deep(), BitsStored=12), syntax)
+    source = in_syntax(syntax)
     for size in (1, 2, 7, 511, 512, 4096):
         assert same(source + bytes(size), source)
     assert refusal(source + bytes(512) + b"x") == "trailing-garbage"
@@ -345,9 +353,13 @@ def test_the_data_set_says_itself_how_it_is_encoded(syntax: str, claimed: str | 
 def test_compressed_pixels_in_a_data_set_of_implicit_vrs(syntax: str) -> None:
     source = compressed(dicom(), syntax) if syntax != JPEGBaseline8Bit else holding(jpeg(), syntax, picture())
     image = pydicom.dcmread(io.BytesIO(source))
+    image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     out = io.BytesIO()
-    image.save_as(out, implicit_vr=True, little_endian=True, enforce_file_format=False)
-    implicit = said(out.getvalue(), syntax)
+    pydicom.dcmwrite(out, image, implicit_vr=True, little_endian=True)
+    of_items = said(out.getvalue(), syntax)  # pydicom writes a length, which should be undefined
+    at = of_items.rindex(b"\xe0\x7f\x10\0")
+    implicit = of_items[: at + 4] + b"\xff" * 4 + of_items[at + 8 :] + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    assert same(of_items, source)
     assert b"\x28\0\x10\0US" not in implicit
     assert same(implicit, source)
 
@@ -359,13 +371,13 @@ def test_a_compressed_frame_says_itself_what_it_is(syntax: str) -> None:
         if syntax != RLELossless:
             assert same(said(source, claimed), source)
         else:
-            with pytest.raises(RadiographError, match="export the image again|neither JPEG nor JPEG 2000"):
+            with pytest.raises(RadiographError, match=r"export the image again|neither JPEG nor JPEG 2000"):
                 normalise(said(source, claimed), Limits())
 
 
 @pytest.mark.parametrize("syntax", [*NATIVE, JPEGLSLossless])
 def test_the_preamble_may_be_missing(syntax: str) -> None:
-    source = in_syntax(dicom(deep(), BitsStored=12, WindowCenter="2000", WindowWidth="3000"), syntax)
+    source = in_syntax(syntax)
     meta = 144 + struct.unpack("<I", source[140:144])[0]
     for bare in (source[132:], source[128:], source[meta:], bytes(128) + b"DICM" + source[meta:]):
         assert sniff(bare) == "dicom"
@@ -375,11 +387,11 @@ def test_the_preamble_may_be_missing(syntax: str) -> None:
 def test_what_is_too_little_to_show_an_encoding_is_refused_with_what_to_do() -> None:
     for data in (b"\x08\0\x05\0CS\x0a\0ISO_IR 100", b"\x08\0\x05\0CS\xff\0ISO_IR 100" + bytes(200)):
         assert sniff(data) is None
-        with pytest.raises(RadiographError, match="not-an-image: .*export it again"):
+        with pytest.raises(RadiographError, match=r"not-an-image: .*export it again"):
             normalise(data, Limits())
     source = said(dicom(), None)
     meta = source.index(b"\x08\0\x16\0UI")
-    with pytest.raises(RadiographError, match="unsupported-transfer-syntax: .*export the image again"):
+    with pytest.raises(RadiographError, match=r"unsupported-transfer-syntax: .*export the image again"):
         normalise(source[:meta] + bytes(range(1, 80)), Limits())
 
 
@@ -459,8 +471,9 @@ def test_subsampled_native_colour() -> None:
 @pytest.mark.parametrize("planar", [0, 1])
 def test_grey_in_three_compressed_samples_is_grey(syntax: str, planar: int) -> None:
     def packed(pixels: NDArray[Any]) -> bytes:
-        image = pydicom.dcmread(io.BytesIO(colour(pixels, "RGB", PlanarConfiguration=planar)))
+        image = pydicom.dcmread(io.BytesIO(colour(pixels, "RGB")))
         image.compress(syntax, generate_instance_uid=False)
+        image.PlanarConfiguration = planar  # of no meaning here
         return written(image)
 
     assert np.array_equal(accepted(packed(grey_as("RGB", picture()))).pixels, picture())

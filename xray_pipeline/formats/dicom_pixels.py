@@ -89,7 +89,9 @@ def stored_values(image: ImagePixels, tags: Elements, limits: Limits) -> NDArray
     They are (rows, columns), int32, or (rows, columns, samples) of a colour image; a colour JPEG comes as its grey
     levels. Raises RadiographError, also for more or less than one image; DecoderUnavailable.
     """
-    if not tags.elements[PIXEL_DATA].encapsulated:
+    element = tags.elements[PIXEL_DATA]
+    of_items = image.syntax in DECODERS and tags.data.startswith(b"\xfe\xff\x00\xe0", element.value)
+    if not element.encapsulated and not of_items:  # items in a value that has a length are none of the standard's
         return _meant(_native(image, tags), image)
     frame = _joined(image, tags)
     stream = _codestream(frame, image)
@@ -106,8 +108,11 @@ def stored_values(image: ImagePixels, tags: Elements, limits: Limits) -> NDArray
         return (levels.view(np.int8) if image.signed and image.stored <= 8 else levels).astype(np.int32)
     if stream.samples != image.samples or (stream.syntax == JPEG_12_BITS and image.allocated < 16):
         raise RadiographError("corrupt", f"{stream.bits} bits of {stream.samples} samples; the header says otherwise")
-    found = image._replace(syntax=stream.syntax, stored=12 if stream.syntax == JPEG_12_BITS else image.stored)
-    frame = _plain_lossless(frame, image) if stream.syntax == _JPEG_LOSSLESS else frame
+    found = image._replace(syntax=stream.syntax)
+    if stream.syntax == JPEG_12_BITS:
+        found, frame = found._replace(stored=12), _plain_sequential(frame)
+    elif stream.syntax == _JPEG_LOSSLESS:
+        frame = _plain_lossless(frame, image)
     values = _decoded(found, frame)
     if stream.syntax in (_JPEG_LOSSLESS, JPEG_12_BITS) and _lacks_data(found, frame, values):
         raise RadiographError("truncated", "the JPEG's scan ends before the image does")
@@ -335,6 +340,17 @@ def _end_of_jpeg_2000(frame: bytes, at: int) -> int:
 
 _SOF55 = 0xF7
 _J2K = b"\xff\x4f\xff\x51"
+
+
+def _plain_sequential(frame: bytes) -> bytes:
+    """Return a JPEG in which each scan says that it has all coefficients, as those of its process do (T.81 B.2.3)."""
+    plain, process = bytearray(frame), 0
+    for marker, at, _, _ in segments(frame):
+        process = marker if marker in FRAMES else process
+        if marker == SOS and process in (0xC0, 0xC1):
+            end = at + 2 + int.from_bytes(frame[at + 2 : at + 4])
+            plain[end - 3 : end] = b"\0\x3f\0"
+    return bytes(plain)
 
 
 def _plain_lossless(frame: bytes, image: ImagePixels) -> bytes:

@@ -24,6 +24,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
+from pydicom.data import get_testdata_file
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -34,7 +36,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from samples import compressed, dicom, jpeg, picture, png
+from samples import compressed, dicom, jpeg, picture, png, written
 
 from xray_pipeline.errors import RadiographError
 from xray_pipeline.formats.jpeg import segments
@@ -55,6 +57,12 @@ def seeds() -> list[bytes]:
     deep = picture().astype(np.uint16) * 16
     shallow, twelve = dicom(), dicom(deep, BitsStored=12, WindowCenter="2000", WindowWidth="3000")
     lossless = (RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1)
+    three = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PixelData": rgb.tobytes()}
+    coloured = [dicom(PhotometricInterpretation=kind, **three) for kind in ("RGB", "YBR_FULL", "YBR_FULL_422")]
+    greys: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        greys[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        greys[f"{name}PaletteColorLookupTableData"] = bytes(range(256)) * 2
     return [
         jpeg(),
         jpeg(rgb),
@@ -68,7 +76,22 @@ def seeds() -> list[bytes]:
         twelve,
         *(dicom(deep, syntax=s) for s in (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)),
         *(compressed(source, syntax) for syntax in lossless for source in (shallow, twelve)),
+        *coloured,
+        compressed(coloured[0], RLELossless),
+        compressed(coloured[0], JPEGLSLossless),
+        dicom(**greys),
+        twelve_bit_jpeg(),
+        shallow[132:],  # without its preamble
     ]
+
+
+def twelve_bit_jpeg() -> bytes:
+    """One of pydicom's test files, said to be a chest radiograph."""
+    path = get_testdata_file("JPGExtended.dcm")
+    assert isinstance(path, str)
+    image = pydicom.dcmread(path)
+    image.Modality, image.BodyPartExamined = "CR", "CHEST"
+    return written(image)
 
 
 def real_seeds() -> list[bytes]:

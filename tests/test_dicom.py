@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import dicom_survey
 import numpy as np
 import pydicom
 import pytest
@@ -656,3 +657,8 @@ def test_files_after_public_reports_end_as_they_should(shared: Path, name: str, 
     result = accepted(data)
     assert (result.pixels.shape, result.facts.bits) == ((300, 320), 12)
     assert len(np.unique(result.pixels)) > 200
+
+
+def test_the_page_about_dicom_is_made_from_what_the_code_does() -> None:
+    kept = (Path(__file__).parent.parent / "docs" / "dicom.md").read_text()
+    assert kept == dicom_survey.page(), "run `python tests/dicom_survey.py > docs/dicom.md`"

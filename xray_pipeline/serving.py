@@ -224,6 +224,7 @@ _TRAVELLERS = (
     "errors",
     "formats/__init__",
     "formats/dicom",
+    "formats/dicom_frames",
     "formats/dicom_pixels",
     "formats/dicom_words",
     "formats/frame_decoder",

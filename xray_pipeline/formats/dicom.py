@@ -17,9 +17,9 @@ from typing import Final, Literal, NamedTuple
 import pydicom.config
 
 from xray_pipeline.errors import RadiographError
+from xray_pipeline.formats.dicom_frames import DECODERS
 from xray_pipeline.formats.dicom_pixels import (
     BIG_ENDIAN,
-    DECODERS,
     DEFLATED,
     IMPLICIT,
     NATIVE,

@@ -110,8 +110,10 @@ FRONTAL_CODES: Final = {
     **dict.fromkeys(("399033003", "R-10202"), "FRONTAL"),
 }
 
-_READINGS = ("utf-8", "latin-1", "iso8859_2", "iso8859_5", "iso8859_7", "iso8859_9", "gb18030", "big5")
-_READINGS += ("shift_jis", "euc_jp", "iso2022_jp_2", "euc_kr")
+_READINGS: Final = (
+    *("utf-8", "latin-1", "iso8859_2", "iso8859_5", "iso8859_7", "iso8859_9"),
+    *("gb18030", "big5", "shift_jis", "euc_jp", "iso2022_jp_2", "euc_kr"),
+)
 _LETTERS = str.maketrans(
     {"Ł": "L", "Ø": "O", "Đ": "D", "Ð": "D", "Æ": "AE", "Œ": "OE", "Þ": "TH", "\ufffd": "?", "¿": "?"}
 )

@@ -43,17 +43,17 @@ of the rules in [intake-rules.md](intake-rules.md); a word in code style is its 
 ## Decoders
 
 A compressed frame's own header decides which of them is asked, also where the transfer syntax says otherwise or
-nothing. All but Pillow on JPEG and RLE run in processes apart. Where the first refuses a frame the next is asked; each is
-strict, so that what is damaged is refused by both.
+nothing. All but Pillow on JPEG and RLE run in processes apart. Where the first refuses a frame the next is asked; each
+is strict, so that what is damaged is refused by both.
 """
 DECIDED = """
 pylibjpeg (2.1) and its plugins were tried against these and left out:
 
 - pylibjpeg-libjpeg 2.5 (JPEG, JPEG lossless, JPEG-LS) read 419 of 420 JPEG-LS frames that were cut, zeroed, filled or
-  flipped somewhere as images, where CharLS (pyjpegls, GDCM) refused all: wrong pixels in silence. It is under the GPL 3,
-  too. What it alone would add, JPEG extended of 12 bits, GDCM reads: with values within 1 of it, and a file more.
-- pylibjpeg-openjpeg 2.6 (JPEG 2000, also high-throughput) is OpenJPEG as in Pillow and GDCM: 420 such frames had the same
-  end in all three.
+  flipped somewhere as images, where CharLS (pyjpegls, GDCM) refused all: wrong pixels in silence. It is under the GPL
+  3, too. What it alone would add, JPEG extended of 12 bits, GDCM reads: with values within 1 of it, and a file more.
+- pylibjpeg-openjpeg 2.6 (JPEG 2000, also high-throughput) is OpenJPEG as in Pillow and GDCM: 420 such frames had the
+  same end in all three.
 - pylibjpeg-rle takes 29 ms for 2,000 x 2,000 pixels of 16 bits where pydicom takes 80; RLE is rare in radiographs.
 
 So each kind but JPEG lossless, JPEG extended of 12 bits and RLE has two decoders, of which none was there for it alone:

@@ -18,9 +18,11 @@ import pytest
 import torch
 from mlflow_server import MlflowServer, running
 from ports import free_port
+from samples import dicom
 from small_models import image, logged, small_classifier
 
 from xray_pipeline.errors import ConfigError, EvaluationError, ModelRefused
+from xray_pipeline.radiograph import Limits
 from xray_pipeline.registry import Registry
 from xray_pipeline.serving import FACTS, WEIGHTS, Classifier, audit, inventory, log_model, model_digest
 from xray_pipeline.settings import Settings
@@ -97,6 +99,16 @@ def test_files_that_are_no_radiographs_do_not_stop_the_others() -> None:
     assert "not-an-image" in answers[0].error
     assert sum(answers[1].probabilities) == pytest.approx(1)
     assert answers[4].probabilities == pytest.approx(answers[1].probabilities, abs=1e-6)
+
+
+def test_the_words_of_a_site_travel_with_its_model(tmp_path: Path) -> None:
+    limits = Limits(min_side=32, chest_words=("BRINGA*",), lateral_words=("AXIAL",))
+    small_classifier(limits=limits).save(tmp_path)
+    loaded = Classifier.load(tmp_path)
+    assert loaded.limits == limits
+    files = [dicom(BodyPartExamined="BRINGA"), dicom(ViewPosition="AXIAL")]
+    assert [bool(answer.error) for answer in loaded.classify(files)] == [False, True]
+    assert [bool(answer.error) for answer in small_classifier().classify(files)] == [True, False]
 
 
 def test_loading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
         network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
     network.load_state_dict(safetensors.torch.load(weights))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    said = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["limits"].items()}
+    said: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts["limits"].items()}
     answers = (facts["side"], facts["threshold"], facts["temperature"], radiograph.Limits(**said))
     return cls(network, facts["backbone"], tuple(facts["classes"]), *answers)
 

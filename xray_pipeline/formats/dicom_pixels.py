@@ -91,13 +91,13 @@ def stored_values(image: ImagePixels, tags: Elements, limits: Limits) -> NDArray
         return (levels.view(np.int8) if image.signed and image.stored <= 8 else levels).astype(np.int32)
     if stream.samples != image.samples or (stream.syntax == JPEG_12_BITS and image.allocated < 16):
         raise RadiographError("corrupt", f"{stream.bits} bits of {stream.samples} samples; the header says otherwise")
-    found = image._replace(syntax=stream.syntax)
+    image = image._replace(syntax=stream.syntax)
     if stream.syntax == JPEG_12_BITS:
-        found, frame = found._replace(stored=12), plain_sequential(frame)
+        image, frame = image._replace(stored=12), plain_sequential(frame)
     elif stream.syntax == JPEG_LOSSLESS:
         frame = plain_lossless(frame, image)
-    values = _decoded(found, frame)
-    if stream.syntax in (JPEG_LOSSLESS, JPEG_12_BITS) and _lacks_data(found, frame, values):
+    values = _decoded(image, frame)
+    if stream.syntax in (JPEG_LOSSLESS, JPEG_12_BITS) and _lacks_data(image, frame, values):
         raise RadiographError("truncated", "the JPEG's scan ends before the image does")
     return values if image.samples == 3 else values.astype(np.int32)
 

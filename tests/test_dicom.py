@@ -450,7 +450,15 @@ def test_grey_in_three_samples_of_16_bits_is_grey() -> None:
     for photometric in ("RGB", "YBR_FULL"):
         source = colour(grey_as(photometric, picture().astype(np.uint16) * 257), photometric)
         assert np.array_equal(accepted(source).pixels, picture().astype(np.uint16) * 257)
-        assert refusal(colour(TINTED.astype(np.uint16) * 257, photometric)) == "deep-colour"
+        assert refusal(colour(TINTED.astype(np.uint16) * 257, photometric)) == "coloured"
+    nearly = grey_as("RGB", picture().astype(np.uint16) * 256)
+    nearly[5, 5, 0] += 3
+    assert refusal(colour(nearly, "RGB")) == "deep-colour"
+
+
+def test_grey_under_the_wrong_name_is_grey() -> None:
+    for said, meant in (("RGB", "YBR_FULL"), ("YBR_FULL", "RGB")):
+        assert np.array_equal(accepted(colour(grey_as(meant, picture()), said)).pixels, picture())
 
 
 def test_windows_are_not_for_colour() -> None:
@@ -552,7 +560,7 @@ def test_a_palette_of_greys_is_grey() -> None:
     short = np.arange(100, 150, dtype=np.uint8)
     shown = accepted(dicom(**palette(50, 100, 8, short, short))).pixels
     assert np.array_equal(shown, np.clip(picture(), 100, 149))
-    assert refusal(dicom(**palette(256, 0, 16, ramp, ramp[::-1]))) == "deep-colour"
+    assert refusal(dicom(**palette(256, 0, 16, ramp, ramp[::-1]))) == "coloured"
     assert refusal(dicom(**palette(256, 0, 8, turned, turned[::-1]))) == "coloured"
     assert refusal(dicom(**palette(256, 0, 16, ramp[:9], ramp[:9]))) == "corrupt"
     assert refusal(dicom(PhotometricInterpretation="PALETTE COLOR")) == "colour-dicom"

@@ -6,6 +6,7 @@ is computed once for each stored value that occurs, not for each pixel.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from collections.abc import Iterator
@@ -159,18 +160,29 @@ def grey_pixels(image: ImagePixels, stored: NDArray[Any], tags: Elements) -> Pix
         stored, bits = _through_palette(stored, tags)
     if stored.ndim == 2:  # a JPEG's levels
         return cast(Pixels, stored.astype(np.uint8))
-    first, second, third = (stored[..., n] for n in range(3))
     luminance = image.photometric.startswith("YBR_FULL")
-    if bits > 8:
-        middle = 1 << (bits - 1)
-        same = (second == middle) & (third == middle) if luminance else (first == second) & (first == third)
-        if not same.all():
-            raise RadiographError("deep-colour", f"colours of {bits} bits")
-        return np.rint(first * (65535 / ((1 << bits) - 1))).astype(np.uint16)
+    try:
+        return _grey_levels(stored, bits, luminance)
+    except RadiographError:
+        # Labels are often wrong, and what is grey is grey in one reading alone.
+        with contextlib.suppress(RadiographError):
+            return _grey_levels(stored, bits, not luminance)
+        raise
+
+
+def _grey_levels(stored: NDArray[Any], bits: int, luminance: bool) -> Pixels:
+    """Return the grey levels of RGB, or with `luminance` of YCbCr. Raises RadiographError."""
+    first, top = stored[..., 0], 255 if bits <= 8 else 65535
+    shallow = (stored >> max(0, bits - 8)).astype(np.uint8)
     if luminance:
-        reject_colour(second.astype(np.uint8), third.astype(np.uint8))
-    levels = np.ascontiguousarray(first, np.uint8) if luminance else grey(stored.astype(np.uint8))
-    return levels if bits == 8 else np.rint(levels * (255 / ((1 << bits) - 1))).astype(np.uint8)
+        reject_colour(shallow[..., 1], shallow[..., 2])
+    elif bits <= 8:
+        first = grey(shallow)
+    else:
+        grey(shallow)
+    if bits > 8 and not (stored[..., 1:] == ((1 << (bits - 1)) if luminance else stored[..., :1])).all():
+        raise RadiographError("deep-colour", f"nearly grey colours of {bits} bits")
+    return cast(Pixels, np.rint(first * (top / ((1 << bits) - 1))).astype(np.uint8 if top == 255 else np.uint16))
 
 
 def _through_palette(stored: NDArray[Any], tags: Elements) -> tuple[NDArray[Any], int]:
@@ -190,8 +202,8 @@ def _through_palette(stored: NDArray[Any], tags: Elements) -> tuple[NDArray[Any]
         if len(values) < entries or (bits == 16 and values.dtype == np.uint8):
             raise RadiographError("corrupt", f"a palette of {entries} entries has {len(table)} bytes")
         first -= 65536 if first > 32767 and int(stored.min()) < 0 else 0
-        planes.append(values[np.clip(stored - first, 0, entries - 1)].astype(np.int32) & ((1 << bits) - 1))
-    return np.stack(planes, -1), bits
+        planes.append(values[np.clip(stored - first, 0, entries - 1)].astype(np.int32))
+    return np.stack(planes, -1), 16 if max(plane.max() for plane in planes) > 255 else bits
 
 
 def _lacks_data(image: ImagePixels, frame: bytes, values: NDArray[Any]) -> bool:

@@ -1,11 +1,11 @@
 """Compressed DICOM frames, decoded in processes of their own: a decoder that crashes takes only itself down.
 
-The libraries behind JPEG lossless (GDCM), JPEG-LS (CharLS) and JPEG 2000 (OpenJPEG) are C++ and C, and parse what
-anyone may have sent. Each call borrows a worker, an interpreter that runs this file and waits on its standard input;
-workers are started when needed and kept, so that there are never more than threads that decode. When a worker dies, the
-frame is tried once more in a new one (the old may have been killed for memory), then the file is undecodable; a worker
-that does not answer in time is killed. Workers end with the process that started them, however that ends, because their
-input does.
+The libraries behind JPEG lossless and of 12 bits (GDCM), JPEG-LS (CharLS) and JPEG 2000 (OpenJPEG) are C++ and C, and
+parse what anyone may have sent. Each call borrows a worker, an interpreter that runs this file and waits on its
+standard input; workers are started when needed and kept, so that there are never more than threads that decode. When a
+worker dies, the frame is tried once more in a new one (the old may have been killed for memory), then the file is
+undecodable; a worker that does not answer in time is killed. Workers end with the process that started them, however
+that ends, because their input does.
 
 Trade-off: frame and pixels pass through a pipe, some milliseconds for a full-size radiograph, beside a decode of many
 times that. Answers are JSON and raw numbers: nothing that comes back from a worker is executed or unpickled. libjpeg,

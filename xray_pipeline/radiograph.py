@@ -95,7 +95,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "lateral-view",
         "quarantined",
-        "DICOM view (position, code, orientation, description) is given as lateral or oblique, in the words below",
+        "DICOM view (position, code, orientation, descriptions, body part) is lateral or oblique, by the words below",
     ),
     Rule("not-chest", "quarantined", "DICOM body part, or coded region, is given and is not the chest, by words below"),
     Rule("not-human", "quarantined", "DICOM gives a species other than human, or a description names an animal"),

@@ -182,7 +182,7 @@ class Elements:
 
     def words(self, *tags: int) -> str:
         """Return what is typed in text values, as `dicom_words` compares it."""
-        return " ".join(read(self.raw(tag)[:1024]) for tag in tags)
+        return " ".join(read(value[:1024]) for tag in tags if (value := self.raw(tag)))
 
     def number(self, tag: int, default: int = 0) -> int:
         """Return an unsigned 16-bit value."""
@@ -246,7 +246,7 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
         reason = "unsupported-pixels" if deep else "no-pixels"
         raise RadiographError(reason, "floating-point pixels" if deep else "the DICOM file holds no image")
     _check_tags(tags)
-    _check_subject(tags, limits)
+    view = _view_of_chest(tags, limits)
     image = _image(syntax, tags, limits)
     with turn(image.columns, image.rows):
         stored = stored_values(image, tags, limits)
@@ -259,7 +259,7 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
         image.photometric,
         image.stored,
         patient_id=tags.raw(0x00100020)[:1024].decode("latin-1").strip(" \0"),
-        view=_view(tags, limits.lateral_words),
+        view=view,
         sex=tags.text(0x00100040)[:1] if tags.text(0x00100040)[:1] in ("M", "F", "O") else "",
         age_years=_age(tags),
         scanner=_scanner(tags),
@@ -337,16 +337,20 @@ def _check_tags(tags: Elements) -> None:
         raise RadiographError("uneven-pixels", "a pixel is not as high as it is wide; resample the image")
 
 
-def _check_subject(tags: Elements, limits: Limits) -> None:
-    """Raise RadiographError when a tag says that this is not the chest of a human, seen from the front or back."""
+def _view_of_chest(tags: Elements, limits: Limits) -> str:
+    """Return one of VIEWS, or "" when not known.
+
+    Raises RadiographError when a tag says that this is not the chest of a human, seen from the front or back.
+    """
     if not _is_chest(tags, limits.chest_words):
         raise RadiographError("not-chest", "body part or anatomic region is given, and is not the chest")
     if not _is_human(tags):
         raise RadiographError("not-human", "the species is given, and is not human")
     if _ANIMAL.search(_described(tags)):
         raise RadiographError("not-human", "the description of series, protocol or processing names an animal")
-    if _view(tags, limits.lateral_words) == _SIDE:
+    if (view := _view(tags, limits.lateral_words)) == _SIDE:
         raise RadiographError("lateral-view", "the view is given as lateral or oblique")
+    return view
 
 
 def _is_chest(tags: Elements, more: tuple[str, ...]) -> bool:
@@ -368,7 +372,7 @@ _HUMAN = ("HOM", "HUM")
 
 
 def _described(tags: Elements) -> str:
-    return tags.words(0x00181400, 0x0008103E, 0x00181030)
+    return tags.words(0x00181400, 0x0008103E, 0x00181030, 0x00180015)
 
 
 def _view(tags: Elements, more: tuple[str, ...]) -> str:

@@ -73,7 +73,8 @@ def codestream(frame: bytes, image: ImagePixels) -> Codestream | None:
         if not tile_x or not tile_y or (x1 // tile_x + 1) * (y1 // tile_y + 1) > 65_535:
             raise RadiographError("corrupt", "the JPEG 2000 image has no sensible tiles")
         return Codestream(JPEG_2000, at, y1 - y0, x1 - x0, samples, (bits & 127) + 1)
-    if image.syntax == RLE:
+    unnamed = image.syntax not in DECODERS and frame.startswith(struct.pack("<I", image.samples * image.allocated // 8))
+    if image.syntax == RLE or unnamed:  # `check_rle` tells whether it is
         return None
     if image.syntax in DECODERS:
         raise RadiographError("corrupt", "the compressed image is neither JPEG nor JPEG 2000")

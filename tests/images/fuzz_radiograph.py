@@ -24,6 +24,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
+from pydicom.data import get_testdata_file
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -34,7 +36,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from samples import compressed, dicom, element, items, jpeg, picture, png, with_elements
+from samples import compressed, dicom, element, items, jpeg, picture, png, with_elements, written
 
 from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.images.jpeg import segments
@@ -56,6 +58,12 @@ def seeds() -> list[bytes]:
     shallow, twelve = dicom(), dicom(deep, BitsStored=12, WindowCenter="2000", WindowWidth="3000")
     table = element(0x00283002, "US", struct.pack("<3H", 256, 0, 8)) + element(0x00283006, "OW", bytes(range(256)))
     lossless = (RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1)
+    three = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PixelData": rgb.tobytes()}
+    coloured = [dicom(PhotometricInterpretation=kind, **three) for kind in ("RGB", "YBR_FULL", "YBR_FULL_422")]
+    greys: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        greys[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        greys[f"{name}PaletteColorLookupTableData"] = bytes(range(256)) * 2
     return [
         jpeg(),
         jpeg(rgb),
@@ -70,7 +78,22 @@ def seeds() -> list[bytes]:
         with_elements(twelve, [element(tag, "SQ", items([table])) for tag in (0x00283000, 0x00283010)]),
         *(dicom(deep, syntax=s) for s in (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)),
         *(compressed(source, syntax) for syntax in lossless for source in (shallow, twelve)),
+        *coloured,
+        compressed(coloured[0], RLELossless),
+        compressed(coloured[0], JPEGLSLossless),
+        dicom(**greys),
+        twelve_bit_jpeg(),
+        shallow[132:],  # without its preamble
     ]
+
+
+def twelve_bit_jpeg() -> bytes:
+    """One of pydicom's test files, said to be a chest radiograph."""
+    path = get_testdata_file("JPGExtended.dcm")
+    assert isinstance(path, str)
+    image = pydicom.dcmread(path)
+    image.Modality, image.BodyPartExamined = "CR", "CHEST"
+    return written(image)
 
 
 def real_seeds() -> list[bytes]:

@@ -18,12 +18,12 @@ import pytest
 import torch
 from mlflow_server import MlflowServer, running
 from ports import free_port
-from samples import picture, png
+from samples import dicom, picture, png
 from small_models import image, logged, small_classifier
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.images.radiograph import square
+from xray_pipeline.images.radiograph import Limits, square
 from xray_pipeline.models.bundle import FACTS, WEIGHTS, Classifier, audit, inventory, log_model, model_digest
 from xray_pipeline.registry.mlflow_registry import Registry
 
@@ -48,10 +48,10 @@ def test_a_saved_classifier_answers_as_before(tmp_path: Path, pixels: np.ndarray
 def test_a_model_answers_16_bit_pngs_of_fewer_bits_by_the_depth_its_site_says(tmp_path: Path) -> None:
     dark = np.rint(picture().astype(float) * (900 / 255)).astype(np.uint16)
     for said, bits in ((0, 10), (12, 12)):
-        classifier = small_classifier(png_bits=said)
+        classifier = small_classifier(limits=Limits(png_bits=said))
         classifier.save(tmp_path / str(said))
         loaded = Classifier.load(tmp_path / str(said))
-        assert loaded.png_bits == said
+        assert loaded.limits.png_bits == said
         shown = np.rint(dark * (65535 / (2**bits - 1))).astype(np.uint16)
         assert np.array_equal(loaded.pixels(png(dark)), square(shown, loaded.side))
 
@@ -110,6 +110,16 @@ def test_files_that_are_no_radiographs_do_not_stop_the_others() -> None:
     assert "not-an-image" in answers[0].error
     assert sum(answers[1].probabilities) == pytest.approx(1)
     assert answers[4].probabilities == pytest.approx(answers[1].probabilities, abs=1e-6)
+
+
+def test_the_words_of_a_site_travel_with_its_model(tmp_path: Path) -> None:
+    limits = Limits(min_side=32, chest_words=("BRINGA*",), lateral_words=("AXIAL",))
+    small_classifier(limits=limits).save(tmp_path)
+    loaded = Classifier.load(tmp_path)
+    assert loaded.limits == limits
+    files = [dicom(BodyPartExamined="BRINGA"), dicom(ViewPosition="AXIAL")]
+    assert [bool(answer.error) for answer in loaded.classify(files)] == [False, True]
+    assert [bool(answer.error) for answer in small_classifier().classify(files)] == [True, False]
 
 
 def test_loading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SplitMode = Literal["patient", "given"]
 Promotion = Literal["approve", "auto"]
+# A star stands for the rest of a longer word; one letter alone would be found in nearly any text.
+Word = Annotated[str, StringConstraints(pattern=r"^[*=]?(\p{L}[^*=]+|[^\x00-\x7F])\*?$", max_length=64)]
 
 
 class IntakeRules(BaseModel):
@@ -42,6 +44,8 @@ class IntakeRules(BaseModel):
         r"^(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|patient\d+)(?=[-_.])",
         description="regular expression on a file's name; its first group is the patient",
     )
+    chest_words: tuple[Word, ...] = Field((), description="JSON list: a site's further words for the chest in DICOM")
+    lateral_words: tuple[Word, ...] = Field((), description="JSON list: further words for lateral and oblique views")
 
     @field_validator("png_bits")
     @classmethod

@@ -114,7 +114,7 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
 
     registry = Registry(settings)
     model, version = registry.load(model_uri), registry.resolve(model_uri).version
-    rules = settings.rules.model_copy(update={"png_bits": settings.rules.png_bits or model.png_bits})
+    rules = settings.rules.model_copy(update={"png_bits": settings.rules.png_bits or model.limits.png_bits})
     told = {"classes": model.classes, "split_mode": "patient", "settle_seconds": 0, "rules": rules}
     asked = settings.model_copy(update=told)
     delivery = intake.at(data, asked, EMPTY, time.time())
@@ -158,7 +158,8 @@ def predict_files(settings: Settings, model_uri: str, files: Sequence[Path]) -> 
         if not file.is_file():
             raise ConfigError(f"{file} is not a file; give JPEG, PNG or DICOM files")
     model = Registry(settings).load(model_uri)
-    model = replace(model, png_bits=settings.rules.png_bits or model.png_bits)
+    bits = settings.rules.png_bits or model.limits.png_bits
+    model = replace(model, limits=replace(model.limits, png_bits=bits))
     results = []
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]

@@ -1,11 +1,11 @@
 """Compressed DICOM frames, decoded in processes of their own: a decoder that crashes takes only itself down.
 
-The libraries behind JPEG lossless (GDCM), JPEG-LS (CharLS) and JPEG 2000 (OpenJPEG) are C++ and C, and parse what
-anyone may have sent. Each call borrows a worker, an interpreter that runs this file and waits on its standard input;
-workers are started when needed and kept, so that there are never more than threads that decode. When a worker dies, the
-frame is tried once more in a new one (the old may have been killed for memory), then the file is undecodable; a worker
-that does not answer in time is killed. Workers end with the process that started them, however that ends, because their
-input does.
+The libraries behind JPEG lossless and of 12 bits (GDCM), JPEG-LS (CharLS) and JPEG 2000 (OpenJPEG) are C++ and C, and
+parse what anyone may have sent. Each call borrows a worker, an interpreter that runs this file and waits on its
+standard input; workers are started when needed and kept, so that there are never more than threads that decode. When a
+worker dies, the frame is tried once more in a new one (the old may have been killed for memory), then the file is
+undecodable; a worker that does not answer in time is killed. Workers end with the process that started them, however
+that ends, because their input does.
 
 Trade-off: frame and pixels pass through a pipe, some milliseconds for a full-size radiograph, beside a decode of many
 times that. Answers are JSON and raw numbers: nothing that comes back from a worker is executed or unpickled. libjpeg,
@@ -138,8 +138,7 @@ def _exchange(worker: subprocess.Popen[bytes], request: bytes, frame: bytes) -> 
         return str(answer["error"])
     if answer["kind"] not in _KINDS:
         raise ValueError("no kind of pixels")
-    rows, columns = (int(length) for length in answer["shape"])
-    values = np.empty((rows, columns), answer["kind"])
+    values = np.empty([int(length) for length in answer["shape"]], answer["kind"])
     if back.readinto(values.data.cast("B")) != values.nbytes:  # type: ignore[attr-defined]
         raise ValueError("half an image")
     return values
@@ -166,9 +165,8 @@ def decoded(syntax: str, plugin: str, frame: bytes, options: Mapping[str, Any]) 
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
-    padded = frame + b"\0" * (len(frame) % 2)
-    buffer = struct.pack("<III", 0xE000FFFE, 0, 0xE000FFFE) + struct.pack("<I", len(padded)) + padded
-    buffer += struct.pack("<II", 0xE0DDFFFE, 0)
+    # Not padded to an even length: a JPEG 2000 codestream may say that it goes on to the end.
+    buffer = struct.pack("<IIII", 0xE000FFFE, 0, 0xE000FFFE, len(frame)) + frame + struct.pack("<II", 0xE0DDFFFE, 0)
     values, _ = get_decoder(UID(syntax)).as_array(buffer, raw=True, decoding_plugin=plugin, **options)
     return values
 

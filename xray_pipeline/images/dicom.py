@@ -20,18 +20,30 @@ import pydicom.config
 
 from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.images.dicom_display import displayed, numbers
+from xray_pipeline.images.dicom_frames import DECODERS
 from xray_pipeline.images.dicom_pixels import (
     BIG_ENDIAN,
-    DECODERS,
     DEFLATED,
     IMPLICIT,
-    JPEG_EXTENDED,
     NATIVE,
     PIXEL_DATA,
     ImagePixels,
+    grey_pixels,
     stored_values,
 )
-from xray_pipeline.images.raster import VIEWS, Facts, Limits, Read, check_size, turn
+from xray_pipeline.images.dicom_words import (
+    CHEST_CODES,
+    FRONTAL_CODES,
+    HUMAN_CODES,
+    SIDE_CODES,
+    SNOMED,
+    frontal,
+    names_chest,
+    names_side,
+    read,
+    says_nothing,
+)
+from xray_pipeline.images.raster import Facts, Limits, Read, check_size, turn
 
 # pydicom's warnings quote the value they are about, and a value may name a patient.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -40,7 +52,11 @@ warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 _UNDEFINED = 0xFFFFFFFF
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_ITEM = 0xFFFEE000
+_SHORT_VRS = frozenset((
+    *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS"),
+    *(b"ST", b"TM", b"UI", b"UL", b"US"),
+))  # fmt: skip
+_ITEM, _DELIMITER = 0xFFFEE000, struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 _MAX_ELEMENTS, _MAX_DEPTH, _MAX_ITEMS = 100_000, 64, 16
 
 
@@ -74,12 +90,13 @@ class Elements:
         self._nested_implicit = implicit
         self._around: list[bool] = []  # for each open sequence or item: whether what encloses it has implicit VRs
         self._top = (0, 0, 0)  # tag, start and start of value of the last top-level element
+        self._end = -1  # without the zeros at the end of the data; counted when asked for
         self._walk(part)
 
     def _walk(self, part: str) -> None:
         head = struct.Struct(self._order + "HH2sH")
         for _ in range(_MAX_ELEMENTS):
-            if self.stop >= len(self.data):
+            if self._only_padding_is_left():
                 break
             if self.stop + 8 > len(self.data):
                 raise self._broken("the DICOM file ends inside an element", "truncated")
@@ -93,8 +110,21 @@ class Elements:
                 self._enter(group << 16 | number, vr, short)
         else:
             raise RadiographError("corrupt", f"over {_MAX_ELEMENTS:,} DICOM elements")
-        if self._around:
+        if len(self._around) == 1 and self._top[0] == PIXEL_DATA:  # the last delimiter is missing; no fragment is
+            self.elements[PIXEL_DATA] = _Element(*self._top[1:], self.stop, True)
+        elif self._around:
             raise self._broken("the DICOM file ends inside a sequence", "truncated")
+
+    def _only_padding_is_left(self) -> bool:
+        """Return whether nothing follows but zeros, as in a file that fills whole blocks, or a cut last delimiter."""
+        head, open_pixels = self.data[self.stop : self.stop + 8], len(self._around) == 1 and self._top[0] == PIXEL_DATA
+        if not head or (open_pixels and len(head) < 8 and _DELIMITER.startswith(head)):
+            return True
+        if head.strip(b"\0") or (self._around and not open_pixels):
+            return False
+        if self._end < 0:
+            self._end = len(self.data.rstrip(b"\0"))
+        return self.stop >= self._end
 
     def _enter(self, tag: int, vr: bytes, short: int) -> None:
         """Step over an element or item, or into it when its length is undefined."""
@@ -152,6 +182,10 @@ class Elements:
         """Return a short text value, stripped, upper case: fit to compare, not to show."""
         return self.raw(tag)[:1024].decode("latin-1").strip(" \0").upper()
 
+    def words(self, *tags: int) -> str:
+        """Return what is typed in text values, as `dicom_words` compares it."""
+        return " ".join(read(value[:1024]) for tag in tags if (value := self.raw(tag)))
+
     def number(self, tag: int, default: int = 0) -> int:
         """Return the first value, a whole number of 16 bits unless the value representation says else."""
         value = next(iter(numbers(self, tag, "H")), math.nan)
@@ -182,7 +216,41 @@ class Elements:
         item = next(self.items(tag), None)
         if item is None:
             return Code()
-        return Code(item.text(0x00080102), item.text(0x00080100), item.text(0x00080104))
+        return Code(item.text(0x00080102), item.text(0x00080100), item.words(0x00080104))
+
+
+class _Head(NamedTuple):
+    implicit: bool
+    little: bool
+    tag: int
+    stop: int  # of the element
+
+
+def _head(data: bytes, at: int) -> _Head | None:
+    """Return how the element at `at` is encoded, by its own bytes; None when they are those of no usual element.
+
+    The groups that a file starts with are below 256, so one of a group's two bytes is zero, which gives the order.
+    """
+    head = data[at : at + 12]
+    if len(head) < 8 or (head[0] == 0) == (head[1] == 0):
+        return None
+    little, order = head[1] == 0, "<" if head[1] == 0 else ">"
+    group, number = struct.unpack_from(order + "HH", head)
+    implicit, vr = False, head[4:6]
+    if vr in _SHORT_VRS:
+        size = 8 + int(struct.unpack_from(order + "H", head, 6)[0])
+    elif vr in _LONG_VRS and len(head) == 12:
+        size = 12 + int(struct.unpack_from(order + "I", head, 8)[0])
+    else:
+        implicit, size = True, 8 + int(struct.unpack_from(order + "I", head, 4)[0])
+    return _Head(implicit, little, group << 16 | number, at + size) if at + size <= len(data) else None
+
+
+def starts_bare(data: bytes) -> bool:
+    """Return whether data starts as DICOM without a preamble: two elements in order, encoded alike."""
+    first = _head(data, 0)
+    second = _head(data, first.stop) if first and first.tag >> 16 in (2, 8) else None
+    return bool(first and second and second.tag > first.tag and second[:2] == first[:2])
 
 
 def read_dicom(data: bytes, limits: Limits) -> Read:
@@ -193,11 +261,12 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
         reason = "unsupported-pixels" if deep else "no-pixels"
         raise RadiographError(reason, "floating-point pixels" if deep else "the DICOM file holds no image")
     _check_tags(tags)
-    _check_subject(tags)
+    view = _view_of_chest(tags, limits)
     image = _image(syntax, tags, limits)
     with turn(image.columns, image.rows):
         stored = stored_values(image, tags, limits)
-        pixels = displayed(image, stored, tags)
+        monochrome = image.photometric.startswith("MONOCHROME")
+        pixels = displayed(image, stored, tags) if monochrome else grey_pixels(image, stored, tags)
     facts = Facts(
         "dicom",
         image.columns,
@@ -205,7 +274,7 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
         image.photometric,
         image.stored,
         patient_id=tags.raw(0x00100020)[:1024].decode("latin-1").strip(" \0"),
-        view=_view(tags),
+        view=view,
         sex=tags.text(0x00100040)[:1] if tags.text(0x00100040)[:1] in ("M", "F", "O") else "",
         age_years=_age(tags),
         scanner=_scanner(tags),
@@ -214,13 +283,17 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
 
 
 def _data_set(data: bytes, limits: Limits) -> tuple[str, Elements]:
-    meta = Elements(data, 132, implicit=False, little=True, part="meta")
+    """Return the transfer syntax, "" when none is given, and the data set, whose own bytes say how it is encoded."""
+    start = 132 if data[128:132] == b"DICM" else 4 if data.startswith(b"DICM") else 0
+    head = _head(data, start)
+    meta = Elements(data, start, implicit=bool(head and head.implicit), little=True, part="meta")
     syntax = meta.text(0x00020010)
-    if syntax not in NATIVE and syntax not in DECODERS:
-        shown = syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "none that is valid"
-        raise RadiographError("unsupported-transfer-syntax", f"transfer syntax: {shown}")
+    if not re.fullmatch(r"[0-9.]{1,64}", syntax):
+        syntax = ""
+    if syntax and syntax not in NATIVE and syntax not in DECODERS:
+        raise RadiographError("unsupported-transfer-syntax", f"transfer syntax: {syntax}")
     if syntax != DEFLATED:
-        return syntax, Elements(data, meta.stop, implicit=syntax == IMPLICIT, little=syntax != BIG_ENDIAN)
+        return syntax, _encoded(data, meta.stop, syntax)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = inflater.decompress(memoryview(data)[meta.stop :], limits.max_file_bytes)
     if inflater.unconsumed_tail:
@@ -230,41 +303,29 @@ def _data_set(data: bytes, limits: Limits) -> tuple[str, Elements]:
     checksum = struct.pack("<II", zlib.crc32(inflated), len(inflated) & 0xFFFFFFFF)  # some toolkits add gzip's
     if inflater.unused_data.removeprefix(checksum).strip(b"\0"):
         raise RadiographError("trailing-garbage", "bytes follow the deflated DICOM data")
-    return syntax, Elements(inflated, 0, implicit=False, little=True)
+    return syntax, _encoded(inflated, 0, syntax)
 
 
-_RADIOGRAPHY = frozenset(("", "CR", "DX", "RG", "RF", "OT", "SC"))
+def _encoded(data: bytes, at: int, syntax: str) -> Elements:
+    """Return the elements from `at` on, encoded as the first of them is, else as the header says."""
+    if head := _head(data, at):
+        return Elements(data, at, implicit=head.implicit, little=head.little)
+    if not syntax:
+        raise RadiographError(
+            "unsupported-transfer-syntax",
+            "the header names none and the data does not show it; export the image again as a DICOM Part 10 file",
+        )
+    return Elements(data, at, implicit=syntax == IMPLICIT, little=syntax != BIG_ENDIAN)
+
+
+# DR and the like are not in the standard (PS3.3 C.7.3.1.1.1), and in use.
+_RADIOGRAPHY = frozenset(("CR", "DX", "RG", "RF", "OT", "SC", "DR", "XR", "RX", "CXR", "XRAY", "X-RAY"))
 # Shown in messages; any other value stays out of them, as anything may have been typed there.
 _OTHER_MODALITIES = frozenset(("CT", "MR", "US", "NM", "PT", "MG", "XA", "ES", "SM", "SR", "SEG", "PX", "IO", "ECG"))
-_COLOUR = frozenset(("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"))
-# SNOMED CT, and as it was coded before (PS3.16 8.1). What is coded otherwise is told by its meaning, if at all.
-_SNOMED = frozenset(("SCT", "SRT", "SNM3", "99SDM"))
-_HUMAN_CODES = frozenset(("337915000", "L-85003", "30996001", "L-85B00"))
-# fmt: off
-_CHEST_CODES = frozenset((  # thorax, lung, and regions that include them (PS3.16 CID 4009)
-    "816094009", "51185008", "T-D3000", "39607008", "T-28000", "417437006", "R-FAB52", "416152001", "R-FAB53",
-    "416319003", "R-FAB54", "416550000", "R-FAB55", "416775004", "R-FAB56",
-))
-_SIDE_CODES = frozenset((  # lateral, sagittal, oblique (PS3.16 CID 4010)
-    "399067008", "R-102CD", "399198007", "R-10232", "399173006", "R-10236", "399352003", "R-10228", "399260004",
-    "R-10224", "30730003", "G-A145", "399182000", "R-102C1", "399236003", "R-10234", "399184004", "R-10238",
-    "399135007", "R-10220", "399356000", "R-40985", "399006002", "R-10212", "399038007", "R-10210", "399059000",
-    "R-10216", "399312000", "R-10208", "399160007", "R-10204", "260427002", "R-40783", "260426006", "R-40782",
-    "399099002", "R-10230", "399368009", "R-10226",
-))
-# fmt: on
-_FRONTAL_CODES: Final = {
-    **dict.fromkeys(("272479007", "R-40888", "R-10214"), "PA"),
-    **dict.fromkeys(("399348003", "R-10206"), "AP"),
-    **dict.fromkeys(("399033003", "R-10202"), "FRONTAL"),
+_SAMPLES: Final = {
+    **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 1),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
 }
-_CHEST = re.compile(r"CHEST|\bTHORA|THORAX|\bLUNG")
-_SPINE = re.compile(r"SPINE|SPINAL|LUMB|VERTEB|COLUMN|COLONN|WIRBEL|RACHIS")
-_SIDE_ON = re.compile(
-    r"\b(LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|[LRD]?LAT\d?|[LRD]?LATER(AL|O)\w*|OBL|OBLI[QC]\w*|PROFIL|SEITLICH\w*"
-    r"|SAGITTAL\w*)\b"
-)
-_FRONTAL = re.compile(rf"\b({'|'.join(VIEWS)})\b")
 _SIDEWAYS = re.compile(r"[AP][LRHF]{0,2}\\[LRHFAP]{1,3}")  # what the rows of the image run towards: front or back
 _ANIMAL = re.compile(r"\b(CANINE|FELINE|EQUINE|VETERINARY|DOG|HORSE)\b")
 _SIDE = "side"
@@ -274,11 +335,12 @@ def _check_tags(tags: Elements) -> None:
     """Raise RadiographError when a tag says that this is not one radiograph for viewing."""
     if (frames := _whole(tags.text(0x00280008))) not in (None, 1):
         raise RadiographError("multi-frame", f"{frames} frames")
-    if tags.number(0x00280002, 1) != 1 or tags.text(0x00280004) not in ("MONOCHROME1", "MONOCHROME2"):
-        kind = tags.text(0x00280004)
-        shown = kind if kind in _COLOUR else "not MONOCHROME1 or MONOCHROME2"
-        raise RadiographError("colour-dicom", f"photometric interpretation is {shown}")
-    if (modality := tags.text(0x00080060)) not in _RADIOGRAPHY:
+    kind, samples = tags.text(0x00280004), tags.number(0x00280002, 1)
+    if _SAMPLES.get(kind) != samples:
+        shown = kind if kind in _SAMPLES else "none we know"
+        raise RadiographError("colour-dicom", f"photometric interpretation is {shown}, samples per pixel: {samples}")
+    modality = tags.text(0x00080060)
+    if modality not in _RADIOGRAPHY and not says_nothing(tags.words(0x00080060)):
         shown = modality if modality in _OTHER_MODALITIES else "none we know"
         raise RadiographError("wrong-modality", f"modality is {shown}; a projection radiograph is CR or DX")
     if tags.text(0x00080068) == "FOR PROCESSING":
@@ -290,58 +352,61 @@ def _check_tags(tags: Elements) -> None:
         raise RadiographError("uneven-pixels", "a pixel is not as high as it is wide; resample the image")
 
 
-def _check_subject(tags: Elements) -> None:
-    """Raise RadiographError when a tag says that this is not the chest of a human, seen from the front or back."""
-    if not _is_chest(tags):
+def _view_of_chest(tags: Elements, limits: Limits) -> str:
+    """Return one of VIEWS, or "" when not known.
+
+    Raises RadiographError when a tag says that this is not the chest of a human, seen from the front or back.
+    """
+    if not _is_chest(tags, limits.chest_words):
         raise RadiographError("not-chest", "body part or anatomic region is given, and is not the chest")
     if not _is_human(tags):
         raise RadiographError("not-human", "the species is given, and is not human")
     if _ANIMAL.search(_described(tags)):
         raise RadiographError("not-human", "the description of series, protocol or processing names an animal")
-    if _view(tags) == _SIDE:
+    if (view := _view(tags, limits.lateral_words)) == _SIDE:
         raise RadiographError("lateral-view", "the view is given as lateral or oblique")
+    return view
 
 
-def _is_chest(tags: Elements) -> bool:
-    """Return whether the body part, or without it the coded region, is the chest or not known."""
-    if part := tags.text(0x00180015).replace("_", " "):
-        return _names_chest(part)
-    region = tags.code(0x00082218)
-    return region.scheme not in _SNOMED or region.value in _CHEST_CODES or _names_chest(region.meaning)
-
-
-def _names_chest(text: str) -> bool:
-    return bool(_CHEST.search(text)) and not _SPINE.search(text)
+def _is_chest(tags: Elements, more: tuple[str, ...]) -> bool:
+    """Return whether body part or coded region is the chest, or neither is known; a code counts before its meaning."""
+    part, region = tags.words(0x00180015), tags.code(0x00082218)
+    if names_chest(part, more) or (region.scheme in SNOMED and region.value in CHEST_CODES):
+        return True
+    return says_nothing(part) and (region.scheme not in SNOMED or names_chest(region.meaning, more))
 
 
 def _is_human(tags: Elements) -> bool:
     """Return whether the species, in words and coded, is human or not known."""
-    code, word = tags.code(0x00102202), tags.text(0x00102201)
-    human = code.value in _HUMAN_CODES or code.meaning.startswith(_HUMAN)
-    return (not word or word.startswith(_HUMAN)) and (not (code.meaning or code.scheme in _SNOMED) or human)
+    code, word = tags.code(0x00102202), tags.words(0x00102201)
+    human = code.value in HUMAN_CODES or code.meaning.startswith(_HUMAN)
+    return (says_nothing(word) or word.startswith(_HUMAN)) and (not (code.meaning or code.scheme in SNOMED) or human)
 
 
 _HUMAN = ("HOM", "HUM")
 
 
 def _described(tags: Elements) -> str:
-    return " ".join(tags.text(tag) for tag in (0x00181400, 0x0008103E, 0x00181030)).replace("_", " ")
+    return tags.words(0x00181400, 0x0008103E, 0x00181030, 0x00180015)
 
 
-def _view(tags: Elements) -> str:
-    """Return one of VIEWS, `_SIDE`, or "" when not known: position counts before code before the rest."""
+def _view(tags: Elements, more: tuple[str, ...]) -> str:
+    """Return one of VIEWS, `_SIDE`, or "" when not known: position counts before code before the rest.
+
+    A position that names a lateral view is one; a description may list all views of its series.
+    """
     code = tags.code(0x00540220)
     coded = code.meaning
-    if code.scheme in _SNOMED:
-        coded = _FRONTAL_CODES.get(code.value) or ("LATERAL" if code.value in _SIDE_CODES else coded)
-    for text in (tags.text(0x00185101).replace("_", " "), coded):
-        if _SIDE_ON.search(text):
+    if code.scheme in SNOMED:
+        coded = FRONTAL_CODES.get(code.value) or ("LATERAL" if code.value in SIDE_CODES else coded)
+    for text in (tags.words(0x00185101), coded):
+        if names_side(text, more):
             return _SIDE
-        if frontal := _FRONTAL.search(text):
-            return frontal[0]
+        if seen := frontal(text):
+            return seen
     described = _described(tags)
     sideways = _SIDEWAYS.fullmatch(tags.text(0x00200020))
-    return _SIDE if sideways or (_SIDE_ON.search(described) and not _FRONTAL.search(described)) else ""
+    return _SIDE if sideways or (names_side(described, more) and not frontal(described)) else ""
 
 
 def _whole(text: str) -> int | None:
@@ -385,9 +450,8 @@ def _image(syntax: str, tags: Elements, limits: Limits) -> ImagePixels:
     if not 1 <= stored <= allocated or not stored - 1 <= high_bit < allocated:
         shown = f"Bits Stored (0028,0101) is {stored}, High Bit (0028,0102) {high_bit}"
         raise RadiographError("corrupt", f"{shown}: these do not fit into Bits Allocated (0028,0100), {allocated}")
-    if syntax == JPEG_EXTENDED and stored > 8:
-        raise RadiographError("unsupported-transfer-syntax", f"JPEG Extended of {stored} bits; 8 are supported")
     if stored == 1:
         raise RadiographError("bilevel", "one bit stored per pixel")
     signed = tags.number(0x00280103) == 1
-    return ImagePixels(syntax, rows, columns, allocated, stored, high_bit, signed, tags.text(0x00280004))
+    kind, planar = tags.text(0x00280004), tags.number(0x00280006)
+    return ImagePixels(syntax, rows, columns, allocated, stored, high_bit, signed, kind, _SAMPLES[kind], planar)

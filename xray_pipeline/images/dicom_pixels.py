@@ -5,29 +5,33 @@ A compressed frame's own header is checked against the data set's before a decod
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xray_pipeline.base.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.images.decoder_process import Died, NotStarted, Refused, Workers, decoded
-from xray_pipeline.images.jpeg import (
-    APPLICATION,
-    EOI,
-    FRAMES,
-    RESTART_INTERVAL,
-    SOS,
-    check_restarts,
-    frame_header,
-    jpeg_levels,
-    padded_jpeg,
-    restart_interval,
-    segments,
+from xray_pipeline.images.dicom_frames import (
+    DECODERS,
+    FILE,
+    JPEG,
+    JPEG_12_BITS,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    RLE,
+    check_padding,
+    check_rle,
+    codestream,
+    end_of_image,
+    plain_lossless,
+    plain_sequential,
 )
-from xray_pipeline.images.raster import Limits
+from xray_pipeline.images.jpeg import APPLICATION, RESTART_INTERVAL, jpeg_levels, padded_jpeg, segments
+from xray_pipeline.images.raster import Limits, Pixels, grey, reject_colour
 
 if TYPE_CHECKING:
     from xray_pipeline.images.dicom import Elements
@@ -35,23 +39,8 @@ if TYPE_CHECKING:
 PIXEL_DATA = 0x7FE00010
 DEFLATED, IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
-JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-_JPEG = ("1.2.840.10008.1.2.4.50", JPEG_EXTENDED)
-_JPEG_LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
-_RLE = "1.2.840.10008.1.2.5"
 NATIVE = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED))
-# One decoder each, and of those there are the one that held up best against damaged data.
-DECODERS: Final = {
-    **dict.fromkeys(_JPEG, ""),  # read as JPEG files are
-    "1.2.840.10008.1.2.4.57": "gdcm",  # JPEG lossless
-    "1.2.840.10008.1.2.4.70": "gdcm",  # JPEG lossless, first-order prediction
-    "1.2.840.10008.1.2.4.80": "pyjpegls",  # JPEG-LS
-    "1.2.840.10008.1.2.4.81": "pyjpegls",  # JPEG-LS near-lossless
-    "1.2.840.10008.1.2.4.90": "pillow",  # JPEG 2000 lossless
-    "1.2.840.10008.1.2.4.91": "pillow",  # JPEG 2000
-    _RLE: "pydicom",
-}
-GUARDED: Final = frozenset(DECODERS) - {*_JPEG, _RLE}
+GUARDED: Final = frozenset(DECODERS) - {JPEG, RLE}
 workers = Workers()
 
 
@@ -66,54 +55,152 @@ class ImagePixels(NamedTuple):
     high_bit: int
     signed: bool
     photometric: str
+    samples: int = 1
+    planar: int = 0
 
 
-def stored_values(image: ImagePixels, tags: Elements, limits: Limits) -> NDArray[np.int32]:
-    """Return the stored values (rows, columns) as DICOM means them: unused bits masked, signs extended.
+def stored_values(image: ImagePixels, tags: Elements, limits: Limits) -> NDArray[Any]:
+    """Return the stored values as DICOM means them: unused bits masked, signs extended.
 
-    Raises RadiographError, also for more or less than one image; DecoderUnavailable.
+    They are (rows, columns), int32, or (rows, columns, samples) of a colour image; a colour JPEG comes as its grey
+    levels. Raises RadiographError, also for more or less than one image; DecoderUnavailable.
     """
-    if image.syntax in NATIVE:
-        raw, size = tags.raw(PIXEL_DATA), image.rows * image.columns * (image.allocated // 8)
-        if tags.elements[PIXEL_DATA].encapsulated:
-            raise RadiographError("corrupt", "encapsulated pixels in an uncompressed DICOM file")
-        if len(raw) < size:
-            raise RadiographError("truncated", f"{len(raw):,} bytes of pixels, {size:,} needed")
-        if len(raw) // size > 1 and len(raw) % size <= 1:
-            raise RadiographError("multi-frame", f"{len(raw) // size} frames of pixels, one expected")
-        _check_padding(memoryview(raw)[size:])
-        # PS3.5 6.2: big-endian 8-bit pixels in words of 16 bits come in swapped pairs.
-        kind = np.dtype(f"{'<' if tags.little else '>'}u{image.allocated // 8}")
-        flat = np.frombuffer(raw[:size], kind)
-        if image.allocated == 8 and not tags.little and _vr(tags) == b"OW":
-            flat = np.frombuffer(raw[: size + size % 2], ">u2").astype("<u2").view(np.uint8)[:size]
-        return _meant(flat.reshape(image.rows, image.columns), image)
-    frame = _compressed_frame(image, tags)
-    if image.syntax in _JPEG:
-        if image.allocated != 8:
-            raise RadiographError("corrupt", f"{image.allocated} bits allocated for a JPEG of 8")
-        levels = jpeg_levels(frame, limits)
-        return (levels.view(np.int8) if image.signed else levels).astype(np.int32)
+    element = tags.elements[PIXEL_DATA]
+    of_items = image.syntax in DECODERS and tags.data.startswith(b"\xfe\xff\x00\xe0", element.value)
+    if not element.encapsulated and not of_items:  # items in a value that has a length are none of the standard's
+        return _meant(_native(image, tags), image)
+    frame = _joined(image, tags)
+    stream = codestream(frame, image)
+    if stream is None:
+        check_rle(frame, image)
+        return _meant(_decoded(image._replace(syntax=RLE), frame), image)
+    if (stream.rows, stream.columns) != (image.rows, image.columns) or stream.samples not in (image.samples, 3):
+        claimed = f"{image.columns} x {image.rows} x {image.samples}"
+        found = f"{stream.columns} x {stream.rows} x {stream.samples}"
+        raise RadiographError("corrupt", f"compressed image of {found}, the header says {claimed}")
+    frame = frame[stream.start : end_of_image(frame, stream.start)]
+    if stream.syntax == JPEG:
+        levels = _grey_jpeg(frame, image, limits)
+        return (levels.view(np.int8) if image.signed and image.stored <= 8 else levels).astype(np.int32)
+    if stream.samples != image.samples or (stream.syntax == JPEG_12_BITS and image.allocated < 16):
+        raise RadiographError("corrupt", f"{stream.bits} bits of {stream.samples} samples; the header says otherwise")
+    image = image._replace(syntax=stream.syntax)
+    if stream.syntax == JPEG_12_BITS:
+        image, frame = image._replace(stored=12), plain_sequential(frame)
+    elif stream.syntax == JPEG_LOSSLESS:
+        frame = plain_lossless(frame, image)
     values = _decoded(image, frame)
-    if values.shape != (image.rows, image.columns):
-        raise RadiographError("corrupt", f"decoded to {values.shape}, the header says {(image.rows, image.columns)}")
-    if image.syntax in _JPEG_LOSSLESS and _lacks_data(image, frame, values):
-        raise RadiographError("truncated", "the lossless JPEG's scan ends before the image does")
-    return _meant(values, image) if image.syntax == _RLE else values.astype(np.int32)
+    if stream.syntax in (JPEG_LOSSLESS, JPEG_12_BITS) and _lacks_data(image, frame, values):
+        raise RadiographError("truncated", "the JPEG's scan ends before the image does")
+    return values if image.samples == 3 else values.astype(np.int32)
 
 
-def _check_padding(rest: bytes | memoryview) -> None:
-    """Refuse what follows an image unless it is one byte, which evens its length, or zeros."""
-    kept = bytes(rest).lstrip(b"\0") if len(rest) > 1 else b""
-    if kept.startswith((b"\xff\xd8\xff", _J2K)):
-        raise RadiographError("multi-frame", "another compressed image follows the first")
-    if kept:
-        raise RadiographError("trailing-garbage", f"{len(rest):,} bytes follow the pixels inside the DICOM file")
+def _native(image: ImagePixels, tags: Elements) -> NDArray[Any]:
+    """Return the one uncompressed image. Less than another after it is a writer's padding (PS3.5 8.1.1, note)."""
+    if image.syntax in DECODERS:
+        raise RadiographError("corrupt", "compressed DICOM pixels are not encapsulated")
+    subsampled = image.photometric == "YBR_FULL_422"  # two pixels share their colour (PS3.3 C.7.6.3.1.2)
+    raw, per_pixel = tags.raw(PIXEL_DATA), 2 if subsampled else image.samples
+    size = image.rows * image.columns * per_pixel * (image.allocated // 8)
+    if len(raw) < size or (subsampled and image.columns % 2):
+        raise RadiographError("truncated", f"{len(raw):,} bytes of pixels, {size:,} needed")
+    if len(raw) // size > 1 and len(raw) % size <= 1:
+        raise RadiographError("multi-frame", f"{len(raw) // size} frames of pixels, one expected")
+    if len(raw) // size > 1 or FILE.match(raw, size):
+        check_padding(memoryview(raw)[size:])
+    # PS3.5 6.2: big-endian 8-bit pixels in words of 16 bits come in swapped pairs.
+    kind = np.dtype(f"{'<' if tags.little else '>'}u{image.allocated // 8}")
+    flat = np.frombuffer(raw[:size], kind)
+    if image.allocated == 8 and not tags.little and _vr(tags) == b"OW":
+        flat = np.frombuffer(raw[: size + size % 2], ">u2").astype("<u2").view(np.uint8)[:size]
+    if subsampled:
+        first, second, blue, red = flat.reshape(-1, 4).T
+        planes = np.stack([first, second], 1).ravel(), blue.repeat(2), red.repeat(2)
+        return np.stack(planes, 1).reshape(image.rows, image.columns, 3)
+    if image.samples == 1:
+        return flat.reshape(image.rows, image.columns)
+    if image.planar == 1:
+        return np.moveaxis(flat.reshape(image.samples, image.rows, image.columns), 0, -1)
+    return flat.reshape(image.rows, image.columns, image.samples)
+
+
+def _grey_jpeg(frame: bytes, image: ImagePixels, limits: Limits) -> NDArray[np.uint8]:
+    """Return the grey levels of a JPEG of one or three components.
+
+    Whether three are RGB or YCbCr the data set may say, and only the JPEG itself counts for a decoder: those of a grey
+    image are grey in one reading alone.
+    """
+    try:
+        return jpeg_levels(frame, limits)
+    except RadiographError as error:
+        if error.reason != "coloured" or image.photometric != "RGB":
+            raise
+    parts = [frame[at:stop] for marker, at, stop, _ in segments(frame) if marker not in APPLICATION]
+    return jpeg_levels(b"".join([frame[:2], _ADOBE_RGB, *parts]), limits)
+
+
+_ADOBE_RGB = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
+
+
+def grey_pixels(image: ImagePixels, stored: NDArray[Any], tags: Elements) -> Pixels:
+    """Return the grey levels of a colour image (of `stored_values`), over the whole range of 8 or 16 bits.
+
+    PS3.3 C.11 has windows and lookup tables for monochrome images alone. Raises RadiographError when it is coloured.
+    """
+    bits = image.stored
+    if image.photometric == "PALETTE COLOR":
+        stored, bits = _through_palette(stored, tags)
+    if stored.ndim == 2:  # a JPEG's levels
+        return cast(Pixels, stored.astype(np.uint8))
+    luminance = image.photometric.startswith("YBR_FULL")
+    try:
+        return _grey_levels(stored, bits, luminance)
+    except RadiographError:
+        # Labels are often wrong, and what is grey is grey in one reading alone.
+        with contextlib.suppress(RadiographError):
+            return _grey_levels(stored, bits, not luminance)
+        raise
+
+
+def _grey_levels(stored: NDArray[Any], bits: int, luminance: bool) -> Pixels:
+    """Return the grey levels of RGB, or with `luminance` of YCbCr. Raises RadiographError."""
+    first, top = stored[..., 0], 255 if bits <= 8 else 65535
+    shallow = (stored >> max(0, bits - 8)).astype(np.uint8)
+    if luminance:
+        reject_colour(shallow[..., 1], shallow[..., 2])
+    elif bits <= 8:
+        first = grey(shallow)
+    else:
+        grey(shallow)
+    if bits > 8 and not (stored[..., 1:] == ((1 << (bits - 1)) if luminance else stored[..., :1])).all():
+        raise RadiographError("deep-colour", f"nearly grey colours of {bits} bits")
+    return cast(Pixels, np.rint(first * (top / ((1 << bits) - 1))).astype(np.uint8 if top == 255 else np.uint16))
+
+
+def _through_palette(stored: NDArray[Any], tags: Elements) -> tuple[NDArray[Any], int]:
+    """Return the colours (rows, columns, 3) that a palette (PS3.3 C.7.6.3.1.5) gives to stored values, and its bits."""
+    planes, bits = [], 0
+    for tag in (0x00281101, 0x00281102, 0x00281103):
+        descriptor = np.frombuffer(tags.raw(tag)[:6], "<u2" if tags.little else ">u2").tolist()
+        table = tags.raw(tag + 0x100)
+        if len(descriptor) != 3 or descriptor[2] not in (8, 16) or not table:
+            raise RadiographError("colour-dicom", "a palette is missing, segmented or of other than 8 or 16 bits")
+        entries, first, bits = descriptor[0] or 65536, descriptor[1], descriptor[2]
+        if len(table) < 2 * entries:  # bytes, in words of the file's order
+            swapped = np.frombuffer(table[: len(table) & ~1], "<u2" if tags.little else ">u2").astype("<u2")
+            values = swapped.view(np.uint8)
+        else:
+            values = np.frombuffer(table[: 2 * entries], "<u2" if tags.little else ">u2")
+        if len(values) < entries or (bits == 16 and values.dtype == np.uint8):
+            raise RadiographError("corrupt", f"a palette of {entries} entries has {len(table)} bytes")
+        first -= 65536 if first > 32767 and int(stored.min()) < 0 else 0
+        planes.append(values[np.clip(stored - first, 0, entries - 1)].astype(np.int32))
+    return np.stack(planes, -1), 16 if max(plane.max() for plane in planes) > 255 else bits
 
 
 def _lacks_data(image: ImagePixels, frame: bytes, values: NDArray[Any]) -> bool:
-    """Return whether GDCM decoded more of a lossless JPEG than there is: from there on, rows of one value."""
-    ends_flat = bool((values[-1] == values[-1, 0]).all())
+    """Return whether GDCM decoded more of a JPEG than there is: from there on, rows of one value if it is lossless."""
+    ends_flat = image.syntax == JPEG_12_BITS or bool((values[-1] == values[-1, 0]).all())
     if not ends_flat and not any(segment.marker == RESTART_INTERVAL for segment in segments(frame)):
         return False
     try:
@@ -127,8 +214,10 @@ def _vr(tags: Elements) -> bytes:
     return tags.data[start + 4 : start + 6]
 
 
-def _meant(values: NDArray[Any], image: ImagePixels) -> NDArray[np.int32]:
+def _meant(values: NDArray[Any], image: ImagePixels) -> NDArray[Any]:
     """Take `stored` bits up to the high bit out of each cell (PS3.5 8.1.1)."""
+    if image.samples == 3 and image.stored == image.allocated:
+        return values
     cells = values.astype(np.int32) & ((1 << image.allocated) - 1)
     cells >>= image.high_bit + 1 - image.stored
     cells &= (1 << image.stored) - 1
@@ -138,159 +227,34 @@ def _meant(values: NDArray[Any], image: ImagePixels) -> NDArray[np.int32]:
     return cells
 
 
-def _compressed_frame(image: ImagePixels, tags: Elements) -> bytes:
-    """Join the fragments of the one frame (PS3.5 A.4) and check its own header against the data set's."""
-    element = tags.elements[PIXEL_DATA]
-    if not element.encapsulated:
-        raise RadiographError("corrupt", "compressed DICOM pixels are not encapsulated")
+def _joined(image: ImagePixels, tags: Elements) -> bytes:
+    """Return the fragments of the one frame (PS3.5 A.4) as one."""
+    element, order = tags.elements[PIXEL_DATA], "<" if tags.little else ">"
     fragments, at = [], element.value
     while at < element.stop:
-        tag, size = struct.unpack_from("<II", tags.data, at)
-        if tag != 0xE000FFFE or at + 8 + size > element.stop:
+        group, number, size = struct.unpack_from(order + "HHI", tags.data, at)
+        if (group, number) != (0xFFFE, 0xE000) or at + 8 + size > element.stop:
             raise RadiographError("corrupt", "DICOM pixel fragments are broken")
         fragments.append(tags.data[at + 8 : at + 8 + size])
         at += 8 + size
     frame = b"".join(fragments[1:])  # the first is the offset table
     if not frame:
         raise RadiographError("truncated", "the DICOM file has no pixel fragments")
-    if image.syntax == _RLE:
-        if len(fragments) > 2:  # PS3.5 A.4.2: a frame is one fragment
-            raise RadiographError("multi-frame", f"{len(fragments) - 1} frames of pixels, one expected")
-        _check_rle(frame, image)
-        return frame
-    end = _end_of_image(frame)
-    _check_padding(frame[end:])
-    frame = frame[:end]
-    if image.syntax in _JPEG_LOSSLESS:
-        frame = _plain_lossless(frame, image)
-    rows, columns, samples = _codestream_size(frame)
-    if (rows, columns, samples) != (image.rows, image.columns, 1):
-        raise RadiographError(
-            "corrupt", f"compressed image of {columns} x {rows} x {samples}, header says {image.columns} x {image.rows}"
-        )
+    if len(fragments) > 2 and image.syntax == RLE:  # PS3.5 A.4.2: a frame is one fragment
+        raise RadiographError("multi-frame", f"{len(fragments) - 1} frames of pixels, one expected")
     return frame
 
 
-def _end_of_image(frame: bytes) -> int:
-    """Return where the JPEG, JPEG-LS or JPEG 2000 codestream ends that a frame starts with; its length if unknown."""
-    at = 2
-    if frame.startswith(b"\xff\xd8"):
-        stuffs_bits = False
-        for marker, _, at, _ in segments(frame):
-            stuffs_bits = stuffs_bits or marker == _SOF55
-            if marker == SOS and stuffs_bits:  # JPEG-LS: bytes below 80 may follow FF in its data, a marker can't
-                at = frame.find(b"\xff\xd9", at) + 2
-                return at if at > 1 else len(frame)
-        return at
-    while frame.startswith(_J2K) and at + 12 <= len(frame) and frame[at] == 0xFF and frame[at + 1] != EOI:
-        marker, length = struct.unpack_from(">HH", frame, at)
-        part = struct.unpack_from(">I", frame, at + 6)[0] if marker == 0xFF90 else 2 + length
-        at = at + part if part else frame.rfind(b"\xff\xd9")  # no length: the last tile-part (T.800 A.4.2)
-    return at + 2 if frame[at : at + 2] == b"\xff\xd9" else len(frame)
-
-
-_SOF55 = 0xF7
-_J2K = b"\xff\x4f\xff\x51"
-
-
-def _codestream_size(frame: bytes) -> tuple[int, int, int]:
-    """Return (rows, columns, samples) from the header of a JPEG, JPEG-LS or JPEG 2000 codestream."""
-    if frame.startswith(b"\xff\xd8"):
-        for marker, at, stop, _ in segments(frame):
-            if marker in FRAMES or marker == _SOF55:
-                found = frame_header(marker, frame[at + 4 : stop])
-                return found.height, found.width, len(found.components)
-            if marker == SOS:
-                break
-        raise RadiographError("corrupt", "the compressed image has no frame header")
-    at = frame.find(_J2K, 0, 4096)
-    if at < 0 or len(frame) < at + 42:
-        raise RadiographError("corrupt", "the compressed image is neither JPEG nor JPEG 2000")
-    # ITU-T T.800 A.5.1: Rsiz, image size and offset, tile size and offset, components.
-    _, x1, y1, x0, y0, tile_x, tile_y, _, _, samples = struct.unpack_from(">HIIIIIIIIH", frame, at + 6)
-    if not tile_x or not tile_y or (x1 // tile_x + 1) * (y1 // tile_y + 1) > 65_535:
-        raise RadiographError("corrupt", "the JPEG 2000 image has no sensible tiles")
-    return y1 - y0, x1 - x0, samples
-
-
-def _plain_lossless(frame: bytes, image: ImagePixels) -> bytes:
-    """Return a lossless JPEG (ITU-T T.81, process 14) with nothing in it that GDCM's decoder does not survive."""
-    kept, headers, scans, interval = [b"\xff\xd8"], 0, 0, 0
-    for marker, at, stop, restarts in segments(frame):
-        payload = frame[at + 4 : stop]
-        if marker == 0xC3:
-            headers += 1
-            found = frame_header(marker, payload)
-            if not 2 <= found.bits <= image.allocated or len(found.components) != 1 or payload[7] != 0x11:
-                raise RadiographError("corrupt", f"lossless JPEG of {found.bits} bits")
-        elif marker == 0xC4:
-            _check_huffman(payload)
-        elif marker == RESTART_INTERVAL:
-            interval = restart_interval(payload)
-        elif marker == SOS:
-            scans += 1
-            check_restarts(restarts, image.rows * image.columns, interval)
-            _check_lossless_scan(payload, image)
-        elif marker in APPLICATION:
-            continue
-        elif marker != EOI:
-            raise RadiographError("corrupt", f"lossless JPEG with marker {marker:02X}")
-        kept.append(frame[at:stop])
-    if (headers, scans) != (1, 1):
-        raise RadiographError("corrupt", "lossless JPEG without exactly one image")
-    return b"".join(kept)
-
-
-def _check_lossless_scan(payload: bytes, image: ImagePixels) -> None:
-    """Refuse the header of a scan of other than one component, predicted from neighbours and not split in bits."""
-    if len(payload) < 6 or payload[0] != 1 or not 1 <= payload[3] <= 7 or payload[4] or payload[5] >= image.stored:
-        raise RadiographError("corrupt", "lossless JPEG with a scan of another kind")
-
-
-def _check_huffman(payload: bytes) -> None:
-    """Check the tables of a DHT segment (T.81 B.2.4.2, C): complete, prefix codes, differences of 16 bits at most."""
-    at = 0
-    while at < len(payload):
-        counts = payload[at + 1 : at + 17]
-        values = payload[at + 17 : at + 17 + sum(counts)]
-        space = sum(count << (16 - length) for length, count in enumerate(counts, 1))
-        if (
-            payload[at] > 3
-            or len(counts) != 16
-            or len(values) != sum(counts)
-            or space > 1 << 16
-            or max(values, default=0) > 16
-        ):
-            raise RadiographError("corrupt", "lossless JPEG with a broken Huffman table")
-        at += 17 + len(values)
-
-
-def _check_rle(frame: bytes, image: ImagePixels) -> None:
-    """Refuse RLE segments (PS3.5 Annex G) that would unpack to another size than the header's."""
-    count, *offsets = struct.unpack("<16I", frame[:64]) if len(frame) >= 64 else (0,)
-    if count != image.allocated // 8:
-        raise RadiographError("corrupt", f"{count} RLE segments, {image.allocated // 8} expected")
-    bounds = [*offsets[:count], len(frame)]
-    for start, stop in pairwise(bounds):
-        if not 64 <= start < stop <= len(frame):
-            raise RadiographError("corrupt", "RLE segments are out of order")
-        at, size = start, 0
-        while at < stop and size < image.rows * image.columns:
-            control = frame[at]
-            size += control + 1 if control < 128 else 257 - control if control > 128 else 0
-            at += control + 2 if control < 128 else 2 if control > 128 else 1
-        if at > stop or size != image.rows * image.columns:
-            raise RadiographError("truncated", "an RLE segment does not hold the pixels the header claims")
-        if stop - at > 2:
-            raise RadiographError("corrupt", "an RLE segment holds more than the header claims")
-
-
 def _decoded(image: ImagePixels, frame: bytes) -> NDArray[Any]:
-    """Return the decoder's values. Raises RadiographError, DecoderUnavailable, and what an unguarded decoder likes."""
+    """Return the values of the first decoder that reads the frame, else raise what the first of them said.
+
+    Raises RadiographError, DecoderUnavailable, and what an unguarded decoder likes.
+    """
     options: dict[str, Any] = {
         "rows": image.rows,
         "columns": image.columns,
-        "samples_per_pixel": 1,
+        "samples_per_pixel": image.samples,
+        "planar_configuration": image.planar,
         "number_of_frames": 1,
         "bits_allocated": image.allocated,
         "bits_stored": image.stored,
@@ -298,11 +262,40 @@ def _decoded(image: ImagePixels, frame: bytes) -> NDArray[Any]:
         "photometric_interpretation": image.photometric,
         "pixel_keyword": "PixelData",
     }
-    plugin = DECODERS[image.syntax]
-    if image.syntax not in GUARDED:
-        return decoded(image.syntax, plugin, frame, options)
+    failures: list[RadiographError] = []
+    for plugin, data in _attempts(image.syntax, frame):
+        try:
+            values = _asked(image.syntax, plugin, data, options)
+        except RadiographError as error:
+            failures.append(error)
+            if error.reason == "bomb":
+                raise
+            continue
+        if values.shape[:2] == (image.rows, image.columns):
+            return values
+        failures.append(RadiographError("corrupt", f"decoded to {values.shape}, which is not what the header says"))
+    raise failures[0]
+
+
+def _attempts(syntax: str, frame: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield decoders and what to give them: the frame, and of JPEG-LS also less of the zeros before its end marker.
+
+    Some encoders leave more of them than belong to the data. A decoder takes it with the right number alone.
+    """
+    for plugin in DECODERS[syntax]:
+        yield plugin, frame
+    data = frame[:-2].rstrip(b"\0")
+    for zeros in range(min(4, len(frame) - 2 - len(data)) if syntax == JPEG_LS else 0):
+        yield DECODERS[syntax][0], data + bytes(zeros) + frame[-2:]
+
+
+def _asked(syntax: str, plugin: str, frame: bytes, options: dict[str, Any]) -> NDArray[Any]:
+    if syntax not in GUARDED:
+        return decoded(syntax, plugin, frame, options)
+    # Asked for as lossless: pydicom keeps GDCM from 12 bits, which it reads (its values are within 1 of libjpeg's).
+    syntax = JPEG_LOSSLESS if syntax == JPEG_12_BITS else syntax
     try:
-        return workers.decode(image.syntax, plugin, frame, options)
+        return workers.decode(syntax, plugin, frame, options)
     except Refused as error:
         reason = "bomb" if str(error) == "MemoryError" else "corrupt"
         raise RadiographError(reason, f"the decoder gave up ({error})") from None

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xray_pipeline.base.errors import DecoderUnavailable, RadiographError
-from xray_pipeline.images.dicom import read_dicom
+from xray_pipeline.images.dicom import read_dicom, starts_bare
 from xray_pipeline.images.jpeg import read_jpeg
 from xray_pipeline.images.png import PNG, png_bytes, read_png
 from xray_pipeline.images.raster import Facts, Limits, Pixels, Read
@@ -58,8 +58,9 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "trailing-garbage",
         "quarantined",
-        "bytes follow the end of the image, or the pixels that its header asks for; behind a JPEG or PNG, up to 16 "
-        "zeros, blanks and line ends are let pass",
+        "bytes follow the end of the image. Behind a JPEG or PNG up to 16 zeros, blanks and line ends may; of DICOM "
+        "zeros may, and after uncompressed pixels whatever is less than a second image and starts as no other file "
+        "(PS3.5 8.1.1); they are left out",
     ),
     Rule("bomb", "quarantined", "the header claims more pixels than allowed, or data inflates beyond the size limit"),
     Rule("too-small", "quarantined", "the shorter side has fewer pixels than the rules ask for"),
@@ -78,24 +79,37 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("animated", "quarantined", "animated PNG"),
     Rule("blank", "quarantined", "every pixel has the same value"),
     Rule("no-pixels", "quarantined", "DICOM without pixel data (report, directory, plan, ...)"),
-    Rule("multi-frame", "quarantined", "DICOM of several frames"),
-    Rule("colour-dicom", "quarantined", "DICOM that is not MONOCHROME1 or MONOCHROME2"),
+    Rule("multi-frame", "quarantined", "DICOM of several frames, or with pixels for more than one image"),
+    Rule(
+        "colour-dicom",
+        "quarantined",
+        "DICOM of other than one MONOCHROME1, MONOCHROME2 or PALETTE COLOR sample or three RGB or YBR ones, or without "
+        "its palette; grey images in colour are normalised, coloured ones are `coloured`",
+    ),
     Rule("unsupported-pixels", "quarantined", "DICOM pixels of other than 8 or 16 allocated bits, or floating point"),
-    Rule("unsupported-transfer-syntax", "quarantined", "DICOM encoding not named, or one without a decoder here"),
-    Rule("wrong-modality", "quarantined", "DICOM Modality is given and is no projection radiograph's"),
+    Rule(
+        "unsupported-transfer-syntax",
+        "quarantined",
+        "DICOM encoding without a decoder here, or not named and not evident from the data",
+    ),
+    Rule(
+        "wrong-modality",
+        "quarantined",
+        "DICOM Modality is given and is no projection radiograph's (CR, DX, RG, RF, OT, SC; in use, too: DR, XR, RX)",
+    ),
     Rule(
         "lateral-view",
         "quarantined",
-        "DICOM view (position, code, orientation, description) is given as lateral or oblique",
+        "DICOM view (position, code, orientation, descriptions, body part) is lateral or oblique, by the words below",
     ),
-    Rule("not-chest", "quarantined", "DICOM body part, or coded region, is given and is not the chest"),
+    Rule("not-chest", "quarantined", "DICOM body part, or coded region, is given and is not the chest, by words below"),
     Rule("not-human", "quarantined", "DICOM gives a species other than human, or a description names an animal"),
     Rule("for-processing", "quarantined", "DICOM presentation intent is FOR PROCESSING: raw detector data"),
     Rule("uneven-pixels", "quarantined", "DICOM pixels are not as high as wide (PixelAspectRatio)"),
     Rule("burned-in-annotation", "quarantined", "DICOM BurnedInAnnotation is YES: text of a patient may be visible"),
     Rule("metadata", "normalised", "EXIF, ICC, comments, text and every DICOM tag are left out of what is stored"),
     Rule("jpeg-kept", "normalised", "an upright grey JPEG keeps its compressed pixels byte for byte"),
-    Rule("grey-colour", "normalised", "colour files of grey images become grey (JPEG: the luminance)"),
+    Rule("grey-colour", "normalised", "colour files of grey images become grey (JPEG: the luminance), DICOM as well"),
     Rule("grey-palette", "normalised", "a palette of greys becomes grey"),
     Rule("opaque-alpha", "normalised", "a fully opaque alpha channel is dropped"),
     Rule("orientation", "normalised", "EXIF orientation is applied; a turned JPEG becomes PNG"),
@@ -126,6 +140,11 @@ RULES: Final[tuple[Rule, ...]] = (
         "DICOM MONOCHROME1 is inverted, so that black is air; PresentationLUTShape is left aside",
     ),
     Rule("padding", "normalised", "DICOM pixel padding is shown black and does not count for the brightness range"),
+    Rule(
+        "evident",
+        "normalised",
+        "where a DICOM header and its data disagree, or the header says nothing, the data says how it is encoded",
+    ),
 )
 
 
@@ -146,7 +165,7 @@ def sniff(data: bytes) -> str | None:
         return "jpeg"
     if data.startswith(PNG):
         return "png"
-    if data[128:132] == b"DICM":
+    if data[128:132] == b"DICM" or data.startswith(b"DICM") or starts_bare(data):
         return "dicom"
     return None
 
@@ -269,7 +288,7 @@ def _looks_like(data: bytes) -> tuple[str, str]:
         if pattern.search(start):
             return "not-an-image", name
     if start[:1] == b"\x08" and start[1:2] == b"\0":
-        return "not-an-image", "DICOM without its Part 10 preamble; export it again as a DICOM file"
+        return "not-an-image", "a part of DICOM without its Part 10 header; export it again as a DICOM file"
     if start[4:8] == b"ftyp":
         return "not-an-image", "HEIF, AVIF or MP4"
     if not start.strip(b"\0"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import numpy as np
@@ -30,7 +30,8 @@ _large_turn = threading.Lock()
 class Limits:
     """What a header may claim: bytes, width x height, shortest side in pixels, longest side over shortest.
 
-    `png_bits` is how many bits the values in a 16-bit PNG have; 0: what its brightest pixel says.
+    `png_bits` is how many bits the values in a 16-bit PNG have; 0: what its brightest pixel says. The
+    words are a site's own, beside those of `dicom_words`, for the chest and for lateral and oblique views.
     """
 
     max_file_bytes: int = 200_000_000
@@ -38,6 +39,13 @@ class Limits:
     min_side: int = 64
     max_aspect: float = 4.0
     png_bits: int = 0
+    chest_words: tuple[str, ...] = ()
+    lateral_words: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rules: Any) -> Limits:
+        """Return the limits among the intake's rules, which have the same names."""
+        return cls(**{field.name: getattr(rules, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)

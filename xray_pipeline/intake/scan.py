@@ -43,8 +43,8 @@ _JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
 
 
 def limits(rules: IntakeRules) -> Limits:
-    """Return the part of the rules that one file's header must keep."""
-    return Limits(rules.max_file_bytes, rules.max_pixels, rules.min_side, rules.max_aspect, rules.png_bits)
+    """Return the part of the rules that one file must keep."""
+    return Limits.of(rules)
 
 
 def listing(store: Store, *, itself: bool = True) -> list[Entry]:

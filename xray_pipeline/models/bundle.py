@@ -23,7 +23,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ class Classifier:
 
     Of two classes the last is positive, and named when its probability is at least `threshold` (0..1); of more, the
     largest probability decides. Probabilities are softmax(logits / `temperature`). `side` is that of the square pixels
-    the network takes; `backbone` is the name `backbones.build` knows; `png_bits` is of `radiograph.Limits`. `digest` is
-    "" until saved or loaded.
+    the network takes; `backbone` is the name `backbones.build` knows. `limits` is what a file to be answered may be, by
+    the intake's rules. `digest` is "" until saved or loaded.
     """
 
     network: Network
@@ -69,7 +69,7 @@ class Classifier:
     side: int
     threshold: float = 0.5
     temperature: float = 1.0
-    png_bits: int = 0
+    limits: radiograph.Limits = field(default_factory=radiograph.Limits)
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class Classifier:
 
     def pixels(self, data: bytes) -> np.ndarray:
         """Return the square pixels uint8 [side, side] of a radiograph's bytes. Raises RadiographError."""
-        return radiograph.load(data, replace(LIMITS, png_bits=self.png_bits), self.side)
+        return radiograph.load(data, self.limits, self.side)
 
     def classify(self, files: Sequence[bytes], batch_size: int = 64) -> list[Answer]:
         """Answer each of some files (JPEG, PNG or DICOM bytes); one that is no radiograph gets an error instead."""
@@ -146,8 +146,8 @@ class Classifier:
             "classes": list(self.classes),
             "crop": self.network.crop,
             "levels": self.network.levels,
+            "limits": asdict(self.limits),
             "mean": list(self.network.mean),
-            "png_bits": self.png_bits,
             "side": self.side,
             "std": list(self.network.std),
             "temperature": self.temperature,
@@ -184,10 +184,6 @@ class Classifier:
             raise ModelRefused(f"{folder / FACTS} and {WEIGHTS} do not make a classifier: {reason}") from error
 
 
-LIMITS = radiograph.Limits()
-"""What a file to be answered may be: the intake's defaults."""
-
-
 def model_digest(folder: Path) -> str:
     """Return the SHA-256 over the digests of a saved classifier's two files. Raises ModelRefused if one is missing."""
     lines = []
@@ -216,8 +212,9 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
         network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
     network.load_state_dict(safetensors.torch.load(weights))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    said = [facts["side"], facts["threshold"], facts["temperature"], facts.get("png_bits", 0)]
-    return cls(network, facts["backbone"], tuple(facts["classes"]), *said)
+    said: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.get("limits", {}).items()}
+    answers = (facts["side"], facts["threshold"], facts["temperature"], radiograph.Limits(**said))
+    return cls(network, facts["backbone"], tuple(facts["classes"]), *answers)
 
 
 # What a logged model holds: all that makes pixels of bytes, and what assembles the network.

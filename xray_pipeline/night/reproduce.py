@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,11 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
         return _outcome(version, candidate, expected, None, record.differences)
     settings.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="reproduce-", dir=settings.cache) as name, _threads(record.environment):
-        again = settings.model_copy(update={"cache": Path(name) / "cache", "device": "cpu"})
+        rules = settings.rules.model_copy(update=asdict(expected.limits))
+        again = settings.model_copy(update={"cache": Path(name) / "cache", "device": "cpu", "rules": rules})
         trainer = Trainer(record.recipe, record.backbone, dataset, record.rows, again, progress, record.start)
         trainer.fit(Checkpoints(open_store(Path(name) / "checkpoints")), _forgotten)
-        classifier = replace(trainer.classifier(), png_bits=expected.png_bits)  # said in a setting, and not learned
+        classifier = trainer.classifier()
         classifier.save(Path(name) / "classifier")
         found = Classifier.load(Path(name) / "classifier")
     return _outcome(version, candidate, expected, found, record.differences)

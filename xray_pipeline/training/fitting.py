@@ -34,6 +34,7 @@ from xray_pipeline.base.errors import NonFiniteLoss, OutOfMemory, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import MappedRows, PixelCache
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.images.radiograph import Limits
 from xray_pipeline.models.backbones import Backbone, Network
 from xray_pipeline.models.bundle import Classifier
 from xray_pipeline.training import pictures
@@ -119,7 +120,7 @@ class Trainer:
             self.recipe.side,
             threshold=cut,
             temperature=heat,
-            png_bits=self.settings.rules.png_bits,
+            limits=Limits.of(self.settings.rules),
         )
 
     def sample(self, side: str) -> tuple[np.ndarray, list[str]]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
 from xray_pipeline import logs
-from xray_pipeline.errors import AccessDenied, DeliveryError, ObjectNotFound, RegistryError
+from xray_pipeline.errors import AccessDenied, DeliveryError, LedgerError, ObjectNotFound, RegistryError
 from xray_pipeline.learning.overrides import parse_text
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
@@ -136,11 +136,15 @@ class Trained(Outcome):
 
 @dataclass(frozen=True)
 class Evaluated(Outcome):
-    """Where the evidence on a candidate lies in the store, and against which champion it was gathered."""
+    """Where the evidence on a candidate lies in the store, and against which champion it was gathered.
+
+    `models` is what the champion's number means (`ledger.State.models`).
+    """
 
     candidate: str
     evidence: str
     champion: int | None
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ class Decided(Outcome):
     verdict: str
     automatic: bool
     reasons: tuple[str, ...]
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ class Registered(Outcome):
     champion: int | None
     evidence: str
     waits: str
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -417,7 +423,8 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
 
     logs.about(candidate=trained.candidate)
     registry = run.registry()
-    champion = operations.reconcile(registry).champion
+    state = operations.reconcile(registry)
+    champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
     found = comparing.evidence(run, registry, both, progress)
     key = f"evidence/{trained.candidate}/against-{champion or 'none'}.json"
@@ -425,7 +432,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
         if measured:
             log.info("%s: %s; %d radiographs of %d patients", name, _headline(measured), measured.n, measured.patients)
-    return Evaluated(trained.candidate, key, champion)
+    return Evaluated(trained.candidate, key, champion, state.models(champion))
 
 
 def decide(run: Run, evaluated: Evaluated) -> Decided:
@@ -439,6 +446,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
 
     logs.about(candidate=evaluated.candidate)
     decision, registry = judged(run, evaluated.evidence), run.registry()
+    expect_same(registry, evaluated.models)
     both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
     page = comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
     log.info("report: %s in %s", page, run.settings.store)
@@ -453,6 +461,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
             decision=_recorded(decision, run.evidence(evaluated.evidence)),
             champion_before=evaluated.champion,
         )
+        registry.follow()  # its mark knows of each entry, refusals too
     return Decided(
         evaluated.candidate,
         evaluated.evidence,
@@ -460,6 +469,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
         decision.verdict,
         decision.automatic,
         decision.reasons,
+        evaluated.models,
     )
 
 
@@ -474,6 +484,7 @@ def register(run: Run, decided: Decided) -> Registered:
 
     logs.about(candidate=decided.candidate)
     decision, registry = judged(run, decided.evidence), run.registry()
+    expect_same(registry, decided.models)
     candidate = training.find_candidate(run.store(), decided.candidate)
     rehearsal = comparing.rehearse(run, registry, candidate)
     why = " ".join(decision.reasons)
@@ -490,7 +501,8 @@ def register(run: Run, decided: Decided) -> Registered:
     if entry.version is None:
         raise RegistryError(f"ledger entry {entry.sequence} registered no version")
     waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {_why_waits(decision)}"
-    return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits)
+    models = registry.ledger.state().models(entry.version, decided.champion)
+    return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits, models)
 
 
 def promote(run: Run, registered: Registered) -> Promoted:
@@ -502,6 +514,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
 
     logs.about(candidate=registered.candidate)
     decision, registry = judged(run, registered.evidence), run.registry()
+    expect_same(registry, registered.models)
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
     request = f"auto {registered.version} over {registered.champion}"
     if not registry.ledger.asked_before("promoted", request):
@@ -517,6 +530,12 @@ def promote(run: Run, registered: Registered) -> Promoted:
         request=request,
     )
     return Promoted(registered.version, entry.sequence)
+
+
+def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None:
+    """Raise LedgerError when a version's number does not mean the model any more that it meant in `models`."""
+    if other := registry.ledger.state().other(models):
+        raise LedgerError(f"{other}: the ledger was put back since; start anew from what it says now")
 
 
 def _headline(evaluation: Evaluation) -> str:

@@ -157,6 +157,8 @@ def _role(version: int | None, entry: Entry | None, state: State, store: Store) 
 
 def _row(entry: Entry, state: State, store: Store) -> dict[str, Any]:
     registered = state.registered.get(entry.version or 0)
+    if registered and entry.candidate not in ("", registered.candidate):
+        registered = None
     decided = entry if entry.kind in ("registered", "refused") else registered
     return {
         "entry": entry,
@@ -197,7 +199,7 @@ def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
                 {
                     "version": asked["version"],
                     "since": created.isoformat(),
-                    "void": story.why_void(ledger, asked["version"], asked["champion"]),
+                    "void": story.why_void(ledger, asked["version"], asked["champion"], asked.get("models")),
                     "page": f"{airflow_links.BASE}/dags/{PROMOTE}/runs/{run_id}/tasks/approve/required_actions",
                 }
             )

@@ -21,6 +21,7 @@ from xray_pipeline.errors import ConfigError, NonFiniteLoss, TrainingError
 from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.learning.fitting import pick_device
 from xray_pipeline.learning.recipe import Recipe, load_recipe
+from xray_pipeline.learning.tracking import MlflowClient
 from xray_pipeline.night import Run
 from xray_pipeline.registry import Registry
 from xray_pipeline.rollout import operations
@@ -127,6 +128,50 @@ def test_the_input_of_the_run_is_the_snapshot(grown: Settings) -> None:
 
     (given,) = MlflowClient().get_run(candidate.run_id).inputs.dataset_inputs
     assert given.dataset.digest == candidate.snapshot[:36]
+
+
+def logged_models(settings: Settings, candidate: training.Candidate) -> list[str]:
+    client = MlflowClient(settings.tracking_uri)
+    experiment = client.get_run(candidate.run_id).info.experiment_id
+    return [f"models:/{model.model_id}" for model in client.search_logged_models([experiment])]
+
+
+def test_of_two_that_train_at_once_one_models_stays(grown: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process logs its model and commits while ours is between logging and committing."""
+    log_ours = training._log
+
+    def another_first(*given: Any) -> training.Candidate:
+        monkeypatch.setattr(training, "_log", log_ours)
+        ours, theirs = log_ours(*given), trained(grown)
+        assert ours.model_uri != theirs.model_uri
+        return ours
+
+    monkeypatch.setattr(training, "_log", another_first)
+    candidate = trained(grown)
+    assert logged_models(grown, candidate) == [candidate.model_uri]
+
+
+def test_what_a_killed_process_had_logged_is_dropped_but_not_what_a_version_is_made_of(
+    grown: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_ours = training._log
+
+    def killed(*given: Any) -> training.Candidate:
+        lost.append(log_ours(*given))
+        raise KeyboardInterrupt
+
+    lost: list[training.Candidate] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_log", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                trained(grown)
+    client = MlflowClient(grown.tracking_uri)
+    client.create_registered_model("theirs")
+    client.create_model_version("theirs", lost[0].model_uri, model_id=lost[0].model_uri.removeprefix("models:/"))
+    candidate = trained(grown)
+    assert set(logged_models(grown, candidate)) == {candidate.model_uri, lost[0].model_uri}
+    assert trained(grown) == candidate
 
 
 def test_patience_ends_training_early(grown: Settings) -> None:

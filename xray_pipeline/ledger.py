@@ -121,7 +121,7 @@ class State:
 
     def models(self, *versions: int | None) -> dict[str, list[str]]:
         """Return what numbers mean: the candidate and artifact digest of each that was registered, by its text."""
-        known = {version: self.registered[version] for version in versions if version in self.registered}
+        known = {version: self.registered[version] for version in versions if version and version in self.registered}
         return {str(version): [entry.candidate, entry.artifact] for version, entry in known.items()}
 
     def other(self, models: Mapping[str, Sequence[str]]) -> str:

@@ -176,6 +176,8 @@ def test_the_newest_backup_put_back_in_turn_is_whole_again(site: Site) -> None:
     operations.adopt(site.registry, accept=False, who="alice", why="the newest backup was found")
     assert site.broken() == []
     assert site.registry.aliases() == {"champion": 1, "challenger": 2}
+    site.put_back_mlflow(old)  # once more
+    assert operations.reconcile(site.registry).challenger is None
 
 
 def test_a_challenger_that_is_lost_no_longer_waits_and_the_night_goes_on(site: Site) -> None:

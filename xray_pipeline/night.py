@@ -174,10 +174,12 @@ class Registered(Outcome):
 
 @dataclass(frozen=True)
 class Promoted(Outcome):
-    """The new champion's version and the ledger entry that made it so."""
+    """The new champion's version, the ledger entry that made it so, and the digests that the entry names."""
 
     version: int
     entry: int
+    candidate: str = ""
+    artifact: str = ""
 
 
 def recipe_names() -> list[str]:
@@ -529,7 +531,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
         promotion="auto",
         request=request,
     )
-    return Promoted(registered.version, entry.sequence)
+    return Promoted(registered.version, entry.sequence, entry.candidate, entry.artifact)
 
 
 def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None:

@@ -147,6 +147,8 @@ def _role(version: int | None, entry: Entry | None, state: State, store: Store) 
     settings, registered = Settings(), state.registered.get(version)
     return {
         "version": version,
+        "candidate": registered.candidate if registered else "",
+        "artifact": registered.artifact if registered else "",
         "page": airflow_links.version_page(settings, version),
         "entry": entry,
         "run": airflow_links.run_page(settings, registered.candidate) if registered else "",

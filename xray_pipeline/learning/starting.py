@@ -24,7 +24,7 @@ def champion(recipe: Recipe, settings: Settings, store: Store, digest: str) -> C
     """Return the champion that the candidate `digest` starts from; None where there is none, or not of this network.
 
     Asked again, the answer is that of the first time. Raises TrainingError for mode `head`, whose features are the
-    pretrained network's, and what the registry raises.
+    pretrained network's, or when that champion's number means another model now, and what the registry raises.
     """
     if recipe.mode == "head":
         raise TrainingError("warm_start is of no use to mode head: set mode to partial or finetune")
@@ -32,8 +32,13 @@ def champion(recipe: Recipe, settings: Settings, store: Store, digest: str) -> C
 
     registry, key = Registry(settings), f"candidates/{digest}/start.json"
     if not store.exists(key):
-        store.write_if_absent(key, json.dumps({"version": registry.ledger.state().champion}).encode())
-    version = json.loads(store.read(key))["version"]
+        state = registry.ledger.state()
+        start = {"version": state.champion, "models": state.models(state.champion)}
+        store.write_if_absent(key, json.dumps(start).encode())
+    kept = json.loads(store.read(key))
+    version = kept["version"]
+    if other := registry.ledger.state().other(kept["models"]):
+        raise TrainingError(f"{other}; {store.uri}/{key} is of before the ledger was put back: delete it")
     if version is None:
         log.info("there is no champion to start from; training starts from the pretrained network")
         return None

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from xray_pipeline.errors import LedgerError, RegistryError, StorageError
+from xray_pipeline.errors import LedgerError, RegistryError, RegistryUnavailable, StorageError
 from xray_pipeline.ledger import Entry, Ledger, LostRace, State
 from xray_pipeline.registry import Registry
 from xray_pipeline.reporting.wording import shortened
@@ -67,7 +67,7 @@ def record_manual_change(registry: Registry) -> Entry | None:
     while True:
         gone, change = registry.lost(), registry.manual_change()
         state = ledger.state()
-        known = {version for entry in ledger.entries() for version in gone_with(entry)}
+        known = {version for entry in ledger.entries() for version in gone_with(entry)} - {state.challenger}
         if change is None and gone.keys() <= known:
             return None
         before = {"champion": state.champion, "challenger": state.challenger}
@@ -105,7 +105,12 @@ def names(registry: Registry, state: State, version: int | None) -> Fields:
     if version is None or version in state.registered:
         known = state.registered.get(version or 0)
         return {"version": version, **({"candidate": known.candidate, "artifact": known.artifact} if known else {})}
-    model = registry.resolve(version)
+    try:
+        model = registry.resolve(version)
+    except RegistryUnavailable:
+        raise
+    except RegistryError:  # an older MLflow does not have it either
+        return {"version": version}
     return {"version": version, "candidate": model.candidate, "artifact": model.artifact}
 
 

@@ -21,6 +21,7 @@ from xray_pipeline.rollout import story
 if TYPE_CHECKING:
     from xray_pipeline.evaluation import Evaluation
     from xray_pipeline.gate import Decision, Evidence
+    from xray_pipeline.ledger import Entry
     from xray_pipeline.night import Evaluated
     from xray_pipeline.registry import Registry
 
@@ -176,7 +177,7 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
         registry.follow()  # whatever becomes of the promotion, the mark knows of the approval
     promotion: Literal["approve", "auto"] = "auto" if asked.automatic else "approve"
     entry = operations.promote(registry, asked.version, **terms, decision=decision, promotion=promotion)
-    return Promoted(asked.version, entry.sequence)
+    return Promoted(asked.version, entry.sequence, entry.candidate, entry.artifact)
 
 
 def rollback(run: Run, version: int | None, why: str, name: str = "", untried: bool = False) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def rollback(run: Run, version: int | None, why: str, name: str = "", untried: b
     terms: dict[str, Any] = {"who": run.who, "why": why, "expected_champion": champion, "request": name}
     entry = operations.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
     log.info("%s", entry.summary())
-    return {"version": entry.version, "who": entry.who, "why": entry.why, "entry": entry.sequence}
+    return _done(entry)
 
 
 def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
@@ -218,4 +219,9 @@ def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
         entry = lost_entries.give_up(registry, find, accept=not undo, **said)
     else:
         entry = operations.adopt(registry, accept=not undo, **said)
-    return {"version": entry.version, "who": entry.who, "why": entry.why, "entry": entry.sequence}
+    return _done(entry)
+
+
+def _done(entry: Entry) -> dict[str, Any]:
+    about = {"version": entry.version, "candidate": entry.candidate, "artifact": entry.artifact}
+    return {**about, "who": entry.who, "why": entry.why, "entry": entry.sequence}

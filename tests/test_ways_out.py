@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "policy": str(HERE / "browser" / "lenient.toml"),
     "patient_key": "demo key, not a secret",
     "settle_seconds": 0,
-    "bootstrap": 200,
+    "bootstrap": 100,
     "stress_images": 10,
     "device": "cpu",
 }
@@ -60,7 +60,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of an installation after two nights: version 1 is champion, version 2 waits."""
     home = tmp_path_factory.mktemp("home")
     weak = {"epochs": 1, "levels": False, "penalty": 100_000}
-    waiting = phantom.lay(home / "waiting", deliveries=2, patients=300, seed=0)
+    waiting = phantom.lay(home / "waiting", deliveries=2, patients=200, seed=0)
     (home / "incoming").mkdir()
     for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), (weak, {}), strict=True):
         delivery.rename(home / "incoming" / delivery.name)

@@ -5,7 +5,7 @@ It changes nothing and stops at nothing it can go past, so that one look shows a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xray_pipeline.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable
@@ -43,13 +43,14 @@ def check(registry: Registry) -> list[Finding]:
         return [*findings, Finding("I3", False, str(error))]
     entries = fresh.entries()
     missing, lost = registry.missing(state.registered), registry.lost()
+    accepted = _accepted(state, entries, missing)
     if lost:
         text = f"it lacks versions {sorted(lost)}; restore its newest backup, or run the night and `xray adopt`"
         findings.append(Finding("I3", False, f"MLflow is older than the ledger: {text}"))
     findings += _check_aliases(state, aliases)
-    findings += _check_versions(state, versions, missing, _given_up(state, entries))
+    findings += _check_versions(versions, missing, accepted)
     findings += _check_names(state, entries)
-    findings += _check_artifacts(registry, state, entries, missing)
+    findings += _check_artifacts(registry, state, entries, accepted.keys())
     return findings + _check_promotions(fresh)
 
 
@@ -63,10 +64,11 @@ def _check_aliases(state: State, aliases: Mapping[str, int | None]) -> list[Find
     return found
 
 
-def _given_up(state: State, entries: Sequence[Entry]) -> dict[int, Entry]:
+def _accepted(state: State, entries: Sequence[Entry], missing: Iterable[int]) -> dict[int, Entry]:
     """Return the versions that an older MLflow lost, which a person accepted, each with the entry that told of it."""
     settled = [entry for entry in entries if entry not in state.unsettled]
-    return {version: entry for entry in settled for version in gone_with(entry)}
+    lost = {version: entry for entry in settled for version in gone_with(entry)}
+    return {version: lost[version] for version in missing if version in lost and version not in state.aliases.values()}
 
 
 def _check_names(state: State, entries: Sequence[Entry]) -> list[Finding]:
@@ -83,7 +85,7 @@ def _check_names(state: State, entries: Sequence[Entry]) -> list[Finding]:
 
 
 def _check_versions(
-    state: State, versions: Mapping[int, Mapping[str, str]], missing: Mapping[int, str], given_up: Mapping[int, Entry]
+    versions: Mapping[int, Mapping[str, str]], missing: Mapping[int, str], accepted: Mapping[int, Entry]
 ) -> list[Finding]:
     carriers: dict[str, list[int]] = {}
     for version, tags in versions.items():
@@ -91,18 +93,15 @@ def _check_versions(
     double = [numbers for candidate, numbers in carriers.items() if candidate and len(numbers) > 1]
     found = [Finding("I2", False, f"versions {numbers} carry the same candidate") for numbers in double]
     for version, how in missing.items():
-        if version in given_up and version not in state.aliases.values():
-            found.append(
-                Finding("I2", True, f"version {version} {how}, which is accepted: {given_up[version].summary()}")
-            )
-        else:
-            text = "is in the ledger but not in MLflow" if version not in versions else how
-            found.append(Finding("I2", False, f"version {version} {text}"))
+        text = how if version in versions else "is in the ledger but not in MLflow"
+        if version in accepted:
+            text += f", which is accepted: {accepted[version].summary()}"
+        found.append(Finding("I2", version in accepted, f"version {version} {text}"))
     return found or [Finding("I2", True, f"{len(versions)} versions, each of another candidate")]
 
 
 def _check_artifacts(
-    registry: Registry, state: State, entries: Sequence[Entry], missing: Mapping[int, str]
+    registry: Registry, state: State, entries: Sequence[Entry], accepted: Container[int]
 ) -> list[Finding]:
     """Look at the files of every version that was ever registered, promoted or made champion by hand and accepted."""
     found: list[Finding] = []
@@ -110,10 +109,11 @@ def _check_artifacts(
         found.append(Finding("I1", True, "no champion yet: no version was ever promoted"))
     kept = [version for version in (state.champion, state.challenger, *state.previous) if version is not None]
     crowned = [entry.version for entry in entries if entry.version is not None and has_crowned(entry)]
-    others = [version for version in (*state.registered, *crowned) if version not in missing]  # those are told already
     proven: set[tuple[str, str]] = set()
     sound = 0
-    for version in dict.fromkeys([*kept, *others]):
+    for version in dict.fromkeys([*kept, *state.registered, *crowned]):
+        if version in accepted:
+            continue
         role = "kept to promote or go back to" if version in kept else "registered or champion once"
         role = "the champion" if version == state.champion else role
         try:

@@ -79,7 +79,7 @@ class Site:
 
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(self.settings.tracking_uri)
+        return MlflowClient(self.settings.tracking_uri, self.settings.tracking_uri)
 
     @property
     def run(self) -> Run:

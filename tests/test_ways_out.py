@@ -88,7 +88,7 @@ class Site:
 
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(self.settings.tracking_uri)
+        return MlflowClient(self.settings.tracking_uri, self.settings.tracking_uri)
 
     @property
     def ledger(self) -> list[Entry]:

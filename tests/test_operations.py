@@ -209,6 +209,7 @@ def test_an_approval_is_recorded_once_however_often_it_is_repeated(
         )
         assert again == first
     assert operations.approve(two.ledger, 3, who="bob", why="to me too", expected_champion=2).who == "bob"
+    assert operations.approve(two.ledger, 3, who="alice", why="still", expected_champion=2) == first
     assert [entry.kind for entry in two.ledger.entries()].count("approved") == 2
 
 

@@ -220,10 +220,10 @@ def _answer(
     request: str,
 ) -> Entry:
     def decide(state: State) -> Entry | Fields:
-        earlier = ledger.asked_before(kind, request)
-        standing = approval(ledger.entries(), version, expected_champion) if kind == "approved" else None
-        if earlier or (standing and standing.who == who):
-            return earlier or standing  # type: ignore[return-value]
+        if earlier := ledger.asked_before(kind, request):
+            return earlier
+        if kind == "approved" and (standing := approval(ledger.entries(), version, expected_champion, who)):
+            return standing
         if void := why_void(ledger, version, expected_champion):
             raise LedgerError(f"version {version} can't be {kind}: {void}")
         return {
@@ -354,10 +354,11 @@ def adopt(registry: Registry, *, accept: bool, who: str, why: str) -> Entry:
     return entry
 
 
-def approval(entries: Sequence[Entry], version: int | None, champion: int | None) -> Entry | None:
-    """Find the approval of promoting exactly `version` over `champion` that nothing after it has made void."""
+def approval(entries: Sequence[Entry], version: int | None, champion: int | None, who: str = "") -> Entry | None:
+    """Find the approval, by `who` if given, of exactly `version` over `champion` that nothing after it made void."""
     for entry in reversed(entries):
-        if (entry.kind, entry.version, entry.champion_before) == ("approved", version, champion):
+        same = (entry.kind, entry.version, entry.champion_before) == ("approved", version, champion)
+        if same and who in ("", entry.who):
             return entry
         if entry.kind not in ("approved", "refused"):
             return None
@@ -402,12 +403,8 @@ def _crowning(state: State, version: int) -> Fields:
 
 def _registered_as(state: State, version: int) -> Fields:
     found = state.registered[version]
-    return {
-        "version": version,
-        "candidate": found.candidate,
-        "snapshot": found.snapshot,
-        "artifact": found.artifact,
-    }
+    about = {"candidate": found.candidate, "artifact": found.artifact}
+    return {"version": version, **about, "snapshot": found.snapshot}
 
 
 def _registered(state: State, candidate: str, champion: int | None) -> Entry | None:

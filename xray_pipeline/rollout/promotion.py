@@ -210,11 +210,12 @@ def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
     With `lost` this is about what MLflow has where the ledger lost the entries that would say. Raises LedgerError when
     there is nothing to settle, RegistryError, ModelRefused.
     """
-    from xray_pipeline import training
     from xray_pipeline.rollout import lost_entries, operations
 
     registry, said = run.registry(), {"who": run.who, "why": why}
     if lost:
+        from xray_pipeline import training
+
         find = functools.partial(training.find_candidate, run.store())
         entry = lost_entries.give_up(registry, find, accept=not undo, **said)
     else:

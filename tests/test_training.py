@@ -206,6 +206,15 @@ def test_a_warm_start_is_the_champion_then_and_stays_that_one(grown: Settings) -
     assert trained(grown, **overrides) == warm
 
 
+def test_a_warm_start_from_a_number_that_means_another_model_now_is_refused(grown: Settings) -> None:
+    version = promoted(grown, trained(grown, mode="finetune", epochs=1), None)
+    trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
+    [start] = Path(grown.store).glob("candidates/*/start.json")
+    start.write_text(json.dumps({"version": version, "models": {str(version): ["f" * 64, "a" * 64]}}))
+    with pytest.raises(TrainingError, match=r"version 1 is another model .*start\.json .*delete it"):
+        trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
+
+
 def test_a_warm_start_without_champion_is_a_cold_one(grown: Settings) -> None:
     overrides = {"mode": "finetune", "epochs": 1}
     warm = trained(grown, **overrides, warm_start=True)

@@ -180,7 +180,10 @@ def refuse(
     decision: Mapping[str, Any],
     champion_before: int | None,
 ) -> Entry:
-    """Record that a candidate was refused; the same refusal against the same champion is recorded once."""
+    """Record that a candidate was refused; the same refusal against the same champion is recorded once.
+
+    The caller lets the registry follow, so that its mark knows of the entry; also of `approve` and `reject`.
+    """
     for entry in ledger.entries():
         if (entry.kind, entry.candidate, entry.champion_before) == ("refused", candidate.digest, champion_before):
             return entry

@@ -213,7 +213,7 @@ def history(
     named = " or ".join(f"version {version}" if version else "none" for version in champions)
     known = "" if len(champions) == 1 else "can't be known, "
     lines.append(f"champion: {known}{named}; challenger: {' or '.join(str(v or 'none') for v in challengers)}")
-    said = {"champion": "unknown" if known else state.champion, "perhaps": champions if known else []}
+    said = {"champion": "unknown", "perhaps": champions} if known else {"champion": state.champion}
     told = [entry.to_dict() for entry in entries] if as_json else []
     _print({**said, "challenger": state.challenger, "entries": told}, as_json, lines)
     if known:

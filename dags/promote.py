@@ -48,10 +48,10 @@ def _name() -> str:
 
 @task
 def prepare() -> dict[str, Any]:
-    version, skip = airflow_links.asked_version(get_current_context(), REGISTERED)
+    version, candidate, skip = airflow_links.asked_version(get_current_context(), REGISTERED)
     if skip:
         raise AirflowSkipException(skip)
-    request = promotion.request(_run(), version)
+    request = promotion.request(_run(), version, candidate)
     if request.void:
         raise AirflowSkipException(request.void)
     return request.to_dict()

@@ -34,6 +34,15 @@ def trigger() -> ApprovalTrigger:
     return ApprovalTrigger(version=2, champion=1, look_seconds=0.01, timeout_datetime=None, **asked)
 
 
+def test_a_request_ends_when_its_version_means_another_model(ledger: Ledger) -> None:
+    """Ledger and MLflow were put back, and its number was given again."""
+    asked: dict[str, Any] = {"ti_id": uuid.uuid4(), "options": ["Approve", "Reject"], "params": {}}
+    models = {"2": ["f" * 64, ""]}
+    waiting = ApprovalTrigger(version=2, champion=1, models=models, look_seconds=0.01, timeout_datetime=None, **asked)
+    event = asyncio.run(waiting._until_void())
+    assert event.payload["void"].startswith("version 2 is another model in this ledger")
+
+
 @pytest.mark.parametrize(
     ("kind", "version", "why"),
     [("registered", 3, "version 3 was registered meanwhile"), ("promoted", 2, "the champion is now version 2")],

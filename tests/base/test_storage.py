@@ -90,6 +90,11 @@ def test_keys_can_not_leave_the_store(store: Store, key: str) -> None:
         store.write(key, b"")
 
 
+def test_a_store_tells_its_own_time_and_keeps_nothing_of_it(store: Store) -> None:
+    assert abs(store.clock() - time.time()) < 60
+    assert list(store.list()) == []
+
+
 def test_unknown_scheme_is_refused() -> None:
     with pytest.raises(ConfigError, match="ftp"):
         open_store("ftp://somewhere/x")

@@ -131,6 +131,20 @@ def test_a_version_whose_answer_is_lost_again_and_again_is_found_by_the_next_run
     assert broken(direct) == []
 
 
+@pytest.mark.parametrize("fault", ["lose", "drop", "503"])
+def test_a_used_number_is_not_taken_whichever_answer_is_lost(
+    direct: Registry, proxy: FaultProxy, model: Candidate, fault: str
+) -> None:
+    for number in (1, 2):
+        direct.ledger.append("rejected", who="alice", why="of a time that MLflow has forgotten", version=number)
+    proxy.decide = once(fault, "POST", "model-versions/create")
+    entry = register(through(direct, proxy), model, None)
+    assert entry.version is not None
+    assert entry.version > 2
+    assert list(direct.versions()) == [entry.version]
+    assert broken(direct) == []
+
+
 @pytest.mark.parametrize("fault", ["drop", "503"])
 def test_a_server_that_is_away_changes_nothing(
     direct: Registry, proxy: FaultProxy, model: Candidate, fault: str

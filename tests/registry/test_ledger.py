@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from msgspec import Raw
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.registry.chronology import SKEW, made_by, text
 from xray_pipeline.registry.ledger import KINDS, Entry, Ledger, LostRace, aliases_since, replay
 
 
@@ -76,10 +77,116 @@ def test_numbers_json_does_not_have_are_kept_as_text(ledger: Ledger) -> None:
     assert entry.decision == {"auc": "nan", "all": ["inf"]}
 
 
-def test_time_never_goes_backwards(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def at_time(monkeypatch: pytest.MonkeyPatch, moment: datetime, store: datetime | None = None) -> None:
+    """Set this machine's clock and the store's own, to the same time unless another is given."""
+    monkeypatch.setattr("xray_pipeline.registry.ledger._now", lambda: text(moment))
+    monkeypatch.setattr("xray_pipeline.base.storage.DirectoryStore.clock", lambda self: (store or moment).timestamp())
+
+
+NOON = datetime(2026, 3, 3, 12, tzinfo=UTC)
+
+
+def hours(count: float) -> datetime:
+    return NOON + timedelta(hours=count)
+
+
+def test_clocks_that_are_a_little_apart_keep_the_order(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_time(monkeypatch, NOON)
     first = say(ledger, "registered", 1)
-    monkeypatch.setattr("xray_pipeline.registry.ledger._now", lambda: "2001-01-01T00:00:00.000000Z")
+    at_time(monkeypatch, NOON - SKEW)
     assert say(ledger, "promoted", 1).at == first.at
+
+
+def test_a_clock_that_is_set_back_is_kept_as_it_was(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_time(monkeypatch, NOON)
+    say(ledger, "registered", 1)
+    at_time(monkeypatch, hours(-1))
+    assert say(ledger, "promoted", 1).at == text(hours(-1))
+
+
+def test_a_clock_ahead_of_the_stores_own_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xray_pipeline.registry.ledger._now", lambda: text(datetime.now(UTC) + 2 * SKEW))
+    with pytest.raises(LedgerError, match=r"this machine's clock says .* the store's own .* set the clock right"):
+        say(ledger, "registered", 1)
+    assert ledger.entries() == []
+
+
+def test_a_clock_far_ahead_of_the_newest_entry_is_refused_unless_so_long_nothing_was_decided(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a local disk the store's own time is the same wrong one."""
+    at_time(monkeypatch, NOON)
+    say(ledger, "registered", 1)
+    at_time(monkeypatch, hours(24 * 500))
+    with pytest.raises(LedgerError, match=r"500 days after the newest entry; .*XRAY_IDLE_DAYS=501, then repeat"):
+        say(ledger, "promoted", 1)
+    assert len(ledger.entries()) == 1
+    say(Ledger(open_store(Path(ledger.store.uri).parent), idle_days=501), "promoted", 1)
+
+
+def test_who_was_champion_while_a_clock_was_ahead_is_not_known(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    for hour, kind, version in ((0, "registered", 1), (1, "promoted", 1), (1, "registered", 2), (2000, "promoted", 2)):
+        at_time(monkeypatch, hours(hour))
+        say(ledger, kind, version)
+    at_time(monkeypatch, hours(6))
+    made_by_six = ledger.entries()
+    assert [entry.sequence for entry in ledger.unsure(hours(5))] == [4]
+    assert ledger.state(hours(6)).champion == 2  # it was made, whatever its clock said
+    for hour in (8, 10):
+        at_time(monkeypatch, hours(hour))
+        say(ledger, "refused")
+    for hour, champion, unsure in ((0.5, None, []), (2, 1, [4]), (7, 1, [4]), (8, 2, []), (9, 2, []), (3000, 2, [])):
+        assert ledger.state(hours(hour)).champion == champion, hour
+        assert [entry.sequence for entry in ledger.unsure(hours(hour))] == unsure, hour
+    assert ledger.entries()[:4] == made_by_six
+
+
+@given(st.lists(st.integers(0, 99), max_size=12), st.integers(0, 120), st.integers(0, 120))
+@examples(max_examples=300, deadline=None)
+def test_what_was_surely_made_by_then_is_part_of_what_was_possibly_made(times: list[int], until: int, now: int) -> None:
+    def written(hour: int) -> str:
+        return text(hours(hour))
+
+    sure, possibly = made_by([written(hour) for hour in times], written(until), written(now))
+    assert 0 <= sure <= possibly <= len(times)
+    if sorted(times) == times and (not times or times[-1] <= now):
+        assert sure == possibly == (len(times) if until >= now else sum(hour <= until for hour in times))
+
+
+# Numbers
+
+
+def test_a_number_means_one_candidate_for_good(ledger: Ledger) -> None:
+    say(ledger, "registered", 1, candidate="a" * 64, artifact="d" * 64)
+    for kind, version, candidate, artifact in (
+        ("registered", 1, "b" * 64, "e" * 64),  # the number again
+        ("registered", 2, "a" * 64, "e" * 64),  # the candidate again
+        ("promoted", 1, "b" * 64, "d" * 64),
+        ("rolled-back", 1, "a" * 64, "e" * 64),
+    ):
+        with pytest.raises(LedgerError, match="entry 1: registered version 1"):
+            say(ledger, kind, version, candidate=candidate, artifact=artifact)
+    say(ledger, "promoted", 1, candidate="a" * 64, artifact="d" * 64)
+    assert len(ledger.entries()) == 2
+
+
+def test_what_a_number_means_can_be_compared(ledger: Ledger, tmp_path: Path) -> None:
+    say(ledger, "registered", 1, candidate="a" * 64, artifact="d" * 64)
+    meant = ledger.state().models(1, None, 7)
+    assert meant == {"1": ["a" * 64, "d" * 64]}
+    assert ledger.state().other(json.loads(json.dumps(meant))) == ""
+    other = Ledger(open_store(tmp_path / "other"))
+    assert "version 1 (candidate aaaaaaaaaaaa) is not in this ledger" in other.state().other(meant)
+    say(other, "registered", 1, candidate="b" * 64, artifact="d" * 64)
+    assert "another model in this ledger (candidate bbbbbbbbbbbb)" in other.state().other(meant)
+
+
+def test_numbers_that_were_used_by_hand_are_used(ledger: Ledger) -> None:
+    before = {"champion": None, "challenger": None}
+    found = {"champion": 7, "challenger": 8}
+    say(ledger, "manual-change", 7, decision={"before": before, "found": found, "after": {**found, "challenger": None}})
+    say(ledger, "registered", 1)
+    assert ledger.state().used == {1, 7, 8}
 
 
 # Replay
@@ -214,6 +321,13 @@ def test_a_file_that_does_not_belong_is_named(three: Ledger) -> None:
         again(three).entries()
 
 
+def test_a_ledger_that_grew_shorter_while_it_was_open_is_named(three: Ledger) -> None:
+    three.entries()
+    file_of(three, 3).unlink()
+    with pytest.raises(LedgerError, match=r"has 2 entries and had 3 .* restart this process"):
+        three.entries()
+
+
 def test_a_ledger_that_disappears_is_not_an_empty_one(three: Ledger) -> None:
     for path in Path(three.store.uri).iterdir():
         path.unlink()
@@ -251,7 +365,7 @@ def _race(folder: Path, who: str, rounds: int, start: Any, losses: Any) -> None:
     start.wait()
     for _ in range(rounds):
         try:
-            say(ledger, "registered", 1, who=who, expected_head=ledger.state().head)
+            say(ledger, "approved", 1, who=who, expected_head=ledger.state().head)
         except LostRace as lost:
             if lost.winner.who == who:
                 raise AssertionError("lost against itself") from lost
@@ -276,7 +390,7 @@ def test_two_processes_never_take_the_same_place(tmp_path: Path) -> None:
     for who in ("alice", "bob"):
         assert sum(e.kind == "refused" and e.who == who for e in entries) == rounds
     lost = losses.get(timeout=10) + losses.get(timeout=10)
-    assert sum(e.kind == "registered" for e in entries) == 2 * rounds - lost
+    assert sum(e.kind == "approved" for e in entries) == 2 * rounds - lost
 
 
 def test_a_killed_writer_leaves_a_whole_ledger(tmp_path: Path) -> None:

@@ -197,6 +197,22 @@ def test_a_promotion_waits_for_approval_of_exactly_that(two: Registry, candidate
     assert holds(two)
 
 
+def test_an_approval_is_recorded_once_however_often_it_is_repeated(
+    two: Registry, candidate: Callable[[int], Candidate]
+) -> None:
+    register(two, candidate(3), 2)
+    first = operations.approve(two.ledger, 3, who="alice", why="looks right", expected_champion=2)
+    assert (first.candidate, first.artifact) == (candidate(3).digest, two.resolve(3).artifact)
+    for number, why in enumerate(("looks right", "it still does")):
+        again = operations.approve(
+            two.ledger, 3, who="alice", why=why, expected_champion=2, request=f"run {number}" if number else ""
+        )
+        assert again == first
+    assert operations.approve(two.ledger, 3, who="bob", why="to me too", expected_champion=2).who == "bob"
+    assert operations.approve(two.ledger, 3, who="alice", why="still", expected_champion=2) == first
+    assert [entry.kind for entry in two.ledger.entries()].count("approved") == 2
+
+
 @pytest.mark.parametrize("what", ["another champion", "a newer challenger", "a rejection"])
 def test_an_approval_is_void_when_the_question_is_no_longer_the_same(
     two: Registry, candidate: Callable[[int], Candidate], what: str

@@ -91,7 +91,7 @@ def test_of_two_versions_of_a_candidate_the_lowest_stays(
             registry.name, candidate.model_uri, candidate.run_id, {"xray.candidate": candidate.digest},
             model_id=candidate.model_uri.removeprefix("models:/"),
         )  # fmt: skip
-    assert registry._keep_lowest(candidate.digest, 3) == 2
+    assert add(registry, candidate) == 2
     assert list(registry.versions()) == [1, 2]
 
 

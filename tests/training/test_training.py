@@ -18,9 +18,11 @@ from samples import jpeg
 from xray_pipeline.base.errors import ConfigError, NonFiniteLoss, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.models.mlflow_client import MlflowClient
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.steps import Run
 from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training import candidate as training
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import pick_device
 from xray_pipeline.training.recipe import Recipe, load_recipe
@@ -86,6 +88,50 @@ def test_the_input_of_the_run_is_the_snapshot(grown: Settings) -> None:
     assert given.dataset.digest == candidate.snapshot[:36]
 
 
+def logged_models(settings: Settings, candidate: training.Candidate) -> list[str]:
+    client = MlflowClient(settings.tracking_uri)
+    experiment = client.get_run(candidate.run_id).info.experiment_id
+    return [f"models:/{model.model_id}" for model in client.search_logged_models([experiment])]
+
+
+def test_of_two_that_train_at_once_one_models_stays(grown: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process logs its model and commits while ours is between logging and committing."""
+    log_ours = training._log
+
+    def another_first(*given: Any) -> training.Candidate:
+        monkeypatch.setattr(training, "_log", log_ours)
+        ours, theirs = log_ours(*given), trained(grown)
+        assert ours.model_uri != theirs.model_uri
+        return ours
+
+    monkeypatch.setattr(training, "_log", another_first)
+    candidate = trained(grown)
+    assert logged_models(grown, candidate) == [candidate.model_uri]
+
+
+def test_what_a_killed_process_had_logged_is_dropped_but_not_what_a_version_is_made_of(
+    grown: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_ours = training._log
+
+    def killed(*given: Any) -> training.Candidate:
+        lost.append(log_ours(*given))
+        raise KeyboardInterrupt
+
+    lost: list[training.Candidate] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_log", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                trained(grown)
+    client = MlflowClient(grown.tracking_uri)
+    client.create_registered_model("theirs")
+    client.create_model_version("theirs", lost[0].model_uri, model_id=lost[0].model_uri.removeprefix("models:/"))
+    candidate = trained(grown)
+    assert set(logged_models(grown, candidate)) == {candidate.model_uri, lost[0].model_uri}
+    assert trained(grown) == candidate
+
+
 def test_patience_ends_training_early(grown: Settings) -> None:
     """At this rate nothing changes, so no epoch after the first is better."""
     candidate = trained(grown, mode="finetune", epochs=9, patience=2, learning_rate=1e-12, average=0.9)
@@ -103,6 +149,15 @@ def test_a_warm_start_is_the_champion_then_and_stays_that_one(grown: Settings) -
     assert torch.allclose(champion, found, atol=1e-6)
     promoted(grown, warm, first)
     assert trained(grown, **overrides) == warm
+
+
+def test_a_warm_start_from_a_number_that_means_another_model_now_is_refused(grown: Settings) -> None:
+    version = promoted(grown, trained(grown, mode="finetune", epochs=1), None)
+    trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
+    [start] = Path(grown.store).glob("candidates/*/start.json")
+    start.write_text(json.dumps({"version": version, "model": "f" * 64}))
+    with pytest.raises(TrainingError, match=r"version 1 is another model .*start\.json .*delete it"):
+        trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
 
 
 def test_a_warm_start_without_champion_is_a_cold_one(grown: Settings) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
@@ -37,15 +37,22 @@ class ApprovalTrigger(HITLTrigger):
     """Fires with the answer, with the default once the time is up, or with why `version` over `champion` is void."""
 
     def __init__(
-        self, *, version: int, champion: int | None, look_seconds: float = LOOK_SECONDS, **kwargs: Any
+        self,
+        *,
+        version: int,
+        champion: int | None,
+        models: Mapping[str, Sequence[str]] | None = None,
+        look_seconds: float = LOOK_SECONDS,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.version, self.champion, self.look_seconds = version, champion, look_seconds
+        self.version, self.champion, self.models, self.look_seconds = version, champion, models, look_seconds
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what another process makes this trigger from."""
-        about = {"version": self.version, "champion": self.champion, "look_seconds": self.look_seconds}
-        return f"{__name__}.{type(self).__name__}", {**super().serialize()[1], **about}
+        about = {"version": self.version, "champion": self.champion, "models": self.models}
+        values = {**super().serialize()[1], **about, "look_seconds": self.look_seconds}
+        return f"{__name__}.{type(self).__name__}", values
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for whichever comes first."""
@@ -63,7 +70,7 @@ class ApprovalTrigger(HITLTrigger):
             # First: a task that is woken before the scheduler saw it pause is taken for a lost one.
             await asyncio.sleep(self.look_seconds)
             try:
-                why = await asyncio.to_thread(_why_void, self.version, self.champion)
+                why = await asyncio.to_thread(_why_void, self.version, self.champion, self.models)
             except XrayError as error:
                 self.log.warning("can't tell whether the request about version %d is void: %s", self.version, error)
             else:
@@ -88,6 +95,7 @@ class ApprovalRequest(HITLOperator):
             trigger = ApprovalTrigger(
                 version=self.asked["version"],
                 champion=self.asked["champion"],
+                models=self.asked["models"],
                 ti_id=context["task_instance"].id,
                 options=self.options,
                 defaults=self.defaults,
@@ -116,8 +124,8 @@ def approvers(ids: Sequence[str]) -> list[dict[str, str]] | None:
     return [{"id": one, "name": one} for one in ids] or None
 
 
-def _why_void(version: int, champion: int | None) -> str:
-    return story.why_void(_ledger(Settings().store), version, champion)
+def _why_void(version: int, champion: int | None, models: Mapping[str, Sequence[str]] | None) -> str:
+    return story.why_void(_ledger(Settings().store), version, champion, models)
 
 
 @functools.lru_cache(maxsize=1)

@@ -28,21 +28,22 @@ REPORT_OF_REQUEST = f"{BASE}{PREFIX}/reports/{{{{ {_ASKED}['candidate'] }}}}/{{{
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def asked_version(context: Mapping[str, Any], registered: Asset) -> tuple[int | None, str]:
-    """Return the version a run of xray_promote is about (None: the challenger) and why there is nothing to ask ("").
+def asked_version(context: Mapping[str, Any], registered: Asset) -> tuple[int | None, str, str]:
+    """Return what a run of xray_promote is about: a version (None: the challenger), the candidate that it must be (""
+    for any), and why there is nothing to ask ("").
 
     A version of the form comes first, else the newest of the asset events that started the run.
     """
     if (version := context["params"].get("version")) is not None:
-        return int(version), ""
+        return int(version), "", ""
     events = context.get("triggering_asset_events") or {}
     found = [event.extra for event in events.get(registered, ()) if event.extra and "version" in event.extra]
     if not found:
-        return None, ""
+        return None, "", ""
     newest = max(found, key=lambda extra: int(extra["version"]))
     if newest.get("promotes"):
-        return None, f"the night that registered version {newest['version']} promotes it itself"
-    return int(newest["version"]), ""
+        return None, "", f"the night that registered version {newest['version']} promotes it itself"
+    return int(newest["version"]), str(newest.get("candidate", "")), ""
 
 
 class _Link(BaseOperatorLink):

@@ -148,6 +148,8 @@ def _role(version: int | None, entry: Entry | None, state: State, store: Store) 
     settings, registered = Settings(), state.registered.get(version)
     return {
         "version": version,
+        "candidate": registered.candidate if registered else "",
+        "artifact": registered.artifact if registered else "",
         "page": airflow_links.version_page(settings, version),
         "entry": entry,
         "run": airflow_links.run_page(settings, registered.candidate) if registered else "",
@@ -158,6 +160,8 @@ def _role(version: int | None, entry: Entry | None, state: State, store: Store) 
 
 def _row(entry: Entry, state: State, store: Store) -> dict[str, Any]:
     registered = state.registered.get(entry.version or 0)
+    if registered and entry.candidate not in ("", registered.candidate):
+        registered = None
     decided = entry if entry.kind in ("registered", "refused") else registered
     return {
         "entry": entry,
@@ -198,7 +202,7 @@ def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
                 {
                     "version": asked["version"],
                     "since": created.isoformat(),
-                    "void": story.why_void(ledger, asked["version"], asked["champion"]),
+                    "void": story.why_void(ledger, asked["version"], asked["champion"], asked.get("models")),
                     "page": f"{airflow_links.BASE}/dags/{PROMOTE}/runs/{run_id}/tasks/approve/required_actions",
                 }
             )

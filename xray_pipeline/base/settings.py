@@ -95,6 +95,7 @@ class Settings(BaseSettings):
     airflow_password: SecretStr = Field(SecretStr(""), description="of airflow_user")
     mlflow_url: str = Field("", description="MLflow's address for people's browsers; tracking_uri where that is http")
     approvers: tuple[str, ...] = Field((), description="Airflow's ids of who may approve; none: all it lets")
+    idle_days: int = Field(400, ge=1, description="a clock so far ahead of the ledger's newest entry is wrong")
     approval_hours: float = Field(72, gt=0, description="a request nobody answers for so long is rejected")
     notify_webhook: SecretStr = Field(SecretStr(""), description="http(s) address that gets notifications as JSON")
     notify_slack: SecretStr = Field(SecretStr(""), description="address of a Slack incoming webhook")

@@ -12,11 +12,13 @@ import errno
 import os
 import re
 import stat
+import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -85,6 +87,10 @@ class Store(ABC):
     @abstractmethod
     def folders(self) -> Sequence[str]:
         """Return the names of the folders right under the root, sorted."""
+
+    @abstractmethod
+    def clock(self) -> float:
+        """Return the store's own time, seconds since 1970. Raises StorageUnavailable."""
 
     @abstractmethod
     def child(self, prefix: str) -> Store:
@@ -222,6 +228,14 @@ class DirectoryStore(Store):
         except OSError as error:
             raise self._named(error, ".") from error
 
+    def clock(self) -> float:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(prefix=_TEMPORARY, dir=self.root) as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError as error:
+            raise self._named(error, ".") from error
+
     def child(self, prefix: str) -> Store:
         return DirectoryStore(self.root / _checked(prefix))
 
@@ -353,6 +367,11 @@ class S3Store(Store):
             for page in pages:
                 names += [item["Prefix"][len(self.prefix) : -1] for item in page.get("CommonPrefixes", [])]
         return sorted(names)
+
+    def clock(self) -> float:
+        with self._errors("."):
+            said = self._client.head_bucket(Bucket=self.bucket)["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(said).timestamp() if said else time.time()
 
     def child(self, prefix: str) -> Store:
         return S3Store(f"s3://{self.bucket}/{self.prefix}{_checked(prefix)}", self.endpoint)

@@ -214,9 +214,10 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
     return asdict(found), found.lines()
 
 
-def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entry]]:
+def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entry], list[tuple[Entry, State]]]:
     """Return who was champion at a time (ISO 8601; without a zone it is UTC) and the ledger's entries up to then.
 
+    Where a clock was wrong, also the entries that may have been made by then, each with the state after it.
     Raises ConfigError for a time that can't be read, LedgerError.
     """
     moment = None
@@ -226,8 +227,10 @@ def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entr
         except ValueError as error:
             raise ConfigError(f"{at!r} is not a time; write 2026-03-03 or 2026-03-03T14:00+01:00") from error
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    entries = Ledger(open_store(settings.store, settings)).entries(moment)
-    return replay(entries), entries
+    ledger = Ledger(open_store(settings.store, settings))
+    entries, unsure = ledger.entries(moment), ledger.unsure(moment) if moment else []
+    perhaps = [(entry, replay([*entries, *unsure[: count + 1]])) for count, entry in enumerate(unsure)]
+    return replay(entries), entries, perhaps
 
 
 def _probabilities(

@@ -228,16 +228,23 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Print the ledger's decisions, or the state at a time. Needs no MLflow."""
-    state, entries = answers.history(_run().settings, at)
+    state, entries, perhaps = answers.history(_run().settings, at)
     lines = [
         f"{entry.at[:19]}  {entry.kind:<13} {f'version {entry.version}' if entry.version else '':<12}"
         f" by {entry.who}: {entry.why}"
         for entry in entries
     ]
-    champion = f"version {state.champion}" if state.champion else "none"
-    lines.append(f"champion: {champion}; challenger: {state.challenger or 'none'}")
+    lines += [f"perhaps made by then, for a clock was wrong: {entry.summary()}" for entry, _ in perhaps]
+    states = [state, *(after for _, after in perhaps)]
+    champions, challengers = (list(dict.fromkeys(getattr(s, r) for s in states)) for r in ("champion", "challenger"))
+    named = " or ".join(f"version {version}" if version else "none" for version in champions)
+    known = "" if len(champions) == 1 else "can't be known, "
+    lines.append(f"champion: {known}{named}; challenger: {' or '.join(str(v or 'none') for v in challengers)}")
+    said = {"champion": "unknown", "perhaps": champions} if known else {"champion": state.champion}
     told = [entry.to_dict() for entry in entries] if as_json else []
-    _print({"champion": state.champion, "challenger": state.challenger, "entries": told}, as_json, lines)
+    _print({**said, "challenger": state.challenger, "entries": told}, as_json, lines)
+    if known:
+        raise typer.Exit(NO)
 
 
 @app.command()
@@ -320,10 +327,11 @@ def reproduce(version: int, as_json: Json = False) -> None:
 def adopt(
     reason: Reason,
     undo: Annotated[bool, typer.Option("--undo", help="Put the aliases back instead.")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="Give up entries that the ledger lost for good.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Accept (or undo) a change of aliases that was made by hand in MLflow."""
-    result = promotion.adopt(_run(), undo, reason)
+    """Accept (or undo) a change of aliases that was made by hand in MLflow, or whose ledger entries are lost."""
+    result = promotion.adopt(_run(), undo, reason, lost)
     _print(
         result, as_json, [f"the change is {'undone' if undo else 'accepted'}; champion: version {result['version']}"]
     )

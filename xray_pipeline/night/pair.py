@@ -7,6 +7,7 @@ store, so looking at the same pair again scores nothing.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,12 +188,17 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
 
 
 def _compared_patients(registry: Registry, candidate: str) -> list[int]:
-    """How many held-out patients each earlier comparison looked at; the candidate's own does not count against it."""
-    return [
-        entry.decision["compared_patients"]
-        for entry in registry.ledger.entries()
-        if entry.kind in ("registered", "refused") and entry.candidate != candidate
-    ]
+    """How many held-out patients each earlier comparison looked at; the candidate's own does not count against it.
+
+    Each entry that the ledger lost counts as one that looked at all.
+    """
+    found: list[int] = []
+    for entry in registry.ledger.entries():
+        if entry.kind in ("registered", "refused") and entry.candidate != candidate:
+            found.append(entry.decision["compared_patients"])
+        elif entry.kind == "manual-change":
+            found += [sys.maxsize] * entry.decision.get("entries", 0)
+    return found
 
 
 def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival, ...]:

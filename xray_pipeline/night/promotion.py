@@ -6,9 +6,10 @@ asked about. What the policy does not allow is not asked.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from xray_pipeline.base.errors import LedgerError
@@ -20,9 +21,9 @@ from xray_pipeline.report.wording import shortened
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.evidence import Evidence
-    from xray_pipeline.gate.policy import Decision
+    from xray_pipeline.gate.policy import Decision, Evidence
     from xray_pipeline.night.steps import Evaluated
+    from xray_pipeline.registry.ledger import Entry
     from xray_pipeline.registry.mlflow_registry import Registry
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ SHORTEST_REASON = 3
 class Request(Outcome):
     """A question to a person: `version` in place of `champion`? `void` says why there is nothing to ask.
 
-    `candidate` is its digest; `automatic`: the policy and the settings ask nobody; `text` is the evidence in Markdown.
+    `candidate` is its digest; `automatic`: the policy and the settings ask nobody; `text` is the evidence in Markdown;
+    `models` is what both numbers mean (`ledger.State.models`).
     """
 
     version: int
@@ -46,11 +48,13 @@ class Request(Outcome):
     void: str
     candidate: str = ""
     automatic: bool = False
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def request(run: Run, version: int | None = None) -> Request:
+def request(run: Run, version: int | None = None, candidate: str = "") -> Request:
     """Measure a version (default: the challenger) against the champion of this moment and phrase the question.
 
+    With `candidate` (a digest) the version must be that one; another, since the ledger was put back, is void.
     The report on exactly this pair is written when it is not there yet, or tells of another decision. Raises
     LedgerError for a version that was never registered, and what `night.evaluate` raises.
     """
@@ -67,13 +71,16 @@ def request(run: Run, version: int | None = None) -> Request:
         raise LedgerError(f"version {version} is not in the ledger; only what the night registered can be promoted")
     if void := story.why_void(registry.ledger, version, state.champion):
         return Request(version, state.champion, "", "", f"version {version} is not to be asked about: {void}")
+    if candidate and (other := state.other({str(version): [candidate, state.registered[version].artifact]})):
+        return Request(version, state.champion, "", "", other)
     candidate = state.registered[version].candidate
     evaluated = night.evaluate(run, Trained(candidate, ""))
     decision = night.judged(run, evaluated.evidence)
     _ensure_report(run, registry, evaluated, decision)
     void = "" if decision.may_promote else f"the policy does not allow version {version}: {' '.join(decision.reasons)}"
     text = question(decision, version, evaluated.champion, run.evidence(evaluated.evidence))
-    return Request(version, evaluated.champion, evaluated.evidence, text, void, candidate, decision.automatic)
+    about = (void, candidate, decision.automatic, state.models(version, evaluated.champion))
+    return Request(version, evaluated.champion, evaluated.evidence, text, *about)
 
 
 def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision: Decision) -> None:
@@ -135,6 +142,8 @@ def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") 
     approved = answer["chosen_options"] == [APPROVE]
     said = {"who": who, "why": why or "no reason given"}
     try:
+        if other := registry.ledger.state().other(asked.models):
+            raise LedgerError(other)
         if approved and (not user or len(why) < SHORTEST_REASON):
             raise LedgerError("an approval needs a person and a reason; ask again by starting xray_promote by hand")
         record = operations.approve if approved else operations.reject
@@ -161,13 +170,15 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
     from xray_pipeline.registry import decisions as operations
 
     registry = run.registry()
+    night.expect_same(registry, asked.models)
     terms: dict[str, Any] = {"who": who, "why": why, "expected_champion": asked.champion, "request": name}
     decision = night.judged(run, asked.evidence).to_dict()
     if not asked.automatic:
         operations.approve(registry.ledger, asked.version, **terms)
+        registry.follow()  # whatever becomes of the promotion, the mark knows of the approval
     promotion: Literal["approve", "auto"] = "auto" if asked.automatic else "approve"
     entry = operations.promote(registry, asked.version, **terms, decision=decision, promotion=promotion)
-    return Promoted(asked.version, entry.sequence)
+    return Promoted(asked.version, entry.sequence, entry.candidate, entry.artifact)
 
 
 def rollback(run: Run, version: int | None, why: str, name: str = "", untried: bool = False) -> dict[str, Any]:
@@ -192,15 +203,29 @@ def rollback(run: Run, version: int | None, why: str, name: str = "", untried: b
     terms: dict[str, Any] = {"who": run.who, "why": why, "expected_champion": champion, "request": name}
     entry = operations.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
     log.info("%s", entry.summary())
-    return {"version": entry.version, "who": entry.who, "why": entry.why, "entry": entry.sequence}
+    return _done(entry)
 
 
-def adopt(run: Run, undo: bool, why: str) -> dict[str, Any]:
+def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
     """Accept, or undo, the aliases that were moved by hand in MLflow; return the champion's version, who and why.
 
-    Raises LedgerError when nothing was moved by hand, RegistryError, ModelRefused.
+    With `lost` this is about what MLflow has where the ledger lost the entries that would say. Raises LedgerError when
+    there is nothing to settle, RegistryError, ModelRefused.
     """
     from xray_pipeline.registry import decisions as operations
+    from xray_pipeline.registry import lost_entries
 
-    entry = operations.adopt(run.registry(), accept=not undo, who=run.who, why=why)
-    return {"version": entry.version, "who": entry.who, "why": entry.why, "entry": entry.sequence}
+    registry, said = run.registry(), {"who": run.who, "why": why}
+    if lost:
+        from xray_pipeline.training import candidate as training
+
+        find = functools.partial(training.find_candidate, run.store())
+        entry = lost_entries.give_up(registry, find, accept=not undo, **said)
+    else:
+        entry = operations.adopt(registry, accept=not undo, **said)
+    return _done(entry)
+
+
+def _done(entry: Entry) -> dict[str, Any]:
+    about = {"version": entry.version, "candidate": entry.candidate, "artifact": entry.artifact}
+    return {**about, "who": entry.who, "why": entry.why, "entry": entry.sequence}

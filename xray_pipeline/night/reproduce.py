@@ -49,7 +49,7 @@ class Reproduction:
 
     `reproduced`: weights, temperature, threshold and all other facts are equal, bit for bit. `trained`: False when the
     record is not whole enough to train from. `inputs` says what went in differently or is missing, `outputs` which
-    tensors and facts came out differently.
+    tensors and facts came out differently. `artifact` is the digest of all files of the version.
     """
 
     version: int
@@ -61,6 +61,7 @@ class Reproduction:
     tensors: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    artifact: str
 
     def lines(self) -> list[str]:
         """Say it to a person."""
@@ -99,11 +100,17 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
         known = ", ".join(map(str, sorted(registered))) or "none"
         raise RegistryError(f"the ledger knows no version {version}; registered are: {known}")
     candidate = training.find_candidate(open_store(settings.store, settings), registered[version].candidate)
-    expected = registry.load(version)
+    meant = registered[version]
+    if candidate.digest != meant.candidate:
+        raise RegistryError(
+            f"version {version} is candidate {meant.candidate[:12]}, the store's record under that name is of "
+            f"{candidate.digest[:12]}; restore candidates/ from a backup"
+        )
+    expected, about = registry.load(version), {"version": version, "artifact": meant.artifact}
     dataset = Dataset(settings)
     record = _record(settings, dataset, candidate, progress)
     if record.recipe is None or record.rows is None or record.backbone is None or record.startless:
-        return _outcome(version, candidate, expected, None, record.differences)
+        return _outcome(about, candidate, expected, None, record.differences)
     settings.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="reproduce-", dir=settings.cache) as name, _threads(record.environment):
         rules = settings.rules.model_copy(update=asdict(expected.limits))
@@ -113,7 +120,7 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
         classifier = trainer.classifier()
         classifier.save(Path(name) / "classifier")
         found = Classifier.load(Path(name) / "classifier")
-    return _outcome(version, candidate, expected, found, record.differences)
+    return _outcome(about, candidate, expected, found, record.differences)
 
 
 def _forgotten(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -245,7 +252,11 @@ def _short(value: object) -> str:
 
 
 def _outcome(
-    version: int, candidate: Candidate, expected: Classifier, found: Classifier | None, inputs: tuple[str, ...]
+    about: Mapping[str, Any],
+    candidate: Candidate,
+    expected: Classifier,
+    found: Classifier | None,
+    inputs: tuple[str, ...],
 ) -> Reproduction:
     outputs: list[str] = []
     if expected.digest != candidate.model_digest:
@@ -254,7 +265,7 @@ def _outcome(
         outputs += _facts(expected, found) + _tensors(expected, found)
     digest = found.digest if found else ""
     return Reproduction(
-        version=version,
+        **about,
         candidate=candidate.digest,
         reproduced=digest == candidate.model_digest == expected.digest,
         trained=found is not None,

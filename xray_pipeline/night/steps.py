@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, wraps
 from importlib.resources import files
@@ -22,6 +22,7 @@ from xray_pipeline.base.errors import (
     AccessDenied,
     DatasetError,
     DeliveryError,
+    LedgerError,
     ObjectNotFound,
     RadiographDamaged,
     RegistryError,
@@ -155,11 +156,15 @@ class Trained(Outcome):
 
 @dataclass(frozen=True)
 class Evaluated(Outcome):
-    """Where the evidence on a candidate lies in the store, and against which champion it was gathered."""
+    """Where the evidence on a candidate lies in the store, and against which champion it was gathered.
+
+    `models` is what the champion's number means (`ledger.State.models`).
+    """
 
     candidate: str
     evidence: str
     champion: int | None
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ class Decided(Outcome):
     verdict: str
     automatic: bool
     reasons: tuple[str, ...]
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,14 +189,17 @@ class Registered(Outcome):
     champion: int | None
     evidence: str
     waits: str
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Promoted(Outcome):
-    """The new champion's version and the ledger entry that made it so."""
+    """The new champion's version, the ledger entry that made it so, and the digests that the entry names."""
 
     version: int
     entry: int
+    candidate: str = ""
+    artifact: str = ""
 
 
 def recipe_names() -> list[str]:
@@ -507,7 +516,8 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
 
     logs.about(candidate=trained.candidate)
     registry = run.registry()
-    champion = operations.reconcile(registry).champion
+    state = operations.reconcile(registry)
+    champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
     found = comparing.evidence(run, registry, both, progress)
     key = f"evidence/{trained.candidate}/against-{champion or 'none'}.json"
@@ -515,7 +525,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
         if measured:
             log.info("%s: %s; %d radiographs of %d patients", name, _headline(measured), measured.n, measured.patients)
-    return Evaluated(trained.candidate, key, champion)
+    return Evaluated(trained.candidate, key, champion, state.models(champion))
 
 
 @_mending
@@ -530,6 +540,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
 
     logs.about(candidate=evaluated.candidate)
     decision, registry = judged(run, evaluated.evidence), run.registry()
+    expect_same(registry, evaluated.models)
     both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
     page = comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
     log.info("report: %s in %s", page, run.settings.store)
@@ -544,6 +555,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
             decision=_recorded(decision, run.evidence(evaluated.evidence)),
             champion_before=evaluated.champion,
         )
+        registry.follow()  # its mark knows of each entry, refusals too
     return Decided(
         evaluated.candidate,
         evaluated.evidence,
@@ -551,6 +563,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
         decision.verdict,
         decision.automatic,
         decision.reasons,
+        evaluated.models,
     )
 
 
@@ -566,6 +579,7 @@ def register(run: Run, decided: Decided) -> Registered:
 
     logs.about(candidate=decided.candidate)
     decision, registry = judged(run, decided.evidence), run.registry()
+    expect_same(registry, decided.models)
     candidate = training.find_candidate(run.store(), decided.candidate)
     rehearsal = comparing.rehearse(run, registry, candidate)
     why = " ".join(decision.reasons)
@@ -582,7 +596,8 @@ def register(run: Run, decided: Decided) -> Registered:
     if entry.version is None:
         raise RegistryError(f"ledger entry {entry.sequence} registered no version")
     waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {_why_waits(decision)}"
-    return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits)
+    models = registry.ledger.state().models(entry.version, decided.champion)
+    return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits, models)
 
 
 @_mending
@@ -596,6 +611,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
 
     logs.about(candidate=registered.candidate)
     decision, registry = judged(run, registered.evidence), run.registry()
+    expect_same(registry, registered.models)
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
     request = f"auto {registered.version} over {registered.champion}"
     if not registry.ledger.asked_before("promoted", request):
@@ -610,7 +626,13 @@ def promote(run: Run, registered: Registered) -> Promoted:
         promotion="auto",
         request=request,
     )
-    return Promoted(registered.version, entry.sequence)
+    return Promoted(registered.version, entry.sequence, entry.candidate, entry.artifact)
+
+
+def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None:
+    """Raise LedgerError when a version's number does not mean the model any more that it meant in `models`."""
+    if other := registry.ledger.state().other(models):
+        raise LedgerError(f"{other}: the ledger was put back since; start anew from what it says now")
 
 
 def _headline(evaluation: Evaluation) -> str:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from xray_pipeline.base.errors import LedgerError, RegistryError, StorageError
+from xray_pipeline.base.errors import LedgerError, RegistryError, RegistryUnavailable, StorageError
 from xray_pipeline.registry.ledger import Entry, Ledger, LostRace, State
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.story import FIRST, tell, why_void
@@ -59,24 +59,33 @@ def reconcile(registry: Registry) -> State:
 
 
 def record_manual_change(registry: Registry) -> Entry | None:
-    """Append a manual-change entry when aliases were moved by hand, once per change; None when they were not."""
+    """Append a manual-change entry when aliases were moved by hand, or MLflow was put back to an older state.
+
+    Once per change; None when there was none. A challenger that an older MLflow lost no longer waits.
+    """
     ledger = registry.ledger
-    while (change := registry.manual_change()) is not None:
+    while True:
+        gone, change = registry.lost(), registry.manual_change()
         state = ledger.state()
-        newest = state.unsettled[-1:]
-        if newest and newest[0].digest == state.head and newest[0].decision["found"] == dict(change.found):
-            return newest[0]
-        champion = change.found["champion"]
-        after = {**change.found, "champion": state.champion if champion is None else champion}
+        known = {version for entry in ledger.entries() for version in gone_with(entry)} - {state.challenger}
+        if change is None and gone.keys() <= known:
+            return None
         before = {"champion": state.champion, "challenger": state.challenger}
+        found = dict(change.found) if change else before
+        newest = state.unsettled[-1:]
+        if newest and newest[0].digest == state.head and newest[0].decision["found"] == found and gone.keys() <= known:
+            return newest[0]
+        champion = state.champion if found["champion"] is None else found["champion"]
+        after = {"champion": champion, "challenger": None if found["challenger"] in gone else found["challenger"]}
+        said = [f"version {version} {how}, which is older than the ledger" for version, how in gone.items()]
         try:
             entry = ledger.append(
                 "manual-change",
                 who=HAND,
-                why=change.sentence(),
-                version=after["champion"],
+                why="; ".join([*([change.sentence()] if change else []), *said]),
+                **names(registry, state, champion),
                 champion_before=state.champion,
-                decision={"before": before, "found": dict(change.found), "after": after},
+                decision={"before": before, "found": found, "after": after, "gone": sorted(gone)},
                 expected_head=state.head,
             )
         except LostRace as lost:  # perhaps that entry explains the aliases
@@ -84,7 +93,25 @@ def record_manual_change(registry: Registry) -> Entry | None:
         else:
             log.warning("%s; `xray adopt` accepts or undoes it", entry.summary())
             return entry
-    return None
+
+
+def gone_with(entry: Entry) -> list[int]:
+    """Return the versions that an older MLflow lost, of the entry that says so."""
+    return list(entry.decision.get("gone", ())) if entry.kind == "manual-change" else []
+
+
+def names(registry: Registry, state: State, version: int | None) -> Fields:
+    """Return a version with its digests: the ledger's or, of one that it does not know, MLflow's."""
+    if version is None or version in state.registered:
+        known = state.registered.get(version or 0)
+        return {"version": version, **({"candidate": known.candidate, "artifact": known.artifact} if known else {})}
+    try:
+        model = registry.resolve(version)
+    except RegistryUnavailable:
+        raise
+    except RegistryError:  # an older MLflow does not have it either
+        return {"version": version}
+    return {"version": version, "candidate": model.candidate, "artifact": model.artifact}
 
 
 def register(
@@ -153,7 +180,10 @@ def refuse(
     decision: Mapping[str, Any],
     champion_before: int | None,
 ) -> Entry:
-    """Record that a candidate was refused; the same refusal against the same champion is recorded once."""
+    """Record that a candidate was refused; the same refusal against the same champion is recorded once.
+
+    The caller lets the registry follow, so that its mark knows of the entry; also of `approve` and `reject`.
+    """
     for entry in ledger.entries():
         if (entry.kind, entry.candidate, entry.champion_before) == ("refused", candidate.digest, champion_before):
             return entry
@@ -195,14 +225,15 @@ def _answer(
     def decide(state: State) -> Entry | Fields:
         if earlier := ledger.asked_before(kind, request):
             return earlier
+        if kind == "approved" and (standing := approval(ledger.entries(), version, expected_champion, who)):
+            return standing
         if void := why_void(ledger, version, expected_champion):
             raise LedgerError(f"version {version} can't be {kind}: {void}")
         return {
             "kind": kind,
             "who": who,
             "why": why,
-            "version": version,
-            "candidate": state.registered[version].candidate,
+            **_registered_as(state, version),
             "champion_before": expected_champion,
             "request": request,
         }
@@ -307,14 +338,14 @@ def adopt(registry: Registry, *, accept: bool, who: str, why: str) -> Entry:
         if not accept:  # a challenger that was registered since stays
             moved = now["challenger"] == last.decision["after"]["challenger"]
             after = {**first.decision["before"], **({} if moved else {"challenger": now["challenger"]})}
-        if after["champion"] is not None:
-            registry.load(after["champion"])
+        for version in filter(None, after.values()):
+            registry.load(version)
         settles = {"settles": [e.sequence for e in state.unsettled], "action": "accepted" if accept else "undone"}
         return {
             "kind": "manual-change",
             "who": who,
             "why": why,
-            "version": after["champion"],
+            **names(registry, state, after["champion"]),
             "champion_before": state.champion,
             "decision": {"before": now, "after": after, **settles},
         }
@@ -326,10 +357,11 @@ def adopt(registry: Registry, *, accept: bool, who: str, why: str) -> Entry:
     return entry
 
 
-def approval(entries: Sequence[Entry], version: int | None, champion: int | None) -> Entry | None:
-    """Find the approval of promoting exactly `version` over `champion` that nothing after it has made void."""
+def approval(entries: Sequence[Entry], version: int | None, champion: int | None, who: str = "") -> Entry | None:
+    """Find the approval, by `who` if given, of exactly `version` over `champion` that nothing after it made void."""
     for entry in reversed(entries):
-        if (entry.kind, entry.version, entry.champion_before) == ("approved", version, champion):
+        same = (entry.kind, entry.version, entry.champion_before) == ("approved", version, champion)
+        if same and who in ("", entry.who):
             return entry
         if entry.kind not in ("approved", "refused"):
             return None
@@ -369,14 +401,13 @@ def _decided(entry: Entry, again: bool = True) -> Iterator[None]:
 
 def _crowning(state: State, version: int) -> Fields:
     """Return what an entry that makes a version the champion says of it."""
-    registered = state.registered[version]
-    return {
-        "version": version,
-        "candidate": registered.candidate,
-        "champion_before": state.champion,
-        "snapshot": registered.snapshot,
-        "artifact": registered.artifact,
-    }
+    return {**_registered_as(state, version), "champion_before": state.champion}
+
+
+def _registered_as(state: State, version: int) -> Fields:
+    found = state.registered[version]
+    about = {"candidate": found.candidate, "artifact": found.artifact}
+    return {"version": version, **about, "snapshot": found.snapshot}
 
 
 def _registered(state: State, candidate: str, champion: int | None) -> Entry | None:
@@ -423,13 +454,14 @@ def rollback_target(ledger: Ledger, state: State, to: int | None) -> int:
         return earlier[-1]
     if to == state.champion:
         raise LedgerError(f"version {to} is the champion already ({_since(state)})")
-    crowned = to in state.previous or any(e.version == to and _crowned(e) for e in ledger.entries())
-    if to not in state.registered or not crowned:
+    meant = state.registered.get(to)
+    crowned = to in state.previous or any(e.version == to and has_crowned(e) for e in ledger.entries())
+    if meant is None or not crowned:
         raise LedgerError(f"version {to} was never champion; use `xray promote`")
     return to
 
 
-def _crowned(entry: Entry) -> bool:
+def has_crowned(entry: Entry) -> bool:
     """Whether an entry made its version champion: as decided, or by hand and accepted."""
     accepted = entry.kind == "manual-change" and entry.decision.get("action") == "accepted"
     return accepted or entry.kind in ("promoted", "rolled-back")

@@ -5,9 +5,9 @@
 
 An entry holds the SHA-256 of the file before it, so none can be changed, dropped or slipped in without breaking every
 later one; its own digest is that of its file. Writing the next file, if absent, is the commit point of registering,
-promoting and rolling back: of two writers one gets the place, the other is told who was first. The state (who is
-champion) is never stored, only replayed. The trade-off: replaying reads every entry; benchmarks/history.py says
-what that costs.
+promoting and rolling back: of two writers one gets the place, the other is told who was first. A version's number
+means one candidate for good. The state (who is champion) is never stored, only replayed. The trade-off: replaying reads
+every entry; benchmarks/history.py says what that costs.
 
 The chain shows tampering in the middle; that the last entries are the last is vouched for by the registry, which
 remembers the newest entry it followed (see registry.py).
@@ -31,6 +31,7 @@ import msgspec
 
 from xray_pipeline.base.errors import LedgerError, ObjectNotFound
 from xray_pipeline.base.storage import DirectoryStore, Store
+from xray_pipeline.registry import chronology
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,9 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"d
 class Entry(Record, frozen=True):
     """One decision.
 
-    `at` is ISO 8601 in UTC, never earlier than the entry before; `who` a person or the pipeline; `version` the
-    registry's number; `candidate` and `artifact` digests (of what was trained, and of every file of its logged model);
+    `at` is what the clock said, ISO 8601 in UTC; the order is that of `sequence`; `who` a person or the pipeline;
+    `version` the registry's number; `candidate` and `artifact` digests (of what was trained, and of every file of its
+    logged model), which say what the number means;
     `champion_before` the version in production when it was decided, None when there was none; `decision` the policy's
     verdict or, of a manual change, the aliases before and after; `request` names what asked for it, so that asking
     again adds nothing; `previous` and `digest` are SHA-256 of the files before and of this one.
@@ -92,8 +94,9 @@ class State:
     """What the entries up to `sequence` amount to; `head` is the digest of the last of them.
 
     `champion` and `challenger` are versions; `since` is the entry that made the champion; `previous` are the earlier
-    champions, oldest first, of which a rollback takes the last. `registered` maps a version to its entry. `unsettled`
-    are the changes made by hand in the registry that nobody has accepted or undone.
+    champions, oldest first, of which a rollback takes the last. `registered` maps a version to its first entry, `used`
+    are all numbers that entries name. `unsettled` are the changes made by hand in the registry that nobody has accepted
+    or undone.
     """
 
     head: str = ""
@@ -104,6 +107,7 @@ class State:
     previous: tuple[int, ...] = ()
     registered: Mapping[int, Entry] = field(default_factory=dict)
     unsettled: tuple[Entry, ...] = ()
+    used: frozenset[int] = frozenset()
 
     @property
     def aliases(self) -> dict[str, int]:
@@ -114,6 +118,23 @@ class State:
     def version_of(self, candidate: str) -> int | None:
         """Return the version a candidate was registered as, None when it was not."""
         return next((v for v, entry in self.registered.items() if entry.candidate == candidate), None)
+
+    def models(self, *versions: int | None) -> dict[str, list[str]]:
+        """Return what numbers mean: the candidate and artifact digest of each that was registered, by its text."""
+        known = {version: self.registered[version] for version in versions if version and version in self.registered}
+        return {str(version): [entry.candidate, entry.artifact] for version, entry in known.items()}
+
+    def other(self, models: Mapping[str, Sequence[str]]) -> str:
+        """Say which numbers mean another model now than in `models`, "" when none does."""
+        now = self.models(*map(int, models))
+        return ", ".join(
+            f"version {number} is another model in this ledger (candidate {now[number][0][:12]}) than the one meant "
+            f"({meant[0][:12]})"
+            if number in now
+            else f"version {number} (candidate {meant[0][:12]}) is not in this ledger"
+            for number, meant in models.items()
+            if now.get(number) != list(meant)
+        )
 
 
 class LostRace(LedgerError):
@@ -127,8 +148,9 @@ class LostRace(LedgerError):
 class Ledger:
     """The ledger in `<store>/ledger`. Entries once read are kept: they can't change without breaking the chain."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store.child("ledger")
+    def __init__(self, store: Store, idle_days: int = 400) -> None:
+        """Open it; between two entries `idle_days` lie at most, a clock that says more is wrong."""
+        self.store, self.idle_days = store.child("ledger"), idle_days
         self._identity = ""
         self._entries: list[Entry] = []
         self._reading = threading.Lock()
@@ -137,7 +159,7 @@ class Ledger:
     def beside(cls, other: Ledger) -> Ledger:
         """Return the same ledger with nothing read yet, to check it anew."""
         fresh = cls.__new__(cls)
-        fresh.store, fresh._identity, fresh._entries = other.store, "", []
+        fresh.store, fresh.idle_days, fresh._identity, fresh._entries = other.store, other.idle_days, "", []
         fresh._reading = threading.Lock()
         return fresh
 
@@ -153,14 +175,19 @@ class Ledger:
         return self._identity
 
     def entries(self, at: datetime | None = None) -> list[Entry]:
-        """Return all entries, or those up to `at` (an aware time), oldest first.
+        """Return all entries, or those surely made by `at` (an aware time), oldest first.
 
         Raises LedgerError, naming the entry, for a gap, a broken chain or a format this version does not know.
         """
-        until = _timestamp(at) if at is not None else None
         with self._reading:  # pages and triggers share one ledger between threads
             entries = self._read_on()
-        return entries if until is None else [entry for entry in entries if entry.at <= until]
+        return entries if at is None else entries[: _made_by(entries, at)[0]]
+
+    def unsure(self, at: datetime) -> list[Entry]:
+        """Return the entries that follow `entries(at)` and may have been made by then: a clock was wrong."""
+        entries = self.entries()
+        sure, possibly = _made_by(entries, at)
+        return entries[sure:possibly]
 
     def _read_on(self) -> list[Entry]:
         numbers = sorted(_number(entry.key, self.store) for entry in self.store.list())
@@ -173,6 +200,11 @@ class Ledger:
                 raise LedgerError(f"entry {expected} is missing from {self.store.uri}; restore it from a backup")
         self.identity()
         known = len(self._entries)
+        if len(numbers) <= known:
+            raise LedgerError(
+                f"the ledger in {self.store.uri} has {len(numbers) - 1} entries and had {known} when this process read "
+                f"it; restore its newest copy, or restart this process if an older one was put back on purpose"
+            )
         for number, data in zip(numbers[known + 1 :], self._read(numbers[known + 1 :]), strict=True):
             self._entries.append(_parse(data, number, self._entries[-1].digest if self._entries else self._identity))
         return list(self._entries)
@@ -196,7 +228,8 @@ class Ledger:
 
         With `expected_head` (the `head` of the state it was decided on) it is committed right after that entry or not
         at all: LostRace names the entry that came first. Without it, it takes the next free place. A `request` that has
-        an entry of this kind already gets that entry back. Raises LedgerError, StorageUnavailable.
+        an entry of this kind already gets that entry back. Raises LedgerError, also for a version or candidate that
+        is registered already, digests that are not the version's and a clock that is ahead, StorageUnavailable.
         """
         if kind not in KINDS or not who.strip() or not why.strip():
             raise LedgerError(
@@ -222,8 +255,11 @@ class Ledger:
             head = entries[-1].digest if entries else self.identity()
             if expected_head is not None and head != (expected_head or self.identity()):
                 raise LostRace(_successor(entries, expected_head or self.identity()))
+            _check_names(entries, content)
+            store_time = datetime.fromtimestamp(self.store.clock(), UTC)
+            at = chronology.stamp(_now(), store_time, entries[-1].at if entries else "", self.idle_days)
             place = {"format": FORMAT, "sequence": len(entries) + 1, "previous": head}
-            data = _canonical({**content, **place, "at": max(_now(), entries[-1].at if entries else "")})
+            data = _canonical({**content, **place, "at": at})
             if self.store.write_if_absent(_key(len(entries) + 1), data):
                 entry = _parse(data, len(entries) + 1, head)
                 log.info("ledger: %s", entry.summary())
@@ -234,7 +270,7 @@ class Ledger:
         return _asked_before(self.entries(), kind, request)
 
     def state(self, at: datetime | None = None) -> State:
-        """Replay the entries, those up to `at` (an aware time) only. Raises LedgerError."""
+        """Replay the entries, only those surely made by `at` (an aware time). Raises LedgerError."""
         return replay(self.entries(at), self._identity)
 
     def _read_beginning(self) -> bool:
@@ -269,6 +305,7 @@ def replay(entries: Iterable[Entry], head: str = "") -> State:
         tuple(replayed.previous),
         replayed.registered,
         tuple(replayed.unsettled),
+        frozenset(replayed.used),
     )
 
 
@@ -297,11 +334,14 @@ class _Replay:
         self.previous_before_hand: list[int] = []
         self.registered: dict[int, Entry] = {}
         self.unsettled: list[Entry] = []
+        self.used: set[int] = set()
 
     def step(self, entry: Entry) -> None:
         """Apply one entry; `refused` and `approved` change nothing."""
+        if entry.version is not None:
+            self.used.add(entry.version)
         if entry.kind == "registered" and entry.version is not None:
-            self.registered[entry.version] = entry
+            self.registered.setdefault(entry.version, entry)
             self.challenger = entry.version
         elif entry.kind == "manual-change":
             self._manual_change(entry)
@@ -313,13 +353,15 @@ class _Replay:
     def _manual_change(self, entry: Entry) -> None:
         if not self.unsettled:
             self.previous_before_hand = list(self.previous)
-        after = entry.decision["after"]
+        decision = entry.decision
+        after, found = decision["after"], decision.get("found", {})
+        self.used.update(version for version in (*after.values(), *found.values()) if version is not None)
         self._crown(entry, after["champion"], back=False)
         self.challenger = after["challenger"]
-        if not entry.decision.get("settles"):
+        if "settles" not in decision:
             self.unsettled.append(entry)
             return
-        if entry.decision["action"] == "undone":
+        if decision["action"] == "undone":
             self.previous = self.previous_before_hand
         self.unsettled = []
 
@@ -387,6 +429,26 @@ def _asked_before(entries: Sequence[Entry], kind: Kind, request: str) -> Entry |
     return next((entry for entry in entries if request and (entry.kind, entry.request) == (kind, request)), None)
 
 
+def _made_by(entries: Sequence[Entry], at: datetime) -> tuple[int, int]:
+    return chronology.made_by([entry.at for entry in entries], chronology.text(at), _now())
+
+
+def _check_names(entries: Sequence[Entry], content: Mapping[str, Any]) -> None:
+    """Raise LedgerError when an entry would give a number a second meaning, or a candidate a second number."""
+    version, names = content["version"], (content["candidate"], content["artifact"])
+    for entry in entries:
+        if entry.kind != "registered":
+            continue
+        if content["kind"] == "registered" and (entry.version == version or entry.candidate == names[0] != ""):
+            raise LedgerError(f"{names[0][:12]} can't be registered as version {version}: {entry.summary()}")
+        known = (entry.candidate, entry.artifact)
+        if entry.version == version and any(a and b and a != b for a, b in zip(names, known, strict=True)):
+            raise LedgerError(
+                f"version {version} is candidate {known[0][:12]}, artifact {known[1][:12]} ({entry.summary()}), not "
+                f"{names[0][:12]}, {names[1][:12]}"
+            )
+
+
 def _canonical(content: object) -> bytes:
     return json.dumps(content, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
 
@@ -400,11 +462,5 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _timestamp(moment: datetime) -> str:
-    if moment.tzinfo is None:
-        raise LedgerError(f"{moment.isoformat()} has no time zone; add one, such as +00:00")
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def _now() -> str:
-    return _timestamp(datetime.now(UTC))
+    return chronology.text(datetime.now(UTC))

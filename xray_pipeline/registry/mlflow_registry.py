@@ -2,9 +2,10 @@
 
 MLflow offers no idempotency key and its aliases are last-writer-wins without a history, so it is never asked what was
 decided: the ledger is (ledger.py), and the aliases follow it. Registering is exactly once by searching for the
-candidate digest before and after: of two versions that carry it the lowest stays. The registered model remembers which
-ledger it belongs to and how far it has followed it; so an empty or other store is noticed, a crash between entry and
-alias is told from a change made by hand, and a ledger that lost its last entries is noticed too.
+candidate digest before and after: of two versions that carry it the lowest stays. An MLflow that was put back to an
+older state gives numbers anew; one that the ledger has used is never taken. The registered model remembers which ledger
+it belongs to and the newest entry it followed, its mark; so an empty or other store is noticed, a crash between entry
+and alias is told from a change made by hand, and a ledger that lost its last entries is noticed too.
 
 The trade-off: detecting a change by hand can't be atomic without the registry's help. A process that is killed in the
 milliseconds between another's entry and its own outdated alias can be taken for a hand; the record then says so.
@@ -21,7 +22,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.models.bundle import Classifier, artifact_digest, audit, inventory
 from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, mlflow
-from xray_pipeline.registry.ledger import Ledger, State, aliases_since
+from xray_pipeline.registry.ledger import Entry, Ledger, State, aliases_since
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class ModelVersion:
     """A model that can be downloaded: where it is and what it must be.
 
     `version` is None for a logged model or folder that is asked for directly; `artifact` is the digest over all its
-    files (from the ledger where that knows the version, else from MLflow's tags), "" when none is recorded.
+    files (from the ledger where that knows the version, else from MLflow's tags), "" when none is recorded; `source`
+    is the logged model of a version.
     """
 
     uri: str
@@ -62,6 +64,7 @@ class ModelVersion:
     artifact: str = ""
     run_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Registry:
     def __init__(self, settings: Settings, ledger: Ledger | None = None) -> None:
         self.settings = settings
         self.name = settings.model_name
-        self.ledger = ledger or Ledger(open_store(settings.store, settings))
+        self.ledger = ledger or Ledger(open_store(settings.store, settings), settings.idle_days)
         # Parts of MLflow ask for the process's own URI whatever a client was given.
         mlflow.set_tracking_uri(settings.tracking_uri)
         mlflow.set_registry_uri(settings.tracking_uri)
@@ -105,45 +108,52 @@ class Registry:
     ) -> int:
         """Make a logged model a version, exactly once per candidate digest; return its number.
 
-        Safe to repeat and to run twice at once: a version that carries the digest already is returned, and of two made
-        at the same time the lowest stays. Raises RegistryError, RegistryUnavailable.
+        Safe to repeat and to run twice at once: a version of this logged model that carries the digest already is
+        returned, and of two made at the same time the lowest stays. A number that the ledger has used is left to the
+        model that it means there. Raises RegistryError, RegistryUnavailable.
         """
         self._claim()
-        existing = self.version_of(candidate)
-        if existing is not None:
-            return self._keep_lowest(candidate, existing)
-        made = self._call(
-            f"registering {model_uri}",
-            self._client.create_model_version,
-            self.name,
-            source=model_uri,
-            run_id=run_id,
-            tags={**(tags or {}), "xray.candidate": candidate},
-            description=description,
-            model_id=model_uri.removeprefix("models:/"),
-            await_creation_for=0,
-        )
-        return self._keep_lowest(candidate, int(made.version))
-
-    def _keep_lowest(self, candidate: str, ours: int) -> int:
-        """Delete all but the lowest version of a candidate.
-
-        Whoever makes a higher one sees the lower afterwards and hands that out, so a higher one is nobody's and can be
-        deleted, whether its maker lives or not.
-        """
-        lowest, *others = self._versions_of(candidate) or [ours]
-        for version in others:
-            log.warning("version %d of %s is a duplicate of version %d; deleting it", version, self.name, lowest)
-            with contextlib.suppress(_Missing):  # the other process was faster
-                self._call("deleting a duplicate", self._client.delete_model_version, self.name, str(version))
+        state = self.ledger.state()
+        if (known := state.version_of(candidate)) is not None:
+            return known
+        before = self._versions_of(candidate, model_uri)
+        while not (free := set(found := self._versions_of(candidate, model_uri)) - state.used):
+            made = self._call(
+                f"registering {model_uri}",
+                self._client.create_model_version,
+                self.name,
+                source=model_uri,
+                run_id=run_id,
+                tags={**(tags or {}), "xray.candidate": candidate},
+                description=description,
+                model_id=model_uri.removeprefix("models:/"),
+                await_creation_for=0,
+            )
+            if int(made.version) in state.used:
+                log.warning(
+                    "MLflow gave version %s of %s a number that the ledger has used: it is older than the ledger; "
+                    "taking the next number",
+                    made.version,
+                    self.name,
+                )
+        # Duplicates, and the used numbers that this call was given: nobody was handed one of them.
+        lowest = min(free)
+        self._delete(version for version in found if version in free - {lowest} or version not in {*free, *before})
         return lowest
 
-    def _versions_of(self, candidate: str) -> list[int]:
+    def _delete(self, versions: Iterable[int]) -> None:
+        for version in versions:
+            log.warning("version %d of %s is a duplicate, or has a used number; deleting it", version, self.name)
+            with contextlib.suppress(_Missing):  # the other process was faster
+                self._call("deleting a duplicate", self._client.delete_model_version, self.name, str(version))
+
+    def _versions_of(self, candidate: str, model_uri: str = "") -> list[int]:
+        """Return the versions that carry a candidate digest and, unless it is "", are of this logged model."""
         if not re.fullmatch(r"[0-9a-f]{64}", candidate):
             raise RegistryError(f"{candidate!r} is not a candidate digest (64 hexadecimal digits)")
         query = f"name = '{self.name}' and tags.`xray.candidate` = '{candidate}'"
         found = self._call("searching versions", self._client.search_model_versions, query)
-        return sorted(int(version.version) for version in found)
+        return sorted(int(version.version) for version in found if version.source == model_uri or not model_uri)
 
     def versions(self) -> dict[int, Mapping[str, str]]:
         """Return the tags of every version by number."""
@@ -202,16 +212,49 @@ class Registry:
         if model is None:
             return None
         found = _aliases(model)
-        explained = aliases_since(self.ledger.entries(), _followed(model))
+        explained = aliases_since(self.ledger.entries(), self._followed(model))
         if all(any(found[alias] == then[alias] for then in explained) for alias in ALIASES):
             return None
         return ManualChange({alias: state.aliases.get(alias) for alias in ALIASES}, found)
+
+    def lost(self) -> dict[int, str]:
+        """Return the versions that MLflow never followed the ledger to and does not have, each with how so.
+
+        Only an older state of MLflow that was put back explains them: a version is made before its entry.
+        """
+        state = self.ledger.state()
+        model = self._model(state)
+        followed = self._followed(model) if model is not None else 0
+        named = {version: state.registered.get(version) for version in (*state.registered, *state.aliases.values())}
+        behind = followed < state.sequence
+        return self.missing({v: e for v, e in named.items() if (e.sequence > followed if e else behind)})
+
+    def missing(self, versions: Mapping[int, Entry | None]) -> dict[int, str]:
+        """Return which of these versions, with the entry that registered each, MLflow does not have, each with how so.
+
+        A version is known by its tags or, where somebody changed those, by its files.
+        """
+        found = self.versions() if versions else {}
+        said = {number: "is not in MLflow" for number in versions if number not in found}
+        for number, entry in versions.items():
+            if number in said or entry is None or _same(entry, found[number]):
+                continue
+            try:
+                self.prove(number)
+            except ModelRefused:
+                said[number] = "is another model in MLflow"
+            except RegistryUnavailable:
+                raise
+            except RegistryError as error:  # its files are missing: what loads it says so
+                log.warning("version %d: %s", number, error)
+        return said
 
     def follow(self) -> State:
         """Make the aliases what the ledger says, and return that state.
 
         An alias is moved in one step, never removed first, so there is no moment without champion. If the ledger grew
-        meanwhile, it is followed further. Raises RegistryError when MLflow lacks a version that the ledger knows.
+        meanwhile, it is followed further. Raises RegistryError when MLflow lacks a version that the ledger knows, or
+        has another model under its number.
         """
         while True:
             model = self._get()  # before the ledger, or aliases of a newer entry than the one read are moved back
@@ -219,12 +262,18 @@ class Registry:
             self._check_identity(model, state)
             if model is None:
                 return state
-            found = _aliases(model)
+            found, behind = _aliases(model), self._followed(model) < state.sequence
+            moving = [version for alias, version in state.aliases.items() if behind or found[alias] != version]
+            missing = self.missing({version: state.registered.get(version) for version in moving})
             for alias in ALIASES:
-                self._move(alias, found[alias], state.aliases.get(alias))
-            if _followed(model) != state.sequence:
-                value = json.dumps({"sequence": state.sequence, "head": state.head})
-                self._call("tagging", self._client.set_registered_model_tag, self.name, FOLLOWED_TAG, value)
+                wanted = state.aliases.get(alias)
+                if wanted in missing:
+                    raise RegistryError(
+                        f"setting {alias} to version {wanted} of {self.name}: it {missing[wanted]}; restore MLflow's "
+                        f"newest backup, or `xray rollback --to` a version that `xray verify` finds whole"
+                    )
+                self._move(alias, found[alias], wanted)
+            self._advance(model, state)
             if self.ledger.state().head == state.head:
                 return state
 
@@ -237,6 +286,57 @@ class Registry:
             what = f"setting {alias} to version {wanted}"
             self._call(what, self._client.set_registered_model_alias, self.name, alias, str(wanted))
         log.info("%s: %s is now %s, was %s", self.name, alias, _name(wanted), _name(found))
+
+    # The mark: the newest entry that this registry followed, which the ledger must have
+
+    def _advance(self, model: Any, state: State) -> None:
+        """Set the mark to the newest entry; nothing else writes it."""
+        mark = {"sequence": state.sequence, "head": state.head}
+        if state.sequence and self._mark(model) != mark:
+            self._call("tagging", self._client.set_registered_model_tag, self.name, FOLLOWED_TAG, json.dumps(mark))
+
+    def _followed(self, model: Any) -> int:
+        """Return how far the ledger was followed; nothing else checks the mark.
+
+        Raises RegistryError for a ledger that lost entries, unless one of its entries says that they are given up.
+        """
+        mark, entries = self._mark(model), self.ledger.entries()
+        sequence, head = mark["sequence"], mark["head"]
+        if sequence == 0 or (sequence <= len(entries) and entries[sequence - 1].digest == head):
+            return int(sequence)
+        for entry in reversed(entries):
+            if entry.kind == "manual-change" and entry.decision.get("lost") == mark:
+                return entry.sequence
+        raise RegistryError(
+            f"model {self.name!r} followed the ledger to entry {sequence} ({head[:12]}), which is not in "
+            f"{self.ledger.store.uri} (it has {len(entries)}); restore the newest copy of the ledger or, if there is "
+            f"none, `xray adopt --lost`"
+        )
+
+    def ahead(self) -> tuple[dict[str, Any], dict[str, int | None]] | None:
+        """Return mark and aliases when the ledger lost entries that were followed; None when it has them all.
+
+        Raises RegistryError for another ledger's model, RegistryUnavailable.
+        """
+        model = self._get()
+        self._check_owner(model, self.ledger.state())
+        try:
+            if model is not None:
+                self._followed(model)
+        except RegistryError:
+            return self._mark(model), _aliases(model)
+        return None
+
+    def _mark(self, model: Any) -> dict[str, Any]:
+        text = model.tags.get(FOLLOWED_TAG, '{"sequence": 0, "head": ""}')
+        try:
+            mark = json.loads(text)
+            return {"sequence": int(mark["sequence"]), "head": str(mark["head"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise RegistryError(
+                f"tag {FOLLOWED_TAG} of model {self.name!r} is {text[:80]!r}, changed by hand; if no copy of the "
+                f"ledger is newer than {self.ledger.store.uri}, delete the tag in MLflow: it is written anew"
+            ) from error
 
     # Which registry this is
 
@@ -267,6 +367,11 @@ class Registry:
         return model
 
     def _check_identity(self, model: Any, state: State) -> None:
+        self._check_owner(model, state)
+        if model is not None:
+            self._followed(model)
+
+    def _check_owner(self, model: Any, state: State) -> None:
         where = f"MLflow at {without_passwords(self.settings.tracking_uri)}"
         if model is None:
             if state.registered:
@@ -287,18 +392,6 @@ class Registry:
             raise RegistryError(
                 f"model {self.name!r} in {where} {owner}, {there}"
                 f"set XRAY_STORE or XRAY_TRACKING_URI right, or choose another XRAY_MODEL_NAME; nothing was written"
-            )
-        self._check_followed(model, state)
-
-    def _check_followed(self, model: Any, state: State) -> None:
-        """Notice a ledger that lost entries which the aliases followed already."""
-        head = json.loads(model.tags.get(FOLLOWED_TAG, "{}")).get("head", "")
-        sequence = _followed(model)
-        entries = self.ledger.entries()
-        if sequence and (sequence > len(entries) or entries[sequence - 1].digest != head):
-            raise RegistryError(
-                f"model {self.name!r} followed the ledger to entry {sequence} ({head[:12]}), which is not in "
-                f"{self.ledger.store.uri} (it has {state.sequence}); restore the newest copy of the ledger"
             )
 
     # Artifacts
@@ -339,6 +432,7 @@ class Registry:
             entry.artifact if entry else artifact,
             version.run_id or "",
             tags,
+            version.source or "",
         )
 
     def download(self, target: str | int) -> Path:
@@ -368,20 +462,38 @@ class Registry:
             if (folder / "MLmodel").exists():
                 audit(folder)
             return folder
+        kept = self.settings.cache / "models" / model.artifact
+        with self._audited(model) as folder, _alone(kept.parent):
+            _keep(folder, kept)
+            _prune(kept.parent)
+        return kept
+
+    def prove(self, version: int) -> str:
+        """Download, audit and load a version and keep nothing; return its artifact digest. Raises as `download` does.
+
+        The digest is that of the ledger where it knows the version.
+        """
+        model = self.resolve(version)
+        with self._audited(model) as folder:
+            Classifier.load(folder)
+        return model.artifact
+
+    @contextlib.contextmanager
+    def _audited(self, model: ModelVersion) -> Iterator[Path]:
+        """Yield a folder, for a while, with a model's files.
+
+        Always asked for anew: a good copy in the cache must not hide that production's own files are gone or changed.
+        """
         if not model.artifact:
             raise ModelRefused(f"{model.uri} has no record of its files (tag xray.artifact): it was not logged here")
-        kept = self.settings.cache / "models" / model.artifact
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        # Always asked for anew: a good copy here must not hide that production's own files are gone or changed.
-        with tempfile.TemporaryDirectory(prefix=_LOADING, dir=kept.parent) as temporary:
+        parent = self.settings.cache / "models"
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_LOADING, dir=parent) as temporary:
             folder = Path(temporary) / "model"
             folder.mkdir()
             self._download(model, folder)
             self._audit(model, folder)
-            with _alone(kept.parent):
-                _keep(folder, kept)
-                _prune(kept.parent)
-        return kept
+            yield folder
 
     def _download(self, model: ModelVersion, folder: Path) -> None:
         what = f"downloading {model.uri}"
@@ -501,12 +613,14 @@ def _prune(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _same(entry: Entry, tags: Mapping[str, str]) -> bool:
+    """Whether a version's tags are those of the entry that registered it, as far as that names digests."""
+    names = {"xray.candidate": entry.candidate, "xray.artifact": entry.artifact}
+    return all(tags.get(name) == digest for name, digest in names.items() if digest)
+
+
 def _aliases(model: Any) -> dict[str, int | None]:
     return {alias: int(model.aliases[alias]) if alias in model.aliases else None for alias in ALIASES}
-
-
-def _followed(model: Any) -> int:
-    return int(json.loads(model.tags.get(FOLLOWED_TAG, "{}")).get("sequence", 0))
 
 
 def _name(version: int | None) -> str:

@@ -5,7 +5,7 @@ Functions of the entries alone, so they can be told again after a crash and are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xray_pipeline.registry.ledger import Entry, Ledger
@@ -100,9 +100,16 @@ def _next(tales: dict[int, Tale], champion: int | None, entry: Entry, version: i
         before.lines.append(f"{entry.at[:19]}Z {before.status}: version {version} is champion, {said}")
 
 
-def why_void(ledger: Ledger, version: int, expected_champion: int | None) -> str:
-    """Say why a question about promoting `version` over `expected_champion` is void; "" while it stands."""
+def why_void(
+    ledger: Ledger, version: int, expected_champion: int | None, models: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """Say why a question about promoting `version` over `expected_champion` is void; "" while it stands.
+
+    `models` is what the numbers meant when it was asked (`State.models`).
+    """
     state = ledger.state()
+    if other := state.other(models or {}):
+        return other
     if version not in state.registered:
         return f"version {version} is not in the ledger"
     if state.champion != expected_champion:

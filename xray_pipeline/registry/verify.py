@@ -5,11 +5,11 @@ It changes nothing and stops at nothing it can go past, so that one look shows a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable
-from xray_pipeline.registry.decisions import approval
+from xray_pipeline.registry.decisions import approval, gone_with, has_crowned
 from xray_pipeline.registry.ledger import Entry, Ledger, State
 from xray_pipeline.registry.mlflow_registry import Registry
 
@@ -41,9 +41,16 @@ def check(registry: Registry) -> list[Finding]:
         raise
     except RegistryError as error:
         return [*findings, Finding("I3", False, str(error))]
+    entries = fresh.entries()
+    missing, lost = registry.missing(state.registered), registry.lost()
+    accepted = _accepted(state, entries, missing)
+    if lost:
+        text = f"it lacks versions {sorted(lost)}; restore its newest backup, or run the night and `xray adopt`"
+        findings.append(Finding("I3", False, f"MLflow is older than the ledger: {text}"))
     findings += _check_aliases(state, aliases)
-    findings += _check_versions(state, versions)
-    findings += _check_artifacts(registry, state)
+    findings += _check_versions(versions, missing, accepted)
+    findings += _check_names(state, entries)
+    findings += _check_artifacts(registry, state, entries, accepted.keys())
     return findings + _check_promotions(fresh)
 
 
@@ -57,36 +64,73 @@ def _check_aliases(state: State, aliases: Mapping[str, int | None]) -> list[Find
     return found
 
 
-def _check_versions(state: State, versions: Mapping[int, Mapping[str, str]]) -> list[Finding]:
+def _accepted(state: State, entries: Sequence[Entry], missing: Iterable[int]) -> dict[int, Entry]:
+    """Return the versions that an older MLflow lost, which a person accepted, each with the entry that told of it."""
+    settled = [entry for entry in entries if entry not in state.unsettled]
+    lost = {version: entry for entry in settled for version in gone_with(entry)}
+    return {version: lost[version] for version in missing if version in lost and version not in state.aliases.values()}
+
+
+def _check_names(state: State, entries: Sequence[Entry]) -> list[Finding]:
+    """Check that every entry means by a number the candidate and the files that it was registered with."""
+    found = []
+    for entry in entries:
+        first = state.registered.get(entry.version or 0)
+        if first is None or first is entry:
+            continue
+        pairs = (first.candidate, entry.candidate), (first.artifact, entry.artifact)
+        if entry.kind == "registered" or any(theirs not in ("", ours) for ours, theirs in pairs):
+            found.append(Finding("I2", False, f"{entry.summary()}, a number that {first.summary()} gave to another"))
+    return found
+
+
+def _check_versions(
+    versions: Mapping[int, Mapping[str, str]], missing: Mapping[int, str], accepted: Mapping[int, Entry]
+) -> list[Finding]:
     carriers: dict[str, list[int]] = {}
     for version, tags in versions.items():
         carriers.setdefault(tags.get("xray.candidate", ""), []).append(version)
     double = [numbers for candidate, numbers in carriers.items() if candidate and len(numbers) > 1]
     found = [Finding("I2", False, f"versions {numbers} carry the same candidate") for numbers in double]
-    found += [
-        Finding("I2", False, f"version {version} is in the ledger but not in MLflow")
-        for version in state.registered
-        if version not in versions
-    ]
+    for version, how in missing.items():
+        text = how if version in versions else "is in the ledger but not in MLflow"
+        if version in accepted:
+            text += f", which is accepted: {accepted[version].summary()}"
+        found.append(Finding("I2", version in accepted, f"version {version} {text}"))
     return found or [Finding("I2", True, f"{len(versions)} versions, each of another candidate")]
 
 
-def _check_artifacts(registry: Registry, state: State) -> list[Finding]:
-    if state.champion is None:
-        return [Finding("I1", True, "no champion yet: no version was ever promoted")]
+def _check_artifacts(
+    registry: Registry, state: State, entries: Sequence[Entry], accepted: Container[int]
+) -> list[Finding]:
+    """Look at the files of every version that was ever registered, promoted or made champion by hand and accepted."""
     found: list[Finding] = []
-    sound: set[str] = set()
-    for version in dict.fromkeys([state.champion, *filter(None, [state.challenger]), *state.previous]):
-        role = "the champion" if version == state.champion else "kept to promote or go back to"
+    if state.champion is None:
+        found.append(Finding("I1", True, "no champion yet: no version was ever promoted"))
+    kept = [version for version in (state.champion, state.challenger, *state.previous) if version is not None]
+    crowned = [entry.version for entry in entries if entry.version is not None and has_crowned(entry)]
+    proven: set[tuple[str, str]] = set()
+    sound = 0
+    for version in dict.fromkeys([*kept, *state.registered, *crowned]):
+        if version in accepted:
+            continue
+        role = "kept to promote or go back to" if version in kept else "registered or champion once"
+        role = "the champion" if version == state.champion else role
         try:
             model = registry.resolve(version)
-            if model.artifact not in sound:
-                registry.load(version)
+            if (model.source, model.artifact) not in proven:
+                registry.prove(version)
+        except RegistryUnavailable:
+            raise
         except (RegistryError, ModelRefused) as error:
             found.append(Finding("I1", False, f"version {version} ({role}): {error}"))
-        else:
-            sound.add(model.artifact)
+            continue
+        proven.add((model.source, model.artifact))
+        sound += version not in kept
+        if version in kept:
             found.append(Finding("I1", True, f"version {version} ({role}) loads and its files match their digest"))
+    if sound:
+        found.append(Finding("I1", True, f"{sound} more versions load and their files match their digests"))
     return found
 
 

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -143,6 +144,7 @@ def train(
     if folder.exists("candidate.json"):
         found = find_candidate(store, digest)
         if _still_logged(found):
+            _drop_unused(found)
             log.info("candidate %s was trained before: MLflow run %s", digest[:12], found.run_id)
             return found
         log.warning("candidate %s was trained before, but MLflow has lost its model: training again", digest[:12])
@@ -168,7 +170,9 @@ def train(
     if not folder.write_if_absent("candidate.json", json.dumps(asdict(candidate), indent=1).encode()):
         log.warning("candidate %s was trained by another process meanwhile; its result stands", digest[:12])
     checkpoints.clear()
-    return find_candidate(store, digest)
+    found = find_candidate(store, digest)
+    _drop_unused(found)
+    return found
 
 
 def _check_rows(rows: pd.DataFrame, classes: tuple[str, ...]) -> None:
@@ -278,6 +282,22 @@ def _log_dataset(snapshot: Snapshot, rows: pd.DataFrame) -> None:
         from_pandas(table.astype({"radiographs": float}), name="snapshot", digest=snapshot.digest[:36]),
         context="training",
     )
+
+
+def _drop_unused(candidate: Candidate) -> None:
+    """Delete what else was logged to the candidate's run: by another process at once, or by one that was killed.
+
+    Never what a version of a registered model is made of, nor what a process may still be logging.
+    """
+    client, yesterday = MlflowClient(), (time.time() - 86_400) * 1000
+    experiment = client.get_run(candidate.run_id).info.experiment_id
+    logged = client.search_logged_models([experiment], f"source_run_id = '{candidate.run_id}'")
+    used = {candidate.model_uri, *(v.source for v in client.search_model_versions(f"run_id = '{candidate.run_id}'"))}
+    for model in logged:
+        whole = "xray.artifact" in model.tags or model.creation_timestamp < yesterday
+        if whole and f"models:/{model.model_id}" not in used:
+            log.warning("run %s logged model %s, which nothing uses; deleting it", candidate.run_id, model.model_id)
+            client.delete_logged_model(model.model_id)
 
 
 def _still_logged(candidate: Candidate) -> bool:

@@ -35,18 +35,26 @@ def start_of(recipe: Recipe, settings: Settings, store: Store, digest: str, cham
     """Return the champion that the candidate `digest` starts from; None where there is none, or not of this network.
 
     Asked again, the answer is that of the first time. Raises TrainingError for mode `head`, whose features are the
-    pretrained network's, and what `champions` raises.
+    pretrained network's, or when that champion's number means another model now, and what `champions` raises.
     """
     if recipe.mode == "head":
         raise TrainingError("warm_start is of no use to mode head: set mode to partial or finetune")
     key = f"candidates/{digest}/start.json"
     if not store.exists(key):
-        store.write_if_absent(key, json.dumps({"version": champions.champion()}).encode())
-    version = json.loads(store.read(key))["version"]
+        first = champions.champion()
+        model = champions.load(first).digest if first is not None else ""
+        store.write_if_absent(key, json.dumps({"version": first, "model": model}).encode())
+    kept = json.loads(store.read(key))
+    version = kept["version"]
     if version is None:
         log.info("there is no champion to start from; training starts from the pretrained network")
         return None
     found = champions.load(int(version))
+    if found.digest != kept["model"]:
+        raise TrainingError(
+            f"version {version} is another model now, {found.digest[:12]}, than the one that training was to start "
+            f"from, {kept['model'][:12]}; {store.uri}/{key} is of before the registry was put back: delete it"
+        )
     ours = (recipe.backbone, settings.classes, recipe.levels)
     theirs = (found.backbone, found.classes, found.network.levels)
     if ours != theirs:

@@ -1,0 +1,274 @@
+"""Every way out that docs/operations.md gives, run as it stands there on a real installation in that trouble."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import phantom
+import pytest
+from typer.testing import CliRunner, Result
+
+from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.command import main as cli
+from xray_pipeline.intake import alarms
+from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.night import promotion, summary
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.steps import Run
+from xray_pipeline.registry import chronology
+from xray_pipeline.registry.ledger import Entry, Ledger
+from xray_pipeline.registry.mlflow_registry import FOLLOWED_TAG, Registry
+
+HERE = Path(__file__).parent
+DOCUMENT = (HERE.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+NO_DRIFT = '\n[[clause]]\nnumber = "4.9"\nrule = "no-drift"\ntext = "No drift alarm stands."\n'
+RUN: set[str] = set()
+SETTINGS: dict[str, Any] = {
+    "recipe": str(HERE / "browser" / "quick.toml"),
+    "policy": str(HERE / "browser" / "lenient.toml"),
+    "patient_key": "demo key, not a secret",
+    "settle_seconds": 0,
+    "bootstrap": 100,
+    "stress_images": 10,
+    "device": "cpu",
+}
+
+
+def commands(heading: str = "") -> list[str]:
+    """The commands of a part of the document, or of all of it, without their comments."""
+    part = DOCUMENT if not heading else re.split(r"^#+ ", DOCUMENT.split(f"# {heading}\n", 1)[1], flags=re.M)[0]
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", part, re.S) for line in block.splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in lines if line.startswith("xray ")]
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process runs here, so a difference need not be looked at twice."""
+    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of an installation after two nights: version 1 is champion, version 2 waits."""
+    home = tmp_path_factory.mktemp("home")
+    weak = {"epochs": 1, "levels": False, "penalty": 100_000}
+    waiting = phantom.lay(home / "waiting", deliveries=2, patients=200, seed=0)
+    (home / "incoming").mkdir()
+    for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), (weak, {}), strict=True):
+        delivery.rename(home / "incoming" / delivery.name)
+        summary.whole(Run(Settings(home=home, **SETTINGS, promotion=promotes), overrides, "schedule"))
+        if not (home / "after-first.db").exists():
+            shutil.copy(home / "mlflow.db", home / "after-first.db")
+    return home
+
+
+class Site:
+    """An installation of the test's own, whose store and MLflow can be kept and put back."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home, self.monkeypatch = home, monkeypatch
+        for name, value in {**SETTINGS, "home": home}.items():
+            monkeypatch.setenv(f"XRAY_{name.upper()}", str(value))
+
+    @property
+    def settings(self) -> Settings:
+        return Settings()
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.settings)
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.settings.tracking_uri, self.settings.tracking_uri)
+
+    @property
+    def ledger(self) -> list[Entry]:
+        return Ledger(open_store(self.settings.store)).entries()
+
+    def xray(self, *arguments: str) -> Result:
+        return CliRunner().invoke(cli.app, arguments)
+
+    def do(self, command: str, **others: str) -> Result:
+        """Run a command of the document, with these words in place of those there."""
+        assert command in commands()
+        RUN.add(command)
+        for word, other in others.items():
+            command = command.replace(word, other)
+        done = self.xray(*shlex.split(command)[1:])
+        assert done.exit_code == 0, (command, done.output, done.exception)
+        return done
+
+    def trouble(self, *arguments: str) -> str:
+        """Run a command that can't be done; say why not."""
+        done = self.xray(*arguments)
+        assert done.exit_code != 0
+        return f"{done.output} {done.exception}"
+
+    def whole(self) -> None:
+        done = self.do("xray verify")
+        assert "NOT" not in done.output
+
+    def champion(self) -> int | None:
+        aliases = self.registry.aliases()
+        assert aliases["champion"] == self.registry.ledger.state().champion
+        return aliases["champion"]
+
+    def keep_mlflow(self) -> Callable[[], None]:
+        """Copy MLflow's database; return what puts it back, at another place so that no connection remembers."""
+        kept = Path(shutil.copy(self.settings.tracking_uri.removeprefix("sqlite:///"), self.home / "kept.db"))
+
+        def put_back() -> None:
+            other = kept.rename(self.home / "put-back.db")
+            self.monkeypatch.setenv("XRAY_TRACKING_URI", f"sqlite:///{other}")
+
+        return put_back
+
+    def promote(self) -> None:
+        promotion.promote(Run(self.settings, who="alice"), promotion.request(Run(self.settings), 2), "alice", "better")
+
+
+@pytest.fixture
+def site(nights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    for name in ("store", "incoming", "cache"):
+        shutil.copytree(nights / name, tmp_path / name)
+    for name in ("mlflow.db", "after-first.db"):
+        shutil.copy(nights / name, tmp_path)
+    return Site(tmp_path, monkeypatch)
+
+
+def test_looking(site: Site) -> None:
+    health, history = commands("Check the night")
+    site.do(health)
+    assert site.do(history).output.endswith("champion: version 1; challenger: 2\n")
+    site.whole()
+
+
+def test_a_version_is_approved_and_gone_back_from(site: Site) -> None:
+    site.do(commands("Approve or reject")[0], **{"promote 4": "promote 2"})
+    assert site.champion() == 2
+    back, to = commands("Roll back")
+    site.do(back)
+    assert site.champion() == 1
+    site.do(to)
+    assert site.champion() == 2
+    site.whole()
+
+
+def test_an_alarm_is_settled(site: Site) -> None:
+    policy = site.home / "policy.toml"
+    policy.write_text((HERE / "browser" / "lenient.toml").read_text() + NO_DRIFT)
+    site.monkeypatch.setenv("XRAY_POLICY", str(policy))
+    key = sorted(path.name for path in (site.home / "incoming").iterdir())[-1]
+    checked = Path(site.settings.store) / "intake" / key / alarms.CHECKED
+    checked.write_text(json.dumps({**json.loads(checked.read_text()), "alarms": ["pixels"]}))
+    acknowledge, promote = commands("A drift alarm")
+    assert "clause 4.9" in site.trouble("promote", "2", "--reason", "better")
+    site.do(acknowledge, **{"2026-03-03": key})
+    site.do(promote, **{"promote 12": "promote 2"})
+    assert site.champion() == 2
+    site.whole()
+
+
+@pytest.mark.parametrize(("keep", "champion"), [(0, 2), (1, 1)])
+def test_a_change_by_hand_is_settled(site: Site, keep: int, champion: int) -> None:
+    site.client.set_registered_model_alias("chest-xray", "champion", "2")
+    site.do(commands("A change made by hand in MLflow")[keep])
+    assert site.champion() == champion
+    site.whole()
+
+
+def test_a_mark_that_was_edited_is_deleted(site: Site) -> None:
+    site.client.set_registered_model_tag("chest-xray", FOLLOWED_TAG, "hello")
+    assert "delete the tag in MLflow" in site.trouble("adopt", "--reason", "because")
+    site.client.delete_registered_model_tag("chest-xray", FOLLOWED_TAG)
+    site.whole()
+
+
+def test_a_backup_of_both_is_put_back(site: Site) -> None:
+    put_back, store = site.keep_mlflow(), site.home / "kept"
+    shutil.copytree(site.settings.store, store)
+    site.promote()
+    put_back()
+    shutil.rmtree(site.settings.store)
+    shutil.copytree(store, site.settings.store)
+    assert commands("Restore from a backup") == ["xray verify"]
+    site.whole()
+    assert site.champion() == 1
+
+
+def test_a_champion_that_an_older_mlflow_lost(site: Site) -> None:
+    site.promote()
+    site.monkeypatch.setenv("XRAY_TRACKING_URI", f"sqlite:///{site.home / 'after-first.db'}")
+    assert "MLflow is older than the ledger: it lacks versions [2]" in site.trouble("verify")
+    assert "restore MLflow's newest backup, or `xray rollback --to`" in site.trouble("retrain")
+    back, accept = commands("MLflow is older than the ledger")
+    site.do(back)
+    assert site.champion() == 1
+    site.do(accept)
+    assert site.champion() == 1
+    site.whole()
+
+
+@pytest.mark.parametrize(("way", "champion"), [(0, 2), (1, 1)])
+def test_newest_entries_that_are_lost_for_good(site: Site, way: int, champion: int) -> None:
+    site.promote()
+    for path in sorted((Path(site.settings.store) / "ledger").iterdir())[-2:]:
+        path.unlink()
+    assert "`xray adopt --lost`" in site.trouble("rollback", "--reason", "because", "--untried")
+    site.do(commands("The ledger is older than MLflow")[way])
+    assert site.champion() == champion
+    assert site.ledger[-1].decision["entries"] == 2
+    site.whole()
+
+
+def test_a_refusal_of_the_night_that_the_ledger_lost_is_noticed(site: Site) -> None:
+    """Its comparison was counted; without it the next one would be judged too kindly."""
+    policy = site.home / "policy.toml"
+    policy.write_text((HERE / "browser" / "lenient.toml").read_text().replace("more_than = 0.0", "more_than = 0.9"))
+    site.monkeypatch.setenv("XRAY_POLICY", str(policy))
+    run, candidate = Run(site.settings, who="schedule"), site.ledger[-1].candidate
+    assert night.decide(run, night.evaluate(run, night.Trained(candidate, ""))).verdict == "refused"
+    last = site.ledger[-1]
+    (Path(site.settings.store) / "ledger" / f"{last.sequence:08d}.json").unlink()
+    assert (last.kind, last.sequence) == ("refused", 4)
+    assert "followed the ledger to entry 4" in site.trouble("verify")
+    assert "followed the ledger to entry 4" in site.trouble("retrain")
+
+
+def test_who_was_champion_while_a_clock_was_ahead_is_said_not_to_be_known(site: Site) -> None:
+    before, ahead = site.ledger[-1].at, chronology.text(datetime.now(UTC) + timedelta(days=1000))
+    with site.monkeypatch.context() as wrong:
+        wrong.setattr("xray_pipeline.registry.ledger._now", lambda: ahead)
+        with pytest.raises(LedgerError, match=r"the store's own .* set the clock right"):
+            site.promote()
+        wrong.setenv("XRAY_IDLE_DAYS", "2000")
+        wrong.setattr("xray_pipeline.base.storage.DirectoryStore.clock", lambda self: time.time() + 1000 * 86_400)
+        site.promote()
+    assert site.ledger[-1].at == ahead
+    time.sleep(0.01)
+    done = site.xray("history", "--at", chronology.text(datetime.fromisoformat(before) + timedelta(milliseconds=1)))
+    assert done.exit_code == 3
+    assert "perhaps made by then, for a clock was wrong: entry 5: promoted version 2" in done.output
+    assert done.output.endswith("champion: can't be known, version 1 or version 2; challenger: 2 or none\n")
+    assert site.do("xray history").output.endswith("champion: version 2; challenger: none\n")
+
+
+def test_the_past_is_asked(site: Site) -> None:
+    past = next(command for command in commands() if "--at" in command)
+    assert "champion: none" in site.do(past).output
+
+
+def test_each_command_of_the_document_was_run() -> None:
+    """Those of this file, in their order, ran before."""
+    assert set(commands()) - RUN == set()

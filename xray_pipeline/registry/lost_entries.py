@@ -1,0 +1,94 @@
+"""Going on when the store lost the ledger's newest entries and no copy has them: from what MLflow and the store prove.
+
+The registry's mark tells that entries are missing and stops everything. What they said of who decided and why is gone
+for good; which models they were about is still in MLflow, and what training wrote down proves it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable, TrainingError
+from xray_pipeline.registry.decisions import Candidate, names, tell_story
+from xray_pipeline.registry.ledger import Entry
+from xray_pipeline.registry.mlflow_registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: bool, who: str, why: str) -> Entry:
+    """Record that entries are lost; accept what MLflow has, or go back to what is left; return the entry.
+
+    Versions that only lost entries registered are registered again, as far as `find` (a candidate that was trained, by
+    digest) and their files prove them. The champion is MLflow's or the one before the lost entries. Can be repeated
+    until the entry is there. Raises LedgerError when nothing is lost or the champion can't be proven, RegistryError,
+    ModelRefused.
+    """
+    ledger = registry.ledger
+    if (ahead := registry.ahead()) is None:
+        raise LedgerError("the ledger has every entry that MLflow followed; there is nothing to give up")
+    lost, found = ahead
+    count = max(1, lost["sequence"] - len(ledger.entries()))
+    before = ledger.state()
+    _register_again(registry, find, who)
+    state = ledger.state()
+    champion, challenger = before.champion, before.challenger
+    if accept:
+        champion = found["champion"] or champion
+        challenger = found["challenger"] if found["challenger"] in state.registered else None
+    if champion is not None and champion not in state.registered:
+        raise LedgerError(
+            f"the champion in MLflow, version {champion}, is not in what is left of the ledger, and no candidate in "
+            f"the store proves it; put the store's candidates/ back, or go back to version "
+            f"{before.champion or 'none'} with `xray adopt --lost --undo`"
+        )
+    for version in filter(None, (champion, challenger)):
+        registry.load(version)
+    entry = ledger.append(
+        "manual-change",
+        who=who,
+        why=why,
+        **names(registry, state, champion),
+        champion_before=state.champion,
+        decision={
+            "before": {"champion": state.champion, "challenger": state.challenger},
+            "found": found,
+            "after": {"champion": champion, "challenger": challenger},
+            "settles": [unsettled.sequence for unsettled in state.unsettled],
+            "action": "accepted" if accept else "undone",
+            "lost": lost,
+            "entries": count,
+        },
+        expected_head=state.head,
+    )
+    registry.follow()
+    tell_story(registry)
+    return entry
+
+
+def _register_again(registry: Registry, find: Callable[[str], Candidate], who: str) -> None:
+    """Register the versions in MLflow that the ledger does not know and that are what a trained candidate became."""
+    ledger = registry.ledger
+    for version, tags in registry.versions().items():
+        if version in ledger.state().registered:
+            continue
+        try:
+            digest = re.fullmatch("[0-9a-f]{64}", tags.get("xray.candidate", ""))
+            candidate, model = find(digest.group() if digest else "unnamed"), registry.resolve(version)
+            registry.load_exactly(model, candidate.model_digest)
+            ledger.append(
+                "registered",
+                who=who,
+                why="in MLflow; the entry that registered it is lost",
+                version=version,
+                candidate=candidate.digest,
+                artifact=model.artifact,
+                snapshot=candidate.snapshot,
+                decision={"verdict": "registered", "automatic": False, "compared_patients": 0},
+            )
+        except RegistryUnavailable:
+            raise
+        except (LedgerError, ModelRefused, RegistryError, TrainingError) as error:
+            log.warning("version %d in MLflow is left out: %s", version, error)

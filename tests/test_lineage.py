@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from xray_pipeline import training
+from xray_pipeline import records, training
 from xray_pipeline.errors import EvaluationError
 from xray_pipeline.judging.comparing import without_names
 from xray_pipeline.judging.lineage import NOT_RECORDED, changed, facts
@@ -40,9 +39,9 @@ def trained(store: Store, name: str, /, snapshot: str = "s", places: Any = (PLAC
     digest = training.candidate_digest(snapshot, how, places[0]["weights"], places[0]["versions"]) + name
     candidate = Candidate(digest, f"run-{name}", "models:/m", "m", snapshot, how.digest(), 0.5)
     folder = store.child(f"candidates/{digest}")
-    folder.write("candidate.json", json.dumps(asdict(candidate)).encode())
+    records.write(folder, "candidate.json", asdict(candidate))
     folder.write("recipe.json", how.model_dump_json().encode())
-    folder.write("environment.json", json.dumps(list(places)).encode())
+    records.write(folder, "environment.json", list(places))
     return candidate
 
 
@@ -95,7 +94,7 @@ def test_what_changed_against_the_champion_is_named(
 def test_another_warm_start_is_another_start(store: Store) -> None:
     champion, warm = trained(store, "old", mode="partial"), trained(store, "new", mode="partial", warm_start=True)
     before = warm.digest.removesuffix("new")
-    store.write(f"candidates/{before}/start.json", b'{"version": 3}')
+    records.write(store, f"candidates/{before}/start.json", {"version": 3})
     assert changed(store, warm, champion.digest) == ("recipe", "starting weights")
     assert facts(store, warm)["training started from"] == "version 3"
 

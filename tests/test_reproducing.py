@@ -10,11 +10,13 @@ from test_cli import Run as Command
 from test_cli import xray  # noqa: F401  (a fixture)
 from test_training import grown, promoted, trained  # noqa: F401  (a fixture)
 
+from xray_pipeline import records
 from xray_pipeline.errors import RegistryError
 from xray_pipeline.learning.reproducing import reproduce
 from xray_pipeline.registry import Registry
 from xray_pipeline.rollout import operations
 from xray_pipeline.settings import Settings
+from xray_pipeline.storage import DirectoryStore
 from xray_pipeline.training import Candidate
 
 
@@ -76,10 +78,11 @@ def test_it_names_what_went_in_and_came_out_differently(grown: Settings) -> None
     folder = Path(grown.store) / "candidates" / candidate.digest
     recipe = json.loads((folder / "recipe.json").read_bytes())
     (folder / "recipe.json").write_text(json.dumps({**recipe, "penalty": 1.0}))
-    environment = json.loads((folder / "environment.json").read_bytes())
+    store = DirectoryStore(folder)
+    environment = records.read(store, "environment.json", list[dict[str, Any]])
     environment[0]["versions"]["torch"] = "1.0"
     environment[0]["device"] = "NVIDIA T4"
-    (folder / "environment.json").write_text(json.dumps(environment))
+    records.write(store, "environment.json", environment)
     found = reproduce(grown, 1)
     assert (found.reproduced, found.trained) == (False, True)
     said = "\n".join(found.lines())
@@ -92,7 +95,10 @@ def test_missing_parts_are_named(grown: Settings) -> None:  # noqa: F811
     registered(grown)
     for pattern, message in (
         ("dataset/snapshots/*.json", "snapshot: no snapshot"),
-        ("dataset/manifests/*.parquet", "snapshot: manifest first is missing"),
+        (
+            "dataset/manifests/*.parquet",
+            "snapshot: manifests/first.parquet, committed as commits/00000001.json, is missing",
+        ),
         ("candidates/*/recipe.json", "the recipe is missing"),
         ("dataset/radiographs/*/*", "radiographs are missing or changed"),
     ):

@@ -10,6 +10,7 @@
     ├── DecoderUnavailable       no process to decode in could be started: this machine's fault, not the file's
     ├── DeliveryError            a whole delivery can't be judged (unknown class, ...), or changed before its commit
     ├── DatasetError             the dataset on disk disagrees with itself, the settings or this version of the code
+    │   └── Damaged              a file of the store is not what was written, or not what the record says that names it
     ├── WeightsError             pretrained weights are missing or not what their digest says
     ├── TrainingError            training can't go on
     │   ├── NonFiniteLoss        NaN or infinity in the loss
@@ -73,6 +74,10 @@ class DeliveryError(XrayError):
 
 class DatasetError(XrayError):
     """The dataset on disk disagrees with itself, with the settings or with this version of the code."""
+
+
+class Damaged(DatasetError):
+    """A file of the store is missing a part, was changed, or is not what the record that names it says."""
 
 
 class WeightsError(XrayError):

@@ -8,7 +8,6 @@ the prediction and each metric is the mean over one-vs-rest.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pyarrow import ArrowInvalid
 from sklearn import metrics as sk
 
 from xray_pipeline.dataset import read_parquet
-from xray_pipeline.errors import EvaluationError
+from xray_pipeline.errors import Damaged, EvaluationError
 from xray_pipeline.formats.raster import VIEWS
 from xray_pipeline.judging.bootstrap import (
     METRICS,
@@ -36,6 +36,7 @@ from xray_pipeline.judging.bootstrap import (
     subset,
     with_intervals,
 )
+from xray_pipeline.records import digest_of, exactly
 from xray_pipeline.storage import Store
 
 __all__ = [
@@ -359,7 +360,7 @@ def predictions(
         buffer = io.BytesIO()
         table.reset_index().to_parquet(buffer, index=False)
         data = buffer.getvalue()
-        store.write_if_absent(f"{folder}/{hashlib.sha256(data).hexdigest()}.parquet", data)
+        store.write_if_absent(f"{folder}/{digest_of(data)}.parquet", data)
         tables.append(table)
         if progress:
             progress(start + len(block), len(missing), what)
@@ -370,12 +371,15 @@ def _kept(folder: str, columns: Sequence[str], store: Store) -> pd.DataFrame:
     """Read every whole part; drop the others. Two runs may have scored the same radiograph: the first part counts."""
     parts = [pd.DataFrame({c: pd.Series(dtype=float) for c in columns}, index=pd.Index([], dtype=str, name="digest"))]
     for key in sorted(entry.key for entry in store.list(folder)):
-        data = store.read(key)
-        if key == f"{folder}/{hashlib.sha256(data).hexdigest()}.parquet":
-            parts.append(read_parquet(data).set_index("digest")[list(columns)])
-        else:
-            log.warning("%s is broken: its bytes are not those it was named by; its radiographs are scored again", key)
+        try:
+            data = exactly(store, key, key.rpartition("/")[2].removesuffix(".parquet"), "its name")
+            found = read_parquet(data).set_index("digest")[list(columns)]
+            check_probabilities(found.to_numpy(), len(found), len(columns))
+        except (Damaged, EvaluationError, ArrowInvalid, OSError, KeyError) as error:
+            log.warning("%s can't be used; its radiographs are scored again: %s", key, error)
             store.delete(key)
+        else:
+            parts.append(found)
     found = pd.concat(parts)
     return found[~found.index.duplicated()]
 

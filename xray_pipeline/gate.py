@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xray_pipeline.errors import ConfigError
+from xray_pipeline.errors import ConfigError, EvaluationError
 from xray_pipeline.judging.rules import RULES, Stage, effective_uses, level_after, number_of
 
 if TYPE_CHECKING:
@@ -64,19 +64,22 @@ class Evidence:
         def many(found: list[Any] | None) -> tuple[Slice, ...] | None:
             return None if found is None else tuple(Slice.from_dict(part) for part in found)
 
-        return cls(
-            **{
-                **data,
-                "candidate": data["candidate"] and Evaluation.from_dict(data["candidate"]),
-                "champion": data["champion"] and Evaluation.from_dict(data["champion"]),
-                "comparison": data["comparison"] and Comparison.from_dict(data["comparison"]),
-                "slices": many(data["slices"]),
-                "stress": many(data["stress"]),
-                "alarms": None if data["alarms"] is None else tuple(data["alarms"]),
-                "changed": None if data.get("changed") is None else tuple(data["changed"]),
-                "acknowledged": tuple(data.get("acknowledged", ())),
-            }
-        )
+        try:
+            return cls(
+                **{
+                    **data,
+                    "candidate": data["candidate"] and Evaluation.from_dict(data["candidate"]),
+                    "champion": data["champion"] and Evaluation.from_dict(data["champion"]),
+                    "comparison": data["comparison"] and Comparison.from_dict(data["comparison"]),
+                    "slices": many(data["slices"]),
+                    "stress": many(data["stress"]),
+                    "alarms": None if data["alarms"] is None else tuple(data["alarms"]),
+                    "changed": None if data.get("changed") is None else tuple(data["changed"]),
+                    "acknowledged": tuple(data.get("acknowledged", ())),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(f"this is not evidence written by this version: {error!r}") from error
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from requests.exceptions import RequestException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from xray_pipeline.commits import Commits
 from xray_pipeline.errors import ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.learning.tracking import MlflowClient, MlflowException, mlflow
 from xray_pipeline.ledger import Ledger, State, aliases_since
@@ -42,7 +44,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ALIASES = ("champion", "challenger")
-LEDGER_TAG, FOLLOWED_TAG = "xray.ledger", "xray.followed"
+LEDGER_TAG, FOLLOWED_TAG, COMMITTED_TAG = "xray.ledger", "xray.followed", "xray.committed"
 CACHED_MODELS = 20
 PAUSE = 2.0
 """Seconds after which a change that looks made by hand is looked at again."""
@@ -62,6 +64,13 @@ class ModelVersion:
     artifact: str = ""
     run_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a tag of the registered model remembers: the newest entry or commit that was seen, and its digest."""
+
+    sequence: int = 0
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +234,7 @@ class Registry:
             if _followed(model) != state.sequence:
                 value = json.dumps({"sequence": state.sequence, "head": state.head})
                 self._call("tagging", self._client.set_registered_model_tag, self.name, FOLLOWED_TAG, value)
+            self._vouch(model)
             if self.ledger.state().head == state.head:
                 return state
 
@@ -289,14 +299,41 @@ class Registry:
 
     def _check_followed(self, model: Any, state: State) -> None:
         """Notice a ledger that lost entries which the aliases followed already."""
-        head = json.loads(model.tags.get(FOLLOWED_TAG, "{}")).get("head", "")
-        sequence = _followed(model)
+        sequence, head = _followed(model), _mark(model, FOLLOWED_TAG).head
         entries = self.ledger.entries()
         if sequence and (sequence > len(entries) or entries[sequence - 1].digest != head):
             raise RegistryError(
                 f"model {self.name!r} followed the ledger to entry {sequence} ({head[:12]}), which is not in "
                 f"{self.ledger.store.uri} (it has {state.sequence}); restore the newest copy of the ledger"
             )
+        self._check_committed(model)
+
+    def _check_committed(self, model: Any) -> None:
+        """Notice a dataset that lost its last commits, or whose newest one was changed."""
+        mark, commits = _mark(model, COMMITTED_TAG), self._commits()
+        if mark.sequence and commits.digest(mark.sequence) != mark.head:
+            raise RegistryError(
+                f"model {self.name!r} knows commit {mark.sequence} ({mark.head[:12]}) of the dataset, which is not in "
+                f"{commits.store.uri} (it has {len(commits.read())}); restore the newest copy of the dataset"
+            )
+
+    def vouch(self) -> None:
+        """Remember the newest commit of the dataset, in place of what is remembered; without a model nothing is.
+
+        Raises RegistryError, DatasetError.
+        """
+        if (model := self._get()) is not None:
+            self._vouch(model)
+
+    def _vouch(self, model: Any) -> None:
+        commits = self._commits()
+        mark = Mark(number := len(commits.read()), commits.digest(number))
+        if mark != _mark(model, COMMITTED_TAG):
+            value = json.dumps(msgspec.structs.asdict(mark))
+            self._call("tagging", self._client.set_registered_model_tag, self.name, COMMITTED_TAG, value)
+
+    def _commits(self) -> Commits:
+        return Commits(open_store(self.settings.store, self.settings).child("dataset"))
 
     # Artifacts
 
@@ -395,7 +432,10 @@ class Registry:
 
     def _changed_files(self, model: ModelVersion, folder: Path) -> str:
         """Name the files that differ from the inventory taken at logging, as far as that is to be trusted."""
-        recorded: dict[str, str] = json.loads(model.tags.get("xray.files", "{}"))
+        try:
+            recorded = msgspec.json.decode(model.tags.get("xray.files", "{}"), type=dict[str, str])
+        except ValueError:
+            return ""
         if artifact_digest(recorded) != model.artifact:
             return ""
         try:
@@ -499,7 +539,16 @@ def _aliases(model: Any) -> dict[str, int | None]:
 
 
 def _followed(model: Any) -> int:
-    return int(json.loads(model.tags.get(FOLLOWED_TAG, "{}")).get("sequence", 0))
+    return _mark(model, FOLLOWED_TAG).sequence
+
+
+def _mark(model: Any, tag: str) -> Mark:
+    try:
+        return msgspec.json.decode(model.tags.get(tag, "{}"), type=Mark)
+    except ValueError as error:
+        raise RegistryError(
+            f"tag {tag} of the registered model {model.name!r} is damaged ({error}); restore MLflow from a backup"
+        ) from error
 
 
 def _name(version: int | None) -> str:

@@ -22,9 +22,9 @@ import pandas as pd
 import torch
 
 import xray_pipeline
-from xray_pipeline import backbones, logs
+from xray_pipeline import backbones, logs, records
 from xray_pipeline.dataset import Dataset, Snapshot
-from xray_pipeline.errors import ObjectNotFound, TrainingError
+from xray_pipeline.errors import Damaged, ObjectNotFound, TrainingError
 from xray_pipeline.learning import launching, pictures, starting
 from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.learning.fitting import Progress, Trainer
@@ -100,17 +100,21 @@ def environment(device: torch.device, weights_digest: str, processes: int = 1) -
 
 def _note_environment(folder: Store, now: dict[str, Any]) -> None:
     """Keep where a candidate is trained; each further place, when training goes on in another, is added."""
-    kept = json.loads(folder.read("environment.json")) if folder.exists("environment.json") else []
+    kept = records.read(folder, "environment.json", list[dict[str, Any]]) if folder.exists("environment.json") else []
     if now not in kept[-1:]:
-        folder.write("environment.json", json.dumps([*kept, now], indent=1).encode())
+        records.write(folder, "environment.json", [*kept, now])
 
 
 def find_candidate(store: Store, digest: str) -> Candidate:
-    """Return a candidate that was trained. Raises TrainingError when there is none."""
+    """Return a candidate that was trained. Raises TrainingError when there is none, DatasetError for a damaged one."""
+    key = f"candidates/{digest}/candidate.json"
     try:
-        return Candidate(**json.loads(store.read(f"candidates/{digest}/candidate.json")))
+        found = records.read(store, key, Candidate)
     except ObjectNotFound as error:
         raise TrainingError(f"candidate {digest[:12]} was not trained to its end; run `train` again") from error
+    if found.digest != digest:
+        raise Damaged(f"{key} in {store.uri} is that of candidate {found.digest[:12]}; restore it from a backup")
+    return found
 
 
 def train(
@@ -154,7 +158,7 @@ def train(
     classifier = trainer.classifier()
     _log_pictures(run_id, trainer, classifier)
     candidate = _log(classifier, digest, run_id, snapshot, recipe, rows)
-    if not folder.write_if_absent("candidate.json", json.dumps(asdict(candidate), indent=1).encode()):
+    if not records.write(folder, "candidate.json", asdict(candidate), if_absent=True):
         log.warning("candidate %s was trained by another process meanwhile; its result stands", digest[:12])
     checkpoints.clear()
     return find_candidate(store, digest)
@@ -172,10 +176,13 @@ def _run(folder: Store, settings: Settings, digest: str, snapshot: Snapshot, rec
     """Return the candidate's MLflow run, made when there is none; its id is kept so that a retry goes on with it."""
     client = MlflowClient()
     if folder.exists("run.json"):
-        run_id = str(json.loads(folder.read("run.json"))["run_id"])
         try:
+            run_id = _run_id(folder)
             client.get_run(run_id)
             return run_id
+        except Damaged as error:
+            log.warning("%s; another MLflow run is made", error)
+            folder.delete("run.json")
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -185,10 +192,14 @@ def _run(folder: Store, settings: Settings, digest: str, snapshot: Snapshot, rec
     tags = {"xray.candidate": digest, "xray.snapshot": snapshot.digest, "xray.recipe": recipe.digest()}
     name = f"{recipe.name}-{digest[:8]}"
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-    if not folder.write_if_absent("run.json", json.dumps({"run_id": run_id}).encode()):
+    if not records.write(folder, "run.json", {"run_id": run_id}, if_absent=True):
         client.delete_run(run_id)  # another process was first
-        return str(json.loads(folder.read("run.json"))["run_id"])
+        return _run_id(folder)
     return run_id
+
+
+def _run_id(folder: Store) -> str:
+    return records.read(folder, "run.json", dict[str, str])["run_id"]
 
 
 def _experiment(client: MlflowClient, settings: Settings) -> str:

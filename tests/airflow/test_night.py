@@ -12,7 +12,7 @@ import pytest
 from mlflow_server import MlflowServer
 from samples import png
 
-from xray_pipeline import phantom
+from xray_pipeline import phantom, records
 from xray_pipeline.commands import answers
 from xray_pipeline.dataset import Dataset, read_parquet
 from xray_pipeline.learning.tracking import MlflowClient
@@ -126,7 +126,7 @@ def report_tells(nights: Nights, second: str) -> None:
     for name, text in (("report.html", page), ("model-card.md", card)):
         assert Path(client.download_artifacts(trained.run_id, name)).read_text(encoding="utf-8") == text
     assert "none: from the command line" not in card  # but the Airflow run
-    environment = json.loads(store.read(f"candidates/{entry.candidate}/environment.json"))[0]
+    environment = records.read(store, f"candidates/{entry.candidate}/environment.json", list[dict[str, Any]])[0]
     for text in (page, card):
         assert "misspelt" in text
         assert "PNEUMONA" not in text  # a folder can be a patient's name

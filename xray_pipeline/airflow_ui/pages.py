@@ -8,7 +8,6 @@ part of a path to a file otherwise. Pages load nothing: a strict content securit
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 from importlib.resources import files
@@ -27,8 +26,9 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from xray_pipeline import night
 from xray_pipeline.airflow_ui import links as airflow_links
-from xray_pipeline.errors import LedgerError, ObjectNotFound, StorageUnavailable
+from xray_pipeline.errors import DatasetError, LedgerError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.ledger import Entry, Ledger, State
 from xray_pipeline.rollout import story
 from xray_pipeline.rollout.promotion import METRICS, report_key
@@ -174,8 +174,8 @@ def _report_address(entry: Entry, store: Store) -> str:
 def _metrics(entry: Entry, store: Store) -> dict[str, dict[str, float]]:
     """The metrics that a version was registered with."""
     try:
-        found = json.loads(store.read(f"evidence/{entry.candidate}/against-{entry.champion_before or 'none'}.json"))
-    except ObjectNotFound:
+        found = night.kept_evidence(store, entry.decision["evidence"])
+    except (KeyError, ObjectNotFound, DatasetError):  # the page is of more than this
         return {}
     metrics = found["candidate"]["metrics"]
     return {name: metrics[name] for name in METRICS if name in metrics}

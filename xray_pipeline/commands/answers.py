@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xray_pipeline.errors import ConfigError, DeliveryError, EvaluationError
+from xray_pipeline.errors import ConfigError, DatasetError, DeliveryError, EvaluationError
 from xray_pipeline.ledger import Entry, Ledger, State, replay
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
@@ -166,7 +166,11 @@ def verify(settings: Settings) -> list[dict[str, Any]]:
 
     findings = checks.check(Registry(settings))
     books = (("I4", bookkeeping.verify), ("I7", bookkeeping.split))
-    findings += [checks.Finding(name, *look(Run(settings))) for name, look in books]
+    for name, look in books:
+        try:
+            findings.append(checks.Finding(name, *look(Run(settings))))
+        except DatasetError as error:
+            findings.append(checks.Finding(name, False, str(error)))
     return [asdict(finding) for finding in findings]
 
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from xray_pipeline.commits import Commits
 from xray_pipeline.errors import ConfigError, XrayError
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.logs import without_passwords
@@ -75,8 +76,8 @@ def _store(settings: Settings) -> str:
     _reachable(settings.store, writable=True)
     store = open_store(settings.store, settings)
     store.folders()
-    manifests = sum(1 for _ in store.list("dataset/manifests"))
-    return f"{manifests} committed {'delivery' if manifests == 1 else 'deliveries'} in {settings.store}"
+    commits, _ = Commits(store.child("dataset")).listed()
+    return f"{len(commits)} committed {'delivery' if len(commits) == 1 else 'deliveries'} in {settings.store}"
 
 
 def _reachable(uri: str, writable: bool) -> None:

@@ -10,7 +10,6 @@ their own frozen backbone, once. Only training and validation radiographs are lo
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict
 
@@ -18,10 +17,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from xray_pipeline import backbones
+from xray_pipeline import backbones, records
 from xray_pipeline.data_quality import alarms, drift, suspects
 from xray_pipeline.data_quality.suspects import Suspect
 from xray_pipeline.dataset import Dataset, Progress, Snapshot
+from xray_pipeline.errors import Damaged, ObjectNotFound
 from xray_pipeline.learning.fitting import Trainer
 from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.night import Run
@@ -38,7 +38,7 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
     """
     store, dataset = run.store(), Dataset(run.settings)
     new = [key for key in snapshot.manifests if not alarms.measured(store, key, alarms.FEATURES)]
-    if not new and store.exists(_name(snapshot)):
+    if not new and listed(store, snapshot.digest) is not None:
         return
     rows = dataset.rows(snapshot)
     rows = rows[rows["side"].isin(("train", "validation"))].reset_index(drop=True)
@@ -51,22 +51,20 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
         alarms.keep(store, key, dataset.fingerprint(key), found, alarms.FEATURES)
         log.log(logging.WARNING if found.alarms else logging.INFO, "delivery %s: %s", key, _says(found))
         before.append(key)
-    listed = suspects.find(rows, vectors, run.settings.classes)
-    log.info("%d suspects among %d radiographs of snapshot %s", len(listed), len(rows), snapshot.digest[:12])
-    content = json.dumps([asdict(suspect) for suspect in listed], indent=1)
-    store.write_if_absent(_name(snapshot), content.encode())
+    worst = suspects.find(rows, vectors, run.settings.classes)
+    log.info("%d suspects among %d radiographs of snapshot %s", len(worst), len(rows), snapshot.digest[:12])
+    records.write(store, f"suspects/{snapshot.digest}.json", [asdict(suspect) for suspect in worst])
 
 
 def listed(store: Store, snapshot: str) -> tuple[Suspect, ...] | None:
-    """Return the suspects of a snapshot, None when it was never screened."""
-    name = f"suspects/{snapshot}.json"
-    if not store.exists(name):
+    """Return the suspects of a snapshot, None when it was never screened or its list is damaged."""
+    try:
+        return records.read(store, f"suspects/{snapshot}.json", tuple[Suspect, ...])
+    except ObjectNotFound:
         return None
-    return tuple(Suspect(**kept) for kept in json.loads(store.read(name)))
-
-
-def _name(snapshot: Snapshot) -> str:
-    return f"suspects/{snapshot.digest}.json"
+    except Damaged as error:
+        log.warning("%s; they are listed anew", error)
+        return None
 
 
 def _says(found: drift.Drift) -> str:

@@ -8,9 +8,9 @@ can be made again only while they are kept.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 
+from xray_pipeline import records
 from xray_pipeline.errors import TrainingError
 from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.serving import Classifier
@@ -32,8 +32,8 @@ def champion(recipe: Recipe, settings: Settings, store: Store, digest: str) -> C
 
     registry, key = Registry(settings), f"candidates/{digest}/start.json"
     if not store.exists(key):
-        store.write_if_absent(key, json.dumps({"version": registry.ledger.state().champion}).encode())
-    version = json.loads(store.read(key))["version"]
+        records.write(store, key, {"version": registry.ledger.state().champion}, if_absent=True)
+    version = version_of(store, digest)
     if version is None:
         log.info("there is no champion to start from; training starts from the pretrained network")
         return None
@@ -47,6 +47,11 @@ def champion(recipe: Recipe, settings: Settings, store: Store, digest: str) -> C
         return None
     log.info("training starts from version %d", version)
     return found
+
+
+def version_of(store: Store, digest: str) -> int | None:
+    """Return the version that was written down for the candidate `digest`. Raises DatasetError, ObjectNotFound."""
+    return records.read(store, f"candidates/{digest}/start.json", dict[str, int | None])["version"]
 
 
 def digest_from(digest: str, start: Classifier | None) -> str:

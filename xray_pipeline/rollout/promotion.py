@@ -81,7 +81,7 @@ def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision:
     from xray_pipeline.judging import comparing
 
     store, key = run.store(), report_key(evaluated.candidate, evaluated.champion)
-    if not (store.exists(key) and report.is_of(store.read(key).decode(), decision)):
+    if not (store.exists(key) and report.is_of(store.read(key).decode(errors="replace"), decision)):
         both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
         comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
 

@@ -376,7 +376,7 @@ def _kept(folder: str, columns: Sequence[str], store: Store) -> pd.DataFrame:
             found = read_parquet(data).set_index("digest")[list(columns)]
             check_probabilities(found.to_numpy(), len(found), len(columns))
         except (Damaged, EvaluationError, ArrowInvalid, OSError, KeyError) as error:
-            log.warning("%s can't be used; its radiographs are scored again: %s", key, error)
+            log.warning("%s is broken; its radiographs are scored again: %s", key, error)
             store.delete(key)
         else:
             parts.append(found)

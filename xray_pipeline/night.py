@@ -230,7 +230,9 @@ def find_deliveries(run: Run) -> list[str]:
     rejected and have not changed come in where there is room, so that they keep no other out.
     """
     from xray_pipeline.dataset import Dataset
+    from xray_pipeline.ledger import Ledger
 
+    Ledger(run.store()).entries()  # one that this version can't read stops the night before anything is written
     dataset = Dataset(run.settings)
     dataset.settle()
     found = _deliveries(run, dataset.history())

@@ -73,14 +73,39 @@ def read(store: Store, key: str, kind: type[T]) -> T:
 
 def opened(data: bytes, kind: type[T], what: str) -> T:
     """Open a sealed file. Raises DatasetError for another format, Damaged where the seal is broken."""
+    try:
+        return msgspec.convert(unsealed(data, what), kind)
+    except msgspec.ValidationError as error:
+        raise Damaged(f"{what} does not have the fields of format {FORMAT} ({error}); restore it") from error
+
+
+def unsealed(data: bytes, what: str) -> Any:
+    """Return what a sealed file holds, whatever it is. Raises as `opened` does."""
     sealed = _object(data, FORMAT, what)
     content = sealed.get("content")
     if sealed.keys() != {"format", "content", "sha256"} or digest_of(canonical(content)) != sealed["sha256"]:
         raise Damaged(f"{what} is damaged: its content is not what its sha256 says; restore it from a backup")
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        raise Damaged(f"{what} does not have the fields of format {FORMAT} ({error}); restore it") from error
+    return content
+
+
+def damaged(store: Store) -> list[str]:
+    """Read all that is named by its digest or sealed, radiographs aside; say of each file that is not whole what it is.
+
+    Raises StorageUnavailable.
+    """
+    found = []
+    for folder in ("dataset/snapshots", "evidence", "predictions", "stress", "candidates", "intake", "suspects"):
+        for entry in store.list(folder):
+            name = entry.key.rpartition("/")[2]
+            try:
+                if folder in ("candidates", "intake", "suspects"):
+                    if name.endswith(".json") and name not in ("recipe.json", "expectations.json"):
+                        unsealed(store.read(entry.key), f"{entry.key} in {store.uri}")
+                else:
+                    exactly(store, entry.key, name.partition(".")[0], "its name")
+            except DatasetError as error:
+                found.append(str(error))
+    return sorted(found)
 
 
 def read_all(store: Store, keys: Sequence[str]) -> list[bytes]:

@@ -97,6 +97,7 @@ class Registry:
         self.settings = settings
         self.name = settings.model_name
         self.ledger = ledger or Ledger(open_store(settings.store, settings))
+        self._commits = Commits(open_store(settings.store, settings).child("dataset"))
         # Parts of MLflow ask for the process's own URI whatever a client was given.
         mlflow.set_tracking_uri(settings.tracking_uri)
         mlflow.set_registry_uri(settings.tracking_uri)
@@ -310,7 +311,7 @@ class Registry:
 
     def _check_committed(self, model: Any) -> None:
         """Notice a dataset that lost its last commits, or whose newest one was changed."""
-        mark, commits = _mark(model, COMMITTED_TAG), self._commits()
+        mark, commits = _mark(model, COMMITTED_TAG), self._commits
         if mark.sequence and commits.digest(mark.sequence) != mark.head:
             raise RegistryError(
                 f"model {self.name!r} knows commit {mark.sequence} ({mark.head[:12]}) of the dataset, which is not in "
@@ -326,14 +327,10 @@ class Registry:
             self._vouch(model)
 
     def _vouch(self, model: Any) -> None:
-        commits = self._commits()
-        mark = Mark(number := len(commits.read()), commits.digest(number))
+        mark = Mark(number := len(self._commits.read()), self._commits.digest(number))
         if mark != _mark(model, COMMITTED_TAG):
             value = json.dumps(msgspec.structs.asdict(mark))
             self._call("tagging", self._client.set_registered_model_tag, self.name, COMMITTED_TAG, value)
-
-    def _commits(self) -> Commits:
-        return Commits(open_store(self.settings.store, self.settings).child("dataset"))
 
     # Artifacts
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xray_pipeline import records
 from xray_pipeline.errors import ConfigError, DatasetError, DeliveryError, EvaluationError
 from xray_pipeline.ledger import Entry, Ledger, State, replay
 from xray_pipeline.settings import Settings
@@ -171,6 +172,9 @@ def verify(settings: Settings) -> list[dict[str, Any]]:
             findings.append(checks.Finding(name, *look(Run(settings))))
         except DatasetError as error:
             findings.append(checks.Finding(name, False, str(error)))
+    broken = records.damaged(open_store(settings.store, settings))
+    findings += [checks.Finding("store", False, text) for text in broken]
+    findings += [] if broken else [checks.Finding("store", True, "records, evidence and predictions are as written")]
     return [asdict(finding) for finding in findings]
 
 

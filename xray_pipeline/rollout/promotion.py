@@ -160,7 +160,7 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
 
     registry = run.registry()
     terms: dict[str, Any] = {"who": who, "why": why, "expected_champion": asked.champion, "request": name}
-    decision = night.judged(run, asked.evidence).to_dict()
+    decision = {**night.judged(run, asked.evidence).to_dict(), "evidence": asked.evidence}
     if not asked.automatic:
         operations.approve(registry.ledger, asked.version, **terms)
     promotion: Literal["approve", "auto"] = "auto" if asked.automatic else "approve"

@@ -112,8 +112,8 @@ class Commits:
 
     def add(self, manifest: str, digest: str, after: int) -> Commit | None:
         """Commit a manifest as the one after number `after`; None when another has that place. Raises DatasetError."""
-        known = len(self.read())
-        previous = self._digests[after - 1] if 0 < after <= known else digest_of(self.store.read(IDENTITY))
+        self.read()
+        previous = self._digests[after - 1] if after else digest_of(self.store.read(IDENTITY))
         commit = Commit(FORMAT, after + 1, manifest, digest, previous)
         return commit if self.store.write_if_absent(commit.place, canonical(msgspec.to_builtins(commit))) else None
 

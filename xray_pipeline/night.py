@@ -382,11 +382,14 @@ def checked(store: Store, key: str) -> Checked | None:
 
 
 def checked_table(store: Store, verdict: Checked) -> DataFrame:
-    """Return the intake table that a verdict names. Raises DatasetError, ObjectNotFound."""
+    """Return the intake table that a verdict names. Raises DeliveryError when it is not there, DatasetError."""
     from xray_pipeline.dataset import from_parquet
 
-    key = f"intake/{verdict.key}/table.parquet"
-    return from_parquet(records.exactly(store, key, verdict.table, "its verdict"), f"intake table of {verdict.key}")
+    try:
+        data = records.exactly(store, f"intake/{verdict.key}/table.parquet", verdict.table, "checked.json")
+    except (Damaged, ObjectNotFound) as error:
+        raise DeliveryError(f"{error}; or check it again") from error
+    return from_parquet(data, f"intake table of {verdict.key}")
 
 
 def rejected(run: Run) -> list[Checked]:
@@ -436,7 +439,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
         try:
             table = checked_table(store, verdict)
             manifest = dataset.commit(Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, ""), progress)
-        except (DeliveryError, Damaged, ObjectNotFound) as error:
+        except DeliveryError as error:
             if key in dataset.manifests():  # by another run, before the change
                 continue
             store.delete(f"intake/{key}/checked.json")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xray_pipeline.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable
+from xray_pipeline.errors import DatasetError, LedgerError, ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.ledger import Entry, Ledger, State
 from xray_pipeline.registry import Registry
 from xray_pipeline.rollout.operations import approval
@@ -39,7 +39,7 @@ def check(registry: Registry) -> list[Finding]:
         versions = registry.versions()
     except RegistryUnavailable:
         raise
-    except RegistryError as error:
+    except (RegistryError, DatasetError) as error:
         return [*findings, Finding("I3", False, str(error))]
     findings += _check_aliases(state, aliases)
     findings += _check_versions(state, versions)

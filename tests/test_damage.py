@@ -366,6 +366,21 @@ def test_a_candidate_in_another_ones_place_is_refused(site: Run, kept: Kept) -> 
         lineage.recipe_of(site.store(), one.parent.name)
 
 
+def test_a_damaged_candidate_is_put_back_from_mlflow(site: Run, kept: Kept) -> None:
+    entry = next(entry for entry in Ledger(site.store()).entries() if entry.kind == "registered")
+    folder = Path(site.settings.store, "candidates", entry.candidate)
+    for name in ("candidate.json", "recipe.json"):
+        (folder / name).write_bytes(kept[folder / name].replace(b"0", b"1"))
+    night.train(site, entry.snapshot)
+    assert {name: (folder / name).read_bytes() for name in ("candidate.json", "recipe.json")} == {
+        name: kept[folder / name] for name in ("candidate.json", "recipe.json")
+    }
+    (folder / "run.json").unlink()
+    (folder / "candidate.json").write_bytes(b"{")
+    with pytest.raises(XrayError, match=r"candidate\.json|run\.json"):
+        night.train(site, entry.snapshot)
+
+
 @pytest.mark.parametrize("name", ["checked.json", "table.parquet"])
 def test_a_damaged_verdict_is_made_anew(settings: Settings, name: str) -> None:
     folder = Path(settings.incoming, "day", "NORMAL")

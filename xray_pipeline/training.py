@@ -133,8 +133,12 @@ def train(
     logs.about(candidate=digest)
     folder = store.child(f"candidates/{digest}")
     mlflow.set_tracking_uri(settings.tracking_uri)
+    folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
     if folder.exists("candidate.json"):
-        found = find_candidate(store, digest)
+        try:
+            found = find_candidate(store, digest)
+        except Damaged as error:
+            found = _from_mlflow(folder, digest, snapshot, recipe, error)
         if _still_logged(found):
             log.info("candidate %s was trained before: MLflow run %s", digest[:12], found.run_id)
             return found
@@ -144,7 +148,6 @@ def train(
         folder.delete("environment.json")
     rows = dataset.rows(snapshot)
     _check_rows(rows, settings.classes)
-    folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
     run_id = _run(folder, settings, digest, snapshot, recipe)
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))
@@ -162,6 +165,25 @@ def train(
         log.warning("candidate %s was trained by another process meanwhile; its result stands", digest[:12])
     checkpoints.clear()
     return find_candidate(store, digest)
+
+
+def _from_mlflow(folder: Store, digest: str, snapshot: Snapshot, recipe: Recipe, error: Damaged) -> Candidate:
+    """Put a damaged candidate.json back from what MLflow keeps of its run. Raises `error` when that is not enough."""
+    client, run_id = MlflowClient(), _run_id(folder)
+    try:
+        run = client.get_run(run_id)
+        logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    except MlflowException as lost:
+        raise error from lost
+    ours = [model for model in logged if model.tags.get("xray.candidate") == digest and "xray.model" in model.tags]
+    threshold = run.data.metrics.get("operating_threshold")
+    if len(ours) != 1 or threshold is None:
+        raise error
+    model, named = ours[0], (snapshot.digest, recipe.digest())
+    found = Candidate(digest, run_id, f"models:/{model.model_id}", model.tags["xray.model"], *named, threshold)
+    records.write(folder, "candidate.json", asdict(found))
+    log.warning("%s; it was put back from MLflow run %s", error, run_id)
+    return found
 
 
 def _check_rows(rows: pd.DataFrame, classes: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from xray_pipeline.errors import Damaged, ObjectNotFound
+from xray_pipeline.errors import Damaged, DatasetError, ObjectNotFound
 from xray_pipeline.records import canonical, digest_of, parsed, read_all
 from xray_pipeline.storage import Store
 
@@ -75,11 +75,11 @@ class Commits:
         names exactly that. Raises Damaged, naming the file, for a gap or a broken chain, DatasetError for an unknown
         format.
         """
-        numbers = sorted(self._number(entry.key) for entry in self.store.list("commits"))
-        for expected, number in enumerate([*numbers, *range(len(numbers) + 1, len(self._commits) + 1)], 1):
-            if number != expected or number > len(numbers):
-                raise Damaged(f"{_place(expected)} is missing from {self.store.uri}; restore it from a backup")
-        places = [_place(number) for number in numbers[len(self._commits) :]]
+        numbers = {self._number(entry.key) for entry in self.store.list("commits")}
+        for number in range(1, max(len(numbers), len(self._commits)) + 1):
+            if number not in numbers:
+                raise Damaged(f"{_place(number)} is missing from {self.store.uri}; restore it from a backup")
+        places = [_place(number) for number in range(len(self._commits) + 1, len(numbers) + 1)]
         for place, data in zip(places, read_all(self.store, places), strict=True):
             self._append(data, place)
         if not self._begun:
@@ -100,11 +100,15 @@ class Commits:
             )
         return commits, there
 
-    def of(self, manifest: str) -> Commit | None:
-        """Return the commit of a manifest, None when there is none. Raises as `read` does."""
+    def of(self, manifest: str) -> Commit:
+        """Return the commit of a manifest. Raises DatasetError when there is none, and as `read` does."""
         if manifest not in self._known:
             self.read()
-        return self._known.get(manifest)
+        if manifest not in self._known:
+            raise DatasetError(
+                f"no commit in {self.store.uri} names manifest {manifest}; restore the newest copy of it"
+            )
+        return self._known[manifest]
 
     def digest(self, number: int) -> str:
         """Return the SHA-256 of the `number`-th commit's file, "" when there is none. Raises as `read` does."""

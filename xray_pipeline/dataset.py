@@ -317,7 +317,7 @@ class Dataset:
 
     def fingerprint(self, key: str) -> str:
         """Return the SHA-256 of the listing that a committed delivery was judged with. Raises DatasetError."""
-        return _fact(self._committed(self._commit_of(key)), "fingerprint", "")
+        return _fact(self._committed(self.commits.of(key)), "fingerprint", "")
 
     def snapshot(self) -> Snapshot | None:
         """Name the present state of the dataset and keep that name; None while nothing is committed."""
@@ -391,15 +391,9 @@ class Dataset:
 
     def _manifest(self, key: str) -> tuple[str, pd.DataFrame]:
         if key not in self._cache:
-            commit = self._commit_of(key)
+            commit = self.commits.of(key)
             self._cache[key] = (commit.digest, from_parquet(self._committed(commit), f"manifest {key}"))
         return self._cache[key]
-
-    def _commit_of(self, key: str) -> Commit:
-        found = self.commits.of(key)
-        if found is None:
-            raise DatasetError(f"no commit in {self.store.uri} names manifest {key}; restore the newest copy of it")
-        return found
 
     def _committed(self, commit: Commit) -> bytes:
         for place in (commit.file, commit.draft, commit.file):  # it may be finished between two looks
@@ -451,12 +445,11 @@ class Dataset:
 
     def _check_identity(self, key: bytes) -> None:
         """Compare dataset.json with the settings."""
-        if (identity := self.commits.identity()) is None:
+        if (kept := self.commits.identity()) is None:
             return
-        kept, ours = (msgspec.to_builtins(one) for one in (identity, self._identity(key)))
-        for name, value in ours.items():
-            if kept[name] != value:
-                shown = "is another one" if name == "patient_key" else f"{kept[name]!r}, now {value!r}"
+        for name, value in msgspec.structs.asdict(self._identity(key)).items():
+            if (was := getattr(kept, name)) != value:
+                shown = "is another one" if name == "patient_key" else f"{was!r}, now {value!r}"
                 raise DatasetError(
                     f"the dataset in {self.store.uri} was made with another setting: {name} {shown}; "
                     f"put the setting back, or start a new store"

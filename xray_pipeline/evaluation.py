@@ -12,8 +12,9 @@ import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -55,6 +56,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
 Read = Callable[[str, str], bytes]
 
@@ -92,18 +94,7 @@ class Evaluation:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
         """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        try:
-            return cls(
-                **{
-                    **data,
-                    "classes": tuple(data["classes"]),
-                    "confusion": tuple(tuple(row) for row in data["confusion"]),
-                    "metrics": _intervals(data["metrics"]),
-                    "by_class": {name: _intervals(found) for name, found in data["by_class"].items()},
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EvaluationError(f"this is not an evaluation written by this version: {error!r}") from error
+        return _rebuilt(data, cls)
 
 
 @dataclass(frozen=True)
@@ -133,10 +124,7 @@ class Comparison:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
         """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        try:
-            return cls(**{**data, "differences": _intervals(data["differences"])})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EvaluationError(f"this is not a comparison written by this version: {error!r}") from error
+        return _rebuilt(data, cls)
 
 
 @dataclass(frozen=True)
@@ -162,8 +150,8 @@ class Slice:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Slice:
-        """Inverse of `to_dict`."""
-        return cls(**{**data, **{key: _intervals(data[key]) for key in ("candidate", "champion", "difference")}})
+        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
+        return _rebuilt(data, cls)
 
 
 class Scorer(Protocol):
@@ -397,5 +385,8 @@ def _bands(values: pd.Series[float], edges: Sequence[int], unit: str) -> npt.NDA
     return np.where(np.isfinite(numbers), found, "unknown")
 
 
-def _intervals(data: Mapping[str, Any]) -> dict[str, Interval]:
-    return {name: Interval(**value) for name, value in data.items()}
+def _rebuilt(data: Mapping[str, Any], kind: type[T]) -> T:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise EvaluationError(f"this is no {kind.__name__.lower()} written by this version: {error}") from error

@@ -198,7 +198,7 @@ def kept_evidence(store: Store, key: str) -> dict[str, Any]:
     return content
 
 
-def vouched(run: Run) -> None:
+def check_vouched(run: Run) -> None:
     """Check, before anything is committed, that ledger and dataset are those that the registry knows, to their end.
 
     Without a ledger no registry can know them. Raises LedgerError, RegistryError, DatasetError.
@@ -426,7 +426,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     from xray_pipeline.dataset import Dataset
     from xray_pipeline.intake import Delivery, Intake
 
-    vouched(run)
+    check_vouched(run)
     store, dataset = run.store(), Dataset(run.settings)
     changed = []
     dataset.settle()

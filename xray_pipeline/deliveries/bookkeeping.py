@@ -286,7 +286,7 @@ def _commit(
         if not verdict.fit:
             return {"fit": False, "why": " ".join(verdict.failures)}
         found = intake.Intake(addition, table, True, (), verdict.result, verdict.page, verdict.warnings, unlike)
-    night.vouched(run)
+    night.check_vouched(run)
     night.keep(store, found, judged_by(run.settings, dataset.patient_key()))
     manifest = dataset.commit(found, progress)
     night.vouch(run)

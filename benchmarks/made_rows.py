@@ -51,7 +51,7 @@ def make(settings: Settings, count: int, width: int) -> None:
         digests = [hashlib.sha256(str(n).encode()).hexdigest() for n in numbers]
         truth = rng.integers(0, 2, len(digests))
         table = of_rows(_row(settings, digest, int(label)) for digest, label in zip(digests, truth, strict=True))
-        dataset.store.write_if_absent(f"manifests/night{night:05}.parquet", to_parquet(table, {"delivery": "made"}))
+        dataset._add(f"night{night:05}", to_parquet(table, {"delivery": "made"}), night)
         noise = rng.normal(size=(len(digests), width)).astype(np.float32)
         trainer.cache().add(digests, noise + (2 * truth[:, None] - 1).astype(np.float32) * direction)
 

@@ -30,7 +30,7 @@ import pandas as pd
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.near_copies import SIDE
-from xray_pipeline.dataset.store import Dataset, from_parquet, to_parquet
+from xray_pipeline.dataset.store import Dataset, to_parquet
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import appearance
 from xray_pipeline.models import backbones
@@ -136,12 +136,13 @@ def reading_manifests(rows: int) -> dict[str, Any]:
     """Read a dataset's whole history, as each check of a delivery does: bytes, seconds, memory."""
     with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
         settings = Settings(home=Path(name))
-        store = open_store(settings.store).child("dataset")
+        dataset = Dataset(settings)
+        dataset._write_identity(dataset.patient_key())
         count = rows // ROWS_PER_MANIFEST
         for number in range(count):
-            store.write(f"manifests/made-{number:05}.parquet", made_manifest(number))
+            dataset._add(f"made-{number:05}", made_manifest(number), number)
         written = folder_bytes(Path(name))
-        from_parquet(store.read("manifests/made-00000.parquet"), "the first")  # imports are not what is measured
+        dataset.manifest("made-00000")  # imports are not what is measured
         before, start = peak_bytes(), time.process_time()
         history = Dataset(settings).history()
         history.labels("")

@@ -280,7 +280,7 @@ def test_evaluation_and_comparison_survive_json() -> None:
     assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert Comparison.from_dict(json.loads(json.dumps(versus.to_dict()))) == versus
     assert versus.rows == found.rows
-    with pytest.raises(EvaluationError, match="not an evaluation"):
+    with pytest.raises(EvaluationError, match="no evaluation"):
         Evaluation.from_dict({"n": 3})
 
 

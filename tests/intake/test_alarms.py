@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from phantoms import deliver
 from samples import jpeg
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore
@@ -79,7 +79,7 @@ def test_what_was_never_compared_is_not_no_alarm(store: DirectoryStore) -> None:
 def test_a_fit_delivery_keeps_its_verdict_and_a_rejected_one_is_judged_anew(store: DirectoryStore) -> None:
     for key, fit in (("a", True), ("b", False)):
         alarms.keep(store, key, "f", found("pixels"))
-        store.write(f"intake/{key}/checked.json", json.dumps({"fit": fit}).encode())
+        records.write(store, f"intake/{key}/checked.json", {"fit": fit})
         alarms.acknowledge(store, key, "alice", "looked")
     assert store.exists("intake/a/checked.json")
     assert not store.exists("intake/b/checked.json")

@@ -324,23 +324,6 @@ def test_a_delivery_that_was_cleared_away_settles_nothing(settings: Settings) ->
     assert labels(run) == ["NORMAL", "PNEUMONIA"]
 
 
-def test_a_snapshot_of_an_earlier_version_keeps_its_rows(settings: Settings) -> None:
-    """Before, one near copy a row counted, and a conflict was never settled."""
-    run = conflict(settings, NEAR)
-    Path(settings.incoming, "first", "PNEUMONIA", "b.img").unlink()
-    rejudge(run, "first")
-    now = Dataset(settings).snapshot()
-    assert now is not None
-    folder = Path(settings.store, "dataset", "snapshots")
-    content = json.loads((folder / f"{now.digest}.json").read_bytes())
-    assert content["format"] == 3
-    data = json.dumps({**content, "format": 2}, sort_keys=True, indent=1).encode()
-    digest = hashlib.sha256(data).hexdigest()
-    (folder / f"{digest}.json").write_bytes(data)
-    dataset = Dataset(settings)
-    assert (dataset.open_snapshot(digest).images, dataset.open_snapshot(now.digest).images) == (2, 3)
-
-
 def copy_anew(settings: Settings, name: str) -> None:
     for path in Path(settings.incoming, name).rglob("*.*"):
         data = path.read_bytes()
@@ -419,9 +402,9 @@ def test_nothing_of_another_check_is_left_beside_an_addition(settings: Settings,
     lay(settings, name, {"PNEUMONIA/bad.jpg": b"nothing"})
     ingest(run)
     store = Path(settings.store, "intake", f"{name}+2")
-    assert json.loads((store / "checked.json").read_bytes())["fit"] is False
+    assert json.loads((store / "checked.json").read_bytes())["content"]["fit"] is False
     assert rejudge(run, name)["accepted"] == int(taken)
-    kept = json.loads((store / "checked.json").read_bytes())
+    kept = json.loads((store / "checked.json").read_bytes())["content"]
     assert (kept["fit"], kept["rules"]) == (True, judged_by(run.settings, Dataset(settings).patient_key()))
     files = {path.name for path in store.iterdir()}
     assert files == {"checked.json", "table.parquet"} | (
@@ -437,8 +420,8 @@ def test_nothing_of_another_check_is_left_beside_an_addition(settings: Settings,
 
 def test_verify_tells_a_radiograph_that_was_taken_twice(committed: Run) -> None:
     assert verify(committed) == (True, "6 files of 1 deliveries, each accepted or quarantined once")
-    folder = Path(committed.settings.store, "dataset", "manifests")
-    (folder / "other.parquet").write_bytes((folder / "first.parquet").read_bytes())
+    dataset = Dataset(committed.settings)
+    assert dataset._add("other", dataset.store.read("manifests/first.parquet"), 1)
     assert verify(committed) == (False, "2 files or radiographs were accepted more than once")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from xray_pipeline.base import records
 from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.storage import Store, open_store
@@ -41,9 +41,9 @@ def trained(store: Store, name: str, /, snapshot: str = "s", places: Any = (PLAC
     digest = training.candidate_digest(snapshot, how, places[0]["weights"], places[0]["versions"]) + name
     candidate = Candidate(digest, f"run-{name}", "models:/m", "m", snapshot, how.digest(), 0.5)
     folder = store.child(f"candidates/{digest}")
-    folder.write("candidate.json", json.dumps(asdict(candidate)).encode())
+    records.write(folder, "candidate.json", asdict(candidate))
     folder.write("recipe.json", how.model_dump_json().encode())
-    folder.write("environment.json", json.dumps(list(places)).encode())
+    records.write(folder, "environment.json", list(places))
     return candidate
 
 
@@ -96,7 +96,7 @@ def test_what_changed_against_the_champion_is_named(
 def test_another_warm_start_is_another_start(store: Store) -> None:
     champion, warm = trained(store, "old", mode="partial"), trained(store, "new", mode="partial", warm_start=True)
     before = warm.digest.removesuffix("new")
-    store.write(f"candidates/{before}/start.json", b'{"version": 3}')
+    records.write(store, f"candidates/{before}/start.json", {"version": 3, "model": "m"})
     assert changed(store, warm, champion.digest) == ("recipe", "starting weights")
     assert facts(store, warm)["training started from"] == "version 3"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from mlflow_server import MlflowServer
 from small_models import Candidate, logged
 from typer.testing import CliRunner, Result
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import EvaluationError, LedgerError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
@@ -261,13 +261,15 @@ def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(n
     assert snapshot
     page, key = promotion.report_key(asked.candidate, 1), sorted(snapshot.manifests)[-1]
     calm = store.read(f"intake/{key}/{alarms.CHECKED}")
-    store.write(f"intake/{key}/{alarms.CHECKED}", json.dumps({**json.loads(calm), "alarms": ["pixels"]}).encode())
+    raised = {**records.read(store, f"intake/{key}/{alarms.CHECKED}", dict[str, Any]), "alarms": ["pixels"]}
+    records.write(store, f"intake/{key}/{alarms.CHECKED}", raised)
     assert f"Drift: {key}: pixels. (clause 4.9)" in promotion.request(nights).void
     assert b"Not to be promoted." in store.read(page)
     alarms.acknowledge(store, key, "alice", "a new detector <room 2>")
-    assert promotion.request(nights).void == ""
+    settled = promotion.request(nights)
+    assert settled.void == ""
     said = f"Drift: no alarm. {key}: pixels, acknowledged by alice on "
-    (clause,) = [c for c in night.judged(nights, asked.evidence).clauses if c.number == "4.9"]
+    (clause,) = [c for c in night.judged(nights, settled.evidence).clauses if c.number == "4.9"]
     assert clause.why.startswith(said)
     assert said in store.read(page).decode()
     assert b"Not to be promoted." not in store.read(page)

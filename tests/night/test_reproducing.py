@@ -9,8 +9,10 @@ import torch
 from candidates import promoted, trained
 from commands import Run as Command
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import RegistryError
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.night.reproduce import reproduce
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -75,10 +77,11 @@ def test_it_names_what_went_in_and_came_out_differently(grown: Settings) -> None
     folder = Path(grown.store) / "candidates" / candidate.digest
     recipe = json.loads((folder / "recipe.json").read_bytes())
     (folder / "recipe.json").write_text(json.dumps({**recipe, "penalty": 1.0}))
-    environment = json.loads((folder / "environment.json").read_bytes())
+    store = DirectoryStore(folder)
+    environment = records.read(store, "environment.json", list[dict[str, Any]])
     environment[0]["versions"]["torch"] = "1.0"
     environment[0]["device"] = "NVIDIA T4"
-    (folder / "environment.json").write_text(json.dumps(environment))
+    records.write(store, "environment.json", environment)
     found = reproduce(grown, 1)
     assert (found.reproduced, found.trained) == (False, True)
     said = "\n".join(found.lines())
@@ -91,7 +94,10 @@ def test_missing_parts_are_named(grown: Settings) -> None:
     registered(grown)
     for pattern, message in (
         ("dataset/snapshots/*.json", "snapshot: no snapshot"),
-        ("dataset/manifests/*.parquet", "snapshot: manifest first is missing"),
+        (
+            "dataset/manifests/*.parquet",
+            "snapshot: manifests/first.parquet, committed as commits/00000001.json, is missing",
+        ),
         ("candidates/*/recipe.json", "the recipe is missing"),
         ("dataset/radiographs/*/*", "radiographs are missing or changed"),
     ):

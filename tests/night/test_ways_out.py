@@ -29,13 +29,13 @@ from xray_pipeline.registry import chronology
 from xray_pipeline.registry.ledger import Entry, Ledger
 from xray_pipeline.registry.mlflow_registry import FOLLOWED_TAG, Registry
 
-HERE = Path(__file__).parent
-DOCUMENT = (HERE.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 NO_DRIFT = '\n[[clause]]\nnumber = "4.9"\nrule = "no-drift"\ntext = "No drift alarm stands."\n'
 RUN: set[str] = set()
 SETTINGS: dict[str, Any] = {
-    "recipe": str(HERE / "browser" / "quick.toml"),
-    "policy": str(HERE / "browser" / "lenient.toml"),
+    "recipe": str(ROOT / "tests" / "site" / "browser" / "quick.toml"),
+    "policy": str(ROOT / "tests" / "site" / "browser" / "lenient.toml"),
     "patient_key": "demo key, not a secret",
     "settle_seconds": 0,
     "bootstrap": 100,
@@ -167,7 +167,7 @@ def test_a_version_is_approved_and_gone_back_from(site: Site) -> None:
 
 def test_an_alarm_is_settled(site: Site) -> None:
     policy = site.home / "policy.toml"
-    policy.write_text((HERE / "browser" / "lenient.toml").read_text() + NO_DRIFT)
+    policy.write_text((ROOT / "tests" / "site" / "browser" / "lenient.toml").read_text() + NO_DRIFT)
     site.monkeypatch.setenv("XRAY_POLICY", str(policy))
     key = sorted(path.name for path in (site.home / "incoming").iterdir())[-1]
     checked = Path(site.settings.store) / "intake" / key / alarms.CHECKED
@@ -235,7 +235,9 @@ def test_newest_entries_that_are_lost_for_good(site: Site, way: int, champion: i
 def test_a_refusal_of_the_night_that_the_ledger_lost_is_noticed(site: Site) -> None:
     """Its comparison was counted; without it the next one would be judged too kindly."""
     policy = site.home / "policy.toml"
-    policy.write_text((HERE / "browser" / "lenient.toml").read_text().replace("more_than = 0.0", "more_than = 0.9"))
+    policy.write_text(
+        (ROOT / "tests" / "site" / "browser" / "lenient.toml").read_text().replace("more_than = 0.0", "more_than = 0.9")
+    )
     site.monkeypatch.setenv("XRAY_POLICY", str(policy))
     run, candidate = Run(site.settings, who="schedule"), site.ledger[-1].candidate
     assert night.decide(run, night.evaluate(run, night.Trained(candidate, ""))).verdict == "refused"

@@ -15,6 +15,7 @@ import torch
 from candidates import SMALL, fresh, promoted, trained
 from samples import jpeg
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import ConfigError, NonFiniteLoss, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
@@ -155,7 +156,7 @@ def test_a_warm_start_from_a_number_that_means_another_model_now_is_refused(grow
     version = promoted(grown, trained(grown, mode="finetune", epochs=1), None)
     trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
     [start] = Path(grown.store).glob("candidates/*/start.json")
-    start.write_text(json.dumps({"version": version, "model": "f" * 64}))
+    records.write(open_store(start.parent), start.name, {"version": version, "model": "f" * 64})
     with pytest.raises(TrainingError, match=r"version 1 is another model .*start\.json .*delete it"):
         trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
 
@@ -173,6 +174,7 @@ def test_a_warm_start_of_mode_head_is_refused(grown: Settings) -> None:
 
 SCRIPT = """
 import sys
+from xray_pipeline.base import records
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.registry.mlflow_registry import Registry

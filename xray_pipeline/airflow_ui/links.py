@@ -94,15 +94,15 @@ def version_page(settings: Settings, version: int) -> str:
 
 def run_page(settings: Settings, candidate: str) -> str:
     """Return MLflow's page on the run of a candidate, "" when there is none. Raises StorageUnavailable."""
-    import json
 
-    from xray_pipeline.base.errors import ObjectNotFound
+    from xray_pipeline.base import records
+    from xray_pipeline.base.errors import DatasetError, ObjectNotFound
     from xray_pipeline.base.storage import open_store
 
     if not settings.mlflow_page or not DIGEST.fullmatch(candidate):
         return ""
     try:
-        content = open_store(settings.store, settings).read(f"candidates/{candidate}/run.json")
-    except ObjectNotFound:
+        kept = records.read(open_store(settings.store, settings), f"candidates/{candidate}/run.json", dict[str, str])
+    except (ObjectNotFound, DatasetError):
         return ""
-    return f"{settings.mlflow_page}/#/runs/{json.loads(content)['run_id']}"
+    return f"{settings.mlflow_page}/#/runs/{kept['run_id']}"

@@ -8,7 +8,6 @@ part of a path to a file otherwise. Pages load nothing: a strict content securit
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 from importlib.resources import files
@@ -27,11 +26,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from xray_pipeline.airflow_ui import links as airflow_links
-from xray_pipeline.base.errors import LedgerError, ObjectNotFound, StorageUnavailable
+from xray_pipeline.base.errors import DatasetError, LedgerError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.pages import template
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.night import steps as night
 from xray_pipeline.night.promotion import report_key
 from xray_pipeline.registry import story
 from xray_pipeline.registry.ledger import Entry, Ledger, State
@@ -179,8 +179,8 @@ def _report_address(entry: Entry, store: Store) -> str:
 def _metrics(entry: Entry, store: Store) -> dict[str, dict[str, float]]:
     """The metrics that a version was registered with."""
     try:
-        found = json.loads(store.read(f"evidence/{entry.candidate}/against-{entry.champion_before or 'none'}.json"))
-    except ObjectNotFound:
+        found = night.kept_evidence(store, entry.decision["evidence"])
+    except (KeyError, ObjectNotFound, DatasetError):  # the page is of more than this
         return {}
     metrics = found["candidate"]["metrics"]
     return {name: metrics[name] for name in HEADLINE if name in metrics}

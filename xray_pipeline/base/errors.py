@@ -10,7 +10,8 @@
     ├── DecoderUnavailable       no process to decode in could be started: this machine's fault, not the file's
     ├── DeliveryError            a whole delivery can't be judged (unknown class, ...), or changed before its commit
     ├── DatasetError             the dataset on disk disagrees with itself, the settings or this version of the code
-    │   └── RadiographDamaged    a stored radiograph is missing, can't be read or is not what its digest says
+    │   ├── RadiographDamaged    a stored radiograph is missing, can't be read or is not what its digest says
+    │   └── Damaged              a file of the store is not what was written, or not what the record says that names it
     ├── WeightsError             pretrained weights are missing or not what their digest says
     ├── TrainingError            training can't go on
     │   ├── NonFiniteLoss        NaN or infinity in the loss
@@ -78,6 +79,10 @@ class DatasetError(XrayError):
 
 class RadiographDamaged(DatasetError):
     """A stored radiograph is missing, can't be read or is not what its digest says."""
+
+
+class Damaged(DatasetError):
+    """A file of the store is missing a part, was changed, or is not what the record that names it says."""
 
 
 class WeightsError(XrayError):

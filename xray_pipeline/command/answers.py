@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import ConfigError, DatasetError, DeliveryError, EvaluationError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
@@ -193,6 +194,9 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
             findings.append(checks.Finding(name, *look()))
         except DatasetError as error:  # the others are looked at all the same
             findings.append(checks.Finding(name, False, str(error)))
+    broken = records.damaged(open_store(settings.store, settings))
+    findings += [checks.Finding("store", False, text) for text in broken]
+    findings += [] if broken else [checks.Finding("store", True, "records, evidence and predictions are as written")]
     return [asdict(finding) for finding in findings]
 
 

@@ -21,6 +21,7 @@ from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import check_writes_once, open_store
+from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.night.steps import Run, compare
 from xray_pipeline.registry.ledger import Ledger
 
@@ -77,8 +78,8 @@ def _store(settings: Settings) -> str:
     store = open_store(settings.store, settings)
     store.folders()
     check_writes_once(store)
-    manifests = sum(1 for _ in store.list("dataset/manifests"))
-    return f"{manifests} committed {'delivery' if manifests == 1 else 'deliveries'} in {settings.store}"
+    commits, _ = Commits(store.child("dataset")).listed()
+    return f"{len(commits)} committed {'delivery' if len(commits) == 1 else 'deliveries'} in {settings.store}"
 
 
 def _reachable(uri: str, writable: bool) -> None:

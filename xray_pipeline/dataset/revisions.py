@@ -118,21 +118,6 @@ def counted(table: pd.DataFrame, stands: NDArray[np.bool_]) -> NDArray[np.bool_]
     return np.asarray(said & (table["digest"] != "") & stands)
 
 
-def contested_by_nearest(tables: Mapping[str, pd.DataFrame]) -> set[str]:
-    """Return what `contested` gave when snapshots of format 2 were made: by one near copy a row, never settled."""
-    import pandas as pd
-
-    if not any((table["reason"] == CONFLICT).any() for table in tables.values()):
-        return set()
-    columns = ["digest", "label", "near_copy", "verdict", "reason"]
-    rows = pd.concat([table[columns] for table in tables.values()])
-    accepted, conflicts = rows[rows["verdict"] == "accepted"], rows[rows["reason"] == CONFLICT]
-    copied = accepted[accepted["digest"].isin(conflicts["near_copy"])]
-    label_of = dict(zip(copied["digest"], copied["label"], strict=True))
-    pairs = zip(conflicts["near_copy"], conflicts["label"], strict=True)
-    return {*conflicts["digest"], *(copy for copy, label in pairs if label_of.get(copy, label) != label)}
-
-
 def _join(groups: dict[str, set[str]], one: str, two: str) -> None:
     few, many = sorted((groups.setdefault(one, {one}), groups.setdefault(two, {two})), key=len)
     if few is not many:

@@ -2,10 +2,13 @@
 
     radiographs/<2>/<digest>.jpg|.png    the stored bytes, named by their SHA-256
     commits/<n>.json                     the n-th commit: a manifest's key and SHA-256; writing it is the commit point
-    drafts/<delivery>.<token>.parquet    the manifest until then; the commit names it
+    drafts/<delivery>.<digest>.parquet   the manifest until then
     manifests/<delivery>.parquet         every file of the delivery with its verdict
     snapshots/<digest>.json              the manifests a training run reads
     dataset.json                         what the first commit fixed: classes, split, fingerprint of the patient key
+
+Nothing is believed unread: a manifest is what its commit names, a commit what the next one does, dataset.json what the
+first does, a snapshot and a radiograph what their names say (commits.py).
 
 A manifest is the intake table made permanent, so accounting for every file and listing the quarantine need nothing
 else. The trade-off: finding a digest or patient reads every manifest once; no index can go stale.
@@ -18,7 +21,6 @@ import errno
 import hashlib
 import hmac
 import io
-import json
 import logging
 import os
 import re
@@ -32,6 +34,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -39,6 +42,7 @@ import pyarrow.parquet as pq
 
 from xray_pipeline.base.errors import (
     AccessDenied,
+    Damaged,
     DatasetError,
     DeliveryError,
     ObjectNotFound,
@@ -47,19 +51,12 @@ from xray_pipeline.base.errors import (
     StorageError,
     StorageUnavailable,
 )
+from xray_pipeline.base.records import canonical, digest_of, exactly, parsed
 from xray_pipeline.base.settings import Settings, SplitMode
 from xray_pipeline.base.storage import Store, check_writes_once, open_store
+from xray_pipeline.dataset.commits import IDENTITY, IDENTITY_FORMAT, Commit, Commits, Identity
 from xray_pipeline.dataset.near_copies import Prints
-from xray_pipeline.dataset.revisions import (
-    File,
-    contested,
-    contested_by_nearest,
-    counted,
-    decisive,
-    files_of,
-    part_of,
-    standing,
-)
+from xray_pipeline.dataset.revisions import File, contested, counted, decisive, files_of, part_of, standing
 
 if TYPE_CHECKING:
     from xray_pipeline.intake.check import Intake
@@ -67,7 +64,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # 2: rows carry a perceptual hash and a thumbnail, without which copies go unnoticed
-CONNECTED = 3  # of a snapshot whose rows depend on it that `contested` is asked, as it was not for those of format 2
 SIDES = ("train", "validation", "held-out")
 DRAFT_SECONDS = 86_400.0
 """Age from which a manifest that was never committed is deleted."""
@@ -110,6 +106,14 @@ class Snapshot:
     manifests: tuple[str, ...]
     images: int
     patients: int
+
+
+class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a snapshot's file holds: `dataset` is that of dataset.json, `manifests` are keys to SHA-256."""
+
+    format: int
+    dataset: dict[str, Any]
+    manifests: dict[str, str]
 
 
 class History:
@@ -183,6 +187,7 @@ class Dataset:
     def __init__(self, settings: Settings, store: Store | None = None) -> None:
         self.settings = settings
         self.store = (store or open_store(settings.store, settings)).child("dataset")
+        self.commits = Commits(self.store)
         self._cache: dict[str, tuple[str, pd.DataFrame]] = {}
 
     def patient_key(self) -> bytes:
@@ -193,6 +198,11 @@ class Dataset:
         a key that does not fit the dataset is refused, and so is a file that is cut short or that others may read.
         Raises DatasetError.
         """
+        key = self._key()
+        self._check_identity(key)
+        return key
+
+    def _key(self) -> bytes:
         key = self.settings.patient_key.get_secret_value().encode()
         if not key:
             path = self.settings.home / "patient.key"
@@ -210,17 +220,17 @@ class Dataset:
                     f"the patient key {path} can't be used: {error.strerror or error}; make {path.parent} a folder "
                     f"that can be written to, or set XRAY_PATIENT_KEY"
                 ) from error
-        self._check_identity(key)
         return key
 
     def manifests(self) -> list[str]:
-        """Return the keys of all committed deliveries, sorted."""
-        return sorted(
-            entry.key.removeprefix("manifests/").removesuffix(".parquet") for entry in self.store.list("manifests")
-        )
+        """Return the keys of all committed deliveries, sorted. Raises DatasetError for a broken chain of commits."""
+        return sorted(commit.manifest for commit in self.commits.read())
 
     def manifest(self, key: str) -> pd.DataFrame:
-        """Return a committed delivery's table, one row per file. Raises DatasetError for an unknown format."""
+        """Return a committed delivery's table, one row per file.
+
+        Raises DatasetError when it is missing, not what was committed, or of an unknown format.
+        """
         return self._manifest(key)[1]
 
     def history(self) -> History:
@@ -243,99 +253,86 @@ class Dataset:
         check_writes_once(self.store)
         self._write_identity(self.patient_key())
         while True:
-            place = self._next_place()
-            if self.store.exists(f"manifests/{key}.parquet"):
+            commits = self.settle()
+            if any(commit.manifest == key for commit in commits):
                 log.info("delivery %s is committed", key)
                 break
             history = self.history().without(intake.delivery.name, set(intake.table["file"]))
             table = rejudge(intake.table, history, self.settings)
             self._store_radiographs(intake, table, progress)
             data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
-            draft = f"drafts/{key}.{secrets.token_hex(8)}.parquet"  # no other attempt's
-            self.store.write(draft, data)
-            commit = {"manifest": key, "digest": hashlib.sha256(data).hexdigest(), "draft": draft}
-            if self.store.write_if_absent(place, _canonical(commit)):
-                self._finish(place)
+            if self._add(key, data, len(commits)):
                 break
-            self.store.delete(draft)
             log.info("another delivery was committed meanwhile; judging %s against it", key)
         digest, table = self._manifest(key)
         accepted = int((table["verdict"] == "accepted").sum())
         return Manifest(key, digest, accepted, len(table) - accepted)
 
-    def settle(self) -> None:
-        """Finish what a process that was killed had committed, before anything else is judged. Raises DatasetError."""
-        self._next_place()
+    def settle(self) -> list[Commit]:
+        """Finish what a process that was killed had committed, before anything else is judged; return all commits.
 
-    def _next_place(self) -> str:
-        """Return the key of the next commit, once the last one is whole."""
-        taken = self._places()
-        if not taken:
-            return _place(1)
-        self._finish(taken[-1])
-        if (found := len(self.manifests())) < len(taken):
-            raise DatasetError(
-                f"{self.store.uri} has {len(taken)} commits and {found} manifests; see `xray verify` for what is "
-                f"missing, and restore it from a backup"
-            )
+        A damaged dataset.json is put back when it follows from the settings. Raises DatasetError for a broken chain of
+        commits, a manifest that is missing and one that no commit names.
+        """
+        commits, there = self.commits.listed(lambda: canonical(msgspec.to_builtins(self._identity(self._key()))))
+        for commit in commits:
+            if commit.file not in there:
+                self._finish(commit)
         for entry in self.store.list("drafts"):
             if entry.modified < time.time() - DRAFT_SECONDS:  # of a process that was killed before its commit
                 self.store.delete(entry.key)
-        return _place(int(taken[-1].rpartition("/")[2].removesuffix(".json")) + 1)
+        return commits
 
-    def _places(self) -> list[str]:
-        return sorted(entry.key for entry in self.store.list("commits"))
+    def _add(self, key: str, data: bytes, after: int) -> bool:
+        """Commit a manifest right after commit number `after`; False when another has that place."""
+        draft = f"drafts/{key}.{digest_of(data)}.parquet"
+        self.store.write(draft, data)  # not deleted when the place is taken: an equal attempt may count on it
+        commit = self.commits.add(key, digest_of(data), after)
+        if commit is not None:
+            self._finish(commit)
+        return commit is not None
 
-    def _finish(self, place: str) -> None:
-        """Make the manifest of a commit from its draft, unless it is there."""
-        commit = json.loads(self.store.read(place))
-        manifest = f"manifests/{commit['manifest']}.parquet"
-        if not self.store.exists(manifest):
-            try:
-                self.store.write_if_absent(manifest, self.store.read(commit["draft"]))
-            except ObjectNotFound as error:
-                if not self.store.exists(manifest):  # else another process was faster
-                    raise DatasetError(
-                        f"{manifest}, committed as {place}, is missing from {self.store.uri}; restore it from a backup"
-                    ) from error
-        self.store.delete(commit["draft"])
+    def _finish(self, commit: Commit) -> None:
+        """Make the manifest of a commit from its draft."""
+        self.store.write_if_absent(commit.file, self._committed(commit))
+        self.store.delete(commit.draft)
 
     def altered(self) -> list[str]:
-        """Return the keys of manifests that are missing or are not what was committed, in the order of the commits."""
-        commits = [json.loads(self.store.read(place)) for place in self._places()]
-        there = set(self.manifests())
-        return [
-            c["manifest"]
-            for c in commits
-            if c["manifest"] not in there or self._manifest(c["manifest"])[0] != c["digest"]
-        ]
+        """Return the keys of manifests that are missing or are not what was committed, in the order of the commits.
+
+        Raises DatasetError when the commits themselves are not whole.
+        """
+        found = []
+        for commit in self.commits.listed()[0]:
+            try:
+                self._manifest(commit.manifest)
+            except Damaged:
+                found.append(commit.manifest)
+        return found
 
     def fingerprint(self, key: str) -> str:
         """Return the SHA-256 of the listing that a committed delivery was judged with. Raises DatasetError."""
-        return _fact(self._read_manifest(key), "fingerprint", "")
+        return _fact(self._committed(self.commits.of(key)), "fingerprint", "")
 
     def snapshot(self) -> Snapshot | None:
         """Name the present state of the dataset and keep that name; None while nothing is committed."""
-        every = {key: self.manifest(key) for key in self.manifests()}
-        keys = decisive(every)
+        keys = decisive({key: self.manifest(key) for key in self.manifests()})
         if not keys:
             return None
-        tables = {key: every[key] for key in keys}
-        differ = contested(tables) ^ contested_by_nearest(tables)
-        moved = any(table.loc[table["verdict"] == "accepted", "digest"].isin(differ).any() for table in tables.values())
         content = {
-            "format": CONNECTED if moved else FORMAT,
-            "dataset": json.loads(self.store.read("dataset.json")),
+            "format": FORMAT,
+            "dataset": msgspec.to_builtins(self.commits.identity()),
             "manifests": {key: self._manifest(key)[0] for key in keys},
         }
-        data = _canonical(content)
-        digest = hashlib.sha256(data).hexdigest()
-        self.store.write_if_absent(f"snapshots/{digest}.json", data)
+        data = canonical(content)
+        digest = digest_of(data)
+        if not self.store.write_if_absent(f"snapshots/{digest}.json", data):
+            self.store.write(f"snapshots/{digest}.json", data)  # what is there is not what its name says
         return self._describe(digest, keys)
 
     def open_snapshot(self, digest: str) -> Snapshot:
         """Return a snapshot made earlier. Raises DatasetError when it is unknown or its bytes changed."""
-        return self._describe(digest, sorted(self._snapshot(digest)["manifests"]))
+        return self._describe(digest, sorted(self._snapshot(digest).manifests))
 
     def rows(self, snapshot: Snapshot) -> pd.DataFrame:
         """Return the snapshot's radiographs, one row each, sorted by digest.
@@ -346,7 +343,7 @@ class Dataset:
         DatasetError when a manifest is missing or has changed.
         """
         kept, tables = self._snapshot(snapshot.digest), {}
-        for key, expected in kept["manifests"].items():
+        for key, expected in kept.manifests.items():
             actual, table = self._manifest(key)
             if actual != expected:
                 raise DatasetError(
@@ -354,7 +351,7 @@ class Dataset:
                     f"{expected[:12]}; restore {self.store.uri}/manifests/{key}.parquet from a backup"
                 )
             tables[key] = table
-        out = contested(tables) if kept["format"] == CONNECTED else contested_by_nearest(tables)
+        out = contested(tables)
         accepted = [
             table[(table["verdict"] == "accepted") & ~table["digest"].isin(out)].assign(delivery=key)
             for key, table in tables.items()
@@ -393,31 +390,27 @@ class Dataset:
         rows = self.rows(empty)
         return Snapshot(digest, tuple(keys), len(rows), rows["patient"].nunique())
 
-    def _snapshot(self, digest: str) -> dict[str, Any]:
+    def _snapshot(self, digest: str) -> Named:
+        key = f"snapshots/{digest}.json"
         try:
-            data = self.store.read(f"snapshots/{digest}.json")
+            data = exactly(self.store, key, digest, "its name")
         except ObjectNotFound as error:
             raise DatasetError(f"no snapshot {digest} in {self.store.uri}") from error
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise DatasetError(f"snapshots/{digest}.json in {self.store.uri} has changed; restore it from a backup")
-        content: dict[str, Any] = json.loads(data)
-        if content["format"] not in (FORMAT, CONNECTED):
-            raise DatasetError(
-                f"snapshot {digest[:12]} has format {content['format']}; this version reads {FORMAT} and {CONNECTED}"
-            )
-        return content
+        return parsed(data, Named, FORMAT, f"{key} in {self.store.uri}")
 
     def _manifest(self, key: str) -> tuple[str, pd.DataFrame]:
         if key not in self._cache:
-            data = self._read_manifest(key)
-            self._cache[key] = (hashlib.sha256(data).hexdigest(), from_parquet(data, f"manifest {key}"))
+            commit = self.commits.of(key)
+            self._cache[key] = (commit.digest, from_parquet(self._committed(commit), f"manifest {key}"))
         return self._cache[key]
 
-    def _read_manifest(self, key: str) -> bytes:
-        try:
-            return self.store.read(f"manifests/{key}.parquet")
-        except ObjectNotFound as error:
-            raise DatasetError(f"manifest {key} is missing from {self.store.uri}; restore it") from error
+    def _committed(self, commit: Commit) -> bytes:
+        for place in (commit.file, commit.draft, commit.file):  # it may be finished between two looks
+            with contextlib.suppress(ObjectNotFound):
+                return exactly(self.store, place, commit.digest, commit.place)
+        raise Damaged(
+            f"{commit.file}, committed as {commit.place}, is missing from {self.store.uri}; restore it from a backup"
+        )
 
     def _store_radiographs(self, intake: Intake, table: pd.DataFrame, progress: Progress | None) -> None:
         from xray_pipeline.intake import scan as reading
@@ -452,28 +445,23 @@ class Dataset:
                 if progress:
                     progress(done, len(accepted), f"storing {intake.delivery.key}")
 
-    def _identity(self, key: bytes) -> dict[str, Any]:
+    def _identity(self, key: bytes) -> Identity:
         s = self.settings
-        return {
-            "format": FORMAT,
-            "classes": list(s.classes),
-            "split_mode": s.split_mode,
-            "split_validation": s.split_validation,
-            "split_held_out": s.split_held_out,
-            "patient_key": hmac.new(key, b"fingerprint of the patient key", hashlib.sha256).hexdigest()[:16],
-        }
+        fingerprint = hmac.new(key, b"fingerprint of the patient key", hashlib.sha256).hexdigest()[:16]
+        split = (s.split_mode, s.split_validation, s.split_held_out)
+        return Identity(IDENTITY_FORMAT, list(s.classes), *split, fingerprint)
 
     def _write_identity(self, key: bytes) -> None:
-        if not self.store.write_if_absent("dataset.json", _canonical(self._identity(key))):
+        if not self.store.write_if_absent(IDENTITY, canonical(msgspec.to_builtins(self._identity(key)))):
             self._check_identity(key)
 
     def _check_identity(self, key: bytes) -> None:
-        if not self.store.exists("dataset.json"):
+        """Compare dataset.json with the settings."""
+        if (kept := self.commits.identity()) is None:
             return
-        kept, ours = json.loads(self.store.read("dataset.json")), self._identity(key)
-        for name, value in ours.items():
-            if kept.get(name) != value:
-                shown = "is another one" if name == "patient_key" else f"{kept.get(name)!r}, now {value!r}"
+        for name, value in msgspec.structs.asdict(self._identity(key)).items():
+            if (was := getattr(kept, name)) != value:
+                shown = "is another one" if name == "patient_key" else f"{was!r}, now {value!r}"
                 raise DatasetError(
                     f"the dataset in {self.store.uri} was made with another setting: {name} {shown}; "
                     f"put the setting back, or start a new store"
@@ -531,16 +519,8 @@ def _source(file: str) -> str:
     return match[match.lastindex or 0] if match else ""
 
 
-def _place(number: int) -> str:
-    return f"commits/{number:08d}.json"
-
-
 def _radiograph_key(digest: str, suffix: str) -> str:
     return f"radiographs/{digest[:2]}/{digest}{suffix}"
-
-
-def _canonical(content: object) -> bytes:
-    return json.dumps(content, sort_keys=True, indent=1).encode()
 
 
 def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:

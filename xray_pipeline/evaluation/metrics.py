@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.evaluation.bootstrap import Interval, differences, resample, sign_flip_p, with_intervals
 from xray_pipeline.evaluation.cases import prepare, require_every_class
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,7 @@ class Evaluation:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
         """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        try:
-            return cls(
-                **{
-                    **data,
-                    "classes": tuple(data["classes"]),
-                    "confusion": tuple(tuple(row) for row in data["confusion"]),
-                    "metrics": intervals(data["metrics"]),
-                    "by_class": {name: intervals(found) for name, found in data["by_class"].items()},
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EvaluationError(f"this is not an evaluation written by this version: {error!r}") from error
+        return rebuilt(data, cls)
 
 
 @dataclass(frozen=True)
@@ -89,10 +81,7 @@ class Comparison:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
         """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        try:
-            return cls(**{**data, "differences": intervals(data["differences"])})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise EvaluationError(f"this is not a comparison written by this version: {error!r}") from error
+        return rebuilt(data, cls)
 
 
 def evaluate(
@@ -177,5 +166,9 @@ def compare(
 # --- small parts
 
 
-def intervals(data: Mapping[str, Any]) -> dict[str, Interval]:
-    return {name: Interval(**value) for name, value in data.items()}
+def rebuilt(data: Mapping[str, Any], kind: type[T]) -> T:
+    """Return the dataclass that these JSON-able values were made from. Raises EvaluationError for anything else."""
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise EvaluationError(f"this is no {kind.__name__.lower()} written by this version: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -10,7 +9,10 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 import pandas as pd
+from pyarrow import ArrowInvalid
 
+from xray_pipeline.base.errors import Damaged, EvaluationError
+from xray_pipeline.base.records import digest_of, exactly
 from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.store import read_parquet
 from xray_pipeline.evaluation.cases import Floats, check_probabilities
@@ -92,7 +94,7 @@ def predictions(
         buffer = io.BytesIO()
         table.reset_index().to_parquet(buffer, index=False)
         data = buffer.getvalue()
-        store.write_if_absent(f"{folder}/{hashlib.sha256(data).hexdigest()}.parquet", data)
+        store.write_if_absent(f"{folder}/{digest_of(data)}.parquet", data)
         tables.append(table)
         if progress:
             progress(start + len(block), len(missing), what)
@@ -103,11 +105,14 @@ def _kept(folder: str, columns: Sequence[str], store: Store) -> pd.DataFrame:
     """Read every whole part; drop the others. Two runs may have scored the same radiograph: the first part counts."""
     parts = [pd.DataFrame({c: pd.Series(dtype=float) for c in columns}, index=pd.Index([], dtype=str, name="digest"))]
     for key in sorted(entry.key for entry in store.list(folder)):
-        data = store.read(key)
-        if key == f"{folder}/{hashlib.sha256(data).hexdigest()}.parquet":
-            parts.append(read_parquet(data).set_index("digest")[list(columns)])
-        else:
-            log.warning("%s is broken: its bytes are not those it was named by; its radiographs are scored again", key)
+        try:
+            data = exactly(store, key, key.rpartition("/")[2].removesuffix(".parquet"), "its name")
+            found = read_parquet(data).set_index("digest")[list(columns)]
+            check_probabilities(found.to_numpy(), len(found), len(columns))
+        except (Damaged, EvaluationError, ArrowInvalid, OSError, KeyError) as error:
+            log.warning("%s is broken; its radiographs are scored again: %s", key, error)
             store.delete(key)
+        else:
+            parts.append(found)
     found = pd.concat(parts)
     return found[~found.index.duplicated()]

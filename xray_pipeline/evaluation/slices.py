@@ -12,7 +12,7 @@ import pandas as pd
 
 from xray_pipeline.evaluation.bootstrap import Interval, differences, resample, with_intervals
 from xray_pipeline.evaluation.cases import prepare, subset
-from xray_pipeline.evaluation.metrics import intervals
+from xray_pipeline.evaluation.metrics import rebuilt
 from xray_pipeline.images.raster import VIEWS
 
 SMALL_SLICE = 30
@@ -44,8 +44,8 @@ class Slice:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Slice:
-        """Inverse of `to_dict`."""
-        return cls(**{**data, **{key: intervals(data[key]) for key in ("candidate", "champion", "difference")}})
+        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
+        return rebuilt(data, cls)
 
 
 def slices(

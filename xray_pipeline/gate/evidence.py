@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from xray_pipeline.evaluation.metrics import Comparison, Evaluation
-    from xray_pipeline.evaluation.slices import Slice
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation, rebuilt
+from xray_pipeline.evaluation.slices import Slice
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,4 @@ class Evidence:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evidence:
         """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        from xray_pipeline.evaluation.metrics import Comparison, Evaluation
-        from xray_pipeline.evaluation.slices import Slice
-
-        def many(found: list[Any] | None) -> tuple[Slice, ...] | None:
-            return None if found is None else tuple(Slice.from_dict(part) for part in found)
-
-        return cls(
-            **{
-                **data,
-                "candidate": data["candidate"] and Evaluation.from_dict(data["candidate"]),
-                "champion": data["champion"] and Evaluation.from_dict(data["champion"]),
-                "comparison": data["comparison"] and Comparison.from_dict(data["comparison"]),
-                "slices": many(data["slices"]),
-                "stress": many(data["stress"]),
-                "alarms": None if data["alarms"] is None else tuple(data["alarms"]),
-                "changed": None if data.get("changed") is None else tuple(data["changed"]),
-                "acknowledged": tuple(data.get("acknowledged", ())),
-            }
-        )
+        return rebuilt(data, cls)

@@ -10,12 +10,13 @@ delivery that changes before it is committed loses its acknowledgements, because
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import Damaged, DeliveryError
 from xray_pipeline.base.storage import Store
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def keep(store: Store, key: str, fingerprint: str, found: Drift | None, name: st
     StorageUnavailable.
     """
     if found is not None:
-        content = json.dumps({"fingerprint": fingerprint, **found.to_dict()}, indent=1, sort_keys=True).encode()
-        (store.write_if_absent if name == FEATURES else store.write)(f"intake/{key}/{name}", content)
+        content = {"fingerprint": fingerprint, **found.to_dict()}
+        records.write(store, f"intake/{key}/{name}", content, if_absent=name == FEATURES)
 
 
 def acknowledged(store: Store, key: str, fingerprint: str) -> tuple[str, ...]:
@@ -93,22 +94,23 @@ def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
     fingerprint = _kept(store, key)[0]["fingerprint"]
     number = len(_acknowledgements(store, key)) + 1
     given = {"alarms": list(names), "who": who, "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    content = json.dumps({"fingerprint": fingerprint, **given}, indent=1, sort_keys=True).encode()
-    if not store.write_if_absent(f"intake/{key}/acknowledged-{number}.json", content):
+    content, name = {"fingerprint": fingerprint, **given}, f"intake/{key}/acknowledged-{number}.json"
+    if not records.write(store, name, content, if_absent=True):
         raise DeliveryError(f"somebody else acknowledged alarms of delivery {key} at this moment; look again")
     # A rejection was made with the alarms standing; a fit delivery's verdict is needed for its commit.
     verdict = f"intake/{key}/checked.json"
-    if store.exists(verdict) and not json.loads(store.read(verdict))["fit"]:
-        store.delete(verdict)
+    with contextlib.suppress(Damaged):  # it is judged anew anyway
+        if store.exists(verdict) and not records.read(store, verdict, dict[str, Any])["fit"]:
+            store.delete(verdict)
     return {"delivery": key, **given}
 
 
 def _kept(store: Store, key: str) -> list[dict[str, Any]]:
     names = (f"intake/{key}/{name}" for name in (CHECKED, FEATURES))
-    return [json.loads(store.read(name)) for name in names if store.exists(name)]
+    return [records.read(store, name, dict[str, Any]) for name in names if store.exists(name)]
 
 
 def _acknowledgements(store: Store, key: str, fingerprint: str | None = None) -> list[dict[str, Any]]:
     names = sorted(e.key for e in store.list(f"intake/{key}") if e.key.startswith(f"intake/{key}/acknowledged-"))
-    found = [json.loads(store.read(name)) for name in names]
+    found = [records.read(store, name, dict[str, Any]) for name in names]
     return [kept for kept in found if fingerprint in (None, kept["fingerprint"])]

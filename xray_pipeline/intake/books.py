@@ -74,17 +74,16 @@ def balance(table: Any, files: int | None = None) -> Balance:
 
 def of_delivery(run: Run, key: str) -> dict[str, Any] | None:
     """Return the balance of a delivery: of its manifest, else of its last check, else None. Raises DatasetError."""
-    from xray_pipeline.dataset.store import Dataset, from_parquet
-    from xray_pipeline.night.steps import checked
+    from xray_pipeline.dataset.store import Dataset
 
-    dataset, store, name = Dataset(run.settings), run.store(), f"intake/{key}/table.parquet"
-    verdict = checked(store, key)
+    dataset, store = Dataset(run.settings), run.store()
+    verdict = night.checked(store, key)
     files = int(verdict.delivery["files"]) if verdict else None
     if key in dataset.manifests():
         return asdict(balance(dataset.manifest(key), files))
-    if verdict is None or not store.exists(name):
+    if verdict is None or not verdict.table:
         return None
-    return asdict(balance(from_parquet(store.read(name), f"intake table of {key}"), files))
+    return asdict(balance(night.checked_table(store, verdict), files))
 
 
 def quarantine(run: Run, delivery: str = "", reason: str = "", paths: bool = False) -> list[dict[str, Any]]:
@@ -125,12 +124,10 @@ def _standing(tables: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[
 def _kept_out(store: Any, rejected: Sequence[Checked], more: bool) -> Iterator[tuple[str, Any]]:
     """Yield (key, row) of quarantined files of rejected deliveries; one that was not judged by file is an error unless
     there is `more` to tell."""
-    from xray_pipeline.dataset.store import from_parquet
 
     for verdict in rejected:
-        name = f"intake/{verdict.key}/table.parquet"
-        if store.exists(name):
-            table = from_parquet(store.read(name), f"intake table of {verdict.key}")
+        if verdict.table:
+            table = night.checked_table(store, verdict)
             for row in table[table["verdict"] != "accepted"].itertuples():
                 yield verdict.key, row
         elif not more:
@@ -294,6 +291,7 @@ def _commit(
         found = intake.Intake(addition, table, True, (), verdict.result, verdict.page, verdict.warnings, unlike)
     night.keep(store, found, judged_by(run.settings, dataset.patient_key()))
     manifest = dataset.commit(found, progress)
+    night.vouch(run)
     if set(files_of(dataset.manifest(key))) != set(files_of(table)):
         raise DatasetError(f"part {key} of delivery {addition.name} was committed by another run; run it again")
     log.info("delivery %s: %d files accepted, %d settled in a label conflict", key, len(taken), len(table) - len(taken))

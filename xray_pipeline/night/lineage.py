@@ -8,15 +8,16 @@ so.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xray_pipeline.base import records
 from xray_pipeline.base.code import code_digest
-from xray_pipeline.base.errors import EvaluationError, ObjectNotFound, TrainingError
+from xray_pipeline.base.errors import Damaged, EvaluationError, ObjectNotFound, TrainingError
 from xray_pipeline.base.storage import Store
 from xray_pipeline.training.candidate import Candidate, candidate_digest, find_candidate
 from xray_pipeline.training.recipe import Recipe
+from xray_pipeline.training.start import recorded
 
 _JUDGES = ("numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydicom", "torch", "captum", "mlflow")
 NOT_RECORDED = "not recorded"
@@ -30,20 +31,32 @@ _PARTS |= dict.fromkeys(("threshold", "sensitivity", "anchor"), "threshold rule"
 
 
 def environments(store: Store, candidate: str) -> list[dict[str, Any]]:
-    """Return where a candidate was trained: several when training went on elsewhere, none when nothing is recorded."""
+    """Return where a candidate was trained: several when training went on elsewhere, none when nothing is recorded.
+
+    Raises DatasetError.
+    """
     try:
-        found: list[dict[str, Any]] = json.loads(store.read(f"candidates/{candidate}/environment.json"))
+        return records.read(store, f"candidates/{candidate}/environment.json", list[dict[str, Any]])
     except ObjectNotFound:
         return []
-    return found
 
 
 def recipe_of(store: Store, candidate: str) -> Recipe:
-    """Return the recipe of a candidate. Raises EvaluationError when it is gone or written by another version."""
+    """Return the recipe of a candidate.
+
+    Raises EvaluationError when it is gone, written by another version or not the one that candidate.json names, and as
+    `find_candidate` does.
+    """
     try:
-        return Recipe.model_validate_json(store.read(f"candidates/{candidate}/recipe.json"))
+        recipe = Recipe.model_validate_json(store.read(f"candidates/{candidate}/recipe.json"))
     except (ObjectNotFound, ValueError) as error:
         raise EvaluationError(f"candidate {candidate[:12]} has no recipe this version can read; train again") from error
+    if recipe.digest() != (named := find_candidate(store, candidate).recipe):
+        raise EvaluationError(
+            f"candidates/{candidate}/recipe.json has digest {recipe.digest()[:12]}, candidate.json names {named[:12]}; "
+            f"restore it from a backup"
+        )
+    return recipe
 
 
 def facts(store: Store, candidate: Candidate) -> dict[str, str]:
@@ -86,10 +99,11 @@ def changed(store: Store, candidate: Candidate, champion: str) -> tuple[str, ...
     None when it can't be told, because the champion's training is not on record. Raises EvaluationError, StorageError.
     """
     try:
-        before, was = find_candidate(store, champion), recipe_of(store, champion)
-    except (TrainingError, EvaluationError):
+        before, was, theirs = find_candidate(store, champion), recipe_of(store, champion), environments(store, champion)
+        began = _start(store, before, was, theirs)
+    except (TrainingError, EvaluationError, Damaged):
         return None
-    ours, theirs = environments(store, candidate.digest), environments(store, champion)
+    ours = environments(store, candidate.digest)
     if not ours or not theirs:
         return None
     now_recipe = recipe_of(store, candidate.digest)
@@ -97,8 +111,7 @@ def changed(store: Store, candidate: Candidate, champion: str) -> tuple[str, ...
     if before.snapshot != candidate.snapshot:
         found.add("training data")
     now, then = ours[-1], theirs[-1]
-    starts = _start(store, candidate, now_recipe, ours), _start(store, before, was, theirs)
-    if now.get("weights") != then.get("weights") or starts[0] != starts[1]:
+    if now.get("weights") != then.get("weights") or _start(store, candidate, now_recipe, ours) != began:
         found.add("starting weights")
     if (now.get("code"), now.get("versions")) != (then.get("code"), then.get("versions")):
         found.add("software")
@@ -117,5 +130,4 @@ def _start(store: Store, candidate: Candidate, recipe: Recipe, runs: Sequence[Ma
     before = candidate_digest(candidate.snapshot, recipe, runs[0]["weights"], runs[0]["versions"])
     if before == candidate.digest:
         return None
-    version: int | None = json.loads(store.read(f"candidates/{before}/start.json"))["version"]
-    return version
+    return recorded(store, before).version

@@ -15,7 +15,7 @@ import pandas as pd
 
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.dataset.pixels import PixelCache
-from xray_pipeline.dataset.store import Dataset, Progress, Snapshot
+from xray_pipeline.dataset.store import Dataset, Progress, Snapshot, accounting
 from xray_pipeline.evaluation import metrics as evaluation
 from xray_pipeline.evaluation import predictions, slices, stress
 from xray_pipeline.gate.evidence import Evidence
@@ -60,7 +60,10 @@ def pair(run: Run, registry: Registry, digest: str, champion: int | None, progre
     rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
     if rows.empty:
         raise EvaluationError(f"snapshot {snapshot.digest[:12]} has no held-out radiographs; deliver more patients")
-    models = [registry.load_exactly(registry.resolve(candidate.model_uri), candidate.model_digest)]
+    logged = registry.resolve(candidate.model_uri)
+    if logged.tags.get("xray.candidate", digest) != digest:
+        raise EvaluationError(f"{logged.uri} is not a model of candidate {digest[:12]}; see its candidate.json")
+    models = [registry.load_exactly(logged, candidate.model_digest)]
     if champion is not None:
         models.append(registry.load(champion))
     tables = []
@@ -206,15 +209,13 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
 
     `tonight`: no earlier decision has seen it.
     """
-    store, last = run.store(), _last_snapshot(registry, both)
-    seen = set(Dataset(run.settings).open_snapshot(last).manifests) if last else set()
+    store, dataset, last = run.store(), Dataset(run.settings), _last_snapshot(registry, both)
+    seen = set(dataset.open_snapshot(last).manifests) if last else set()
     found = []
     for key in _new_deliveries(run, registry, both):
-        if verdict := checked(store, key):
-            notes = (*verdict.warnings, *_standing(run, key))
-            found.append(
-                report.Arrival(key, True, verdict.accepted, verdict.quarantined, notes, tonight=key not in seen)
-            )
+        verdict, counts = checked(store, key), accounting([dataset.manifest(key)])
+        notes = (*(verdict.warnings if verdict else ()), *_standing(run, key))
+        found.append(report.Arrival(key, True, counts.pop("accepted", 0), counts, notes, tonight=key not in seen))
     for verdict in rejected(run):
         notes = (without_names(verdict.why), *verdict.warnings)
         found.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))

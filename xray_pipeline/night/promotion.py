@@ -89,7 +89,7 @@ def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision:
     from xray_pipeline.report import page as report
 
     store, key = run.store(), report_key(evaluated.candidate, evaluated.champion)
-    if not (store.exists(key) and report.is_of(store.read(key).decode(), decision)):
+    if not (store.exists(key) and report.is_of(store.read(key).decode(errors="replace"), decision)):
         both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
         comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
 
@@ -172,7 +172,7 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
     registry = run.registry()
     night.expect_same(registry, asked.models)
     terms: dict[str, Any] = {"who": who, "why": why, "expected_champion": asked.champion, "request": name}
-    decision = night.judged(run, asked.evidence).to_dict()
+    decision = {**night.judged(run, asked.evidence).to_dict(), "evidence": asked.evidence}
     if not asked.automatic:
         operations.approve(registry.ledger, asked.version, **terms)
         registry.follow()  # whatever becomes of the promotion, the mark knows of the approval

@@ -7,7 +7,6 @@ many threads as the record names, because only there are equal inputs promised e
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -21,7 +20,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from xray_pipeline.base.errors import ConfigError, DatasetError, ObjectNotFound, RegistryError, WeightsError
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import ConfigError, Damaged, DatasetError, ObjectNotFound, RegistryError, WeightsError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset
@@ -213,9 +213,12 @@ def _rows(
 
 def _environment(folder: Store, differences: list[str]) -> dict[str, Any]:
     try:
-        environments = json.loads(folder.read("environment.json"))
+        environments = records.read(folder, "environment.json", list[dict[str, Any]])
     except ObjectNotFound:
         differences.append("no record of device, threads and package versions is kept with this candidate")
+        return {}
+    except Damaged as error:
+        differences.append(str(error))
         return {}
     if len(environments) > 1:
         differences.append(f"training went on in {len(environments)} different environments; the last is compared")

@@ -10,7 +10,6 @@ their own frozen backbone, once. Only training and validation radiographs are lo
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict
 
@@ -18,6 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import Damaged, ObjectNotFound
 from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.store import Dataset, Progress, Snapshot
 from xray_pipeline.evaluation import suspects
@@ -39,7 +40,7 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
     """
     store, dataset = run.store(), Dataset(run.settings)
     new = [key for key in snapshot.manifests if not alarms.measured(store, key, alarms.FEATURES)]
-    if not new and store.exists(_name(snapshot)):
+    if not new and listed(store, snapshot.digest) is not None:
         return
     rows = dataset.rows(snapshot)
     rows = rows[rows["side"].isin(("train", "validation"))].reset_index(drop=True)
@@ -52,22 +53,20 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
         alarms.keep(store, key, dataset.fingerprint(key), found, alarms.FEATURES)
         log.log(logging.WARNING if found.alarms else logging.INFO, "delivery %s: %s", key, _says(found))
         before.append(key)
-    listed = suspects.find(rows, vectors, run.settings.classes)
-    log.info("%d suspects among %d radiographs of snapshot %s", len(listed), len(rows), snapshot.digest[:12])
-    content = json.dumps([asdict(suspect) for suspect in listed], indent=1)
-    store.write_if_absent(_name(snapshot), content.encode())
+    worst = suspects.find(rows, vectors, run.settings.classes)
+    log.info("%d suspects among %d radiographs of snapshot %s", len(worst), len(rows), snapshot.digest[:12])
+    records.write(store, f"suspects/{snapshot.digest}.json", [asdict(suspect) for suspect in worst])
 
 
 def listed(store: Store, snapshot: str) -> tuple[Suspect, ...] | None:
-    """Return the suspects of a snapshot, None when it was never screened."""
-    name = f"suspects/{snapshot}.json"
-    if not store.exists(name):
+    """Return the suspects of a snapshot, None when it was never screened or its list is damaged."""
+    try:
+        return records.read(store, f"suspects/{snapshot}.json", tuple[Suspect, ...])
+    except ObjectNotFound:
         return None
-    return tuple(Suspect(**kept) for kept in json.loads(store.read(name)))
-
-
-def _name(snapshot: Snapshot) -> str:
-    return f"suspects/{snapshot.digest}.json"
+    except Damaged as error:
+        log.warning("%s; they are listed anew", error)
+        return None
 
 
 def _says(found: drift.Drift) -> str:

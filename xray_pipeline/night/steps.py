@@ -7,7 +7,6 @@ file and quick commands import this module.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +16,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
-from xray_pipeline.base import logs
+from xray_pipeline.base import logs, records
 from xray_pipeline.base.errors import (
     AccessDenied,
+    Damaged,
     DatasetError,
     DeliveryError,
     LedgerError,
     ObjectNotFound,
     RadiographDamaged,
     RegistryError,
+    RegistryUnavailable,
 )
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
@@ -34,6 +35,8 @@ from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.training.overrides import parse_text
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from xray_pipeline.dataset.store import History
     from xray_pipeline.evaluation.metrics import Evaluation
     from xray_pipeline.gate.evidence import Evidence
@@ -47,6 +50,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
+
+EVIDENCE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,10 @@ class Run:
         return Ledger(self.store())
 
     def evidence(self, key: str) -> Evidence:
-        """Read evidence kept by `evaluate`. Raises EvaluationError, ObjectNotFound."""
+        """Read evidence kept by `evaluate`. Raises EvaluationError, and as `kept_evidence`."""
         from xray_pipeline.gate.evidence import Evidence
 
-        kept = Evidence.from_dict(json.loads(self.store().read(key)))
-        return replace(kept, promotion=self.settings.promotion)
+        return replace(Evidence.from_dict(kept_evidence(self.store(), key)), promotion=self.settings.promotion)
 
     def store(self) -> Store:
         """Open the store. Raises ConfigError."""
@@ -117,7 +121,7 @@ class Checked(Outcome):
     """The verdict on one delivery, kept in the store beside its intake table and page.
 
     `rules` is the digest of all that it depends on beside the files and the dataset (`reading.judged_by`), "" when it
-    is to be made anew in any case.
+    is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one.
     """
 
     key: str
@@ -128,6 +132,7 @@ class Checked(Outcome):
     quarantined: Mapping[str, int]
     why: str
     warnings: tuple[str, ...] = ()
+    table: str = ""
 
 
 @dataclass(frozen=True)
@@ -246,6 +251,27 @@ def _mending(step: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
     return mending
 
 
+def kept_evidence(store: Store, key: str) -> dict[str, Any]:
+    """Read the evidence that `evaluate` kept, named by its digest, as JSON-able values. Raises DatasetError for
+    another content or format, ObjectNotFound."""
+    data = records.exactly(store, key, key.rpartition("/")[2].removesuffix(".json"), "its name")
+    content = records.parsed(data, dict[str, Any], EVIDENCE_FORMAT, key)
+    del content["format"]
+    return content
+
+
+def vouch(run: Run) -> None:
+    """Have the registry remember the newest commit; where it does not answer, the next night does.
+
+    Raises LedgerError, RegistryError.
+    """
+    if Ledger(run.store()).identity(make=False):
+        try:
+            run.registry().vouch()
+        except RegistryUnavailable as error:
+            log.warning("the registry does not know of the newest commit yet: %s", error)
+
+
 def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
 
@@ -257,6 +283,7 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     from xray_pipeline.dataset.store import Dataset
 
     compare(run)
+    Ledger(run.store()).entries()  # one that this version can't read stops the night before anything is written
     dataset = Dataset(run.settings)
     dataset.settle()
     found = _deliveries(run, dataset.history(), left_out)
@@ -325,7 +352,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     except DeliveryError as error:
         if key in dataset.manifests():
             if earlier and earlier.fit:  # it was taken away above
-                store.write_if_absent(f"intake/{key}/checked.json", _json(earlier.to_dict()))
+                records.write(store, f"intake/{key}/checked.json", earlier.to_dict(), if_absent=True)
             raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
         result = _unjudged(store, delivery, rules, error)
     else:
@@ -368,7 +395,7 @@ def _unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError
     for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
         store.delete(f"intake/{key}/{name}")
     store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
-    store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
+    records.write(store, f"intake/{key}/checked.json", result.to_dict())
     return result
 
 
@@ -383,7 +410,7 @@ def keep(store: Store, found: Intake, rules: str) -> Checked:
     delivery, key = found.delivery, found.delivery.key
     contents = {
         "table.parquet": to_parquet(found.table, {"delivery": delivery.name}),
-        "expectations.json": _json(found.result) if found.result else b"",
+        "expectations.json": records.canonical(found.result) if found.result else b"",
         "page.html": found.page.encode(),
     }
     store.delete(f"intake/{key}/checked.json")
@@ -397,8 +424,9 @@ def keep(store: Store, found: Intake, rules: str) -> Checked:
     alarms.keep(store, key, delivery.fingerprint, found.drift)
     counts = accounting([found.table])
     accepted, why = counts.pop("accepted", 0), " ".join(found.failures)
-    result = Checked(key, asdict(delivery), rules, found.fit, accepted, counts, why, found.warnings)
-    store.write(f"intake/{key}/checked.json", _json(result.to_dict()))
+    table = records.digest_of(contents["table.parquet"])
+    result = Checked(key, asdict(delivery), rules, found.fit, accepted, counts, why, found.warnings, table)
+    records.write(store, f"intake/{key}/checked.json", result.to_dict())
     return result
 
 
@@ -416,9 +444,28 @@ def _arriving(delivery: Delivery, settings: Settings) -> str:
 
 
 def checked(store: Store, key: str) -> Checked | None:
-    """Return the kept verdict on a delivery, None when there is none."""
-    name = f"intake/{key}/checked.json"
-    return Checked.from_dict(json.loads(store.read(name))) if store.exists(name) else None
+    """Return the kept verdict on a delivery, None when there is none, or a damaged one: it is judged anew then.
+
+    Raises DatasetError for one of an unknown format.
+    """
+    try:
+        return records.read(store, f"intake/{key}/checked.json", Checked)
+    except ObjectNotFound:
+        return None
+    except Damaged as error:
+        log.warning("%s; it counts as not judged", error)
+        return None
+
+
+def checked_table(store: Store, verdict: Checked) -> DataFrame:
+    """Return the intake table that a verdict names. Raises DeliveryError when it is not there, DatasetError."""
+    from xray_pipeline.dataset.store import from_parquet
+
+    try:
+        data = records.exactly(store, f"intake/{verdict.key}/table.parquet", verdict.table, "checked.json")
+    except (Damaged, ObjectNotFound) as error:
+        raise DeliveryError(f"{error}; or check it again") from error
+    return from_parquet(data, f"intake table of {verdict.key}")
 
 
 def rejected(run: Run) -> list[Checked]:
@@ -426,12 +473,11 @@ def rejected(run: Run) -> list[Checked]:
 
     Raises StorageError.
     """
-    store = run.store()
-    committed = {entry.key for entry in store.list("dataset/manifests")}
-    judged_keys = [entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")]
-    waiting = [
-        checked(store, key) for key in sorted(judged_keys) if f"dataset/manifests/{key}.parquet" not in committed
-    ]
+    from xray_pipeline.dataset.store import Dataset
+
+    store, committed = run.store(), set(Dataset(run.settings).manifests())
+    judged_keys = {entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")}
+    waiting = [checked(store, key) for key in sorted(judged_keys - committed)]
     return [
         verdict
         for verdict in waiting
@@ -453,7 +499,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
 
     One whose files changed or went away since is left out and keeps no verdict, so that it is judged anew.
     """
-    from xray_pipeline.dataset.store import Dataset, from_parquet
+    from xray_pipeline.dataset.store import Dataset
     from xray_pipeline.intake.check import Delivery, Intake
 
     compare(run)
@@ -468,9 +514,9 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
         if verdict is None or not verdict.fit:
             continue
         try:
-            table = from_parquet(store.read(f"intake/{key}/table.parquet"), f"intake table of {key}")
+            table = checked_table(store, verdict)
             manifest = dataset.commit(Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, ""), progress)
-        except (DeliveryError, ObjectNotFound) as error:  # ObjectNotFound: another run judges it anew
+        except DeliveryError as error:
             if key in dataset.manifests():  # by another run, before the change
                 continue
             store.delete(f"intake/{key}/checked.json")
@@ -479,6 +525,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
             continue
         log.info("delivery %s is committed: %d accepted, %d quarantined", key, manifest.accepted, manifest.quarantined)
     logs.about()
+    vouch(run)
     snapshot = dataset.snapshot()
     if snapshot is None:
         log.info("the dataset is empty: no delivery was ever accepted")
@@ -520,8 +567,9 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
     found = comparing.evidence(run, registry, both, progress)
-    key = f"evidence/{trained.candidate}/against-{champion or 'none'}.json"
-    run.store().write(key, _json(found.to_dict()))
+    data = records.canonical({"format": EVIDENCE_FORMAT, **found.to_dict()})
+    key = f"evidence/{trained.candidate}/{records.digest_of(data)}.json"
+    run.store().write(key, data)
     for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
         if measured:
             log.info("%s: %s; %d radiographs of %d patients", name, _headline(measured), measured.n, measured.patients)
@@ -552,7 +600,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
             training.find_candidate(run.store(), evaluated.candidate),
             who=run.who,
             why=" ".join(decision.reasons),
-            decision=_recorded(decision, run.evidence(evaluated.evidence)),
+            decision=_recorded(run, decision, evaluated.evidence),
             champion_before=evaluated.champion,
         )
         registry.follow()  # its mark knows of each entry, refusals too
@@ -588,7 +636,7 @@ def register(run: Run, decided: Decided) -> Registered:
         candidate,
         who=run.who,
         why=why,
-        decision={**_recorded(decision, run.evidence(decided.evidence)), "rehearsal": rehearsal.to_dict()},
+        decision={**_recorded(run, decision, decided.evidence), "rehearsal": rehearsal.to_dict()},
         champion_before=decided.champion,
         tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
         description=why,
@@ -622,7 +670,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
         who=run.who,
         why=" ".join(decision.reasons),
         expected_champion=registered.champion,
-        decision=_recorded(decision, run.evidence(registered.evidence)),
+        decision=_recorded(run, decision, registered.evidence),
         promotion="auto",
         request=request,
     )
@@ -647,10 +695,10 @@ def judged(run: Run, evidence: str) -> Decision:
     return judge(run.evidence(evidence), load_policy(run.settings.policy))
 
 
-def _recorded(decision: Decision, evidence: Evidence) -> dict[str, Any]:
-    """What the ledger keeps of a decision: all of it, and how much of the held-out set's budget it used."""
-    compared = evidence.comparison.patients if evidence.comparison else 0
-    return {**decision.to_dict(), "compared_patients": compared}
+def _recorded(run: Run, decision: Decision, evidence: str) -> dict[str, Any]:
+    """What the ledger keeps of a decision: all of it, its evidence, and how much of the held-out budget it used."""
+    comparison = run.evidence(evidence).comparison
+    return {**decision.to_dict(), "evidence": evidence, "compared_patients": comparison.patients if comparison else 0}
 
 
 def _why_waits(decision: Decision) -> str:
@@ -679,10 +727,6 @@ def _settled(run: Run, candidate: str) -> str:
         role = " and is the champion" if entry.version == state.champion else ""
         return "" if unfinished else f"candidate {candidate[:12]} was registered as version {entry.version}{role}"
     return ""
-
-
-def _json(content: object) -> bytes:
-    return json.dumps(content, sort_keys=True, indent=1).encode()
 
 
 def _verdict(result: Checked) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -71,7 +70,7 @@ def conclude(
                 "alarms": list(alarms.of_delivery(store, key)),
             }
         )
-    evidence = json.loads(store.read(evaluated["evidence"])) if evaluated else {}
+    evidence = night.kept_evidence(store, evaluated["evidence"]) if evaluated else {}
     champion = _metrics_of(evidence.get("champion"))
     version = registered["version"] if registered else None
     summary: dict[str, Any] = {

@@ -391,7 +391,7 @@ def _number(key: str, store: Store) -> int:
 def _check_format(data: bytes, sequence: int) -> None:
     try:
         found = msgspec.json.decode(data)["format"]
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # msgspec leaves UnicodeDecodeError as it is
         raise LedgerError(f"entry {sequence} is damaged ({error}); restore it from a backup") from error
     if found != FORMAT:
         raise LedgerError(f"entry {sequence} has format {found!r}; this version reads {FORMAT}")
@@ -399,8 +399,9 @@ def _check_format(data: bytes, sequence: int) -> None:
 
 def _parse(data: bytes, sequence: int, previous: str) -> Entry:
     try:
+        data.decode()  # what is left raw is not looked at otherwise
         file = _READER.decode(data)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         _check_format(data, sequence)
         raise LedgerError(
             f"entry {sequence} does not have the fields of format {FORMAT} ({error}); restore it from a backup"

@@ -28,7 +28,7 @@ def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: boo
     """
     ledger = registry.ledger
     if (ahead := registry.ahead()) is None:
-        raise LedgerError("the ledger has every entry that MLflow followed; there is nothing to give up")
+        raise LedgerError("the store has every ledger entry and commit that MLflow knows; there is nothing to give up")
     lost, found = ahead
     count = max(1, lost["sequence"] - len(ledger.entries()))
     before = ledger.state()
@@ -63,6 +63,7 @@ def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: boo
         },
         expected_head=state.head,
     )
+    registry.vouch()
     registry.follow()
     tell_story(registry)
     return entry

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 from requests.exceptions import RequestException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -34,6 +34,7 @@ from xray_pipeline.base.errors import ModelRefused, RegistryError, RegistryUnava
 from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.models.bundle import Classifier, artifact_digest, audit, inventory
 from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, mlflow
 from xray_pipeline.registry.ledger import Entry, Ledger, State, aliases_since
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ALIASES = ("champion", "challenger")
-LEDGER_TAG, FOLLOWED_TAG = "xray.ledger", "xray.followed"
+LEDGER_TAG, FOLLOWED_TAG, COMMITTED_TAG = "xray.ledger", "xray.followed", "xray.committed"
 CACHED_MODELS = 20
 PAUSE = 2.0
 """Seconds after which a change that looks made by hand is looked at again."""
@@ -65,6 +66,13 @@ class ModelVersion:
     run_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+
+
+class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a tag of the registered model remembers: the newest entry or commit that was seen, and its digest."""
+
+    sequence: int = 0
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class Registry:
         self.settings = settings
         self.name = settings.model_name
         self.ledger = ledger or Ledger(open_store(settings.store, settings), settings.idle_days)
+        self._commits = Commits(open_store(settings.store, settings).child("dataset"))
         # Parts of MLflow ask for the process's own URI whatever a client was given.
         mlflow.set_tracking_uri(settings.tracking_uri)
         mlflow.set_registry_uri(settings.tracking_uri)
@@ -274,6 +283,7 @@ class Registry:
                     )
                 self._move(alias, found[alias], wanted)
             self._advance(model, state)
+            self._vouch(model)
             if self.ledger.state().head == state.head:
                 return state
 
@@ -291,21 +301,25 @@ class Registry:
 
     def _advance(self, model: Any, state: State) -> None:
         """Set the mark to the newest entry; nothing else writes it."""
-        mark = {"sequence": state.sequence, "head": state.head}
-        if state.sequence and self._mark(model) != mark:
-            self._call("tagging", self._client.set_registered_model_tag, self.name, FOLLOWED_TAG, json.dumps(mark))
+        if state.sequence:
+            self._remember(model, FOLLOWED_TAG, Mark(state.sequence, state.head))
+
+    def _remember(self, model: Any, tag: str, mark: Mark) -> None:
+        if mark != _mark(model, tag):
+            value = msgspec.json.encode(mark).decode()
+            self._call("tagging", self._client.set_registered_model_tag, self.name, tag, value)
 
     def _followed(self, model: Any) -> int:
         """Return how far the ledger was followed; nothing else checks the mark.
 
         Raises RegistryError for a ledger that lost entries, unless one of its entries says that they are given up.
         """
-        mark, entries = self._mark(model), self.ledger.entries()
-        sequence, head = mark["sequence"], mark["head"]
+        mark, entries = _mark(model, FOLLOWED_TAG), self.ledger.entries()
+        sequence, head = mark.sequence, mark.head
         if sequence == 0 or (sequence <= len(entries) and entries[sequence - 1].digest == head):
-            return int(sequence)
+            return sequence
         for entry in reversed(entries):
-            if entry.kind == "manual-change" and entry.decision.get("lost") == mark:
+            if entry.kind == "manual-change" and entry.decision.get("lost") == msgspec.structs.asdict(mark):
                 return entry.sequence
         raise RegistryError(
             f"model {self.name!r} followed the ledger to entry {sequence} ({head[:12]}), which is not in "
@@ -314,7 +328,7 @@ class Registry:
         )
 
     def ahead(self) -> tuple[dict[str, Any], dict[str, int | None]] | None:
-        """Return mark and aliases when the ledger lost entries that were followed; None when it has them all.
+        """Return mark and aliases when ledger or dataset lost what the registry knows; None when they have it all.
 
         Raises RegistryError for another ledger's model, RegistryUnavailable.
         """
@@ -323,20 +337,10 @@ class Registry:
         try:
             if model is not None:
                 self._followed(model)
+                self._check_committed(model)
         except RegistryError:
-            return self._mark(model), _aliases(model)
+            return msgspec.structs.asdict(_mark(model, FOLLOWED_TAG)), _aliases(model)
         return None
-
-    def _mark(self, model: Any) -> dict[str, Any]:
-        text = model.tags.get(FOLLOWED_TAG, '{"sequence": 0, "head": ""}')
-        try:
-            mark = json.loads(text)
-            return {"sequence": int(mark["sequence"]), "head": str(mark["head"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise RegistryError(
-                f"tag {FOLLOWED_TAG} of model {self.name!r} is {text[:80]!r}, changed by hand; if no copy of the "
-                f"ledger is newer than {self.ledger.store.uri}, delete the tag in MLflow: it is written anew"
-            ) from error
 
     # Which registry this is
 
@@ -370,6 +374,7 @@ class Registry:
         self._check_owner(model, state)
         if model is not None:
             self._followed(model)
+            self._check_committed(model)
 
     def _check_owner(self, model: Any, state: State) -> None:
         where = f"MLflow at {without_passwords(self.settings.tracking_uri)}"
@@ -393,6 +398,28 @@ class Registry:
                 f"model {self.name!r} in {where} {owner}, {there}"
                 f"set XRAY_STORE or XRAY_TRACKING_URI right, or choose another XRAY_MODEL_NAME; nothing was written"
             )
+
+    def _check_committed(self, model: Any) -> None:
+        """Notice a dataset that lost its last commits, or whose newest one was changed."""
+        mark, commits = _mark(model, COMMITTED_TAG), self._commits
+        if mark.sequence and commits.digest(mark.sequence) != mark.head:
+            raise RegistryError(
+                f"model {self.name!r} knows commit {mark.sequence} ({mark.head[:12]}) of the dataset, which is not in "
+                f"{commits.store.uri} (it has {len(commits.read())}); restore the newest copy of the dataset "
+                f"or, if there is none, `xray adopt --lost`"
+            )
+
+    def vouch(self) -> None:
+        """Remember the newest commit of the dataset, in place of what is remembered; without a model nothing is.
+
+        Raises RegistryError, DatasetError.
+        """
+        if (model := self._get()) is not None:
+            self._vouch(model)
+
+    def _vouch(self, model: Any) -> None:
+        number = len(self._commits.read())
+        self._remember(model, COMMITTED_TAG, Mark(number, self._commits.digest(number)))
 
     # Artifacts
 
@@ -514,7 +541,10 @@ class Registry:
 
     def _changed_files(self, model: ModelVersion, folder: Path) -> str:
         """Name the files that differ from the inventory taken at logging, as far as that is to be trusted."""
-        recorded: dict[str, str] = json.loads(model.tags.get("xray.files", "{}"))
+        try:
+            recorded = msgspec.json.decode(model.tags.get("xray.files", "{}"), type=dict[str, str])
+        except ValueError:
+            return ""
         if artifact_digest(recorded) != model.artifact:
             return ""
         try:
@@ -621,6 +651,16 @@ def _same(entry: Entry, tags: Mapping[str, str]) -> bool:
 
 def _aliases(model: Any) -> dict[str, int | None]:
     return {alias: int(model.aliases[alias]) if alias in model.aliases else None for alias in ALIASES}
+
+
+def _mark(model: Any, tag: str) -> Mark:
+    try:
+        return msgspec.json.decode(model.tags.get(tag, "{}"), type=Mark)
+    except ValueError as error:
+        raise RegistryError(
+            f"tag {tag} of the registered model {model.name!r} is damaged or was changed by hand ({error}); restore "
+            f"MLflow from a backup, or, if no copy of the store is newer, delete the tag: it is written anew"
+        ) from error
 
 
 def _name(version: int | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable
+from xray_pipeline.base.errors import DatasetError, LedgerError, ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.registry.decisions import approval, gone_with, has_crowned
 from xray_pipeline.registry.ledger import Entry, Ledger, State
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -39,7 +39,7 @@ def check(registry: Registry) -> list[Finding]:
         versions = registry.versions()
     except RegistryUnavailable:
         raise
-    except RegistryError as error:
+    except (RegistryError, DatasetError) as error:
         return [*findings, Finding("I3", False, str(error))]
     entries = fresh.entries()
     missing, lost = registry.missing(state.registered), registry.lost()

@@ -23,9 +23,9 @@ import pandas as pd
 import torch
 
 import xray_pipeline
-from xray_pipeline.base import logs
+from xray_pipeline.base import logs, records
 from xray_pipeline.base.code import code_digest
-from xray_pipeline.base.errors import ObjectNotFound, TrainingError
+from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset, Snapshot
@@ -107,17 +107,21 @@ def environment(device: torch.device, weights_digest: str, processes: int = 1) -
 
 def _note_environment(folder: Store, now: dict[str, Any]) -> None:
     """Keep where a candidate is trained; each further place, when training goes on in another, is added."""
-    kept = json.loads(folder.read("environment.json")) if folder.exists("environment.json") else []
+    kept = records.read(folder, "environment.json", list[dict[str, Any]]) if folder.exists("environment.json") else []
     if now not in kept[-1:]:
-        folder.write("environment.json", json.dumps([*kept, now], indent=1).encode())
+        records.write(folder, "environment.json", [*kept, now])
 
 
 def find_candidate(store: Store, digest: str) -> Candidate:
-    """Return a candidate that was trained. Raises TrainingError when there is none."""
+    """Return a candidate that was trained. Raises TrainingError when there is none, DatasetError for a damaged one."""
+    key = f"candidates/{digest}/candidate.json"
     try:
-        return Candidate(**json.loads(store.read(f"candidates/{digest}/candidate.json")))
+        found = records.read(store, key, Candidate)
     except ObjectNotFound as error:
         raise TrainingError(f"candidate {digest[:12]} was not trained to its end; run `train` again") from error
+    if found.digest != digest:
+        raise Damaged(f"{key} in {store.uri} is that of candidate {found.digest[:12]}; restore it from a backup")
+    return found
 
 
 def train(
@@ -141,8 +145,12 @@ def train(
     logs.about(candidate=digest)
     folder = store.child(f"candidates/{digest}")
     mlflow.set_tracking_uri(settings.tracking_uri)
+    folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
     if folder.exists("candidate.json"):
-        found = find_candidate(store, digest)
+        try:
+            found = find_candidate(store, digest)
+        except Damaged as error:
+            found = _from_mlflow(folder, digest, snapshot, recipe, error)
         if _still_logged(found):
             _drop_unused(found)
             log.info("candidate %s was trained before: MLflow run %s", digest[:12], found.run_id)
@@ -153,7 +161,6 @@ def train(
         folder.delete("environment.json")
     rows = dataset.rows(snapshot)
     _check_rows(rows, settings.classes)
-    folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
     run_id = _run(folder, settings, digest, snapshot, recipe)
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))
@@ -167,11 +174,30 @@ def train(
     classifier = trainer.classifier()
     _log_pictures(run_id, trainer, classifier)
     candidate = _log(classifier, digest, run_id, snapshot, recipe, rows)
-    if not folder.write_if_absent("candidate.json", json.dumps(asdict(candidate), indent=1).encode()):
+    if not records.write(folder, "candidate.json", asdict(candidate), if_absent=True):
         log.warning("candidate %s was trained by another process meanwhile; its result stands", digest[:12])
     checkpoints.clear()
     found = find_candidate(store, digest)
     _drop_unused(found)
+    return found
+
+
+def _from_mlflow(folder: Store, digest: str, snapshot: Snapshot, recipe: Recipe, error: Damaged) -> Candidate:
+    """Put a damaged candidate.json back from what MLflow keeps of its run. Raises `error` when that is not enough."""
+    client, run_id = MlflowClient(), _run_id(folder)
+    try:
+        run = client.get_run(run_id)
+        logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    except MlflowException as lost:
+        raise error from lost
+    ours = [model for model in logged if model.tags.get("xray.candidate") == digest and "xray.model" in model.tags]
+    threshold = run.data.metrics.get("operating_threshold")
+    if len(ours) != 1 or threshold is None:
+        raise error
+    model, named = ours[0], (snapshot.digest, recipe.digest())
+    found = Candidate(digest, run_id, f"models:/{model.model_id}", model.tags["xray.model"], *named, threshold)
+    records.write(folder, "candidate.json", asdict(found))
+    log.warning("%s; it was put back from MLflow run %s", error, run_id)
     return found
 
 
@@ -187,10 +213,13 @@ def _run(folder: Store, settings: Settings, digest: str, snapshot: Snapshot, rec
     """Return the candidate's MLflow run, made when there is none; its id is kept so that a retry goes on with it."""
     client = MlflowClient()
     if folder.exists("run.json"):
-        run_id = str(json.loads(folder.read("run.json"))["run_id"])
         try:
+            run_id = _run_id(folder)
             client.get_run(run_id)
             return run_id
+        except Damaged as error:
+            log.warning("%s; another MLflow run is made", error)
+            folder.delete("run.json")
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -200,10 +229,14 @@ def _run(folder: Store, settings: Settings, digest: str, snapshot: Snapshot, rec
     tags = {"xray.candidate": digest, "xray.snapshot": snapshot.digest, "xray.recipe": recipe.digest()}
     name = f"{recipe.name}-{digest[:8]}"
     run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-    if not folder.write_if_absent("run.json", json.dumps({"run_id": run_id}).encode()):
+    if not records.write(folder, "run.json", {"run_id": run_id}, if_absent=True):
         client.delete_run(run_id)  # another process was first
-        return str(json.loads(folder.read("run.json"))["run_id"])
+        return _run_id(folder)
     return run_id
+
+
+def _run_id(folder: Store) -> str:
+    return records.read(folder, "run.json", dict[str, str])["run_id"]
 
 
 def _experiment(client: MlflowClient, settings: Settings) -> str:

@@ -8,10 +8,11 @@ can be made again only while they are kept.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store
@@ -19,6 +20,14 @@ from xray_pipeline.models.bundle import Classifier
 from xray_pipeline.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The champion that training starts from: its version, None for none, and the digest of its model."""
+
+    version: int | None
+    model: str
 
 
 class Champions(Protocol):
@@ -43,17 +52,17 @@ def start_of(recipe: Recipe, settings: Settings, store: Store, digest: str, cham
     if not store.exists(key):
         first = champions.champion()
         model = champions.load(first).digest if first is not None else ""
-        store.write_if_absent(key, json.dumps({"version": first, "model": model}).encode())
-    kept = json.loads(store.read(key))
-    version = kept["version"]
+        records.write(store, key, asdict(Start(first, model)), if_absent=True)
+    kept = recorded(store, digest)
+    version = kept.version
     if version is None:
         log.info("there is no champion to start from; training starts from the pretrained network")
         return None
     found = champions.load(int(version))
-    if found.digest != kept["model"]:
+    if found.digest != kept.model:
         raise TrainingError(
             f"version {version} is another model now, {found.digest[:12]}, than the one that training was to start "
-            f"from, {kept['model'][:12]}; {store.uri}/{key} is of before the registry was put back: delete it"
+            f"from, {kept.model[:12]}; {store.uri}/{key} is of before the registry was put back: delete it"
         )
     ours = (recipe.backbone, settings.classes, recipe.levels)
     theirs = (found.backbone, found.classes, found.network.levels)
@@ -64,6 +73,11 @@ def start_of(recipe: Recipe, settings: Settings, store: Store, digest: str, cham
         return None
     log.info("training starts from version %d", version)
     return found
+
+
+def recorded(store: Store, digest: str) -> Start:
+    """Return what was written down for the candidate `digest`. Raises DatasetError, ObjectNotFound."""
+    return records.read(store, f"candidates/{digest}/start.json", Start)
 
 
 def digest_from(digest: str, start: Classifier | None) -> str:

@@ -13,6 +13,7 @@ import pytest
 from mlflow_server import MlflowServer
 from samples import png
 
+from xray_pipeline.base import records
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import answers
@@ -126,7 +127,7 @@ def report_tells(nights: Nights, second: str) -> None:
     for name, text in (("report.html", page), ("model-card.md", card)):
         assert Path(client.download_artifacts(trained.run_id, name)).read_text(encoding="utf-8") == text
     assert "none: from the command line" not in card  # but the Airflow run
-    environment = json.loads(store.read(f"candidates/{entry.candidate}/environment.json"))[0]
+    environment = records.read(store, f"candidates/{entry.candidate}/environment.json", list[dict[str, Any]])[0]
     for text in (page, card):
         assert "misspelt" in text
         assert "PNEUMONA" not in text  # a folder can be a patient's name

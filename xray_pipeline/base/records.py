@@ -1,0 +1,128 @@
+"""What a store gives back is checked before it is used: bytes by the digest that names them, small files by a seal.
+
+What another record names by its SHA-256 is read with `exactly`. A small JSON file that no record names is kept in an
+envelope with the SHA-256 of its content (`write`, `read`), so that a changed bit or field is noticed. A seal is no
+signature: it tells damage and slips, not somebody who makes it anew; what must not be changed at all is named by digest
+in a chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import msgspec
+
+from xray_pipeline.base.errors import Damaged, DatasetError
+from xray_pipeline.base.storage import DirectoryStore, Store
+
+T = TypeVar("T")
+
+FORMAT = 1  # of the envelope
+
+
+def digest_of(data: bytes) -> str:
+    """Return the SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(content: object) -> bytes:
+    """Return JSON of which equal contents give equal bytes."""
+    return json.dumps(content, sort_keys=True, indent=1).encode()
+
+
+def exactly(store: Store, key: str, digest: str, named_by: str) -> bytes:
+    """Read an object whose SHA-256 `named_by` says. Raises Damaged for other bytes, and as `Store.read` does."""
+    data = store.read(key)
+    if (found := digest_of(data)) != digest:
+        raise Damaged(
+            f"{key} in {store.uri} has digest {found[:12]}, {named_by} names {digest[:12]}; restore it from a backup"
+        )
+    return data
+
+
+def parsed(data: bytes, kind: type[T], version: int, what: str) -> T:
+    """Read a JSON object that tells its format as a struct that forbids unknown fields.
+
+    Raises DatasetError for another format than `version`, Damaged for anything but such an object; both name `what`.
+    """
+    content = _object(data, version, what)
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise Damaged(f"{what} is damaged ({error}); restore it from a backup") from error
+
+
+def write(store: Store, key: str, content: object, *, if_absent: bool = False) -> bool:
+    """Keep JSON-able values under a seal; as `Store.write_if_absent` when asked to. Raises StorageUnavailable."""
+    content = json.loads(canonical(content))
+    data = canonical({"format": FORMAT, "content": content, "sha256": digest_of(canonical(content))})
+    if if_absent:
+        return store.write_if_absent(key, data)
+    store.write(key, data)
+    return True
+
+
+def read(store: Store, key: str, kind: type[T]) -> T:
+    """Read what `write` kept as a dataclass, or as what JSON has. Raises as `opened` and `Store.read` do."""
+    return opened(store.read(key), kind, f"{key} in {store.uri}")
+
+
+def opened(data: bytes, kind: type[T], what: str) -> T:
+    """Open a sealed file. Raises DatasetError for another format, Damaged where the seal is broken."""
+    try:
+        return msgspec.convert(unsealed(data, what), kind)
+    except msgspec.ValidationError as error:
+        raise Damaged(f"{what} does not have the fields of format {FORMAT} ({error}); restore it") from error
+
+
+def unsealed(data: bytes, what: str) -> Any:
+    """Return what a sealed file holds, whatever it is. Raises as `opened` does."""
+    sealed = _object(data, FORMAT, what)
+    content = sealed.get("content")
+    if sealed.keys() != {"format", "content", "sha256"} or digest_of(canonical(content)) != sealed["sha256"]:
+        raise Damaged(f"{what} is damaged: its content is not what its sha256 says; restore it from a backup")
+    return content
+
+
+def damaged(store: Store) -> list[str]:
+    """Read all that is named by its digest or sealed, radiographs aside; say of each file that is not whole what it is.
+
+    Raises StorageUnavailable.
+    """
+    found = []
+    for folder in ("dataset/snapshots", "evidence", "predictions", "stress", "candidates", "intake", "suspects"):
+        for entry in store.list(folder):
+            name = entry.key.rpartition("/")[2]
+            try:
+                if folder in ("candidates", "intake", "suspects"):
+                    if name.endswith(".json") and name not in ("recipe.json", "expectations.json"):
+                        unsealed(store.read(entry.key), f"{entry.key} in {store.uri}")
+                else:
+                    exactly(store, entry.key, name.partition(".")[0], "its name")
+            except DatasetError as error:
+                found.append(str(error))
+    return sorted(found)
+
+
+def read_all(store: Store, keys: Sequence[str]) -> list[bytes]:
+    """Read many small objects, at once where each costs a round trip. Raises as `Store.read` does."""
+    if isinstance(store, DirectoryStore) or len(keys) < 10:
+        return [store.read(key) for key in keys]
+    with ThreadPoolExecutor(32) as pool:
+        return list(pool.map(store.read, keys))
+
+
+def _object(data: bytes, version: int, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{what} is damaged: it is not JSON ({error}); restore it from a backup") from error
+    if not isinstance(found, dict):
+        raise Damaged(f"{what} is damaged: it is no JSON object; restore it from a backup")
+    if found.get("format") != version:
+        raise DatasetError(f"{what} has format {found.get('format', 'none')!r}; this version reads {version}")
+    return found

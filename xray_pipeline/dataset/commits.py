@@ -1,0 +1,178 @@
+"""The dataset's commits: a chain of small files, each naming the manifest it commits and the commit before it.
+
+    dataset.json         what the first commit fixed, and names: classes, split, fingerprint of the patient key
+    commits/<n>.json     the n-th commit; writing it is the commit point
+
+So no commit can be changed, dropped, moved or slipped in without breaking every later one, and no manifest without its
+commit. That the last commits are the last is vouched for by the registry, which remembers the newest one (registry.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from xray_pipeline.base.errors import Damaged, DatasetError, ObjectNotFound
+from xray_pipeline.base.records import canonical, digest_of, parsed, read_all
+from xray_pipeline.base.storage import Store
+
+FORMAT = 1
+IDENTITY_FORMAT = 2
+IDENTITY = "dataset.json"
+
+
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the first commit fixes: `patient_key` is the key's fingerprint."""
+
+    format: int
+    classes: list[str]
+    split_mode: str
+    split_validation: float
+    split_held_out: float
+    patient_key: str
+
+
+class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `number`-th commit: the manifest's key and SHA-256, and the SHA-256 of the file before (of dataset.json)."""
+
+    format: int
+    number: int
+    manifest: str
+    digest: str
+    previous: str
+
+    @property
+    def place(self) -> str:
+        """The key of this commit."""
+        return _place(self.number)
+
+    @property
+    def file(self) -> str:
+        """The key of the manifest."""
+        return f"manifests/{self.manifest}.parquet"
+
+    @property
+    def draft(self) -> str:
+        """Where the manifest lies until the commit is made."""
+        return f"drafts/{self.manifest}.{self.digest}.parquet"
+
+
+class Commits:
+    """The commits in the dataset's store. Those once read are kept: they can't change without breaking the chain."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._commits: list[Commit] = []
+        self._digests: list[str] = []
+        self._known: dict[str, Commit] = {}
+        self._begun = False
+
+    def read(self, derive: Callable[[], bytes] | None = None) -> list[Commit]:
+        """Return all commits, oldest first.
+
+        With `derive`, which gives the dataset.json of these settings, a damaged one is put back when the first commit
+        names exactly that. Raises Damaged, naming the file, for a gap or a broken chain, DatasetError for an unknown
+        format.
+        """
+        numbers = {self._number(entry.key) for entry in self.store.list("commits")}
+        for number in range(1, max(len(numbers), len(self._commits)) + 1):
+            if number not in numbers:
+                raise Damaged(f"{_place(number)} is missing from {self.store.uri}; restore it from a backup")
+        places = [_place(number) for number in range(len(self._commits) + 1, len(numbers) + 1)]
+        for place, data in zip(places, read_all(self.store, places), strict=True):
+            self._append(data, place)
+        if not self._begun:
+            self._begin(derive)
+        return list(self._commits)
+
+    def listed(self, derive: Callable[[], bytes] | None = None) -> tuple[list[Commit], set[str]]:
+        """Return all commits, and the keys of the manifests that are there.
+
+        Raises as `read` does, and Damaged for a manifest that no commit names.
+        """
+        there = {entry.key for entry in self.store.list("manifests")}  # first: each has its commit already
+        commits = self.read(derive)
+        if strays := sorted(there - {commit.file for commit in commits}):
+            raise Damaged(
+                f"no commit in {self.store.uri} names {', '.join(strays[:5])}: the last commits are missing; restore "
+                f"them from a backup"
+            )
+        return commits, there
+
+    def of(self, manifest: str) -> Commit:
+        """Return the commit of a manifest. Raises DatasetError when there is none, and as `read` does."""
+        if manifest not in self._known:
+            self.read()
+        if manifest not in self._known:
+            raise DatasetError(
+                f"no commit in {self.store.uri} names manifest {manifest}; restore the newest copy of it"
+            )
+        return self._known[manifest]
+
+    def digest(self, number: int) -> str:
+        """Return the SHA-256 of the `number`-th commit's file, "" when there is none. Raises as `read` does."""
+        return self._digests[number - 1] if 0 < number <= len(self.read()) else ""
+
+    def add(self, manifest: str, digest: str, after: int) -> Commit | None:
+        """Commit a manifest as the one after number `after`; None when another has that place. Raises DatasetError."""
+        self.read()
+        previous = self._digests[after - 1] if after else digest_of(self.store.read(IDENTITY))
+        commit = Commit(FORMAT, after + 1, manifest, digest, previous)
+        return commit if self.store.write_if_absent(commit.place, canonical(msgspec.to_builtins(commit))) else None
+
+    def identity(self) -> Identity | None:
+        """Return what dataset.json says, None without one. Raises DatasetError for a damaged one, or another format."""
+        try:
+            return self._opened()[1]
+        except ObjectNotFound:
+            return None
+
+    def _opened(self) -> tuple[bytes, Identity]:
+        data = self.store.read(IDENTITY)
+        return data, parsed(data, Identity, IDENTITY_FORMAT, f"{IDENTITY} in {self.store.uri}")
+
+    def _append(self, data: bytes, place: str) -> None:
+        commit = parsed(data, Commit, FORMAT, f"{place} in {self.store.uri}")
+        before = self._digests[-1] if self._digests else commit.previous
+        if commit.place != place or commit.previous != before:
+            raise Damaged(
+                f"the chain of commits in {self.store.uri} breaks at {place}: it follows {commit.previous[:12]}, the "
+                f"commit before it is {before[:12]}; one of the two was changed: restore them from a backup"
+            )
+        self._commits.append(commit)
+        self._known[commit.manifest] = commit
+        self._digests.append(digest_of(data))
+
+    def _begin(self, derive: Callable[[], bytes] | None) -> None:
+        """Check that dataset.json is what the first commit names; without commits it may be anything, or missing."""
+        named = self._commits[0].previous if self._commits else ""
+        try:
+            data, _ = self._opened()
+        except ObjectNotFound:
+            sound = not named
+        except Damaged:
+            if derive is None:
+                raise
+            sound = False
+        else:
+            sound = named in ("", digest_of(data))
+        if not sound:
+            ours = derive() if derive else b""
+            if not ours or named not in ("", digest_of(ours)):
+                raise Damaged(
+                    f"{IDENTITY} in {self.store.uri} is missing or not what {_place(1)} names; the next night or `xray "
+                    f"ingest` puts it back if the settings are those it was made with, else restore both from a backup"
+                )
+            self.store.write(IDENTITY, ours)
+        self._begun = bool(self._commits)
+
+    def _number(self, key: str) -> int:
+        stem = key.removeprefix("commits/").removesuffix(".json")
+        if not (stem.isascii() and stem.isdigit() and key == _place(int(stem)) and int(stem)):
+            raise Damaged(f"{key} in {self.store.uri} is no commit; move it away")
+        return int(stem)
+
+
+def _place(number: int) -> str:
+    return f"commits/{number:08d}.json"

@@ -7,7 +7,8 @@ accuracy is higher. Every decision is written to the ledger with its reasons.
 
 | task | what it does | safe to repeat |
 | --- | --- | --- |
-| find_deliveries | lists settled deliveries that are not in the dataset yet | reads only |
+| find_deliveries | looks at settings, recipe, policy, device and key; lists settled deliveries that are not in the \
+dataset yet | reads only |
 | check_delivery | judges each file, then the delivery; red when it is rejected: the night goes on without | yes |
 | commit_deliveries | stores the radiographs and the manifest of each fit delivery, names the snapshot | yes |
 | train | trains the candidate (queue and pool `gpu`); resumes from its last checkpoint | yes |
@@ -34,7 +35,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from xray_pipeline import night
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
-from xray_pipeline.commands import summary
+from xray_pipeline.commands import health, summary
 from xray_pipeline.night import Decided, Evaluated, Registered, Run, Trained
 from xray_pipeline.settings import Settings
 
@@ -75,7 +76,9 @@ def _run() -> Run:
 
 @task
 def find_deliveries() -> list[str]:
-    return night.find_deliveries(_run())
+    run = _run()
+    health.before_night(run)
+    return night.find_deliveries(run)
 
 
 @task(map_index_template="{{ delivery }}")

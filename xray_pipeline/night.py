@@ -19,7 +19,7 @@ from xray_pipeline import logs
 from xray_pipeline.errors import AccessDenied, DeliveryError, ObjectNotFound, RegistryError
 from xray_pipeline.learning.overrides import parse_text
 from xray_pipeline.settings import Settings
-from xray_pipeline.storage import Store, open_store
+from xray_pipeline.storage import Store, open_store, require_folder
 
 if TYPE_CHECKING:
     from xray_pipeline.dataset import History
@@ -183,10 +183,12 @@ def find_deliveries(run: Run) -> list[str]:
     """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
 
     At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest. Those that were
-    rejected and have not changed come in where there is room, so that they keep no other out.
+    rejected and have not changed come in where there is room, so that they keep no other out. Raises
+    StorageUnavailable when the incoming folder is missing: that is not an empty one.
     """
     from xray_pipeline.dataset import Dataset
 
+    require_folder(run.settings.incoming)
     dataset = Dataset(run.settings)
     dataset.settle()
     found = _deliveries(run, dataset.history())

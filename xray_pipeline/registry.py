@@ -19,20 +19,20 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from requests.exceptions import RequestException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from xray_pipeline.errors import ModelRefused, RegistryError, RegistryUnavailable
-from xray_pipeline.learning.tracking import MlflowClient, MlflowException, mlflow
+from xray_pipeline.errors import ModelRefused, RegistryError
+from xray_pipeline.learning import tracking
+from xray_pipeline.learning.tracking import FAILURES, Missing, MlflowClient, MlflowException, mlflow
 from xray_pipeline.ledger import Ledger, State, aliases_since
 from xray_pipeline.logs import without_passwords
+from xray_pipeline.scratch import scratch
 from xray_pipeline.serving import Classifier, artifact_digest, audit, inventory
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
@@ -89,9 +89,9 @@ class Registry:
         self.name = settings.model_name
         self.ledger = ledger or Ledger(open_store(settings.store, settings))
         # Parts of MLflow ask for the process's own URI whatever a client was given.
-        mlflow.set_tracking_uri(settings.tracking_uri)
-        mlflow.set_registry_uri(settings.tracking_uri)
-        self._client = MlflowClient(settings.tracking_uri, settings.tracking_uri)
+        address = tracking.use(settings.tracking_uri)
+        with tracking.calls("opening the registry"):
+            self._client = MlflowClient(address, address)
 
     # Versions
 
@@ -134,7 +134,7 @@ class Registry:
         lowest, *others = self._versions_of(candidate) or [ours]
         for version in others:
             log.warning("version %d of %s is a duplicate of version %d; deleting it", version, self.name, lowest)
-            with contextlib.suppress(_Missing):  # the other process was faster
+            with contextlib.suppress(Missing):  # the other process was faster
                 self._call("deleting a duplicate", self._client.delete_model_version, self.name, str(version))
         return lowest
 
@@ -251,13 +251,13 @@ class Registry:
             )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise _named(error, "making the registered model", self.settings.tracking_uri) from error
+                raise tracking.named(error, "making the registered model") from None
             self._model(self.ledger.state())
 
     def _get(self) -> Any:
         try:
             return self._call("asking for the registered model", self._client.get_registered_model, self.name)
-        except _Missing:
+        except Missing:
             return None
 
     def _model(self, state: State) -> Any:
@@ -364,10 +364,9 @@ class Registry:
         if not model.artifact:
             raise ModelRefused(f"{model.uri} has no record of its files (tag xray.artifact): it was not logged here")
         kept = self.settings.cache / "models" / model.artifact
-        kept.parent.mkdir(parents=True, exist_ok=True)
         # Always asked for anew: a good copy here must not hide that production's own files are gone or changed.
-        with tempfile.TemporaryDirectory(prefix=_LOADING, dir=kept.parent) as temporary:
-            folder = Path(temporary) / "model"
+        with scratch("loading-", kept.parent) as temporary:
+            folder = temporary / "model"
             folder.mkdir()
             self._download(model, folder)
             self._audit(model, folder)
@@ -416,32 +415,9 @@ class Registry:
             ):
                 with attempt:
                     return function(*args, **kwargs)
-        except (MlflowException, RequestException) as error:
-            raise _named(error, what, self.settings.tracking_uri) from error
+        except FAILURES as error:
+            raise tracking.named(error, what) from None
         raise AssertionError("unreachable: Retrying returns or raises")
-
-
-class _Missing(RegistryError):
-    """MLflow answered that there is no such thing."""
-
-
-_REFUSALS = {
-    "BAD_REQUEST": RegistryError,
-    "INVALID_PARAMETER_VALUE": RegistryError,
-    "PERMISSION_DENIED": RegistryError,
-    "UNAUTHENTICATED": RegistryError,
-    "RESOURCE_ALREADY_EXISTS": RegistryError,
-    "RESOURCE_DOES_NOT_EXIST": _Missing,
-    "NOT_FOUND": _Missing,
-}
-
-
-def _named(error: Exception, what: str, uri: str) -> RegistryError:
-    code = getattr(error, "error_code", "")
-    kind = _REFUSALS.get(code, RegistryUnavailable)
-    reason = (str(error).splitlines() or [""])[0][:300]
-    text = f"{what}: MLflow at {uri} {'did not answer' if kind is RegistryUnavailable else 'refused'}: {reason}"
-    return kind(without_passwords(text))
 
 
 def _busy(error: BaseException) -> bool:
@@ -466,9 +442,6 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-_LOADING = "loading-"  # of the folder of a download that is under way, or was when its process was killed
-
-
 def _keep(folder: Path, kept: Path) -> None:
     """Move an audited model to its place in the cache, unless an equal one is there."""
     try:
@@ -480,16 +453,9 @@ def _keep(folder: Path, kept: Path) -> None:
 
 
 def _prune(folder: Path) -> None:
-    """Delete cached models but the ones used last; never one used within the hour, which a process may be reading.
-
-    What a process that was killed had downloaded goes after a day.
-    """
+    """Delete cached models but the ones used last; never one used within the hour, which a process may be reading."""
     kept = sorted(folder.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
     old = [path for path in kept[CACHED_MODELS:] if path.stat().st_mtime < time.time() - 3600]
-    for path in folder.glob(f"{_LOADING}*"):
-        with contextlib.suppress(FileNotFoundError):  # its process is through
-            if path.stat().st_mtime < time.time() - 86_400:
-                old.append(path)
     for path in old:
         shutil.rmtree(path, ignore_errors=True)
 

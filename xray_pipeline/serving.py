@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -230,6 +229,7 @@ _TRAVELLERS = (
     "formats/jpeg",
     "formats/png",
     "formats/raster",
+    "logs",
     "radiograph",
     "serving",
 )
@@ -347,12 +347,13 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
     comes back is not what went in, ConfigError without an active run.
     """
     from xray_pipeline.learning.tracking import MlflowClient, mlflow
+    from xray_pipeline.scratch import scratch
 
     if mlflow.active_run() is None:
         raise ConfigError("log_model needs an active MLflow run; start one around it")
     digest = model_digest(folder)
-    with tempfile.TemporaryDirectory(prefix="xray-model-") as temporary:
-        staged = _stage(Path(temporary), folder)
+    with scratch("xray-model-") as temporary:
+        staged = _stage(temporary, folder)
         info = mlflow.pyfunc.log_model(
             name="classifier",
             python_model=str(staged / "served.py"),
@@ -362,7 +363,7 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
             pip_requirements=requirements(),
             input_example=_example(),
         )
-        back = Path(temporary) / "back"
+        back = temporary / "back"
         back.mkdir()
         mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(back))
         files = inventory(back)

@@ -11,11 +11,9 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -31,7 +29,8 @@ from xray_pipeline.learning.fitting import Progress, Trainer
 from xray_pipeline.learning.precision import has_bfloat16
 from xray_pipeline.learning.provenance import code_digest
 from xray_pipeline.learning.recipe import Recipe, load_recipe
-from xray_pipeline.learning.tracking import MlflowClient, MlflowException, metric_log, mlflow
+from xray_pipeline.learning.tracking import MlflowClient, MlflowException, calls, metric_log, mlflow, use
+from xray_pipeline.scratch import on_disk, scratch
 from xray_pipeline.serving import Classifier, log_model
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
@@ -119,8 +118,15 @@ def train(
     """Train a candidate, or go on with its training, or return it when it is done.
 
     Raises TrainingError (a class without training patients, no validation, no such device, interrupted), NonFiniteLoss,
-    OutOfMemory, WeightsError, ConfigError, StorageError; MLflow's errors when it does not answer.
+    OutOfMemory, WeightsError, ConfigError, StorageError, RegistryUnavailable.
     """
+    with on_disk(settings.cache), calls("training"):
+        return _trained(dataset, snapshot, recipe, settings, progress)
+
+
+def _trained(
+    dataset: Dataset, snapshot: Snapshot, recipe: Recipe, settings: Settings, progress: Progress | None
+) -> Candidate:
     backbone = backbones.load(recipe.backbone, recipe.weights)
     digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
     store = open_store(settings.store, settings)
@@ -128,7 +134,7 @@ def train(
     digest = starting.digest_from(digest, start)
     logs.about(candidate=digest)
     folder = store.child(f"candidates/{digest}")
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    use(settings.tracking_uri)
     if folder.exists("candidate.json"):
         found = find_candidate(store, digest)
         if _still_logged(found):
@@ -211,8 +217,8 @@ def _log(
     classifier: Classifier, digest: str, run_id: str, snapshot: Snapshot, recipe: Recipe, rows: pd.DataFrame
 ) -> Candidate:
     sides = rows["side"].value_counts()
-    with tempfile.TemporaryDirectory(prefix="xray-candidate-") as temporary:
-        folder = Path(temporary) / "classifier"
+    with scratch("xray-candidate-") as temporary:
+        folder = temporary / "classifier"
         model_digest = classifier.save(folder)
         with mlflow.start_run(run_id=run_id):
             described = recipe.model_dump()

@@ -2,10 +2,12 @@
 
 It only reads: a store that takes no writes is found by the night, not here, except a folder whose permissions say so.
 Airflow is asked over its REST API when its address is set, for its scheduler and for the last night that succeeded.
+What can be known without the registry a night looks at itself, first of all: `before_night`.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -15,13 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xray_pipeline.errors import ConfigError, XrayError
+from xray_pipeline.errors import ConfigError, DatasetError, XrayError
 from xray_pipeline.ledger import Ledger
 from xray_pipeline.logs import without_passwords
 from xray_pipeline.settings import Settings
-from xray_pipeline.storage import open_store
+from xray_pipeline.storage import open_store, require_folder, sweep
+
+if TYPE_CHECKING:
+    from xray_pipeline.night import Run
 
 CACHE_BYTES = 2_000_000_000
 """Free bytes of the cache's disk below which the next night may fail; 40,000 radiographs of 224 x 224 take as much."""
@@ -38,6 +43,21 @@ class Health:
     text: str
 
 
+def before_night(run: Run) -> None:
+    """Look, before anything is read or trained, at all that can be known then; sweep up what killed nights left.
+
+    Raises ConfigError, StorageError, DatasetError, TrainingError (no such device), WeightsError.
+    """
+    settings = run.settings
+    sweep(settings)
+    require_folder(settings.incoming)
+    due(settings, datetime.now(UTC))
+    _policy(settings)
+    _patient_key(settings)
+    _recipe(settings, run)
+    _device(settings)
+
+
 def check(settings: Settings, now: datetime | None = None) -> list[Health]:
     """Look at every part; never raises for a part that is not well."""
     moment = now or datetime.now(UTC)
@@ -47,6 +67,11 @@ def check(settings: Settings, now: datetime | None = None) -> list[Health]:
         "ledger": lambda: _ledger(settings),
         "registry": lambda: _registry(settings),
         "cache": lambda: _cache(settings.cache),
+        "schedule": lambda: _schedule(settings, moment),
+        "policy": lambda: _policy(settings),
+        "key": lambda: _patient_key(settings),
+        "recipe": lambda: _recipe(settings),
+        "device": lambda: _device(settings),
     }
     if settings.airflow_url:
         parts["airflow"] = lambda: _airflow(settings)
@@ -61,32 +86,24 @@ class _Ill(Exception):
 def _looked(part: str, look: Callable[[], str]) -> Health:
     try:
         return Health(part, True, look())
-    except (_Ill, XrayError, OSError) as error:
-        return Health(part, False, str(error))
+    except (_Ill, XrayError, OSError, http.client.HTTPException) as error:
+        return Health(part, False, str(error) or type(error).__name__)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return Health(part, False, f"its answer is not what was expected ({type(error).__name__}: {error})")
 
 
 def _incoming(settings: Settings) -> str:
-    _reachable(settings.incoming, writable=False)
+    require_folder(settings.incoming)
     count = len(open_store(settings.incoming, settings).folders())
     return f"{count} {'delivery' if count == 1 else 'deliveries'} in {settings.incoming}"
 
 
 def _store(settings: Settings) -> str:
-    _reachable(settings.store, writable=True)
+    require_folder(settings.store, writable=True)
     store = open_store(settings.store, settings)
     store.folders()
     manifests = sum(1 for _ in store.list("dataset/manifests"))
     return f"{manifests} committed {'delivery' if manifests == 1 else 'deliveries'} in {settings.store}"
-
-
-def _reachable(uri: str, writable: bool) -> None:
-    """Raise _Ill for a folder that is not there or may not be used; an S3 service says so itself when it is asked."""
-    if "://" in uri:
-        return
-    if not Path(uri).is_dir():
-        raise _Ill(f"{uri} is no folder; is it mounted?")
-    if not os.access(uri, os.R_OK | os.X_OK | (os.W_OK if writable else 0)):
-        raise _Ill(f"{uri} may not be {'written to' if writable else 'read'}; see its owner and mode")
 
 
 def _ledger(settings: Settings) -> str:
@@ -119,6 +136,46 @@ def _cache(folder: Path) -> str:
     return f"{free / 1e9:.0f} GB are free for {folder}"
 
 
+def _schedule(settings: Settings, now: datetime) -> str:
+    began = due(settings, now)
+    return f"{settings.schedule}; the last began {began:%Y-%m-%d %H:%M} UTC" if began else "nights begin by hand"
+
+
+def _policy(settings: Settings) -> str:
+    from xray_pipeline.gate import load_policy
+
+    return f"policy {settings.policy}, digest {load_policy(settings.policy).digest[:12]}"
+
+
+def _patient_key(settings: Settings) -> str:
+    from xray_pipeline.dataset import Dataset
+
+    place, dataset = settings.home / "patient.key", Dataset(settings)
+    if settings.patient_key.get_secret_value() or place.exists() or settings.store.startswith("s3://"):
+        dataset.patient_key()
+        return "the key of the patient hash is there and fits the dataset"
+    if dataset.store.exists("dataset.json"):
+        raise DatasetError(f"the patient key {place} of the dataset in {settings.store} is missing; put your copy back")
+    return f"the first delivery makes {place}"
+
+
+def _recipe(settings: Settings, run: Run | None = None) -> str:
+    from xray_pipeline import backbones
+    from xray_pipeline.learning.recipe import load_recipe
+
+    recipe = run.recipe() if run else load_recipe(settings.recipe)
+    # The first machine of a night may lack what the one that trains fetched once.
+    fetched = recipe.backbone != "efficientnet_lite0" and "#" not in recipe.weights
+    backbones.load(recipe.backbone, "none" if run and fetched else recipe.weights)
+    return f"recipe {recipe.name}: {recipe.backbone}, mode {recipe.mode}"
+
+
+def _device(settings: Settings) -> str:
+    from xray_pipeline.learning.fitting import pick_device
+
+    return f"{settings.device}: {pick_device(settings.device)} is there"
+
+
 def _airflow(settings: Settings) -> str:
     parts = _asked(f"{settings.airflow_url}/api/v2/monitor/health")
     ill = {name: part["status"] for name, part in parts.items() if part.get("status") not in ("healthy", None)}
@@ -145,13 +202,15 @@ def _night(settings: Settings, now: datetime) -> str:
 def due(settings: Settings, now: datetime) -> datetime | None:
     """Return when the last night began that should have ended by `now`; None where nights begin by hand.
 
-    Raises ConfigError for a schedule that is no cron expression.
+    Raises ConfigError for a schedule that is no cron expression, or one that never comes.
     """
     from croniter import croniter
 
     if settings.schedule == "none":
         return None
     try:
+        if not settings.schedule.startswith("@") and len(settings.schedule.split()) != 5:
+            raise ValueError("it has not five fields")
         began: datetime = croniter(settings.schedule, now - timedelta(hours=settings.night_hours)).get_prev(datetime)
     except ValueError as error:
         raise ConfigError(f"XRAY_SCHEDULE {settings.schedule!r} names no night ({error}); write five fields") from error
@@ -169,5 +228,6 @@ def _asked(url: str, body: dict[str, str] | None = None, token: str = "") -> Any
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise _Ill(f"{url} answered {error.code}; see XRAY_AIRFLOW_USER and XRAY_AIRFLOW_PASSWORD") from error
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
-        raise _Ill(f"{url} did not answer: {getattr(error, 'reason', error)}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        why = getattr(error, "reason", error) or type(error).__name__
+        raise _Ill(f"{url} did not answer: {why}") from error

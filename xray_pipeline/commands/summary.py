@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from xray_pipeline import night
+from xray_pipeline.commands import health
 from xray_pipeline.data_quality import alarms
 from xray_pipeline.night import Outcome, Progress, Run
 
@@ -18,6 +19,7 @@ _T = TypeVar("_T", bound=Outcome)
 
 def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     """Run the whole night and return what `conclude` says. Raises what its steps raise."""
+    health.before_night(run)
     found = night.find_deliveries(run)
     for key in found:
         night.check_delivery(run, key, progress)

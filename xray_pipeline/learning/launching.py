@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO
 
 import pandas as pd
@@ -38,6 +37,7 @@ from xray_pipeline.learning.fitting import Record, Trainer, pick_device, termina
 from xray_pipeline.learning.memory import halved
 from xray_pipeline.learning.parallel import group_of, local_device
 from xray_pipeline.learning.recipe import Recipe
+from xray_pipeline.scratch import scratch
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import open_store
 
@@ -76,8 +76,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, run_id: str, count: int) -> 
 
 
 def _fit(trainer: Trainer, checkpoints: Checkpoints, run_id: str, count: int, most: int) -> None:
-    with TemporaryDirectory(prefix="xray-processes-") as name:
-        folder = Path(name)
+    with scratch("xray-processes-") as folder:
         job = {
             "settings": trainer.settings.model_dump(mode="json", exclude=_SECRET),
             "recipe": trainer.recipe.model_dump(mode="json"),
@@ -173,9 +172,9 @@ def _process(folder: Path) -> None:
 
 
 def _record(run_id: str, settings: Settings) -> Record:
-    from xray_pipeline.learning.tracking import metric_log, mlflow  # seconds, which only the first process takes
+    from xray_pipeline.learning.tracking import metric_log, use  # seconds, which only the first process takes
 
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    use(settings.tracking_uri)
     return metric_log(run_id)
 
 

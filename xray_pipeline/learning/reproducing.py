@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -30,6 +28,7 @@ from xray_pipeline.learning.checkpoints import Checkpoints
 from xray_pipeline.learning.fitting import Trainer
 from xray_pipeline.learning.recipe import Recipe
 from xray_pipeline.registry import Registry
+from xray_pipeline.scratch import scratch
 from xray_pipeline.serving import Classifier
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import Store, open_store
@@ -103,14 +102,13 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
     record = _record(settings, dataset, candidate, progress)
     if record.recipe is None or record.rows is None or record.backbone is None or record.startless:
         return _outcome(version, candidate, expected, None, record.differences)
-    settings.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="reproduce-", dir=settings.cache) as name, _threads(record.environment):
-        again = settings.model_copy(update={"cache": Path(name) / "cache", "device": "cpu"})
+    with scratch("reproduce-", settings.cache) as folder, _threads(record.environment):
+        again = settings.model_copy(update={"cache": folder / "cache", "device": "cpu"})
         trainer = Trainer(record.recipe, record.backbone, dataset, record.rows, again, progress, record.start)
-        trainer.fit(Checkpoints(open_store(Path(name) / "checkpoints")), _forgotten)
+        trainer.fit(Checkpoints(open_store(folder / "checkpoints")), _forgotten)
         classifier = trainer.classifier()
-        classifier.save(Path(name) / "classifier")
-        found = Classifier.load(Path(name) / "classifier")
+        classifier.save(folder / "classifier")
+        found = Classifier.load(folder / "classifier")
     return _outcome(version, candidate, expected, found, record.differences)
 
 

@@ -41,6 +41,7 @@ from xray_pipeline.settings import Settings
 
 SETTINGS = Settings()
 SCHEDULE = SETTINGS.schedule
+health.due(SETTINGS, pendulum.now("UTC"))  # a schedule that never comes would start no task that could tell
 # Celery goes by the queue, Kubernetes by the pod's template; each leaves the other's word alone.
 POD = {"executor_config": {"pod_template_file": SETTINGS.gpu_pod_template}} if SETTINGS.gpu_pod_template else {}
 GPU: dict[str, Any] = {"queue": "gpu", "pool": "gpu", **POD}

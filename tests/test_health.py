@@ -24,6 +24,11 @@ from xray_pipeline.storage import open_store
 NOW = datetime(2026, 3, 3, 9, tzinfo=UTC)
 
 
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
 @pytest.fixture
 def installed(settings: Settings, mlflow_server: MlflowServer, tmp_path: Path) -> Settings:
     """An installation before its first night."""
@@ -52,8 +57,7 @@ def test_a_broken_ledger_is_named(installed: Settings) -> None:
     assert "ledger" in ill(installed)
 
 
-def test_a_registry_that_does_not_answer_is_named(installed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def test_a_registry_that_does_not_answer_is_named(installed: Settings) -> None:
     away = installed.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
     assert "did not answer" in ill(away)["registry"]
 

@@ -6,9 +6,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
 from small_disk import fill, read_only, small_disk
+from small_models import logged
+from test_training import grown, trained  # noqa: F401  (grown is a fixture)
 
-from xray_pipeline.errors import ModelRefused, RegistryUnavailable, StorageUnavailable
+from xray_pipeline.errors import ModelRefused, RegistryUnavailable, StorageUnavailable, XrayError
+from xray_pipeline.registry import Registry
+from xray_pipeline.rollout import operations
+from xray_pipeline.rollout.verify import check
 from xray_pipeline.scratch import on_disk, scratch
 from xray_pipeline.settings import Settings
 from xray_pipeline.storage import sweep
@@ -82,3 +88,45 @@ def test_a_full_disk_behind_other_errors_is_named_and_others_stay(tmp_path: Path
         raise ModelRefused("weights") from full
     with pytest.raises(ModelRefused, match="weights"), on_disk(tmp_path):
         raise ModelRefused("weights are missing")
+
+
+def test_verify_blames_the_disk_not_the_champion(
+    settings: Settings, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"tracking_uri": mlflow_server.uri, "model_name": f"disk-{tmp_path.name}"})
+    candidate, registry = logged(settings), Registry(settings)
+    said = {"who": "a test", "why": "a test", "decision": {"may_promote": True, "automatic": True}}
+    operations.register(registry, candidate, champion_before=None, **said)
+    operations.promote(registry, 1, expected_champion=None, promotion="auto", **said)
+    assert all(finding.holds for finding in check(Registry(settings)))
+    with small_disk(tmp_path / "disk") as disk:  # half the model has room
+        full = settings.model_copy(update={"cache": disk / "cache"})
+        with pytest.raises(StorageUnavailable, match=f"the disk of {disk}"):
+            check(Registry(full))
+        read_only(disk)
+        with pytest.raises(StorageUnavailable, match=f"the disk of {disk}"):
+            check(Registry(full))
+
+
+@pytest.mark.parametrize("which", ["cache", "home", "temporary"])
+def test_training_on_a_full_disk_names_it(
+    grown: Settings,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    which: str,
+) -> None:
+    from mlflow.store.db import utils
+
+    monkeypatch.setattr(utils, "MAX_RETRY_COUNT", 1)
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        if which == "cache":
+            grown = grown.model_copy(update={"cache": disk})
+        elif which == "home":
+            grown = grown.model_copy(update={"tracking_uri": f"sqlite:///{disk}/mlflow.db"})
+        else:
+            monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        with pytest.raises(XrayError, match=str(disk)):
+            trained(grown, epochs=1)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert trained(grown.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}), epochs=1)

@@ -36,6 +36,7 @@ from requests.exceptions import RequestException  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from xray_pipeline.errors import RegistryError, RegistryUnavailable  # noqa: E402
+from xray_pipeline.logs import without_passwords  # noqa: E402
 
 __all__ = ["FAILURES", "Missing", "MlflowClient", "MlflowException", "calls", "metric_log", "mlflow", "named", "use"]
 
@@ -58,16 +59,20 @@ _REFUSALS = {
 }
 
 
+_masked: dict[str, str] = {}  # addresses without login, as messages show them
+
+
 def use(uri: str) -> str:
     """Point MLflow, in this process and those it starts, at an address; return that without user and password.
 
     These go where MLflow looks for them beside the address, so that nothing it logs or raises can show them.
     """
-    parts = urlsplit(uri)
+    parts, masked = urlsplit(uri), without_passwords(uri)
     if parts.scheme in ("http", "https") and parts.username and parts.password:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
         uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    _masked[uri] = masked
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return uri
@@ -78,7 +83,8 @@ def named(error: Exception, what: str) -> RegistryError:
     kind = _REFUSALS.get(getattr(error, "error_code", ""), RegistryUnavailable)
     reason = (str(error).splitlines() or [""])[0][:300]
     said = "did not answer" if kind is RegistryUnavailable else "refused"
-    return kind(f"{what}: MLflow at {mlflow.get_tracking_uri()} {said}: {reason}")
+    address = mlflow.get_tracking_uri()
+    return kind(f"{what}: MLflow at {_masked.get(address, address)} {said}: {reason}")
 
 
 @contextmanager

@@ -126,7 +126,7 @@ class RowCache:
                     # Not np.save: on a full disk it raises an error that does not say so.
                     header = np.lib.format.header_data_from_array_1_0(kept)
                     np.lib.format.write_array_header_1_0(file, header)
-                    file.write(memoryview(kept).cast("B"))
+                    file.write(kept.data.cast("B"))
                     file.flush()
                     os.fsync(file.fileno())
                 index = {"digests": list(digests), "checksum": self._checksum(list(digests), array)}

@@ -90,7 +90,7 @@ class Registry:
         self.ledger = ledger or Ledger(open_store(settings.store, settings))
         # Parts of MLflow ask for the process's own URI whatever a client was given.
         address = tracking.use(settings.tracking_uri)
-        with tracking.calls("opening the registry"):
+        with tracking.calls("opening the registry", OSError):
             self._client = MlflowClient(address, address)
 
     # Versions

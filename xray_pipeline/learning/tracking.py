@@ -88,11 +88,11 @@ def named(error: Exception, what: str) -> RegistryError:
 
 
 @contextmanager
-def calls(what: str) -> Iterator[None]:
+def calls(what: str, *more: type[Exception]) -> Iterator[None]:
     """Raise RegistryUnavailable or RegistryError, without what MLflow raised, for a call of MLflow that fails."""
     try:
         yield
-    except FAILURES as error:
+    except (*FAILURES, *more) as error:
         raise named(error, what) from None
 
 

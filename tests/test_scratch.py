@@ -34,8 +34,8 @@ def test_the_folder_goes_with_the_block(temporary: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_swept_once_it_is_old(temporary: Path) -> None:
-    names = ["xray-serve-abcdefgh", "xray-model-12345678", "reproduce-abcd_fgh", "loading-abcdefgh"]
-    others = ["xray-serve", "xray-home", "xray-model-x", "reproduce-of-mine", "data-abcdefgh"]
+    names = ["xray-serve-abcdefgh", "xray-model-12345678", "xray-rehearsal-x", "xray-candidate-abcd_fgh"]
+    others = ["xray-serve", "xray-home", "xray-model-x", "reproduce-abcdefgh", "loading-abcdefgh"]
     for name in [*names, *others]:
         (temporary / name).mkdir()
         (temporary / name / "file").write_text("x")
@@ -45,6 +45,15 @@ def test_what_a_killed_process_left_is_swept_once_it_is_old(temporary: Path) -> 
         os.utime(temporary / name, (1, 1))
     with scratch("xray-model-"):
         assert sorted(path.name for path in temporary.iterdir() if path.name in names + others) == sorted(others)
+
+
+def test_in_a_folder_of_ours_only_what_bears_the_name_is_swept(tmp_path: Path) -> None:
+    for name in ("loading-dead", "reproduce-dead", "a" * 64):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (1, 1))
+    with scratch("loading-", tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} > {"reproduce-dead", "a" * 64}
+        assert not (tmp_path / "loading-dead").exists()
 
 
 def test_what_is_in_use_stays_however_old(temporary: Path) -> None:

@@ -5,14 +5,16 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
+from fault_proxy import run_proxy
 from s3_server import BUCKET, S3Server
 
 from xray_pipeline.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 from xray_pipeline.settings import Settings
-from xray_pipeline.storage import Store, open_store
+from xray_pipeline.storage import S3Store, Store, open_store
 
 
 @pytest.fixture(params=["directory", "s3"])
@@ -136,3 +138,27 @@ def test_a_time_that_another_clock_set_ahead_does_not_count(tmp_path: Path) -> N
     (tmp_path / "k").write_bytes(b"1")
     os.utime(tmp_path / "k", (2**32, 2**32))
     assert abs(next(iter(open_store(tmp_path).list())).modified - time.time()) < 60
+
+
+@pytest.mark.parametrize("fault", ["drop", "503"])
+def test_any_call_of_s3_that_is_not_answered_is_one_of_our_errors(
+    s3_env: None, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    with run_proxy("http://127.0.0.1:9") as proxy:
+        proxy.decide = lambda method, path: fault
+        address = proxy.uri.replace("//", "//key:hunter2@")  # settings refuse it; nothing below may show it
+        for endpoint in (proxy.uri, address):
+            store = S3Store("s3://hospital/x", endpoint)
+            for call in (
+                lambda: store.read("a"),
+                lambda: store.write("a", b"1"),
+                lambda: store.write_if_absent("a", b"1"),
+                lambda: store.exists("a"),
+                lambda: store.delete("a"),
+                lambda: list(store.list("b")),
+                lambda: store.folders(),
+            ):
+                with pytest.raises(StorageUnavailable) as raised:
+                    call()
+                assert "hunter2" not in "".join(traceback.format_exception(raised.value))

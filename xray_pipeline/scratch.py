@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 AGE = 86_400.0
 """Seconds after which what nobody works on any more is deleted."""
 
-_OURS = re.compile(r"(xray-(candidate|model|processes|rehearsal|serve)|reproduce|loading)-[a-z0-9_]{8}")
+# In a folder that is everybody's no more than what looks just like ours.
+_OURS = re.compile(r"xray-(candidate|model)-[a-z0-9_]{8}|xray-(processes|rehearsal|serve)-\w+")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _LITTLE = 2**20
 
@@ -33,12 +34,13 @@ _LITTLE = 2**20
 def scratch(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     """Make a folder for the block, in the temporary folder unless a parent is given; sweep up what others left there.
 
-    `prefix` is one that `_OURS` knows. Raises StorageUnavailable when the block fails because a disk is full.
+    Without a parent `prefix` is one that `_OURS` knows. Raises StorageUnavailable when the block fails because a disk
+    is full.
     """
     place = parent or _temporary()
     with on_disk(place):
         place.mkdir(parents=True, exist_ok=True)
-        _sweep(place)
+        _sweep(place, re.compile(rf"{prefix}\w+") if parent else _OURS)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as name, _locked(Path(name)):
             yield Path(name)
 
@@ -110,10 +112,10 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _sweep(place: Path) -> None:
+def _sweep(place: Path, ours: re.Pattern[str]) -> None:
     """Delete our folders that are old and that no process holds."""
     for folder in place.iterdir():
-        if not _OURS.fullmatch(folder.name) or folder.is_symlink() or not stale(folder):
+        if not ours.fullmatch(folder.name) or folder.is_symlink() or not stale(folder):
             continue
         with contextlib.suppress(OSError):  # held, another's, or gone
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

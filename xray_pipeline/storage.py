@@ -360,7 +360,7 @@ class S3Store(Store):
             kind = AccessDenied if code == "AccessDenied" else StorageUnavailable
             raise kind(f"{place}: S3 answered {code or _status(error)}") from error
         except (BotoCoreError, Boto3Error) as error:
-            raise StorageUnavailable(f"{place}: {error}") from error
+            raise StorageUnavailable(f"{place}: {error}") from None  # what it says is said, but for passwords
 
 
 def _status(error: Any) -> int:

@@ -159,13 +159,13 @@ class RowCache:
     def _open(self, name: str) -> None:
         index, array = self.folder / f"{name}.json", self.folder / f"{name}.npy"
         try:
-            facts = json.loads(index.read_bytes())
-            status = array.stat()
-            read = (str(array), facts["checksum"], status.st_ino, status.st_size, status.st_ctime_ns)
-            if read not in _sound:
+            text = index.read_bytes()
+            facts, status = json.loads(text), array.stat()
+            read = (str(array), text, status.st_ino, status.st_size, status.st_ctime_ns)
+            if hash(read) not in _sound:
                 if self._checksum(facts["digests"], array) != facts["checksum"]:
                     raise ValueError("it is not what was written")
-                _sound.add(read)
+                _sound.add(hash(read))
             rows = np.load(array, mmap_mode="r")
             if rows.shape != (len(facts["digests"]), *self.shape) or rows.dtype != self.dtype:
                 raise ValueError(f"it holds {rows.dtype} {rows.shape}")
@@ -179,7 +179,7 @@ class RowCache:
             self._places[digest] = (len(self._shards) - 1, place)
 
 
-_sound: set[tuple[object, ...]] = set()  # shards that this process has read, as they were then
+_sound: set[int] = set()  # shards that this process has read, as they were then
 
 
 def _remove(path: Path) -> None:

@@ -64,6 +64,7 @@ def test_the_login_is_sent_and_nowhere_shown(proxy: FaultProxy, settings: Settin
     assert with_login(settings, proxy).mlflow_page == proxy.uri
 
 
+@pytest.mark.timeout(1800)
 def test_any_call_of_a_training_that_is_not_answered_is_one_of_our_errors(
     grown: Settings,  # noqa: F811
     proxy: FaultProxy,

@@ -63,7 +63,7 @@ def measure(cluster: Cluster, folder: Path, workers: int, deliveries: int, patie
 def cluster() -> Iterator[tuple[Cluster, Path]]:
     """A cluster without workers, and a folder for deliveries."""
     with tempfile.TemporaryDirectory(prefix="xray-cluster-") as name:
-        settings = {"XRAY_PATIENT_KEY": "a benchmark's key", "XRAY_WORKERS": "1", "XRAY_DEVICE": "cpu"}
+        settings = {"XRAY_PATIENT_KEY": "a benchmark's key, no secret", "XRAY_WORKERS": "1", "XRAY_DEVICE": "cpu"}
         with run_cluster(Path(name, "cluster"), settings) as running:
             yield running, Path(name)
 

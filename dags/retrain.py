@@ -7,7 +7,8 @@ accuracy is higher. Every decision is written to the ledger with its reasons.
 
 | task | what it does | safe to repeat |
 | --- | --- | --- |
-| find_deliveries | lists settled deliveries that are not in the dataset yet | reads only |
+| find_deliveries | looks at settings, recipe, policy, device and key; lists settled deliveries that are not in the \
+dataset yet | reads only |
 | check_delivery | judges each file, then the delivery; red when it is rejected: the night goes on without | yes |
 | commit_deliveries | stores the radiographs and the manifest of each fit delivery, names the snapshot | yes |
 | train | trains the candidate (queue and pool `gpu`); resumes from its last checkpoint | yes |
@@ -34,12 +35,14 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.command import health
 from xray_pipeline.night import steps as night
 from xray_pipeline.night import summary
 from xray_pipeline.night.steps import Decided, Evaluated, Registered, Run, Trained
 
 SETTINGS = Settings()
 SCHEDULE = SETTINGS.schedule
+health.due(SETTINGS, pendulum.now("UTC"))  # a schedule that never comes would start no task that could tell
 # Celery goes by the queue, Kubernetes by the pod's template; each leaves the other's word alone.
 POD = {"executor_config": {"pod_template_file": SETTINGS.gpu_pod_template}} if SETTINGS.gpu_pod_template else {}
 GPU: dict[str, Any] = {"queue": "gpu", "pool": "gpu", **POD}
@@ -75,7 +78,9 @@ def _run() -> Run:
 
 @task
 def find_deliveries() -> list[str]:
-    return night.find_deliveries(_run())
+    run = _run()
+    health.before_night(run)
+    return night.find_deliveries(run)
 
 
 @task(map_index_template="{{ delivery }}")

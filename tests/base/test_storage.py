@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from test_repair import FILES
 
 from xray_pipeline.base.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, check_writes_once, open_store
+from xray_pipeline.base.storage import S3Store, Store, check_writes_once, open_store
 from xray_pipeline.command import health
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.steps import Run
@@ -221,3 +222,26 @@ def test_the_stack_does_not_start_on_it(s3: S3Server, forgetful: FaultProxy, set
     assert "does not keep what is written once" in refused.stderr
     init = (script.parent / "init.sh").read_text()
     assert init.index("objects.py buckets") < init.index("objects.py probe") < init.index("airflow db migrate")
+
+
+@pytest.mark.parametrize("fault", ["drop", "503"])
+@pytest.mark.parametrize("login", ["", "key:hunter2@"])  # settings refuse one; nothing below may show it
+def test_any_call_of_s3_that_is_not_answered_is_one_of_our_errors(
+    s3_env: None, monkeypatch: pytest.MonkeyPatch, fault: str, login: str
+) -> None:
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    with run_proxy("http://127.0.0.1:9") as proxy:
+        proxy.decide = lambda method, path: fault
+        store = S3Store("s3://hospital/x", proxy.uri.replace("//", f"//{login}"))
+        for call in (
+            lambda: store.read("a"),
+            lambda: store.write("a", b"1"),
+            lambda: store.write_if_absent("a", b"1"),
+            lambda: store.exists("a"),
+            lambda: store.delete("a"),
+            lambda: list(store.list("b")),
+            lambda: store.folders(),
+        ):
+            with pytest.raises(StorageUnavailable) as raised:
+                call()
+            assert "hunter2" not in "".join(traceback.format_exception(raised.value))

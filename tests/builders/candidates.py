@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "none", "side": 
 @pytest.fixture
 def grown(settings: Settings) -> Settings:
     """A dataset of 80 patients whose classes differ: ill chests have a bright patch. The split is always the same."""
-    settings = settings.model_copy(update={"patient_key": SecretStr("of the tests")})
+    settings = settings.model_copy(update={"patient_key": SecretStr("of the tests, and no secret")})
     for label, bright in (("NORMAL", 0), ("PNEUMONIA", 120)):
         folder = Path(settings.incoming) / "first" / label
         folder.mkdir(parents=True)

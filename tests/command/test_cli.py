@@ -273,6 +273,18 @@ def test_history_of_nothing(xray: Run) -> None:
         (("history", "--at", "yesterday"), {}, "'yesterday' is not a time"),
         (("history",), {"XRAY_SPLIT_HELD_OUT": "2"}, "XRAY_SPLIT_HELD_OUT"),
         (("retrain", "--recipe", "haed"), {}, "no recipe 'haed'"),
+        (("history",), {"XRAY_CLASSES": "A"}, "XRAY_CLASSES"),
+        (("health",), {"XRAY_CLASSES": '["A", "B"'}, "XRAY_CLASSES"),
+        (("check", "."), {"XRAY_RULES": '{"min_side": 3'}, "XRAY_RULES"),
+        (("verify",), {"XRAY_PATIENT_KEY": "hunter2"}, "XRAY_PATIENT_KEY: Value error, needs 22 characters"),
+        (("ingest",), {"XRAY_TRACKING_URI": "http://ops:hunter2/x@host:5000"}, "XRAY_TRACKING_URI"),
+        (("history",), {"XRAY_AIRFLOW_URL": "http://ops:hunter2@host"}, "XRAY_AIRFLOW_URL"),
+        (("retrain",), {"XRAY_DEVICE": "gpu"}, "XRAY_DEVICE"),
+        (("retrain",), {"XRAY_INCOMING": "/nowhere/incoming"}, "is it mounted?"),
+        (("ingest",), {"XRAY_INCOMING": "/nowhere/incoming"}, "is it mounted?"),
+        (("retrain",), {"XRAY_SCHEDULE": "0 2 31 2 *"}, "XRAY_SCHEDULE"),
+        (("retrain",), {"XRAY_POLICY": "of-mine"}, "of-mine"),
+        (("ingest",), {"XRAY_STORE": "s3://bucket/x", "XRAY_S3_ENDPOINT": "not an address"}, "XRAY_S3_ENDPOINT"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(
@@ -281,8 +293,16 @@ def test_errors_are_one_line_and_exit_1(
     done = xray(*arguments, **settings)
     assert done.returncode == 1
     assert message in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("xray: ")]
+    assert len([line for line in done.stderr.splitlines() if line.startswith("xray: ")]) == 1
     assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_lists_are_written_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    for classes, approvers in (("A, B", "2"), ('["A", "B"]', '["2"]')):
+        monkeypatch.setenv("XRAY_CLASSES", classes)
+        monkeypatch.setenv("XRAY_APPROVERS", approvers)
+        assert (Settings().classes, Settings().approvers) == (("A", "B"), ("2",))
 
 
 def test_the_written_rules_need_no_settings(xray: Run) -> None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow_server import MlflowServer
+from pydantic import SecretStr
 
-from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import health
+from xray_pipeline.night.steps import Run
 from xray_pipeline.registry.ledger import Ledger
 
 NOW = datetime(2026, 3, 3, 9, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 @pytest.fixture
@@ -45,8 +57,7 @@ def test_a_broken_ledger_is_named(installed: Settings) -> None:
     assert "ledger" in ill(installed)
 
 
-def test_a_registry_that_does_not_answer_is_named(installed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+def test_a_registry_that_does_not_answer_is_named(installed: Settings) -> None:
     away = installed.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
     assert "did not answer" in ill(away)["registry"]
 
@@ -89,3 +100,95 @@ def test_no_night_is_missed_where_they_begin_by_hand(settings: Settings) -> None
 def test_a_schedule_that_names_no_night_is_named(settings: Settings, schedule: str) -> None:
     with pytest.raises(ConfigError, match=r"XRAY_SCHEDULE .* names no night"):
         health.due(settings.model_copy(update={"schedule": schedule}), NOW)
+
+
+WRONG = [
+    ("schedule", {"schedule": "0 2 31 2 *"}, "XRAY_SCHEDULE '0 2 31 2 *' names no night"),
+    ("schedule", {"schedule": "* * * * * *"}, "it has not five fields"),
+    ("recipe", {"recipe": "haed"}, "no recipe 'haed'"),
+    ("policy", {"policy": "lenient-of-mine"}, "lenient-of-mine"),
+    ("device", {"device": "cuda:7"}, "device 'cuda:7' is not there"),
+    ("incoming", {"incoming": "/nowhere/incoming"}, "/nowhere/incoming is no folder; is it mounted?"),
+]
+
+
+@pytest.mark.parametrize(("part", "change", "message"), WRONG)
+def test_what_can_be_known_before_a_night_is_looked_at_by_health_and_by_the_night(
+    settings: Settings, part: str, change: dict[str, Any], message: str
+) -> None:
+    Path(settings.incoming).mkdir(parents=True)
+    health.before_night(Run(settings))
+    assert list(settings.home.iterdir()) == [Path(settings.incoming)]  # it only looks
+    wrong = settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9", **change})
+    with pytest.raises(XrayError) as raised:
+        health.before_night(Run(wrong))
+    assert message in str(raised.value)
+    assert message in ill(wrong)[part]
+
+
+def test_a_patient_key_that_is_lost_is_not_made_anew(settings: Settings) -> None:
+    Path(settings.incoming).mkdir(parents=True)
+    (Path(settings.store) / "dataset").mkdir(parents=True)
+    (Path(settings.store) / "dataset" / "dataset.json").write_text("{}")
+    with pytest.raises(XrayError, match=r"patient\.key of the dataset in .* is missing; put your copy back"):
+        health.before_night(Run(settings))
+    assert "put your copy back" in ill(settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"}))["key"]
+    assert not (settings.home / "patient.key").exists()
+
+
+def test_a_value_of_the_form_is_looked_at_too(settings: Settings) -> None:
+    Path(settings.incoming).mkdir(parents=True)
+    for overrides in ({"backbone": "none-such"}, {"epochs": 0}, {"weights": "/none.pt#sha256=" + "0" * 64}):
+        with pytest.raises(XrayError):
+            health.before_night(Run(settings, overrides))
+
+
+@contextmanager
+def airflow(answer: bytes) -> Iterator[str]:
+    """Run a server that answers everything with these bytes, and ends the connection."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.wfile.write(answer)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 503 Busy\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\n\r\n<html>",
+        b"HTTP/1.1 200 OK\r\n\r\n[1]",
+        b'HTTP/1.1 200 OK\r\n\r\n{"access_token": "t", "dag_runs": [{}]}',
+    ],
+)
+def test_whatever_airflow_answers_is_a_finding(settings: Settings, answer: bytes) -> None:
+    with airflow(answer) as url:
+        found = health.check(
+            settings.model_copy(
+                update={
+                    "airflow_url": url,
+                    "airflow_password": SecretStr("hunter2"),
+                    "tracking_uri": "http://127.0.0.1:9",
+                }
+            )
+        )
+    (night,) = [part for part in found if part.part == "night"]
+    assert not night.well
+    assert night.text
+    assert "hunter2" not in str(found)

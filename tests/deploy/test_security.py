@@ -239,7 +239,7 @@ def test_a_registry_that_is_away_is_named_without_its_password(
 
 
 def test_settings_do_not_show_secrets() -> None:
-    settings = Settings(patient_key="hunter2", airflow_password="hunter2")  # type: ignore[arg-type]
+    settings = Settings(patient_key="hunter2" * 4, airflow_password="hunter2")
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
 
 

@@ -28,9 +28,14 @@ of a delivery are named by their row in the intake table, never by their path.
 
 from __future__ import annotations
 
+from xray_pipeline.base.logs import without_passwords
+
 
 class XrayError(Exception):
-    """Root of the tree; `xray` prints it as one line and exits with 1."""
+    """Root of the tree; `xray` prints it as one line and exits with 1. No message holds an address's password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_passwords(message))
 
 
 class ConfigError(XrayError):

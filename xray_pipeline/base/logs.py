@@ -21,4 +21,4 @@ def about(*, delivery: str = "", candidate: str = "") -> None:
 
 def without_passwords(text: str) -> str:
     """Return a message without the passwords that addresses in it (`scheme://user:password@host`) may hold."""
-    return re.sub(r"(://[^\s:/@]*):[^\s/@]*@", r"\1:***@", text)
+    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)

@@ -7,12 +7,41 @@ each delivery's result: a delivery is judged again when its files or the rules c
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from xray_pipeline.base.errors import ConfigError
+
+SHORTEST_KEY = 22
+"""Characters of a patient key that is set: 128 random bits take as many in base64."""
+
+
+def _words(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [word for word in map(str.strip, value.split(",")) if word]
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+"""A list as people write it (A,B) or as JSON."""
 
 SplitMode = Literal["patient", "given"]
 Promotion = Literal["approve", "auto"]
@@ -62,6 +91,16 @@ class IntakeRules(BaseModel):
 class Settings(BaseSettings):
     """Settings of one installation. Nested fields are set as XRAY_RULES__MIN_SIDE=32."""
 
+    def __init__(self, **values: Any) -> None:
+        """Read the environment; `values` come first. Raises ConfigError, which names the variable and no secret."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_first(error)) from None
+        except SettingsError as error:
+            name = str(error).partition('field "')[2].partition('"')[0].upper()
+            raise ConfigError(f"XRAY_{name} or one of XRAY_{name}__...: what should be JSON is not") from None
+
     model_config = SettingsConfigDict(
         env_prefix="XRAY_", env_nested_delimiter="__", frozen=True, extra="ignore", validate_default=True
     )
@@ -76,7 +115,7 @@ class Settings(BaseSettings):
     experiment: str = Field("chest-xray", description="MLflow experiment of the candidates")
     model_name: str = Field("chest-xray", description="registered model")
 
-    classes: tuple[str, ...] = Field(("NORMAL", "PNEUMONIA"), description="class names; of two, the last is positive")
+    classes: Words = Field(("NORMAL", "PNEUMONIA"), description="class names; of two, the last is positive")
     split_mode: SplitMode = Field("patient", description="what decides the split, fixed by the first delivery")
     split_validation: float = Field(0.15, gt=0, lt=1, description="share of patients in validation")
     split_held_out: float = Field(0.15, gt=0, lt=1, description="share of patients in held-out")
@@ -94,14 +133,14 @@ class Settings(BaseSettings):
     airflow_user: str = Field("", description="who asks Airflow when the last night succeeded; a viewer is enough")
     airflow_password: SecretStr = Field(SecretStr(""), description="of airflow_user")
     mlflow_url: str = Field("", description="MLflow's address for people's browsers; tracking_uri where that is http")
-    approvers: tuple[str, ...] = Field((), description="Airflow's ids of who may approve; none: all it lets")
+    approvers: Words = Field((), description="Airflow's ids of who may approve; none: all it lets")
     idle_days: int = Field(400, ge=1, description="a clock so far ahead of the ledger's newest entry is wrong")
     approval_hours: float = Field(72, gt=0, description="a request nobody answers for so long is rejected")
     notify_webhook: SecretStr = Field(SecretStr(""), description="http(s) address that gets notifications as JSON")
     notify_slack: SecretStr = Field(SecretStr(""), description="address of a Slack incoming webhook")
-    notify_email: tuple[str, ...] = Field((), description="addresses, through Airflow's connection smtp_default")
+    notify_email: Words = Field((), description="addresses, through Airflow's connection smtp_default")
     night_hours: float = Field(6, gt=0, description="a night that takes longer is reported as missed")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     train_processes: int = Field(0, ge=0, description="processes that train a network; 0: one per GPU, else one")
     workers: int = Field(0, ge=0, description="threads for reading and decoding; 0: one per core")
     stress_images: int = Field(100, ge=10, description="held-out radiographs scored under each perturbation")
@@ -115,6 +154,29 @@ class Settings(BaseSettings):
         if len(classes) < 2 or len({c.casefold() for c in classes}) != len(classes) or not all(classes):
             raise ValueError(f"classes must be two or more different names, got {classes}")
         return classes
+
+    @field_validator("patient_key")
+    @classmethod
+    def _key_is_long(cls, key: SecretStr) -> SecretStr:
+        if 0 < len(key.get_secret_value()) < SHORTEST_KEY:
+            raise ValueError(f"needs {SHORTEST_KEY} characters or more, for example from `openssl rand -hex 32`")
+        return key
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _address_is_one(cls, address: str) -> str:
+        try:
+            urlsplit(address).port  # noqa: B018 - it is read for what it raises
+        except ValueError:
+            raise ValueError("is no address; in a password write %40 for @, %2F for / and %3A for :") from None
+        return address
+
+    @field_validator("s3_endpoint", "airflow_url", "mlflow_url")
+    @classmethod
+    def _address_has_no_login(cls, address: str) -> str:
+        if "@" in urlsplit(address).netloc:
+            raise ValueError("must hold no user and no password; for these see the README")
+        return address
 
     @model_validator(mode="before")
     @classmethod
@@ -137,10 +199,22 @@ class Settings(BaseSettings):
     @cached_property
     def mlflow_page(self) -> str:
         """MLflow's address for a browser, without a slash at its end; "" where there is no server."""
-        address = self.mlflow_url or self.tracking_uri
-        return address.rstrip("/") if address.startswith(("http://", "https://")) else ""
+        address = urlsplit((self.mlflow_url or self.tracking_uri).rstrip("/"))
+        known = address.scheme in ("http", "https")
+        return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl() if known else ""
 
     @cached_property
     def positive(self) -> str:
         """The class whose probability the operating threshold cuts, of two classes."""
         return self.classes[-1]
+
+
+def _first(error: ValidationError) -> str:
+    """Say the first thing that is wrong, and what was given unless that is, or may hold, a secret."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return f"XRAY_ settings: {first['msg']}"
+    name, given = "XRAY_" + "__".join(str(part).upper() for part in first["loc"]), repr(first["input"])
+    field = Settings.model_fields.get(str(first["loc"][0]))
+    secret = "@" in given or (field is not None and field.annotation is SecretStr)
+    return f"{name}: {first['msg']}" + ("" if secret else f", got {given}")

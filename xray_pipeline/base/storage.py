@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from xray_pipeline.base.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
+from xray_pipeline.base.scratch import stale
 
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
@@ -106,11 +107,34 @@ def open_store(uri: str | Path, settings: Settings | None = None) -> Store:
     text = str(uri)
     if text.startswith("s3://"):
         return S3Store(text, settings.s3_endpoint if settings else "")
-    if text.startswith("file://"):
-        text = urlsplit(text).path
-    if "://" in text or not text:
-        raise ConfigError(f"{text!r} is neither a directory nor s3://bucket/prefix")
-    return DirectoryStore(Path(text))
+    return DirectoryStore.of(text)
+
+
+def require_folder(uri: str, *, writable: bool = False) -> None:
+    """Raise StorageUnavailable for a directory that is not there or may not be used; S3 says so when it is asked."""
+    if uri.startswith("s3://"):
+        return
+    root = DirectoryStore.of(uri).root
+    if not root.is_dir():
+        raise StorageUnavailable(f"{uri} is no folder; is it mounted? Mount it, or make it if it is to be new")
+    if not os.access(root, os.R_OK | os.X_OK | (os.W_OK if writable else 0)):
+        raise StorageUnavailable(f"{uri} may not be {'written to' if writable else 'read'}; see its owner and mode")
+
+
+def sweep(settings: Settings) -> None:
+    """Delete what killed processes left of writes to a store in a directory; the deliveries are not touched."""
+    if settings.store.startswith("s3://"):
+        return
+    folders = [DirectoryStore.of(settings.store).uri]
+    incoming = "" if settings.incoming.startswith("s3://") else DirectoryStore.of(settings.incoming).uri
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as found:
+            for item in found:
+                if item.name.startswith(TEMPORARY):
+                    if stale(Path(item.path)):
+                        os.unlink(item.path)
+                elif item.is_dir(follow_symlinks=False) and item.path != incoming:
+                    folders.append(item.path)
 
 
 def check_writes_once(store: Store) -> None:
@@ -119,7 +143,7 @@ def check_writes_once(store: Store) -> None:
     Raises StorageError, naming the store, where the second write replaces the first or is not possible at all;
     StorageUnavailable where nothing can be written.
     """
-    key = f"{_TEMPORARY}probe-{uuid.uuid4().hex}"
+    key = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     store.write(key, b"first")
     try:
         kept = not store.write_if_absent(key, b"second") and store.read(key) == b"first"
@@ -151,6 +175,14 @@ class DirectoryStore(Store):
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self.uri = str(self.root)
+
+    @classmethod
+    def of(cls, uri: str) -> DirectoryStore:
+        """Open a path or file:// URI. Raises ConfigError for any other scheme."""
+        path = urlsplit(uri).path if uri.startswith("file://") else uri
+        if "://" in path or not path:
+            raise ConfigError(f"{uri!r} is neither a directory nor s3://bucket/prefix")
+        return cls(Path(path))
 
     def read(self, key: str) -> bytes:
         try:
@@ -203,7 +235,7 @@ class DirectoryStore(Store):
                 key = f"{folder}/{item.name}" if folder else item.name
                 if item.is_dir(follow_symlinks=False):
                     folders.append(key)
-                elif not item.name.startswith(_TEMPORARY):
+                elif not item.name.startswith(TEMPORARY):
                     try:
                         entry = _entry(key, item)
                     except FileNotFoundError:
@@ -231,7 +263,7 @@ class DirectoryStore(Store):
     def clock(self) -> float:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(prefix=_TEMPORARY, dir=self.root) as file:
+            with tempfile.TemporaryFile(prefix=TEMPORARY, dir=self.root) as file:
                 return os.fstat(file.fileno()).st_mtime
         except OSError as error:
             raise self._named(error, ".") from error
@@ -242,7 +274,7 @@ class DirectoryStore(Store):
     @contextlib.contextmanager
     def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
         target = self.root / _checked(key)
-        temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as file:
@@ -273,7 +305,7 @@ class DirectoryStore(Store):
         return kind(f"{place}: {error.strerror or error}")
 
 
-_TEMPORARY = ".xray-tmp-"
+TEMPORARY = ".xray-tmp-"
 CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 """What the system answers of one file or folder that can't be looked at; other errors are the store's."""
 
@@ -395,7 +427,7 @@ class S3Store(Store):
             kind = AccessDenied if code == "AccessDenied" else StorageUnavailable
             raise kind(f"{place}: S3 answered {code or _status(error)}") from error
         except (BotoCoreError, Boto3Error) as error:
-            raise StorageUnavailable(f"{place}: {error}") from error
+            raise StorageUnavailable(f"{place}: {error}") from None  # what it says is said, but for passwords
 
 
 def _status(error: Any) -> int:
@@ -405,6 +437,7 @@ def _status(error: Any) -> int:
 def _s3_client(endpoint: str) -> Any:
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     config = Config(
         retries={"mode": "standard", "max_attempts": 5},
@@ -413,4 +446,7 @@ def _s3_client(endpoint: str) -> Any:
         max_pool_connections=32,
         s3={"addressing_style": "path"} if endpoint else {},
     )
-    return boto3.session.Session().client("s3", endpoint_url=endpoint or None, config=config)
+    try:
+        return boto3.session.Session().client("s3", endpoint_url=endpoint or None, config=config)
+    except (BotoCoreError, ValueError) as error:  # no such profile, no endpoint
+        raise ConfigError(f"S3 can't be used: {error}; see XRAY_S3_ENDPOINT and the AWS_ variables") from None

@@ -2,10 +2,12 @@
 
 It reads, and writes one small object to the store, which must refuse to have it replaced, and deletes it again.
 Airflow is asked over its REST API when its address is set, for its scheduler and for the last night that succeeded.
+What can be known without the registry a night looks at itself, first of all: `before_night`.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -17,10 +19,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from xray_pipeline.base.errors import ConfigError, XrayError
+from xray_pipeline.base.errors import ConfigError, DatasetError, XrayError
 from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import check_writes_once, open_store
+from xray_pipeline.base.storage import check_writes_once, open_store, require_folder, sweep
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.night.steps import Run, compare
 from xray_pipeline.registry.ledger import Ledger
@@ -40,6 +42,21 @@ class Health:
     text: str
 
 
+def before_night(run: Run) -> None:
+    """Look, before anything is read or trained, at all that can be known then; sweep up what killed nights left.
+
+    Raises ConfigError, StorageError, DatasetError, TrainingError (no such device), WeightsError.
+    """
+    settings = run.settings
+    sweep(settings)
+    require_folder(settings.incoming)
+    due(settings, datetime.now(UTC))
+    _policy(settings)
+    _patient_key(settings)
+    _recipe(settings, run)
+    _device(settings)
+
+
 def check(settings: Settings, now: datetime | None = None) -> list[Health]:
     """Look at every part; never raises for a part that is not well."""
     moment = now or datetime.now(UTC)
@@ -49,6 +66,11 @@ def check(settings: Settings, now: datetime | None = None) -> list[Health]:
         "ledger": lambda: _ledger(settings),
         "registry": lambda: _registry(settings),
         "cache": lambda: _cache(settings.cache),
+        "schedule": lambda: _schedule(settings, moment),
+        "policy": lambda: _policy(settings),
+        "key": lambda: _patient_key(settings),
+        "recipe": lambda: _recipe(settings),
+        "device": lambda: _device(settings),
     }
     if settings.airflow_url:
         parts["airflow"] = lambda: _airflow(settings)
@@ -63,33 +85,25 @@ class _Ill(Exception):
 def _looked(part: str, look: Callable[[], str]) -> Health:
     try:
         return Health(part, True, look())
-    except (_Ill, XrayError, OSError) as error:
-        return Health(part, False, str(error))
+    except (_Ill, XrayError, OSError, http.client.HTTPException) as error:
+        return Health(part, False, str(error) or type(error).__name__)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return Health(part, False, f"its answer is not what was expected ({type(error).__name__}: {error})")
 
 
 def _incoming(settings: Settings) -> str:
-    _reachable(settings.incoming, writable=False)
+    require_folder(settings.incoming)
     count = len(open_store(settings.incoming, settings).folders())
     return f"{count} {'delivery' if count == 1 else 'deliveries'} in {settings.incoming}"
 
 
 def _store(settings: Settings) -> str:
-    _reachable(settings.store, writable=True)
+    require_folder(settings.store, writable=True)
     store = open_store(settings.store, settings)
     store.folders()
     check_writes_once(store)
     commits, _ = Commits(store.child("dataset")).listed()
     return f"{len(commits)} committed {'delivery' if len(commits) == 1 else 'deliveries'} in {settings.store}"
-
-
-def _reachable(uri: str, writable: bool) -> None:
-    """Raise _Ill for a folder that is not there or may not be used; an S3 service says so itself when it is asked."""
-    if "://" in uri:
-        return
-    if not Path(uri).is_dir():
-        raise _Ill(f"{uri} is no folder; is it mounted?")
-    if not os.access(uri, os.R_OK | os.X_OK | (os.W_OK if writable else 0)):
-        raise _Ill(f"{uri} may not be {'written to' if writable else 'read'}; see its owner and mode")
 
 
 def _ledger(settings: Settings) -> str:
@@ -123,6 +137,46 @@ def _cache(folder: Path) -> str:
     return f"{free / 1e9:.0f} GB are free for {folder}"
 
 
+def _schedule(settings: Settings, now: datetime) -> str:
+    began = due(settings, now)
+    return f"{settings.schedule}; the last began {began:%Y-%m-%d %H:%M} UTC" if began else "nights begin by hand"
+
+
+def _policy(settings: Settings) -> str:
+    from xray_pipeline.gate.policy import load_policy
+
+    return f"policy {settings.policy}, digest {load_policy(settings.policy).digest[:12]}"
+
+
+def _patient_key(settings: Settings) -> str:
+    from xray_pipeline.dataset.store import Dataset
+
+    place, dataset = settings.home / "patient.key", Dataset(settings)
+    if settings.patient_key.get_secret_value() or place.exists() or settings.store.startswith("s3://"):
+        dataset.patient_key()
+        return "the key of the patient hash is there and fits the dataset"
+    if dataset.store.exists("dataset.json"):
+        raise DatasetError(f"the patient key {place} of the dataset in {settings.store} is missing; put your copy back")
+    return f"the first delivery makes {place}"
+
+
+def _recipe(settings: Settings, run: Run | None = None) -> str:
+    from xray_pipeline.models import backbones
+    from xray_pipeline.training.recipe import load_recipe
+
+    recipe = run.recipe() if run else load_recipe(settings.recipe)
+    # The first machine of a night may lack what the one that trains fetched once.
+    fetched = recipe.backbone != "efficientnet_lite0" and "#" not in recipe.weights
+    backbones.load(recipe.backbone, "none" if run and fetched else recipe.weights)
+    return f"recipe {recipe.name}: {recipe.backbone}, mode {recipe.mode}"
+
+
+def _device(settings: Settings) -> str:
+    from xray_pipeline.training.device import pick_device
+
+    return f"{settings.device}: {pick_device(settings.device)} is there"
+
+
 def _airflow(settings: Settings) -> str:
     parts = _asked(f"{settings.airflow_url}/api/v2/monitor/health")
     ill = {name: part["status"] for name, part in parts.items() if part.get("status") not in ("healthy", None)}
@@ -149,13 +203,15 @@ def _night(settings: Settings, now: datetime) -> str:
 def due(settings: Settings, now: datetime) -> datetime | None:
     """Return when the last night began that should have ended by `now`; None where nights begin by hand.
 
-    Raises ConfigError for a schedule that is no cron expression.
+    Raises ConfigError for a schedule that is no cron expression, or one that never comes.
     """
     from croniter import croniter
 
     if settings.schedule == "none":
         return None
     try:
+        if not settings.schedule.startswith("@") and len(settings.schedule.split()) != 5:
+            raise ValueError("it has not five fields")
         began: datetime = croniter(settings.schedule, now - timedelta(hours=settings.night_hours)).get_prev(datetime)
     except ValueError as error:
         raise ConfigError(f"XRAY_SCHEDULE {settings.schedule!r} names no night ({error}); write five fields") from error
@@ -173,5 +229,6 @@ def _asked(url: str, body: dict[str, str] | None = None, token: str = "") -> Any
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise _Ill(f"{url} answered {error.code}; see XRAY_AIRFLOW_USER and XRAY_AIRFLOW_PASSWORD") from error
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
-        raise _Ill(f"{url} did not answer: {getattr(error, 'reason', error)}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        why = getattr(error, "reason", error) or type(error).__name__
+        raise _Ill(f"{url} did not answer: {why}") from error

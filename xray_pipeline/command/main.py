@@ -10,12 +10,13 @@ import getpass
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -28,9 +29,6 @@ from xray_pipeline.night import promotion, summary
 from xray_pipeline.night import steps as night
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.training import overrides
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 NO = 3
 
@@ -340,6 +338,7 @@ def adopt(
 def main() -> None:
     """Entry point of the `xray` command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     try:
         app()
     except XrayError as error:
@@ -348,18 +347,7 @@ def main() -> None:
 
 
 def _run(values: Mapping[str, Any] | None = None) -> night.Run:
-    from pydantic import ValidationError
-
-    try:
-        return night.Run.of(values or {}, getpass.getuser())
-    except ValidationError as error:
-        raise ConfigError(_settings_message(error)) from error
-
-
-def _settings_message(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = "XRAY_" + "__".join(str(part).upper() for part in first["loc"]) if first["loc"] else "settings"
-    return f"{name}: {first['msg']}, got {first['input']!r}"
+    return night.Run.of(values or {}, getpass.getuser())
 
 
 def _parsed(items: list[str] | None) -> dict[str, Any]:

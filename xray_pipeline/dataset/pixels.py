@@ -1,18 +1,22 @@
 """Decoded once: square pixels and features of radiographs, memory-mapped and keyed by digest.
 
 A cache on one machine, safe to delete at any time. It is a folder of shards that are only added: `<id>.npy` holds the
-rows, `<id>.json` names their digests and the size of the array, and is written last, so a shard is whole or not
-there. Several processes may add at once; each writes shards of its own, and a digest that stands in two is taken from
-either. The trade-off: nothing is ever removed, so a cache grows until somebody deletes it.
+rows, `<id>.json` names their digests and a checksum of both, and is written last, so a shard is whole or not there.
+Several processes may add at once; each writes shards of its own, and a digest that stands in two is taken from either.
+A shard is read once by each process before its rows are used; one that is not what was written is made anew. The
+trade-offs: what changes on disk while a process has it open is not noticed by that process; and nothing but what is
+damaged or left over is ever removed, so a cache grows until somebody deletes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import mmap
 import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_pipeline.base.storage import open_store
+from xray_pipeline.base.scratch import on_disk, stale
+from xray_pipeline.base.storage import TEMPORARY, open_store
 from xray_pipeline.images import radiograph
 
 log = logging.getLogger(__name__)
@@ -31,6 +36,7 @@ Progress = Callable[[int, int, str], None]
 Read = Callable[[str, str], bytes]
 
 PIECE = 256  # rows looked up at once: each maps pages around it, too
+BLOCK = 2**20
 SHARD = 1024  # rows: 51 MB of pixels at side 224
 
 
@@ -112,23 +118,39 @@ class RowCache:
         """Keep rows as one more shard. Raises StorageUnavailable when the disk is full; no torn shard is left."""
         name = uuid.uuid4().hex
         array = self.folder / f"{name}.npy"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with array.open("xb") as file:
-                np.save(file, np.ascontiguousarray(rows, self.dtype))
-                file.flush()
-                os.fsync(file.fileno())
-            index = {"digests": list(digests), "size": array.stat().st_size}
-            open_store(self.folder).write(f"{name}.json", json.dumps(index).encode())
-        except BaseException:
-            array.unlink(missing_ok=True)
-            raise
+        with on_disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with array.open("xb") as file:
+                    kept = np.ascontiguousarray(rows, self.dtype)
+                    # Not np.save: on a full disk it raises an error that does not say so.
+                    header = np.lib.format.header_data_from_array_1_0(kept)
+                    np.lib.format.write_array_header_1_0(file, header)
+                    file.write(kept.data.cast("B"))
+                    file.flush()
+                    os.fsync(file.fileno())
+                index = {"digests": list(digests), "checksum": self._checksum(list(digests), array)}
+                open_store(self.folder).write(f"{name}.json", json.dumps(index).encode())
+            except BaseException:
+                array.unlink(missing_ok=True)
+                raise
+
+    def _checksum(self, digests: list[str], array: Path) -> int:
+        """Return the CRC-32 of which rows of which cache these are and of the file they are in."""
+        found = zlib.crc32(json.dumps([self.folder.name, digests]).encode())
+        with array.open("rb", buffering=0) as file:
+            while block := file.read(BLOCK):
+                found = zlib.crc32(block, found)
+        return found
 
     def _refresh(self) -> None:
-        try:
-            names = sorted(path.stem for path in self.folder.glob("*.json"))
-        except FileNotFoundError:
-            return
+        first = not self._loaded
+        files = {path.name: path for path in self.folder.glob("*")}
+        names = sorted(path.stem for path in files.values() if path.suffix == ".json" and path.stem)
+        for path in files.values() if first else ():
+            orphan = path.suffix == ".npy" and f"{path.stem}.json" not in files
+            if (orphan or path.name.startswith(TEMPORARY)) and stale(path):
+                _remove(path)  # of a process that was killed before its shard was whole
         for name in names:
             if name not in self._loaded:
                 self._loaded.add(name)
@@ -137,20 +159,32 @@ class RowCache:
     def _open(self, name: str) -> None:
         index, array = self.folder / f"{name}.json", self.folder / f"{name}.npy"
         try:
-            facts = json.loads(index.read_bytes())
-            if array.stat().st_size != facts["size"]:
-                raise ValueError("it is not as long as it was written")
+            text = index.read_bytes()
+            facts, status = json.loads(text), array.stat()
+            read = (str(array), text, status.st_ino, status.st_size, status.st_ctime_ns)
+            if hash(read) not in _sound:
+                if self._checksum(facts["digests"], array) != facts["checksum"]:
+                    raise ValueError("it is not what was written")
+                _sound.add(hash(read))
             rows = np.load(array, mmap_mode="r")
             if rows.shape != (len(facts["digests"]), *self.shape) or rows.dtype != self.dtype:
                 raise ValueError(f"it holds {rows.dtype} {rows.shape}")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             log.warning("cache shard %s is dropped and made anew: %s", name, error)
-            index.unlink(missing_ok=True)
-            array.unlink(missing_ok=True)
+            _remove(index)
+            _remove(array)
             return
         self._shards.append(rows)
         for place, digest in enumerate(facts["digests"]):
             self._places[digest] = (len(self._shards) - 1, place)
+
+
+_sound: set[int] = set()  # shards that this process has read, as they were then
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # gone, or a disk that takes no writes, which whoever adds a shard is told
+        path.unlink()
 
 
 class PixelCache:

@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _READY = b"+"
 _SECONDS = 120.0  # for one frame; the largest allowed takes a few
+_ALARM = 150  # seconds after which a worker ends itself in a frame
 _KINDS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 _COMMAND: Final = (sys.executable, "-P", os.path.abspath(__file__))
 
@@ -185,12 +187,14 @@ def serve() -> None:
     while head := asked.read(8):
         size, length = struct.unpack("<II", head)
         request, frame = json.loads(asked.read(size)), asked.read(length)
+        signal.alarm(_ALARM)  # whoever would kill it for being late may be dead
         try:
             values = np.ascontiguousarray(decoded(request["syntax"], request["plugin"], frame, request["options"]))
             answer, body = {"kind": str(values.dtype), "shape": values.shape}, values.data.cast("B")
         # Anything may be raised over hostile bytes; its words may quote them, so only the type goes back.
         except Exception as error:
             answer, body = {"error": type(error).__name__}, memoryview(b"")
+        signal.alarm(0)
         text = json.dumps(answer).encode()
         answers.write(struct.pack("<I", len(text)) + text)
         answers.write(body)

@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -219,7 +218,7 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
 
 # What a logged model holds: all that makes pixels of bytes, and what assembles the network.
 _TRAVELLERS = (
-    *("__init__.py", "base/__init__.py", "base/errors.py", "images/*.py"),
+    *("__init__.py", "base/__init__.py", "base/errors.py", "base/logs.py", "images/*.py"),
     *("models/__init__.py", "models/backbones.py", "models/bundle.py"),
 )
 # Modules by their form: a model that an earlier version logged came with that version's.
@@ -338,13 +337,14 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
     files, taken from what MLflow gives back) and `xray.files` (the inventory itself). Raises ModelRefused when what
     comes back is not what went in, ConfigError without an active run.
     """
+    from xray_pipeline.base.scratch import scratch
     from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 
     if mlflow.active_run() is None:
         raise ConfigError("log_model needs an active MLflow run; start one around it")
     digest = model_digest(folder)
-    with tempfile.TemporaryDirectory(prefix="xray-model-") as temporary:
-        staged = _stage(Path(temporary), folder)
+    with scratch("xray-model-") as temporary:
+        staged = _stage(temporary, folder)
         info = mlflow.pyfunc.log_model(
             name="classifier",
             python_model=str(staged / "served.py"),
@@ -354,7 +354,7 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
             pip_requirements=requirements(),
             input_example=_example(),
         )
-        back = Path(temporary) / "back"
+        back = temporary / "back"
         back.mkdir()
         mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(back))
         files = inventory(back)

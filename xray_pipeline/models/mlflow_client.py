@@ -1,4 +1,4 @@
-"""The one place MLflow is imported from: quiet (no telemetry), patient for seconds rather than minutes.
+"""The one place MLflow is imported from: quiet (no telemetry), patient for seconds rather than minutes, discreet.
 
 MLflow reads these settings when it is imported or called, so they must be in the environment first; a value that is set
 already stays. Its own defaults wait up to 120 s a call and 7 retries with growing pauses: 20 minutes for a dead server.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from urllib.parse import unquote, urlsplit
 
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -16,6 +18,7 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a server may ask for hours
     "MLFLOW_UV_AUTO_DETECT": "false",  # else a uv project in the working directory becomes part of every model
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -25,20 +28,83 @@ for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
 import mlflow  # noqa: E402 - after the settings it reads
+from boto3.exceptions import Boto3Error  # noqa: E402 - artifacts may lie in S3
+from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
+from requests.exceptions import RequestException  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
-__all__ = ["MlflowClient", "MlflowException", "metric_log", "mlflow"]
+from xray_pipeline.base.errors import RegistryError, RegistryUnavailable  # noqa: E402
+from xray_pipeline.base.logs import without_passwords  # noqa: E402
+
+__all__ = ["FAILURES", "Missing", "MlflowClient", "MlflowException", "calls", "metric_log", "mlflow", "named", "use"]
+
+FAILURES = (MlflowException, RequestException, SQLAlchemyError, Boto3Error, BotoCoreError, ClientError)
+"""What a call of MLflow may raise."""
+
+
+class Missing(RegistryError):
+    """MLflow answered that there is no such thing."""
+
+
+_REFUSALS = {
+    "BAD_REQUEST": RegistryError,
+    "INVALID_PARAMETER_VALUE": RegistryError,
+    "PERMISSION_DENIED": RegistryError,
+    "UNAUTHENTICATED": RegistryError,
+    "RESOURCE_ALREADY_EXISTS": RegistryError,
+    "RESOURCE_DOES_NOT_EXIST": Missing,
+    "NOT_FOUND": Missing,
+}
+
+
+_masked: dict[str, str] = {}  # addresses without login, as messages show them
+
+
+def use(uri: str) -> str:
+    """Point MLflow, in this process and those it starts, at an address; return that without user and password.
+
+    These go where MLflow looks for them beside the address, so that nothing it logs or raises can show them.
+    """
+    parts, masked = urlsplit(uri), without_passwords(uri)
+    if parts.scheme in ("http", "https") and parts.username and parts.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    _masked[uri] = masked
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return uri
+
+
+def named(error: Exception, what: str) -> RegistryError:
+    """Return the error of ours for one of MLflow's: RegistryUnavailable, or a RegistryError when it refused."""
+    kind = _REFUSALS.get(getattr(error, "error_code", ""), RegistryUnavailable)
+    reason = (str(error).splitlines() or [""])[0][:300]
+    said = "did not answer" if kind is RegistryUnavailable else "refused"
+    address = mlflow.get_tracking_uri()
+    return kind(f"{what}: MLflow at {_masked.get(address, address)} {said}: {reason}")
+
+
+@contextmanager
+def calls(what: str, *more: type[Exception]) -> Iterator[None]:
+    """Raise RegistryUnavailable or RegistryError, without what MLflow raised, for a call of MLflow that fails."""
+    try:
+        yield
+    except (*FAILURES, *more) as error:
+        raise named(error, what) from None
 
 
 def metric_log(run_id: str) -> Callable[[int, Mapping[str, float]], None]:
-    """Return what logs an epoch's metrics with a run of MLflow: `record(epoch, metrics)`. It raises MLflow's errors."""
+    """Return what logs an epoch's metrics with a run of MLflow: `record(epoch, metrics)`. It raises RegistryError."""
     from mlflow.entities import Metric
 
     client = MlflowClient()
 
     def record(epoch: int, metrics: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        client.log_batch(run_id, metrics=[Metric(name, value, now, epoch) for name, value in metrics.items()])
+        with calls(f"logging epoch {epoch}"):
+            client.log_batch(run_id, metrics=[Metric(name, value, now, epoch) for name, value in metrics.items()])
 
     return record

@@ -12,7 +12,6 @@ import json
 import logging
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xray_pipeline.base.children import child
 from xray_pipeline.base.errors import ModelRefused
+from xray_pipeline.base.scratch import scratch
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,10 @@ def rehearse(
     `radiographs` are N stored files. Raises ModelRefused when the model does not load, answers with code that is not
     its own, can't read a radiograph, or a probability is off by more than TOLERANCE.
     """
-    with tempfile.TemporaryDirectory(prefix="xray-rehearsal-") as folder:
+    with scratch("xray-rehearsal-") as folder:
         for index, data in enumerate(radiographs):
-            (Path(folder) / f"{index:06d}").write_bytes(data)
-        said = _ask(model, Path(folder))
+            (folder / f"{index:06d}").write_bytes(data)
+        said = _ask(model, folder)
     if not Path(said["code"]).is_relative_to(model.resolve()):
         raise ModelRefused(f"the model in {model} answered with code from {said['code']}, not its own; log it anew")
     answers = said["answers"]
@@ -79,14 +80,16 @@ def _ask(model: Path, radiographs: Path) -> dict[str, Any]:
     # -P: without it the script's folder, this package's, would be searched for every import. -B: the model's folder is
     # the cache's, which others audit meanwhile.
     command = [sys.executable, "-P", "-B", str(script), str(model.resolve()), str(radiographs)]
-    try:
-        done = subprocess.run(command, cwd=radiographs.parent, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise ModelRefused(
-            f"the model in {model} did not answer within {TIMEOUT_SECONDS} s in a fresh process"
-        ) from error
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ModelRefused(f"the model in {model} fails in a fresh process (exit {done.returncode}): {last[0]}")
-    said: dict[str, Any] = json.loads(done.stdout[done.stdout.index('{"answers"') :])
+    pipe = subprocess.PIPE
+    with child(command, cwd=radiographs.parent, stdout=pipe, stderr=pipe) as process:
+        try:
+            answer, complaint = process.communicate(timeout=TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ModelRefused(
+                f"the model in {model} did not answer within {TIMEOUT_SECONDS} s in a fresh process"
+            ) from error
+    if process.returncode != 0:
+        last = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise ModelRefused(f"the model in {model} fails in a fresh process (exit {process.returncode}): {last[0]}")
+    said: dict[str, Any] = json.loads(answer[answer.index(b'{"answers"') :])
     return said

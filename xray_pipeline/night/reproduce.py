@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,6 +20,7 @@ import torch
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import ConfigError, Damaged, DatasetError, ObjectNotFound, RegistryError, WeightsError
+from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset
@@ -111,15 +110,14 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
     record = _record(settings, dataset, candidate, progress)
     if record.recipe is None or record.rows is None or record.backbone is None or record.startless:
         return _outcome(about, candidate, expected, None, record.differences)
-    settings.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="reproduce-", dir=settings.cache) as name, _threads(record.environment):
+    with scratch("reproduce-", settings.cache) as folder, _threads(record.environment):
         rules = settings.rules.model_copy(update=asdict(expected.limits))
-        again = settings.model_copy(update={"cache": Path(name) / "cache", "device": "cpu", "rules": rules})
+        again = settings.model_copy(update={"cache": folder / "cache", "device": "cpu", "rules": rules})
         trainer = Trainer(record.recipe, record.backbone, dataset, record.rows, again, progress, record.start)
-        trainer.fit(Checkpoints(open_store(Path(name) / "checkpoints")), _forgotten)
+        trainer.fit(Checkpoints(open_store(folder / "checkpoints")), _forgotten)
         classifier = trainer.classifier()
-        classifier.save(Path(name) / "classifier")
-        found = Classifier.load(Path(name) / "classifier")
+        classifier.save(folder / "classifier")
+        found = Classifier.load(folder / "classifier")
     return _outcome(about, candidate, expected, found, record.differences)
 
 

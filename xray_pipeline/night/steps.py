@@ -29,7 +29,7 @@ from xray_pipeline.base.errors import (
     RegistryUnavailable,
 )
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.storage import Store, open_store, require_folder
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.training.overrides import parse_text
@@ -278,10 +278,12 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     What lies beside them and is none is said in `left_out`, else in the log.
 
     At most `settings.max_deliveries`, so that the list stays small; the next run takes the rest. Those that were
-    rejected and have not changed come in where there is room, so that they keep no other out.
+    rejected and have not changed come in where there is room, so that they keep no other out. Raises
+    StorageUnavailable when the incoming folder is missing: that is not an empty one.
     """
     from xray_pipeline.dataset.store import Dataset
 
+    require_folder(run.settings.incoming)
     compare(run)
     Ledger(run.store()).entries()  # one that this version can't read stops the night before anything is written
     dataset = Dataset(run.settings)

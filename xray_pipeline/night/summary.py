@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from xray_pipeline.command import health
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms
 from xray_pipeline.night import steps as night
@@ -18,6 +19,7 @@ _T = TypeVar("_T", bound=Outcome)
 
 def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     """Run the whole night and return what `conclude` says. Raises what its steps raise."""
+    health.before_night(run)
     found = night.find_deliveries(run)
     night.check_deliveries(run, found, progress)
     committed = night.commit_deliveries(run, found, progress)

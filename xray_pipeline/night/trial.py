@@ -11,20 +11,21 @@ import base64
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xray_pipeline.base.children import child
 from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.scratch import scratch
 
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
@@ -72,37 +73,27 @@ def check_answers(run: Run, candidate: str, version: int) -> float:
 
 @contextmanager
 def serving(settings: Settings, version: int, seconds: float = BOOT_SECONDS) -> Iterator[str]:
-    """Run `mlflow models serve` on a version until the block ends; yield its address on this machine.
+    """Run `mlflow models serve` on a version until the block or this process ends; yield its address on this machine.
 
-    It leads a process group of its own, which is killed whatever happens. Raises EvaluationError with the end of its
-    log when it does not answer within `seconds`.
+    Raises EvaluationError with the end of its log when it does not answer within `seconds`.
     """
+    from xray_pipeline.models import mlflow_client as tracking
+
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
     model = f"models:/{settings.model_name}/{version}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
-    environment = {
-        **os.environ,
-        "MLFLOW_TRACKING_URI": settings.tracking_uri,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # it starts uvicorn by name
-    }
-    with tempfile.TemporaryDirectory(prefix="xray-serve-") as folder:
-        output = Path(folder) / "log"
-        with output.open("wb") as file:
-            server = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=folder,
-                start_new_session=True,
-            )
-        try:
-            _wait(f"{address}/ping", server, output, seconds)
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    tracking.use(settings.tracking_uri)  # what it inherits
+    with scratch("xray-serve-") as folder, (folder / "log").open("wb") as file:
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # it starts uvicorn by name
+            "TMPDIR": str(folder),  # its copy of the model goes with the folder
+        }
+        with child(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder) as server:
+            _wait(f"{address}/ping", server, folder / "log", seconds)
             yield address
-        finally:
-            _end(server)
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], output: Path, seconds: float) -> None:
@@ -125,18 +116,10 @@ def _ask(url: str, files: list[bytes]) -> list[dict[str, Any]]:
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
             found: list[dict[str, Any]] = json.load(answer)["predictions"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         said = error.read()[:300].decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else error
-        raise EvaluationError(f"the model server could not answer: {said}") from error
+        raise EvaluationError(f"the model server could not answer: {said or type(error).__name__}") from error
     return found
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(server.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        log.debug("the model server has ended by itself")
-    server.wait()
 
 
 def _free_port() -> int:

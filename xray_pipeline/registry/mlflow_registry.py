@@ -19,7 +19,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,16 +26,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from requests.exceptions import RequestException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from xray_pipeline.base.errors import ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.base.logs import without_passwords
+from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.commits import Commits
+from xray_pipeline.models import mlflow_client as tracking
 from xray_pipeline.models.bundle import Classifier, artifact_digest, audit, inventory
-from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, mlflow
+from xray_pipeline.models.mlflow_client import FAILURES, Missing, MlflowClient, MlflowException, mlflow
 from xray_pipeline.registry.ledger import Entry, Ledger, State, aliases_since
 
 log = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ class Registry:
         self.ledger = ledger or Ledger(open_store(settings.store, settings), settings.idle_days)
         self._commits = Commits(open_store(settings.store, settings).child("dataset"))
         # Parts of MLflow ask for the process's own URI whatever a client was given.
-        mlflow.set_tracking_uri(settings.tracking_uri)
-        mlflow.set_registry_uri(settings.tracking_uri)
-        self._client = MlflowClient(settings.tracking_uri, settings.tracking_uri)
+        address = tracking.use(settings.tracking_uri)
+        with tracking.calls("opening the registry", OSError):
+            self._client = MlflowClient(address, address)
 
     # Versions
 
@@ -153,7 +153,7 @@ class Registry:
     def _delete(self, versions: Iterable[int]) -> None:
         for version in versions:
             log.warning("version %d of %s is a duplicate, or has a used number; deleting it", version, self.name)
-            with contextlib.suppress(_Missing):  # the other process was faster
+            with contextlib.suppress(Missing):  # the other process was faster
                 self._call("deleting a duplicate", self._client.delete_model_version, self.name, str(version))
 
     def _versions_of(self, candidate: str, model_uri: str = "") -> list[int]:
@@ -355,13 +355,13 @@ class Registry:
             )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise _named(error, "making the registered model", self.settings.tracking_uri) from error
+                raise tracking.named(error, "making the registered model") from None
             self._model(self.ledger.state())
 
     def _get(self) -> Any:
         try:
             return self._call("asking for the registered model", self._client.get_registered_model, self.name)
-        except _Missing:
+        except Missing:
             return None
 
     def _model(self, state: State) -> Any:
@@ -513,10 +513,8 @@ class Registry:
         """
         if not model.artifact:
             raise ModelRefused(f"{model.uri} has no record of its files (tag xray.artifact): it was not logged here")
-        parent = self.settings.cache / "models"
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_LOADING, dir=parent) as temporary:
-            folder = Path(temporary) / "model"
+        with scratch("loading-", self.settings.cache / "models") as temporary:
+            folder = temporary / "model"
             folder.mkdir()
             self._download(model, folder)
             self._audit(model, folder)
@@ -565,32 +563,9 @@ class Registry:
             ):
                 with attempt:
                     return function(*args, **kwargs)
-        except (MlflowException, RequestException) as error:
-            raise _named(error, what, self.settings.tracking_uri) from error
+        except FAILURES as error:
+            raise tracking.named(error, what) from None
         raise AssertionError("unreachable: Retrying returns or raises")
-
-
-class _Missing(RegistryError):
-    """MLflow answered that there is no such thing."""
-
-
-_REFUSALS = {
-    "BAD_REQUEST": RegistryError,
-    "INVALID_PARAMETER_VALUE": RegistryError,
-    "PERMISSION_DENIED": RegistryError,
-    "UNAUTHENTICATED": RegistryError,
-    "RESOURCE_ALREADY_EXISTS": RegistryError,
-    "RESOURCE_DOES_NOT_EXIST": _Missing,
-    "NOT_FOUND": _Missing,
-}
-
-
-def _named(error: Exception, what: str, uri: str) -> RegistryError:
-    code = getattr(error, "error_code", "")
-    kind = _REFUSALS.get(code, RegistryUnavailable)
-    reason = (str(error).splitlines() or [""])[0][:300]
-    text = f"{what}: MLflow at {uri} {'did not answer' if kind is RegistryUnavailable else 'refused'}: {reason}"
-    return kind(without_passwords(text))
 
 
 def _busy(error: BaseException) -> bool:
@@ -615,9 +590,6 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-_LOADING = "loading-"  # of the folder of a download that is under way, or was when its process was killed
-
-
 def _keep(folder: Path, kept: Path) -> None:
     """Move an audited model to its place in the cache, unless an equal one is there."""
     try:
@@ -629,16 +601,9 @@ def _keep(folder: Path, kept: Path) -> None:
 
 
 def _prune(folder: Path) -> None:
-    """Delete cached models but the ones used last; never one used within the hour, which a process may be reading.
-
-    What a process that was killed had downloaded goes after a day.
-    """
+    """Delete cached models but the ones used last; never one used within the hour, which a process may be reading."""
     kept = sorted(folder.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
     old = [path for path in kept[CACHED_MODELS:] if path.stat().st_mtime < time.time() - 3600]
-    for path in folder.glob(f"{_LOADING}*"):
-        with contextlib.suppress(FileNotFoundError):  # its process is through
-            if path.stat().st_mtime < time.time() - 86_400:
-                old.append(path)
     for path in old:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -11,12 +11,10 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,12 +24,13 @@ import xray_pipeline
 from xray_pipeline.base import logs, records
 from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError
+from xray_pipeline.base.scratch import on_disk, scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.models import backbones
 from xray_pipeline.models.bundle import Classifier, log_model
-from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, metric_log, mlflow
+from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, calls, metric_log, mlflow, use
 from xray_pipeline.training import launching, pictures
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import has_bfloat16
@@ -135,8 +134,20 @@ def train(
     """Train a candidate, or go on with its training, or return it when it is done; `champions` is for a warm start.
 
     Raises TrainingError (a class without training patients, no validation, no such device, interrupted), NonFiniteLoss,
-    OutOfMemory, WeightsError, ConfigError, StorageError; MLflow's errors when it does not answer.
+    OutOfMemory, WeightsError, ConfigError, StorageError, RegistryUnavailable.
     """
+    with on_disk(settings.cache), calls("training"):
+        return _trained(dataset, snapshot, recipe, settings, champions, progress)
+
+
+def _trained(
+    dataset: Dataset,
+    snapshot: Snapshot,
+    recipe: Recipe,
+    settings: Settings,
+    champions: Champions,
+    progress: Progress | None,
+) -> Candidate:
     backbone = backbones.load(recipe.backbone, recipe.weights)
     digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
     store = open_store(settings.store, settings)
@@ -144,7 +155,7 @@ def train(
     digest = digest_from(digest, start)
     logs.about(candidate=digest)
     folder = store.child(f"candidates/{digest}")
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    use(settings.tracking_uri)
     folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
     if folder.exists("candidate.json"):
         try:
@@ -259,8 +270,8 @@ def _log(
     classifier: Classifier, digest: str, run_id: str, snapshot: Snapshot, recipe: Recipe, rows: pd.DataFrame
 ) -> Candidate:
     sides = rows["side"].value_counts()
-    with tempfile.TemporaryDirectory(prefix="xray-candidate-") as temporary:
-        folder = Path(temporary) / "classifier"
+    with scratch("xray-candidate-") as temporary:
+        folder = temporary / "classifier"
         model_digest = classifier.save(folder)
         with mlflow.start_run(run_id=run_id):
             described = recipe.model_dump()

@@ -163,7 +163,7 @@ class Standardised:
         self._file: IO[bytes] | None = None
         if 4 * self.count * self.width > IN_MEMORY:
             scratch.mkdir(parents=True, exist_ok=True)
-            self._file = TemporaryFile(dir=scratch)  # noqa: SIM115 - lives as long as this object
+            self._file = TemporaryFile(dir=scratch)  # noqa: SIM115 - lives as long as this object; has no name
         for block in self._raw():
             block -= mean
             block /= std

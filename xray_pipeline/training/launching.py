@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO
 
 import pandas as pd
@@ -32,6 +31,7 @@ import torch
 
 from xray_pipeline.base import errors
 from xray_pipeline.base.errors import OutOfMemory, RadiographError, TrainingError, XrayError
+from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset, read_parquet
@@ -77,8 +77,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, run_id: str, count: int) -> 
 
 
 def _fit(trainer: Trainer, checkpoints: Checkpoints, run_id: str, count: int, most: int) -> None:
-    with TemporaryDirectory(prefix="xray-processes-") as name:
-        folder = Path(name)
+    with scratch("xray-processes-") as folder:
         job = {
             "settings": trainer.settings.model_dump(mode="json", exclude=_SECRET),
             "recipe": trainer.recipe.model_dump(mode="json"),
@@ -174,9 +173,12 @@ def _process(folder: Path) -> None:
 
 
 def _record(run_id: str, settings: Settings) -> Record:
-    from xray_pipeline.models.mlflow_client import metric_log, mlflow  # seconds, which only the first process takes
+    from xray_pipeline.models.mlflow_client import (  # seconds, which only the first process takes
+        metric_log,
+        use,  # seconds, which only the first process takes
+    )
 
-    mlflow.set_tracking_uri(settings.tracking_uri)
+    use(settings.tracking_uri)
     return metric_log(run_id)
 
 

@@ -39,9 +39,9 @@ from xray_pipeline.dataset import near_copies as near_duplicates
 from xray_pipeline.dataset.table import Row, of_rows
 from xray_pipeline.images import appearance, dicom_pixels, radiograph
 from xray_pipeline.intake import check as intake
-from xray_pipeline.intake import expectations
-from xray_pipeline.intake.check import Delivery
+from xray_pipeline.intake import deliveries, expectations
 from xray_pipeline.intake.compare_rows import EMPTY
+from xray_pipeline.intake.deliveries import Delivery
 
 SIDE, ROUNDS = 224, 5
 LIMITS = radiograph.Limits()
@@ -168,7 +168,7 @@ def small_files(count: int) -> dict[str, Any]:
             (folder / f"patient{number}_1.jpg").write_bytes(out.getvalue())
         settings = Settings(home=Path(name, "home"), settle_seconds=0)
         start = time.perf_counter()
-        delivery = intake.at(str(folder.parent), settings, EMPTY, time.time())
+        delivery = deliveries.at(str(folder.parent), settings, EMPTY, time.time())
         fit = intake.check(delivery, settings, EMPTY, b"benchmark").fit
         seconds = time.perf_counter() - start
     return {

@@ -22,7 +22,9 @@ import torch
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.dataset.store import Dataset, side_of, to_parquet
+from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.dataset.split import side_of
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import Row, of_rows
 from xray_pipeline.models import backbones
 from xray_pipeline.training.checkpoints import Checkpoints

@@ -42,12 +42,12 @@ from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.pixels import PixelCache
-from xray_pipeline.dataset.store import side_of
+from xray_pipeline.dataset.split import side_of
 from xray_pipeline.evaluation import stress
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.images import radiograph
 from xray_pipeline.models import backbones
-from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.training import overrides
 from xray_pipeline.training.candidate import versions
 from xray_pipeline.training.checkpoints import Checkpoints

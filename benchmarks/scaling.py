@@ -30,12 +30,13 @@ import pandas as pd
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.near_copies import SIDE
-from xray_pipeline.dataset.store import Dataset, to_parquet
+from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import appearance
 from xray_pipeline.models import backbones
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.training.fitting import Trainer
 

@@ -52,7 +52,7 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.feeding import Feeder
 from xray_pipeline.training.fitting import Trainer

@@ -32,7 +32,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.night import promotion
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.promotion import APPROVE, REJECT, Request
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 SETTINGS = Settings()

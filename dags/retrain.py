@@ -38,7 +38,8 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import health
 from xray_pipeline.night import steps as night
 from xray_pipeline.night import summary
-from xray_pipeline.night.steps import Decided, Evaluated, Registered, Run, Trained
+from xray_pipeline.night.run import Decided, Evaluated, Registered, Run, Trained
+from xray_pipeline.training import overrides
 
 SETTINGS = Settings()
 SCHEDULE = SETTINGS.schedule
@@ -50,7 +51,7 @@ REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 
 PARAMS = {
     "incoming": Param(None, type=["null", "string"], title="Incoming folder", description="folder or s3:// prefix"),
-    "recipe": Param(None, type=["null", "string"], title="Recipe", examples=night.recipe_names()),
+    "recipe": Param(None, type=["null", "string"], title="Recipe", examples=overrides.recipe_names()),
     "backbone": Param(None, type=["null", "string"], title="Backbone", examples=["efficientnet_lite0", "resnet18"]),
     "epochs": Param(None, type=["null", "integer"], minimum=1, maximum=1000, title="Epochs"),
     "seed": Param(None, type=["null", "integer"], minimum=0, title="Seed"),

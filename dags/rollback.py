@@ -16,7 +16,7 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
 from xray_pipeline.night import promotion
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 
 CHAMPION = Asset("xray-champion")
 

@@ -21,7 +21,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import S3Store, Store, check_writes_once, open_store
 from xray_pipeline.command import health
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 
 
 @pytest.fixture(params=["directory", "s3"])

@@ -14,7 +14,7 @@ from samples import jpeg, picture
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training

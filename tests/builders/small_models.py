@@ -15,7 +15,8 @@ from PIL import Image
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.models.backbones import Network, build
-from xray_pipeline.models.bundle import Classifier, log_model
+from xray_pipeline.models.bundle import log_model
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import mlflow
 
 BACKBONE = "shufflenet_v2_x0_5"  # 1.4 MB, the smallest that torchvision has

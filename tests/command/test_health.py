@@ -18,7 +18,7 @@ from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import health
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 
 NOW = datetime(2026, 3, 3, 9, tzinfo=UTC)

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from samples import jpeg, picture, png
 
+from xray_pipeline.intake.commit import commit
 from xray_pipeline.base.errors import DatasetError
 from xray_pipeline.base.settings import IntakeRules, Settings
-from xray_pipeline.dataset.store import Dataset, to_parquet
+from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import check as intake
-from xray_pipeline.intake.check import Intake
+from xray_pipeline.intake import deliveries
 from xray_pipeline.intake.compare_rows import EMPTY, rejudge
+from xray_pipeline.intake.verdicts import Intake
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 
 KEY, NOW = b"key of the tests", 1e12
 LENIENT = IntakeRules(max_quarantined_share=1, max_leak_share=1)
@@ -53,7 +56,7 @@ def lay(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def judged(folder: Path, settings: Settings, history: Any = EMPTY) -> Intake:
-    return intake.check(intake.at(str(folder), settings, history, NOW), settings, history, KEY)
+    return intake.check(deliveries.at(str(folder), settings, history, NOW), settings, history, KEY)
 
 
 def outcomes(result: Intake) -> dict[str, str]:
@@ -64,7 +67,7 @@ def committed(settings: Settings, folder: Path) -> Dataset:
     dataset = Dataset(settings)
     key = dataset.patient_key()
     history = dataset.history()
-    dataset.commit(intake.check(intake.at(str(folder), settings, history, NOW), settings, history, key))
+    commit(dataset, intake.check(deliveries.at(str(folder), settings, history, NOW), settings, history, key))
     return dataset
 
 
@@ -286,10 +289,12 @@ def test_deliveries_checked_side_by_side_leave_one_side(
     lay(tmp_path / "b", {"test/NORMAL/1.jpg": near(1), "test/NORMAL/3.png": png(image(3))})
     dataset = Dataset(given)
     key, history = dataset.patient_key(), dataset.history()
-    checked = {n: intake.check(intake.at(str(tmp_path / n), given, history, NOW), given, history, key) for n in order}
+    checked = {
+        n: intake.check(deliveries.at(str(tmp_path / n), given, history, NOW), given, history, key) for n in order
+    }
     assert all((result.table["verdict"] == "accepted").all() for result in checked.values())
     for name in order:
-        dataset.commit(checked[name])
+        commit(dataset, checked[name])
     assert [(dataset.manifest(name)["reason"] == "copy-across-split").sum() for name in order] == [0, 1]
 
 
@@ -318,7 +323,7 @@ def test_a_manifest_from_before_the_hash_is_refused(
     path = Path(given.store) / "dataset" / "manifests" / "one.parquet"
     old = dataset.manifest("one").drop(columns=["phash", "thumbnail", "near_copy"])
     with monkeypatch.context() as then:
-        then.setattr("xray_pipeline.dataset.store.FORMAT", 1)
+        then.setattr("xray_pipeline.dataset.parquet.FORMAT", 1)
         path.write_bytes(to_parquet(old, {}))
     with pytest.raises(DatasetError, match="has format 1; this version reads 2"):
         Dataset(given).history()

@@ -15,10 +15,14 @@ from samples import jpeg, png
 from xray_pipeline.base.errors import DatasetError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import DirectoryStore
-from xray_pipeline.dataset.store import Dataset, side_of, to_parquet
+from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.dataset.split import side_of
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
+from xray_pipeline.intake import verdicts
+from xray_pipeline.night import run
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 
 
 def deliver(settings: Settings, name: str, seeds: range, label: str = "NORMAL") -> Path:
@@ -30,7 +34,7 @@ def deliver(settings: Settings, name: str, seeds: range, label: str = "NORMAL") 
     return folder
 
 
-def ingest(settings: Settings) -> night.Committed:
+def ingest(settings: Settings) -> run.Committed:
     run = Run(settings)
     keys = night.find_deliveries(run)
     for key in keys:
@@ -73,7 +77,7 @@ def test_two_deliveries_committed_at_once_are_judged_against_each_other(
     assert len(rows) == 13
     assert rows["digest"].is_unique
     assert (rows.groupby("patient")["side"].nunique() == 1).all()
-    assert bookkeeping.verify(run)[0]
+    assert bookkeeping.verify(run.settings)[0]
 
 
 @pytest.mark.parametrize("who", ["its repeat", "another delivery"])
@@ -98,7 +102,7 @@ def test_a_commit_that_was_killed_before_its_manifest_is_finished(
     assert dataset.manifest("b")["reason"].tolist() == ["duplicate"] * 2 + [""] * 4
     assert len(list(dataset.store.list("commits"))) == 2
     assert list(dataset.store.list("drafts")) == []
-    assert bookkeeping.verify(run)[0]
+    assert bookkeeping.verify(run.settings)[0]
 
 
 def test_a_delivery_that_changed_after_its_commit_was_killed_is_an_addition(
@@ -124,7 +128,7 @@ def test_a_manifest_that_was_changed_or_lost_is_named(settings: Settings) -> Non
     table = dataset.manifest("a").assign(label="PNEUMONIA")
     dataset.store.write("manifests/a.parquet", to_parquet(table, {"delivery": "a"}))
     dataset.store.delete("manifests/b.parquet")
-    assert bookkeeping.verify(Run(settings)) == (False, "missing, or not what was committed: the manifests of a, b")
+    assert bookkeeping.verify(settings) == (False, "missing, or not what was committed: the manifests of a, b")
     with pytest.raises(DatasetError, match=r"manifests/b.parquet, committed as commits/00000002.json, is missing"):
         night.find_deliveries(Run(settings))
 
@@ -148,7 +152,7 @@ def test_a_patient_on_two_sides_is_reported(settings: Settings) -> None:
     table = dataset.manifest("a").iloc[:1].assign(side="held-out", digest="0" * 64, file="other")
     table["side"] = "train" if dataset.manifest("a")["side"][0] == "held-out" else "held-out"
     assert dataset._add("b", to_parquet(table, {"delivery": "b"}), 1)
-    holds, text = bookkeeping.split(Run(settings))
+    holds, text = bookkeeping.split(settings)
     assert not holds
     assert text == "1 patients are on two sides of the split"
 
@@ -404,7 +408,7 @@ def test_one_changed_label_in_a_manifest_stops(settings: Settings) -> None:
     deliver(settings, "first", range(5))
     digest = ingest(settings).snapshot
     path = Path(settings.store) / "dataset" / "manifests" / "first.parquet"
-    from xray_pipeline.dataset.store import from_parquet, to_parquet
+    from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 
     table = from_parquet(path.read_bytes(), "it")
     table.loc[0, "label"] = "PNEUMONIA"
@@ -442,7 +446,7 @@ def test_a_rejected_delivery_leaves_the_dataset_alone(settings: Settings) -> Non
     deliver(settings, "first", range(5), label="NORMALL")
     committed = ingest(settings)
     assert committed.snapshot == ""
-    verdict = night.checked(Run(settings).store(), "first")
+    verdict = verdicts.checked(Run(settings).store(), "first")
     assert verdict is not None
     assert not verdict.fit
     assert "NORMAL" in verdict.why

@@ -17,7 +17,8 @@ from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.intake.check import check, find
+from xray_pipeline.intake.check import check
+from xray_pipeline.intake.deliveries import find
 
 PATTERN = IntakeRules().patient_pattern
 

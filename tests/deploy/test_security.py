@@ -35,7 +35,7 @@ from xray_pipeline.base.errors import ConfigError, RegistryError, StorageError, 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training.checkpoints import Checkpoints
 

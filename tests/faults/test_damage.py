@@ -21,13 +21,14 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import answers, health
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.commits import Commits
-from xray_pipeline.dataset.store import Dataset, from_parquet, to_parquet
+from xray_pipeline.dataset.parquet import from_parquet, to_parquet
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import metrics as evaluation
-from xray_pipeline.intake import alarms
+from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.night import lineage, screening, summary
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import COMMITTED_TAG, FOLLOWED_TAG, Registry
 from xray_pipeline.training import candidate as training
@@ -135,8 +136,8 @@ def of_predictions(site: Run) -> Any:
 def of_verdicts(site: Run) -> Any:
     store, found = site.store(), []
     for key in Dataset(site.settings).manifests():
-        verdict = night.checked(store, key)
-        table = night.checked_table(store, verdict).to_json() if verdict else None
+        verdict = verdicts.checked(store, key)
+        table = verdicts.checked_table(store, verdict).to_json() if verdict else None
         settled = [alarms._kept(store, key), alarms._acknowledgements(store, key)]
         found.append((verdict, table, settled))
     return found
@@ -317,8 +318,8 @@ def test_a_manifest_that_says_otherwise_is_used_by_nothing(site: Run, kept: Kept
         lambda dataset: dataset.fingerprint("day0"),
         lambda dataset: night.find_deliveries(site),
         lambda dataset: night.train(site, newest),
-        lambda dataset: bookkeeping.quarantine(site),
-        lambda dataset: bookkeeping.rejudge(site, "day0"),
+        lambda dataset: bookkeeping.quarantine(site.settings),
+        lambda dataset: night.rejudge(site, "day0"),
     ]
     for use in uses:
         with pytest.raises(Damaged, match=r"manifests/day0.parquet in .* commits/00000001.json names"):

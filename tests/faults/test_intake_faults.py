@@ -34,10 +34,11 @@ from samples import chunk, dicom, jpeg, lay_files, picture, png, written
 from xray_pipeline.base.errors import TrainingError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.intake import alarms
+from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
+from xray_pipeline.intake.verdicts import Checked
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Checked, Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.training.recipe import load_recipe
 
 GOOD = {f"{('NORMAL', 'PNEUMONIA')[n % 2]}/patient{n:03d}_1.jpeg": jpeg(seed=n) for n in range(300, 306)}
@@ -72,7 +73,7 @@ def through(run: Run, name: str = "delivery") -> tuple[Checked, dict[str, str]]:
     listed = sum(1 for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     bookkeeping_files = sum((folder / extra).exists() for extra in ("labels.csv", "_SUCCESS"))
     assert bookkeeping.balance(table, listed - bookkeeping_files).holds
-    assert bookkeeping.verify(run)[0]
+    assert bookkeeping.verify(run.settings)[0]
     snapshot = Dataset(run.settings).snapshot()
     assert night.find_deliveries(run) == []
     assert Dataset(run.settings).snapshot() == snapshot
@@ -154,7 +155,7 @@ def test_a_delivery_that_changes_between_check_and_commit_is_left_to_the_next_ni
     assert "row 0 of delivery delivery" in caplog.text
     assert "between check and commit" in caplog.text
     assert not any(name.rpartition("/")[2] in caplog.text for name in GOOD)
-    assert night.checked(run.store(), "delivery") is None
+    assert verdicts.checked(run.store(), "delivery") is None
     night.check_delivery(run, "delivery")
     night.commit_deliveries(run, ["delivery"])
     whole = change is _replace
@@ -599,7 +600,7 @@ def test_nothing_of_a_patient_leaves_the_intake_tables(settings: Settings, caplo
         },
     )
     checked, found = through(run)
-    told = [json.dumps(checked.to_dict()), caplog.text, json.dumps(bookkeeping.quarantine(run))]
+    told = [json.dumps(checked.to_dict()), caplog.text, json.dumps(bookkeeping.quarantine(run.settings))]
     tables = ("table.parquet", ".parquet")
     for path in Path(settings.store).rglob("*"):
         if path.is_file() and not (path.name.endswith(tables)):

@@ -32,7 +32,7 @@ from pydicom.uid import (
 from samples import compressed, dicom, jpeg, picture, written
 
 from xray_pipeline.base.errors import RadiographError
-from xray_pipeline.images import dicom_frames, dicom_pixels
+from xray_pipeline.images import dicom_elements, dicom_frames
 from xray_pipeline.images.radiograph import Limits, normalise
 
 HEAD = """# DICOM: what is read, and what is not
@@ -90,7 +90,7 @@ def page() -> str:
 
 
 def _decoders() -> Iterable[tuple[str, str]]:
-    for syntax in sorted(dicom_pixels.NATIVE):
+    for syntax in sorted(dicom_elements.NATIVE):
         yield f"{UID(syntax).name} ({syntax})", "none needed"
     for syntax, plugins in dicom_frames.DECODERS.items():
         yield f"{UID(syntax).name} ({syntax})", ", ".join(plugins)

@@ -20,6 +20,7 @@ from xray_pipeline.images import dicom_pixels, radiograph
 from xray_pipeline.images.decoder_process import Workers
 from xray_pipeline.images.radiograph import Limits, normalise
 from xray_pipeline.intake import check as intake
+from xray_pipeline.intake import deliveries
 from xray_pipeline.intake.compare_rows import EMPTY
 
 SYNTAXES = (JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
@@ -72,7 +73,7 @@ def test_a_decoder_that_dies_quarantines_its_file_alone(
     for name, data in {"a.dcm": deadly, "b.dcm": sound, "c.jpg": jpeg(seed=3)}.items():
         (tmp_path / "in" / "NORMAL").mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / "NORMAL" / name).write_bytes(data)
-    delivery = intake.at(str(tmp_path / "in"), settings, EMPTY, time.time() + 10)
+    delivery = deliveries.at(str(tmp_path / "in"), settings, EMPTY, time.time() + 10)
     table = intake.check(delivery, settings, EMPTY, b"key").table
     assert table["reason"].tolist() == ["undecodable", "", ""]
     assert table["detail"][0] == "the decoder crashed"

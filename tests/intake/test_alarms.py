@@ -13,11 +13,10 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore
-from xray_pipeline.intake import alarms
-from xray_pipeline.intake import books as bookkeeping
+from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake.drift import Channel, Drift
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 
 
 def found(*raised: str, names: tuple[str, ...] = ("pixels", "labels")) -> Drift:
@@ -102,7 +101,7 @@ def test_two_who_acknowledge_at_once_are_told(store: DirectoryStore, monkeypatch
 # the same through the night
 
 
-def judged(settings: Settings, **rules: Any) -> tuple[Run, night.Checked]:
+def judged(settings: Settings, **rules: Any) -> tuple[Run, verdicts.Checked]:
     asked = {"drift_min_dataset": 60, **rules}
     run = Run(settings.model_copy(update={"rules": IntakeRules(**asked)}))
     (key,) = night.find_deliveries(run)
@@ -151,12 +150,12 @@ def test_files_judged_anew_are_compared_too(grown: Settings) -> None:
     night.commit_deliveries(run, ["second"])
     rules = IntakeRules(drift_min_dataset=60, drift="stop")
     run = Run(grown.model_copy(update={"rules": rules}))
-    refused = bookkeeping.rejudge(run, "second")
+    refused = night.rejudge(run, "second")
     assert not refused["fit"]
     assert "Pixels do not look like the dataset's" in refused["why"]
     assert alarms.of_delivery(run.store(), "second+2") == ("pixels",)
     alarms.acknowledge(run.store(), "second+2", "alice", "an older detector")
-    assert bookkeeping.rejudge(run, "second")["accepted"] == 25
+    assert night.rejudge(run, "second")["accepted"] == 25
 
 
 def test_more_of_the_same_raises_nothing(grown: Settings) -> None:

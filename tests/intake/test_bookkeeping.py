@@ -16,10 +16,11 @@ from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake import rules_page as written_rules
-from xray_pipeline.intake.books import balance, quarantine, rejudge, verify
-from xray_pipeline.intake.scan import judged_by
+from xray_pipeline.intake.books import balance, quarantine, verify
+from xray_pipeline.intake.reconsider import rejudge
+from xray_pipeline.intake.rules import judged_by
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = picture(77, 48, 48)
@@ -72,7 +73,7 @@ def manifests(run: Run) -> dict[str, str]:
 
 
 def test_a_delivery_adds_up_by_count_and_digest(committed: Run) -> None:
-    found = bookkeeping.of_delivery(committed, "first")
+    found = bookkeeping.of_delivery(committed.settings, "first")
     assert found is not None
     assert (found["files"], found["accepted"], found["quarantined"], found["holds"]) == (6, 2, 4, True)
     table = Dataset(committed.settings).manifest("first")
@@ -106,7 +107,7 @@ def test_files_that_are_only_named_are_counted_apart(settings: Settings) -> None
     lay(settings, "listed", {"a.jpg": jpeg(seed=1), "labels.csv": b"file,label\na.jpg,NORMAL\nb.jpg,NORMAL\n"})
     run = run_of(settings)
     ingest(run)
-    found = bookkeeping.of_delivery(run, "listed")
+    found = bookkeeping.of_delivery(run.settings, "listed")
     assert found is not None
     assert (found["files"], found["missing"], found["holds"]) == (1, 1, True)
 
@@ -115,10 +116,10 @@ def test_a_rejected_delivery_is_counted_from_its_check(settings: Settings) -> No
     lay(settings, "first", {"NORMAL/a.jpg": b"", "NORMAL/b.jpg": jpeg(seed=1)})
     run = Run(settings)
     night.check_delivery(run, "first")
-    found = bookkeeping.of_delivery(run, "first")
+    found = bookkeeping.of_delivery(run.settings, "first")
     assert found is not None
     assert (found["accepted"], found["quarantined"], found["holds"]) == (1, 1, True)
-    assert bookkeeping.of_delivery(run, "never") is None
+    assert bookkeeping.of_delivery(run.settings, "never") is None
 
 
 # the quarantine
@@ -271,7 +272,7 @@ def test_a_label_conflict_that_is_settled_gives_the_radiograph_back(settings: Se
     assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
     assert [(row["delivery"], row["reason"]) for row in quarantine(run)] == [("first+2", "vanished")]
     assert verify(run) == (True, "4 files of 1 deliveries, each accepted or quarantined once")
-    assert bookkeeping.of_delivery(run, "first+2")["holds"]  # type: ignore[index]
+    assert bookkeeping.of_delivery(run.settings, "first+2")["holds"]  # type: ignore[index]
     assert before is not None
     assert len(Dataset(settings).rows(before)) == 2
     assert rejudge(run, "first")["key"] == ""

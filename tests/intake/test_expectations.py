@@ -15,7 +15,7 @@ import pytest
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.table import Row, of_rows
 from xray_pipeline.intake import expectations
-from xray_pipeline.intake.check import Delivery
+from xray_pipeline.intake.deliveries import Delivery
 from xray_pipeline.intake.expectations import Outcome, judge
 
 DELIVERY = Delivery("2026-11-24", "/incoming/2026-11-24", 1, 3, 1234, "f" * 64, True)

@@ -28,20 +28,23 @@ from hypothesis import strategies as st
 from s3_server import BUCKET, S3Server
 from samples import dicom, jpeg, picture, png
 
+from xray_pipeline.intake.commit import commit
 from xray_pipeline.base.errors import ConfigError, DeliveryError, StorageUnavailable
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore, Entry, open_store
 from xray_pipeline.dataset.near_copies import Prints
-from xray_pipeline.dataset.store import Dataset, from_parquet, to_parquet
+from xray_pipeline.dataset.parquet import from_parquet, to_parquet
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import radiograph
-from xray_pipeline.intake import check
-from xray_pipeline.intake import check as intake
+from xray_pipeline.intake import check, deliveries, rules
 from xray_pipeline.intake import scan as reading
 from xray_pipeline.intake.books import balance
-from xray_pipeline.intake.check import RULES, Delivery, Intake, find
 from xray_pipeline.intake.compare_rows import EMPTY, rejudge
+from xray_pipeline.intake.deliveries import Delivery, find
 from xray_pipeline.intake.layout import Place, escape, places, unescape
+from xray_pipeline.intake.rules import RULES
+from xray_pipeline.intake.verdicts import Intake
 
 KEY = b"key of the tests"
 NOW = time.time() + 1_000_000  # later than any file a test lays, however long the tests before it took
@@ -95,7 +98,7 @@ def two_classes(**more: bytes) -> dict[str, bytes]:
 
 
 def judged(folder: Path | str, settings: Settings, history: Any = EMPTY) -> Intake:
-    return check(intake.at(str(folder), settings, history, NOW), settings, history, KEY)
+    return check(deliveries.at(str(folder), settings, history, NOW), settings, history, KEY)
 
 
 def rows(result: Intake) -> dict[str, Any]:
@@ -335,7 +338,7 @@ def test_names_that_differ_stay_apart(tmp_path: Path) -> None:
 
 def test_fingerprint_follows_every_file_and_labels_csv(tmp_path: Path, settings: Settings) -> None:
     def fingerprint() -> str:
-        return intake.at(str(tmp_path), settings, EMPTY, NOW).fingerprint
+        return deliveries.at(str(tmp_path), settings, EMPTY, NOW).fingerprint
 
     lay(tmp_path, {"a.jpg": jpeg(), "labels.csv": b"file,label\na.jpg,NORMAL\n"})
     seen = [fingerprint(), fingerprint()]
@@ -424,12 +427,12 @@ def test_no_class_folder_at_all_stops(tmp_path: Path, settings: Settings) -> Non
 def test_empty_or_missing_delivery_is_said(tmp_path: Path, settings: Settings) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(DeliveryError, match="nothing to check: it is empty; does it exist"):
-            intake.at(str(folder), settings, EMPTY, NOW)
+            deliveries.at(str(folder), settings, EMPTY, NOW)
     lay(tmp_path, {"labels.csv": b"file,label\na.jpg,NORMAL\n", "_SUCCESS": b"", ".DS_Store": b"x"})
     with pytest.raises(DeliveryError, match="nothing to check: it has only bookkeeping or litter"):
-        intake.at(str(tmp_path), settings, EMPTY, NOW)
+        deliveries.at(str(tmp_path), settings, EMPTY, NOW)
     with pytest.raises(DeliveryError, match=r"labels\.csv is a file; a delivery is a folder"):
-        intake.at(str(tmp_path / "labels.csv"), settings, EMPTY, NOW)
+        deliveries.at(str(tmp_path / "labels.csv"), settings, EMPTY, NOW)
 
 
 def test_class_folders_that_are_links_are_said(tmp_path: Path, settings: Settings) -> None:
@@ -622,7 +625,7 @@ def test_labels_csv_may_say_the_depth_of_a_16_bit_png(tmp_path: Path, settings: 
         found = rows(result)
         assert (found["a.png"].bits, found["a.png"].verdict) == (bits, "accepted")
         assert found["b.png"].bits == (14 if bits == 16 else 12)
-        again = reading.reread(open_store(tmp_path), "a.png", reading.limits(settings.rules), found["a.png"].bits)
+        again = reading.reread(open_store(tmp_path), "a.png", rules.limits(settings.rules), found["a.png"].bits)
         assert again.digest == found["a.png"].digest
     for said in ("7", "17", "12 bits", "-1", "12.5"):
         lay(tmp_path, {"labels.csv": text.format(said).encode()})
@@ -636,7 +639,7 @@ def test_depth_that_was_said_is_committed(settings: Settings) -> None:
     text = b"file,label,bits\na.png,NORMAL,12\nb.png,PNEUMONIA,\n"
     lay(Path(settings.incoming) / "first", {"a.png": of_12_bits(9, 900), "b.png": of_12_bits(8), "labels.csv": text})
     dataset = Dataset(settings)
-    dataset.commit(judged(Path(settings.incoming) / "first", settings))
+    commit(dataset, judged(Path(settings.incoming) / "first", settings))
     for row in dataset.rows(dataset.snapshot()).itertuples():
         pixels = radiograph.decode(dataset.read(row.digest, row.suffix))
         assert pixels.max() == pytest.approx(65535 if row.label == "PNEUMONIA" else 900 / 4095 * 65535, abs=1)
@@ -992,7 +995,7 @@ def test_odd_names_stay_apart(tmp_path: Path, settings: Settings) -> None:
     }
     store = open_store(folder)
     for row in result.table.itertuples():
-        assert reading.reread(store, row.file, reading.limits(settings.rules)).digest == row.digest
+        assert reading.reread(store, row.file, rules.limits(settings.rules)).digest == row.digest
     assert result.table["file"].map(lambda file: file.encode().decode() == file).all()
 
 
@@ -1022,7 +1025,7 @@ def test_unreadable_files_are_quarantined(settings: Settings) -> None:
 def test_files_that_vanish_or_change_during_the_check(tmp_path: Path, settings: Settings) -> None:
     files = {f"NORMAL/{n}.jpg": jpeg(seed=n) for n in range(12)}
     folder = lay(tmp_path, files)
-    delivery = intake.at(str(folder), settings, EMPTY, NOW)
+    delivery = deliveries.at(str(folder), settings, EMPTY, NOW)
 
     def meddle(done: int, total: int, what: str) -> None:
         if done == 1:
@@ -1036,7 +1039,7 @@ def test_files_that_vanish_or_change_during_the_check(tmp_path: Path, settings: 
 
 
 def test_a_delivery_that_grew_since_it_was_found_is_not_judged(tmp_path: Path, settings: Settings) -> None:
-    delivery = intake.at(str(lay(tmp_path, two_classes())), settings, EMPTY, NOW)
+    delivery = deliveries.at(str(lay(tmp_path, two_classes())), settings, EMPTY, NOW)
     lay(tmp_path, {"NORMAL/new.jpg": jpeg(seed=3)})
     with pytest.raises(DeliveryError, match="changed since it was found"):
         check(delivery, settings, EMPTY, KEY)
@@ -1082,7 +1085,7 @@ def test_a_delivery_is_never_changed(tmp_path: Path, settings: Settings) -> None
 
 def test_progress_is_told_for_every_file(tmp_path: Path, settings: Settings) -> None:
     told: list[tuple[int, int, str]] = []
-    delivery = intake.at(str(lay(tmp_path / "day", two_classes())), settings, EMPTY, NOW)
+    delivery = deliveries.at(str(lay(tmp_path / "day", two_classes())), settings, EMPTY, NOW)
     check(delivery, settings, EMPTY, KEY, lambda *now: told.append(now))
     assert told == [(1, 2, "checking day"), (2, 2, "checking day")]
 
@@ -1202,10 +1205,10 @@ def test_memory_does_not_grow_with_the_number_of_files(
     for n in range(files):
         big[0, :2] = n, 255
         store.write(f"NORMAL/{n}.png", png(big, compress_level=1))
-    check(intake.at(uri, two, EMPTY, NOW), two, EMPTY, KEY)
+    check(deliveries.at(uri, two, EMPTY, NOW), two, EMPTY, KEY)
     tracemalloc.start()
     try:
-        check(intake.at(uri, two, EMPTY, NOW), two, EMPTY, KEY)
+        check(deliveries.at(uri, two, EMPTY, NOW), two, EMPTY, KEY)
         assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
@@ -1295,13 +1298,13 @@ def test_reported_layouts_end_as_they_should(shared: Path, settings: Settings, n
 def test_real_delivery_into_the_dataset(shared: Path, settings: Settings) -> None:
     dataset = Dataset(settings)
     folder = shared / "data" / "fullres_sample"
-    delivery = intake.at(str(folder), settings, dataset.history(), NOW)
+    delivery = deliveries.at(str(folder), settings, dataset.history(), NOW)
     result = check(delivery, settings, dataset.history(), dataset.patient_key())
     assert result.fit
     assert len(result.table) == (result.table["verdict"] == "accepted").sum() == 106
-    dataset.commit(result)
+    commit(dataset, result)
     with pytest.raises(DeliveryError, match="in the dataset already"):
-        intake.at(str(folder), settings, dataset.history(), NOW)
+        deliveries.at(str(folder), settings, dataset.history(), NOW)
     snapshot = dataset.snapshot()
     assert snapshot is not None
     assert snapshot.images == 106

@@ -24,7 +24,8 @@ from small_models import image, logged, small_classifier
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.images.radiograph import Limits, square
-from xray_pipeline.models.bundle import FACTS, WEIGHTS, Classifier, audit, inventory, log_model, model_digest
+from xray_pipeline.models.bundle import audit, inventory, log_model
+from xray_pipeline.models.classifier import FACTS, WEIGHTS, Classifier, model_digest
 from xray_pipeline.registry.mlflow_registry import Registry
 
 

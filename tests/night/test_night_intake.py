@@ -23,11 +23,12 @@ from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake import check as intake
-from xray_pipeline.intake import expectations
-from xray_pipeline.intake.check import Delivery
-from xray_pipeline.intake.scan import judged_by
+from xray_pipeline.intake import deliveries, expectations, verdicts
+from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake.rules import judged_by
+from xray_pipeline.intake.verdicts import Checked
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Checked, Run
+from xray_pipeline.night.run import Run
 
 GOOD = {
     f"{c}/patient{n}{c}_1.jpg": jpeg(seed=n + 50 * (c == "NORMAL")) for n in range(4) for c in ("NORMAL", "PNEUMONIA")
@@ -116,7 +117,7 @@ def test_a_check_of_what_is_committed_meanwhile_takes_nothing_away(
     run = Run(settings)
     lay(settings, "day", GOOD)
     night.check_delivery(run, "day")
-    find = intake.find
+    find = deliveries.find
 
     def meanwhile(*given: Any, **named: Any) -> list[Delivery]:
         found = find(*given, **named)
@@ -137,7 +138,7 @@ def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
     run = Run(settings)
     folder = lay(settings, "day", GOOD)
     night.check_delivery(run, "day")
-    find = intake.find
+    find = deliveries.find
 
     def meanwhile(*given: Any, **named: Any) -> list[Delivery]:
         found = find(*given, **named)
@@ -149,7 +150,7 @@ def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
     with pytest.raises(DeliveryError, match="day was committed by another run meanwhile"):
         night.check_delivery(run, "day", named=True)
     assert run.store().exists("intake/day/table.parquet")
-    kept = night.checked(run.store(), "day")
+    kept = verdicts.checked(run.store(), "day")
     assert kept is not None
     assert kept.fit
 
@@ -301,16 +302,16 @@ def test_files_that_lists_put_out_unread_stop_no_later_delivery(settings: Settin
         assert ingest(run)[0].quarantined == {"label-conflict": 1}
     lay(settings, "third", GOOD)
     assert ingest(run)[0].fit
-    assert bookkeeping.verify(run)[0]
+    assert bookkeeping.verify(run.settings)[0]
 
 
 def test_a_rejected_delivery_that_became_a_file_is_there_no_more(settings: Settings) -> None:
     run = Run(settings)
     folder = lay(settings, "day", {"NORMAL/a.jpg": b""})
-    assert [verdict.key for verdict in (ingest(run), night.rejected(run))[1]] == ["day"]
+    assert [verdict.key for verdict in (ingest(run), verdicts.rejected(run.settings))[1]] == ["day"]
     shutil.rmtree(folder)
     folder.write_bytes(b"")
-    assert night.rejected(run) == []
+    assert verdicts.rejected(run.settings) == []
 
 
 def hash_of(name: str, number: int) -> int:
@@ -356,7 +357,7 @@ def test_an_addition_of_which_nothing_is_new_is_settled_once_and_trains_nothing(
     assert len(Dataset(run.settings).manifest("day+2")) == sum(settled.quarantined.values())
     assert night.find_deliveries(run) == []
     assert snapshot(run) == before  # and so the candidate, which is found trained
-    assert bookkeeping.verify(run)[0]
+    assert bookkeeping.verify(run.settings)[0]
 
 
 def test_a_first_delivery_of_copies_and_an_addition_of_something_bad_are_rejected(settings: Settings) -> None:
@@ -392,7 +393,7 @@ def test_files_that_are_still_missing_are_counted_once(settings: Settings) -> No
     lay(settings, "day", {"16.jpg": jpeg(seed=16)})
     (added,) = ingest(run)
     assert (added.fit, added.accepted, dict(added.quarantined)) == (True, 1, {})
-    assert bookkeeping.verify(run)[0]
+    assert bookkeeping.verify(run.settings)[0]
 
 
 # what lies in the incoming folder
@@ -457,10 +458,10 @@ def test_there_is_a_page_that_says_why_and_nothing_of_an_earlier_check(
     run = Run(settings)
     lay(settings, "day", {"NORMAL/a.jpg": jpeg(seed=1), "NORMAL/b.jpg": b"", "NORMAL/c.jpg": b"x"})
     assert not ingest(run)[0].fit
-    assert bookkeeping.of_delivery(run, "day")
+    assert bookkeeping.of_delivery(run.settings, "day")
     lay(settings, "day", more)
     assert why in ingest(run)[0].why
-    assert bookkeeping.of_delivery(run, "day") is None
+    assert bookkeeping.of_delivery(run.settings, "day") is None
     kept = sorted(entry.key for entry in run.store().list("intake/day"))
     assert kept == ["intake/day/checked.json", "intake/day/page.html"]
     page = html.unescape(run.store().read("intake/day/page.html").decode())

@@ -20,10 +20,9 @@ from xray_pipeline.base.errors import DatasetError, RegistryError, RegistryUnava
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import health
 from xray_pipeline.command import main as cli
-from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.night import promotion, repair, summary
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import Ledger
 
@@ -77,7 +76,7 @@ COMMANDS: dict[str, Callable[[Run], Any]] = {
     "check by name": lambda run: night.check_delivery(run, "second", named=True),
     "commit": lambda run: night.commit_deliveries(run, ["second"]),
     "whole night": summary.whole,
-    "rejudge": lambda run: bookkeeping.rejudge(run, "first"),
+    "rejudge": lambda run: night.rejudge(run, "first"),
     "repair": repair.repair,
     "adopt": lambda run: promotion.adopt(run, False, "because"),
     "promote": lambda run: promotion.request(run, 1),

@@ -26,7 +26,7 @@ from xray_pipeline.night import promotion, summary
 from xray_pipeline.night import steps as night
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.promotion import Request
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import LostRace
 from xray_pipeline.registry.mlflow_registry import Registry

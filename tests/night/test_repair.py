@@ -19,10 +19,11 @@ from test_training import grown  # noqa: F401  (a fixture)
 from xray_pipeline.base.errors import RadiographDamaged
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.command import answers
-from xray_pipeline.dataset.store import Dataset, from_parquet
+from xray_pipeline.dataset.parquet import from_parquet
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.night import repair
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 
 FILES = {
     "NORMAL/patient1_1.jpg": jpeg(seed=1),

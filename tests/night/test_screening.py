@@ -13,7 +13,7 @@ from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.intake import alarms
 from xray_pipeline.night import screening
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.training.recipe import load_recipe
 
 RECIPE = load_recipe("head", {"weights": "none", "views": 1, "side": 64, "levels": False})

@@ -17,7 +17,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 from xray_pipeline.night import promotion
 from xray_pipeline.night.promotion import Request
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import Entry
 from xray_pipeline.registry.mlflow_registry import FOLLOWED_TAG, Registry, lost_entries

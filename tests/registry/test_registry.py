@@ -15,7 +15,7 @@ from small_models import Candidate, logged
 
 from xray_pipeline.base.errors import ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from xray_pipeline.base.errors import ConfigError
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.training.overrides import parse, parse_text
 from xray_pipeline.training.recipe import load_recipe
 

@@ -21,9 +21,10 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.models.mlflow_client import MlflowClient
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
+from xray_pipeline.training import overrides
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import pick_device
 from xray_pipeline.training.recipe import Recipe, load_recipe
@@ -303,7 +304,7 @@ def test_an_unknown_recipe_lists_those_there_are() -> None:
         load_recipe("haed")
 
 
-@pytest.mark.parametrize("name", night.recipe_names())
+@pytest.mark.parametrize("name", overrides.recipe_names())
 def test_shipped_recipes_are_whole(name: str) -> None:
     assert load_recipe(name).name == name
 

@@ -31,7 +31,7 @@ from xray_pipeline.base.pages import template
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import pair
 from xray_pipeline.night.promotion import report_key
 from xray_pipeline.registry import story
 from xray_pipeline.registry.ledger import Entry, Ledger, State
@@ -179,7 +179,7 @@ def _report_address(entry: Entry, store: Store) -> str:
 def _metrics(entry: Entry, store: Store) -> dict[str, dict[str, float]]:
     """The metrics that a version was registered with."""
     try:
-        found = night.kept_evidence(store, entry.decision["evidence"])
+        found = pair.kept_evidence(store, entry.decision["evidence"])
     except (KeyError, ObjectNotFound, DatasetError):  # the page is of more than this
         return {}
     metrics = found["candidate"]["metrics"]

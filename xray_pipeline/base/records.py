@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -126,3 +127,16 @@ def _object(data: bytes, version: int, what: str) -> dict[str, Any]:
     if found.get("format") != version:
         raise DatasetError(f"{what} has format {found.get('format', 'none')!r}; this version reads {version}")
     return found
+
+
+class Outcome:
+    """What passes between tasks: a few strings and numbers, never data."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON-able values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild an outcome from `to_dict`."""
+        return cls(**values)

@@ -19,13 +19,14 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import ConfigError, DatasetError, DeliveryError, EvaluationError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.intake import deliveries, rules
 from xray_pipeline.registry.ledger import Entry, Ledger, State, replay
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from xray_pipeline.models.bundle import Classifier
+    from xray_pipeline.models.classifier import Classifier
 
 Progress = Callable[[int, int, str], None]
 
@@ -51,7 +52,8 @@ def preview_delivery(
     empty folder outside the deliveries, Great Expectations writes its own pages there. Raises ConfigError for another
     folder, DeliveryError when there is nothing to judge, StorageError.
     """
-    from xray_pipeline.dataset.store import Dataset, accounting
+    from xray_pipeline.dataset.parquet import accounting
+    from xray_pipeline.dataset.store import Dataset
     from xray_pipeline.intake import check as intake
     from xray_pipeline.intake.books import balance
 
@@ -59,7 +61,7 @@ def preview_delivery(
     history = dataset.history()
     # Without a dataset there is no key yet, and a preview must not make one: any key gives the same verdicts.
     key = dataset.patient_key() if dataset.manifests() else secrets.token_bytes(32)
-    delivery = intake.at(uri, settings, history, time.time())
+    delivery = deliveries.at(uri, settings, history, time.time())
     if data_docs:
         _empty_folder(data_docs, delivery.uri, settings.incoming)
     try:
@@ -106,7 +108,7 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     patient-clustered).
     Raises EvaluationError when nothing can be scored, DeliveryError, RegistryError, ModelRefused.
     """
-    from xray_pipeline.dataset.store import accounting
+    from xray_pipeline.dataset.parquet import accounting
     from xray_pipeline.evaluation import metrics as evaluation
     from xray_pipeline.intake import check as intake
     from xray_pipeline.intake import expectations
@@ -118,7 +120,7 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     rules = settings.rules.model_copy(update={"png_bits": settings.rules.png_bits or model.limits.png_bits})
     told = {"classes": model.classes, "split_mode": "patient", "settle_seconds": 0, "rules": rules}
     asked = settings.model_copy(update=told)
-    delivery = intake.at(data, asked, EMPTY, time.time())
+    delivery = deliveries.at(data, asked, EMPTY, time.time())
     table = intake.check(delivery, asked, EMPTY, secrets.token_bytes(32), progress).table
     rows = table[table["reason"].isin(SCORED_ALL_THE_SAME) & (table["digest"] != "")]
     if rows.empty:
@@ -179,14 +181,14 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
     """
     from xray_pipeline.intake import books as bookkeeping
     from xray_pipeline.night import repair
-    from xray_pipeline.night.steps import Run
+    from xray_pipeline.night.run import Run
     from xray_pipeline.registry import verify as checks
     from xray_pipeline.registry.mlflow_registry import Registry
 
     run, findings = Run(settings), checks.check(Registry(settings))
     looks: dict[str, Callable[[], tuple[bool, str]]] = {
-        "I4": lambda: bookkeeping.verify(run),
-        "I7": lambda: bookkeeping.split(run),
+        "I4": lambda: bookkeeping.verify(run.settings),
+        "I7": lambda: bookkeeping.split(run.settings),
         "dataset": lambda: repair.verify(run, quick, progress),
     }
     for name, look in looks.items():
@@ -245,7 +247,7 @@ def _probabilities(
     from xray_pipeline.images import radiograph
     from xray_pipeline.intake import scan as reading
 
-    store, limits = open_store(uri, settings), reading.limits(settings.rules)
+    store, limits = open_store(uri, settings), rules.limits(settings.rules)
 
     def pixels(file: str, bits: int) -> np.ndarray:
         return radiograph.square(radiograph.decode(reading.reread(store, file, limits, bits).data), model.side)

@@ -24,7 +24,8 @@ from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import check_writes_once, open_store, require_folder, sweep
 from xray_pipeline.dataset.commits import Commits
-from xray_pipeline.night.steps import Run, compare
+from xray_pipeline.night.run import Run
+from xray_pipeline.night.steps import compare
 from xray_pipeline.registry.ledger import Ledger
 
 CACHE_BYTES = 2_000_000_000

@@ -25,7 +25,7 @@ from xray_pipeline.command import answers
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake import rules_page as written_rules
-from xray_pipeline.night import promotion, summary
+from xray_pipeline.night import promotion, run, summary
 from xray_pipeline.night import steps as night
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.training import overrides
@@ -85,7 +85,7 @@ def quarantine(
     as_json: Json = False,
 ) -> None:
     """List the quarantined files of committed deliveries; with --delivery also of one that was rejected."""
-    found = bookkeeping.quarantine(_run(), delivery, reason, paths)
+    found = bookkeeping.quarantine(_run().settings, delivery, reason, paths)
     lines = [
         f"{row['delivery']} row {row['row']}: {row['reason']}, {row['detail']}" + (f", {row['file']}" if paths else "")
         for row in found
@@ -99,7 +99,7 @@ def quarantine(
 def rejudge(delivery: Annotated[str, typer.Argument(help="Its name.")], as_json: Json = False) -> None:
     """Judge the quarantined files of a committed delivery anew, after a rule changed or a wrong copy was deleted."""
     with _progress(as_json) as progress:
-        result = bookkeeping.rejudge(_run(), delivery, progress)
+        result = night.rejudge(_run(), delivery, progress)
     lines = [f"{result['judged']} files judged anew, {result['accepted']} accepted", *filter(None, [result["why"]])]
     _print(result, as_json, lines)
     if not result["fit"]:
@@ -143,7 +143,7 @@ def ingest(
         keys = deliveries or night.find_deliveries(run, left_out)
         checked = night.check_deliveries(run, keys, progress, named=bool(deliveries))
         committed = night.commit_deliveries(run, keys, progress)
-        results = [{**one.to_dict(), "accounting": bookkeeping.of_delivery(run, one.key)} for one in checked]
+        results = [{**one.to_dict(), "accounting": bookkeeping.of_delivery(run.settings, one.key)} for one in checked]
     lines = [
         line
         for result in results
@@ -184,7 +184,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score any registered model on any labelled folder: metrics with 95 % intervals."""
-    from xray_pipeline.intake import check as intake
 
     with _progress(as_json) as progress:
         result = answers.evaluate_folder(_run().settings, model_uri, data, progress)
@@ -194,7 +193,7 @@ def evaluate(
         for name, value in result.items()
         if isinstance(value, dict) and "low" in value
     ]
-    texts = {rule.code: rule.text for rule in intake.RULES}
+    texts = {rule.code: rule.text for rule in rules.RULES}
     out = {reason: count for reason, count in result["quarantined"].items() if reason != "system-file"}
     lines.append(f"{sum(out.values())} of {result['n'] + sum(out.values())} files are left out")
     lines += [f"  {count} {reason}: {texts[reason]}" for reason, count in out.items()]
@@ -346,8 +345,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run(values: Mapping[str, Any] | None = None) -> night.Run:
-    return night.Run.of(values or {}, getpass.getuser())
+def _run(values: Mapping[str, Any] | None = None) -> run.Run:
+    return run.Run.of(values or {}, getpass.getuser())
 
 
 def _parsed(items: list[str] | None) -> dict[str, Any]:

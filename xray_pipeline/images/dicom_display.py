@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from xray_pipeline.images.raster import Pixels
 
 if TYPE_CHECKING:
-    from xray_pipeline.images.dicom import Elements
+    from xray_pipeline.images.dicom_elements import Elements
     from xray_pipeline.images.dicom_pixels import ImagePixels
 
 _BINARY: Final = {b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d"}

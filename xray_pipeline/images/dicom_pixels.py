@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xray_pipeline.base.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.images.decoder_process import Died, NotStarted, Refused, Workers, decoded
+from xray_pipeline.images.dicom_elements import PIXEL_DATA
 from xray_pipeline.images.dicom_frames import (
     DECODERS,
     FILE,
@@ -34,12 +35,8 @@ from xray_pipeline.images.jpeg import APPLICATION, RESTART_INTERVAL, jpeg_levels
 from xray_pipeline.images.raster import Limits, Pixels, grey, reject_colour
 
 if TYPE_CHECKING:
-    from xray_pipeline.images.dicom import Elements
+    from xray_pipeline.images.dicom_elements import Elements
 
-PIXEL_DATA = 0x7FE00010
-DEFLATED, IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-EXPLICIT = "1.2.840.10008.1.2.1"
-NATIVE = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED))
 GUARDED: Final = frozenset(DECODERS) - {JPEG, RLE}
 workers = Workers()
 

@@ -22,14 +22,14 @@ import pandas as pd
 from xray_pipeline.base.pages import template
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.revisions import CONFLICT
-from xray_pipeline.dataset.store import SIDES
+from xray_pipeline.dataset.split import SIDES
 from xray_pipeline.dataset.table import COLUMNS, of_rows
-from xray_pipeline.intake import check as intake
+from xray_pipeline.intake import rules
 from xray_pipeline.intake.drift import Channel, Drift, level_of
 from xray_pipeline.intake.layout import LITTER
 
 if TYPE_CHECKING:
-    from xray_pipeline.intake.check import Delivery
+    from xray_pipeline.intake.deliveries import Delivery
 
 _SHA256, _HASH = r"^[0-9a-f]{64}$", r"^[0-9a-f]{32}$"
 _LEAKS = ("copy-across-split", "patient-on-two-sides")
@@ -175,7 +175,7 @@ def near_copies(table: pd.DataFrame) -> dict[str, Any]:
 def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[str]) -> dict[str, pd.DataFrame]:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
-    counted, files = (len(table) - int(table["reason"].isin(out).sum()) for out in (intake.NOT_COUNTED, [LITTER]))
+    counted, files = (len(table) - int(table["reason"].isin(out).sum()) for out in (rules.NOT_COUNTED, [LITTER]))
     shares = accepted["label"].value_counts(normalize=True)
     summary: dict[str, float | None] = {
         "accepted": len(accepted),
@@ -206,7 +206,7 @@ def _table_rules() -> list[_Rule]:
     core = _core()
 
     columns = list(COLUMNS)
-    reasons = [rule.code for rule in intake.RULES if rule.outcome == "quarantined"]
+    reasons = [rule.code for rule in rules.RULES if rule.outcome == "quarantined"]
     verdicts = ["accepted", "quarantined"]
     return [
         _Rule("files", "The delivery brings files", "1 or more", core.ExpectTableRowCountToBeBetween(min_value=1)),
@@ -439,7 +439,7 @@ def _page(
 ) -> str:
     accepted = table[table["verdict"] == "accepted"]
     quarantined = table[table["verdict"] != "accepted"]
-    words = {rule.code: rule.text for rule in intake.RULES}
+    words = {rule.code: rule.text for rule in rules.RULES}
     reasons = [
         {
             "code": str(code),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.intake import rules
 
 HEAD = """# What the intake asks of a file and of a delivery
 
@@ -26,10 +27,9 @@ model that is trained afterwards takes them along.
 
 def page() -> str:
     """Return all rules as Markdown: files, what is normalised, deliveries, and the settings that decide."""
-    from xray_pipeline.intake import check as intake
 
-    quarantined = [(f"`{r.code}`", r.text) for r in intake.RULES if r.outcome == "quarantined"]
-    normalised = [(f"`{r.code}`", r.text) for r in intake.RULES if r.outcome == "normalised"]
+    quarantined = [(f"`{r.code}`", r.text) for r in rules.RULES if r.outcome == "quarantined"]
+    normalised = [(f"`{r.code}`", r.text) for r in rules.RULES if r.outcome == "normalised"]
     return "\n".join(
         [
             HEAD,

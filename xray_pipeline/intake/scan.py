@@ -6,16 +6,13 @@ Only the rows are kept, so memory follows the number of threads and the largest 
 from __future__ import annotations
 
 import collections
-import functools
 import hashlib
 import hmac
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -27,48 +24,21 @@ from xray_pipeline.base.errors import (
     StorageError,
     StorageUnavailable,
 )
-from xray_pipeline.base.settings import IntakeRules, Settings
-from xray_pipeline.base.storage import CLOSED, Entry, Store
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Entry, Store
 from xray_pipeline.dataset import near_copies as near_duplicates
-from xray_pipeline.dataset.store import side_of
+from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.table import Row, quarantined
 from xray_pipeline.images import appearance, radiograph
 from xray_pipeline.images.radiograph import Limits, Normalised
+from xray_pipeline.intake.deliveries import listing
 from xray_pipeline.intake.journal import Journal
 from xray_pipeline.intake.layout import LITTER, Place, escape, unescape
+from xray_pipeline.intake.rules import judged_by, limits
 
 Progress = Callable[[int, int, str], None]
 
 _JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
-
-
-def limits(rules: IntakeRules) -> Limits:
-    """Return the part of the rules that one file must keep."""
-    return Limits.of(rules)
-
-
-def listing(store: Store, *, itself: bool = True) -> list[Entry]:
-    """Return all that a delivery holds; what can't be looked at is an entry of its own ("closed"), whose name ends with
-    a slash when it is a folder. `itself` says that this may be the delivery's own folder, then `./`.
-
-    Raises StorageError.
-    """
-    try:
-        return list(store.list())
-    except StorageUnavailable as error:
-        if not _of_one_folder(error):
-            raise
-    try:
-        return list(store.list(closed=True))
-    except StorageUnavailable as error:
-        if not (itself and _of_one_folder(error)):
-            raise
-        return [Entry("./", 0, "", 0.0, "closed")]
-
-
-def _of_one_folder(error: StorageUnavailable) -> bool:
-    """Whether a listing failed for what one folder is, and not because the store did not answer."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in CLOSED
 
 
 def scan(
@@ -97,23 +67,6 @@ def journal_of(uri: str, fingerprint: str, files: int, settings: Settings, patie
     """Return the journal of a scan of `files` files; `fingerprint` tells the listing."""
     depends = (uri, fingerprint, judged_by(settings, patient_key))
     return Journal(settings.cache / "intake", depends, enabled=files >= _JOURNAL_FROM)
-
-
-def judged_by(settings: Settings, patient_key: bytes) -> str:
-    """Return the SHA-256 of all that rows depend on beside the files: rules, classes, split, patient key and code."""
-    s = settings
-    of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()
-    split = (s.split_mode, s.split_validation, s.split_held_out)
-    depends = (s.rules.digest(), s.classes, split, of_key, _code())
-    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
-
-
-@functools.cache
-def _code() -> str:
-    code = hashlib.sha256()
-    for module in sorted(Path(radiograph.__file__).parent.rglob("*.py")):
-        code.update(module.read_bytes())
-    return code.hexdigest()
 
 
 def reread(store: Store, file: str, limits: Limits, bits: int = 0) -> Normalised:

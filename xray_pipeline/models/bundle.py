@@ -16,204 +16,20 @@ import importlib.metadata
 import io
 import json
 import logging
-import math
 import os
 import re
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 
-from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused, RadiographError
-from xray_pipeline.images import radiograph
-from xray_pipeline.models.backbones import Network, build
+from xray_pipeline.base.errors import ConfigError, ModelRefused
+from xray_pipeline.models.classifier import FACTS, RESERVED, WEIGHTS, _facts, _sha256, model_digest
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1
-FACTS, WEIGHTS = "model.json", "model.safetensors"
-RESERVED = ("label", "model_version", "error")
-"""Columns of an answer beside the classes."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a classifier says of one file: probabilities in the order of its classes and a label, or an error."""
-
-    probabilities: tuple[float, ...]
-    label: str
-    error: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """A network with what turns its logits into a label.
-
-    Of two classes the last is positive, and named when its probability is at least `threshold` (0..1); of more, the
-    largest probability decides. Probabilities are softmax(logits / `temperature`). `side` is that of the square pixels
-    the network takes; `backbone` is the name `backbones.build` knows. `limits` is what a file to be answered may be, by
-    the intake's rules. `digest` is "" until saved or loaded.
-    """
-
-    network: Network
-    backbone: str
-    classes: tuple[str, ...]
-    side: int
-    threshold: float = 0.5
-    temperature: float = 1.0
-    limits: radiograph.Limits = field(default_factory=radiograph.Limits)
-    digest: str = field(default="", compare=False)
-
-    def __post_init__(self) -> None:
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes) or set(self.classes) & set(RESERVED):
-            raise ConfigError(f"classes must be two or more different names, none of {RESERVED}, got {self.classes}")
-        if self.network.head.out_features != len(self.classes):
-            raise ConfigError(f"the network has {self.network.head.out_features} outputs for classes {self.classes}")
-        if not (0 <= self.threshold <= 1 and 0 < self.temperature < math.inf and self.side > 0):
-            raise ConfigError(
-                f"threshold {self.threshold} must be in 0..1, temperature {self.temperature} above 0 and finite, "
-                f"side {self.side} above 0"
-            )
-
-    def probabilities(self, pixels: np.ndarray, batch_size: int = 16) -> np.ndarray:
-        """Return probabilities float64 [N, C], rows summing to 1, of square pixels uint8 [N, side, side].
-
-        Runs on the device the network is on. Raises EvaluationError for pixels of another shape or type.
-        """
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (self.side, self.side):
-            raise EvaluationError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 [N, {self.side}, {self.side}]")
-        self.network.eval()
-        device = self.network.head.weight.device
-        found = np.empty((len(pixels), len(self.classes)))
-        with torch.inference_mode():
-            for start in range(0, len(pixels), batch_size):
-                # A copy: a memory map is read-only, and torch warns about that.
-                batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device)
-                logits = self.network(batch).double()
-                found[start : start + batch_size] = torch.softmax(logits / self.temperature, dim=1).cpu().numpy()
-        return found
-
-    def label(self, probabilities: np.ndarray) -> list[str]:
-        """Return one class name per row of probabilities [N, C]."""
-        if len(self.classes) == 2:
-            chosen = (probabilities[:, 1] >= self.threshold).astype(int)
-        else:
-            chosen = probabilities.argmax(axis=1)
-        return [self.classes[index] for index in chosen]
-
-    def pixels(self, data: bytes) -> np.ndarray:
-        """Return the square pixels uint8 [side, side] of a radiograph's bytes. Raises RadiographError."""
-        return radiograph.load(data, self.limits, self.side)
-
-    def classify(self, files: Sequence[bytes], batch_size: int = 64) -> list[Answer]:
-        """Answer each of some files (JPEG, PNG or DICOM bytes); one that is no radiograph gets an error instead."""
-        answers: list[Answer] = []
-        for start in range(0, len(files), batch_size):
-            answers += self._classify(files[start : start + batch_size])
-        return answers
-
-    def _classify(self, files: Sequence[bytes]) -> list[Answer]:
-        decoded: list[np.ndarray] = []
-        errors: dict[int, str] = {}
-        for index, data in enumerate(files):
-            try:
-                decoded.append(self.pixels(data))
-            except RadiographError as error:
-                errors[index] = str(error)
-        found = self.probabilities(np.stack(decoded), len(decoded)) if decoded else np.empty((0, len(self.classes)))
-        answered = iter([Answer(tuple(row), name) for row, name in zip(found.tolist(), self.label(found), strict=True)])
-        return [Answer((), "", errors[i]) if i in errors else next(answered) for i in range(len(files))]
-
-    def save(self, folder: Path) -> str:
-        """Write model.safetensors and model.json into `folder`, made when absent; return the model digest.
-
-        Equal tensors and facts give equal bytes, so the digest is one of content.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        weights = safetensors.torch.save(tensors)
-        facts = {
-            "format": FORMAT,
-            "backbone": self.backbone,
-            "classes": list(self.classes),
-            "crop": self.network.crop,
-            "levels": self.network.levels,
-            "limits": asdict(self.limits),
-            "mean": list(self.network.mean),
-            "side": self.side,
-            "std": list(self.network.std),
-            "temperature": self.temperature,
-            "threshold": self.threshold,
-            "weights": hashlib.sha256(weights).hexdigest(),
-        }
-        (folder / WEIGHTS).write_bytes(weights)
-        (folder / FACTS).write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n")
-        return model_digest(folder)
-
-    @classmethod
-    def load(cls, folder: Path, expect_digest: str | None = None) -> Classifier:
-        """Load a saved classifier, or the one in a logged model's folder, onto the CPU.
-
-        Raises ModelRefused when a file is missing, is not what the other or `expect_digest` says, or has a format this
-        version does not know.
-        """
-        if (folder / "MLmodel").is_file():
-            folder = folder / "artifacts" / "classifier"
-        digest = model_digest(folder)
-        if expect_digest and digest != expect_digest:
-            raise ModelRefused(
-                f"the model in {folder} has digest {digest[:12]}, recorded is {expect_digest[:12]}; "
-                f"restore it from a backup or register it anew"
-            )
-        facts = _facts(folder)
-        weights = (folder / WEIGHTS).read_bytes()
-        if hashlib.sha256(weights).hexdigest() != facts["weights"]:
-            raise ModelRefused(f"{folder / WEIGHTS} is not the file that {FACTS} was written for")
-        try:
-            return replace(_assemble(cls, facts, weights), digest=digest)
-        except (ConfigError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelRefused(f"{folder / FACTS} and {WEIGHTS} do not make a classifier: {reason}") from error
-
-
-def model_digest(folder: Path) -> str:
-    """Return the SHA-256 over the digests of a saved classifier's two files. Raises ModelRefused if one is missing."""
-    lines = []
-    for name in (FACTS, WEIGHTS):
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise ModelRefused(f"{folder} holds no {name}; it is not a model this version can load")
-        lines.append(f"{_sha256(path)}  {name}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((folder / FACTS).read_bytes())
-        found = facts["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelRefused(f"{folder / FACTS} is not the description of a model: {error}") from error
-    if found != FORMAT:
-        raise ModelRefused(f"{folder / FACTS} has format {found!r}; this version reads {FORMAT}")
-    return dict(facts)
-
-
-def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -> Classifier:
-    with torch.random.fork_rng(devices=[]):  # the throw-away initial weights must not move the caller's generator
-        backbone = replace(build(facts["backbone"]), mean=tuple(facts["mean"]), std=tuple(facts["std"]))
-        network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
-    network.load_state_dict(safetensors.torch.load(weights))
-    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    said: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.get("limits", {}).items()}
-    answers = (facts["side"], facts["threshold"], facts["temperature"], radiograph.Limits(**said))
-    return cls(network, facts["backbone"], tuple(facts["classes"]), *answers)
 
 
 # What a logged model holds: all that makes pixels of bytes, and what assembles the network.
@@ -409,8 +225,3 @@ def _example() -> Any:
     png = io.BytesIO()
     Image.fromarray(ramp).save(png, "PNG")
     return pd.DataFrame({"image": [png.getvalue()]})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

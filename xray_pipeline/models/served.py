@@ -18,7 +18,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 if TYPE_CHECKING:
-    from xray_pipeline.models.bundle import Classifier
+    from xray_pipeline.models.classifier import Classifier
 
 
 class ServedClassifier(PythonModel):
@@ -31,7 +31,7 @@ class ServedClassifier(PythonModel):
         """Load the classifier; its version is the registry's, or the model digest where no registry was asked."""
         folder = Path(context.artifacts["classifier"])
         with _without_bytecode():
-            from xray_pipeline.models.bundle import Classifier
+            from xray_pipeline.models.classifier import Classifier
 
             self.classifier = Classifier.load(folder)
         self.version = _registered_version(folder.parents[1]) or self.classifier.digest

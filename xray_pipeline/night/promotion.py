@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.base.records import Outcome
+from xray_pipeline.base.text import shortened
 from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.night import compose_report
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Outcome, Promoted, Run, Trained
+from xray_pipeline.night.run import Promoted, Run, Trained
 from xray_pipeline.registry import story
-from xray_pipeline.report.wording import shortened
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.metrics import Evaluation
     from xray_pipeline.gate.policy import Decision, Evidence
-    from xray_pipeline.night.steps import Evaluated
+    from xray_pipeline.night.run import Evaluated
     from xray_pipeline.registry.ledger import Entry
     from xray_pipeline.registry.mlflow_registry import Registry
 
@@ -91,7 +93,7 @@ def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision:
     store, key = run.store(), report_key(evaluated.candidate, evaluated.champion)
     if not (store.exists(key) and report.is_of(store.read(key).decode(errors="replace"), decision)):
         both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
-        comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
+        compose_report.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
 
 
 def report_key(candidate: str, champion: int | None) -> str:

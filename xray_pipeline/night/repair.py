@@ -25,11 +25,14 @@ from xray_pipeline.base.errors import (
     StorageUnavailable,
 )
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.dataset.parquet import from_parquet
 from xray_pipeline.dataset.revisions import part_of
-from xray_pipeline.dataset.store import Dataset, from_parquet
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import rules, verdicts
 from xray_pipeline.intake import scan as reading
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Progress, Run
+from xray_pipeline.night.run import Run
+from xray_pipeline.night.steps import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +170,7 @@ def _troubles(dataset: Dataset, places: Iterable[Place], progress: Progress | No
 
 def _put_back(dataset: Dataset, one: Damaged, originals: Iterable[tuple[Store, Any]]) -> bool:
     """Make a radiograph anew from the first of some rows (each with its delivery's store) that gives its digest."""
-    limits = reading.limits(dataset.settings.rules)
+    limits = rules.limits(dataset.settings.rules)
     for delivery, row in originals:
         # Rules that came since don't matter: what comes out is proven. But no file may take more memory than it did.
         room = max(limits.max_pixels, row.width * row.height)
@@ -243,7 +246,7 @@ class _Origins:
         """Yield rows with where their delivery lay when it was checked, and with the folder of its name of now."""
         settings = self._dataset.settings
         for key, row in rows:
-            verdict = night.checked(self._store, key)
+            verdict = verdicts.checked(self._store, key)
             there = [verdict.delivery["uri"]] if verdict else []
             folder = there[0].rstrip("/").rpartition("/")[2] if there else part_of(key)[0]
             for uri in dict.fromkeys([*there, open_store(settings.incoming, settings).child(folder).uri]):

@@ -26,7 +26,7 @@ from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Backbone
-from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate

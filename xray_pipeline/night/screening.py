@@ -25,7 +25,7 @@ from xray_pipeline.evaluation import suspects
 from xray_pipeline.evaluation.suspects import Suspect
 from xray_pipeline.intake import alarms, drift
 from xray_pipeline.models import backbones
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night.run import Run
 from xray_pipeline.training.fitting import Trainer
 from xray_pipeline.training.recipe import Recipe
 

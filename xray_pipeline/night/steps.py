@@ -10,206 +10,51 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, wraps
-from importlib.resources import files
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from xray_pipeline.intake import reconsider
+from xray_pipeline.intake.commit import commit
 from xray_pipeline.base import logs, records
 from xray_pipeline.base.errors import (
-    AccessDenied,
-    Damaged,
     DatasetError,
     DeliveryError,
     LedgerError,
-    ObjectNotFound,
     RadiographDamaged,
     RegistryError,
     RegistryUnavailable,
 )
-from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, open_store, require_folder
+from xray_pipeline.base.storage import open_store, require_folder
 from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.intake import deliveries
+from xray_pipeline.intake.verdicts import (
+    Checked,
+    _arriving,
+    _stands,
+    _unjudged,
+    _verdict,
+    checked,
+    checked_table,
+    keep,
+)
+from xray_pipeline.night import compose_report, gather
+from xray_pipeline.night.pair import EVIDENCE_FORMAT
+from xray_pipeline.night.run import Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
 from xray_pipeline.registry.ledger import Ledger
-from xray_pipeline.training.overrides import parse_text
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    from xray_pipeline.dataset.store import History
+    from xray_pipeline.dataset.history import History
     from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.evidence import Evidence
     from xray_pipeline.gate.policy import Decision
-    from xray_pipeline.intake.check import Delivery, Intake
+    from xray_pipeline.intake.deliveries import Delivery
     from xray_pipeline.registry.mlflow_registry import Registry
-    from xray_pipeline.training.candidate import Recipe
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
-
-EVIDENCE_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run of the night works with: the settings, what overrides the recipe, who asked for it, and its name
-    where it was started (the Airflow run; "" from the command line)."""
-
-    settings: Settings
-    overrides: Mapping[str, object] = field(default_factory=dict)
-    who: str = "schedule"
-    name: str = ""
-
-    @classmethod
-    def of(cls, params: Mapping[str, Any], who: str = "schedule", name: str = "") -> Run:
-        """Combine the configured settings with a form's values; None and "" mean the configured value.
-
-        The policy is no value of a form: who may start a night may not choose what it is judged by.
-        """
-        given = {name: value for name, value in params.items() if value not in (None, "")}
-        given |= parse_text(given.pop("overrides", ""))
-        settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion") if name in given}
-        return cls(Settings(**settings), given, who, name)
-
-    def recipe(self) -> Recipe:
-        """Return the recipe with its overrides. Raises ConfigError."""
-        from xray_pipeline.training.candidate import load_recipe
-
-        return load_recipe(self.settings.recipe, self.overrides)
-
-    def registry(self) -> Registry:
-        """Open the registry and the ledger it follows. Raises ConfigError."""
-        from xray_pipeline.registry.mlflow_registry import Registry
-
-        return Registry(self.settings)
-
-    @cached_property
-    def compared(self) -> Ledger:
-        """The ledger that `compare` looks at: what it read once it does not read again."""
-        return Ledger(self.store())
-
-    def evidence(self, key: str) -> Evidence:
-        """Read evidence kept by `evaluate`. Raises EvaluationError, and as `kept_evidence`."""
-        from xray_pipeline.gate.evidence import Evidence
-
-        return replace(Evidence.from_dict(kept_evidence(self.store(), key)), promotion=self.settings.promotion)
-
-    def store(self) -> Store:
-        """Open the store. Raises ConfigError."""
-        return open_store(self.settings.store, self.settings)
-
-
-class Outcome:
-    """What passes between tasks: a few strings and numbers, never data."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as JSON-able values."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild an outcome from `to_dict`."""
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class Checked(Outcome):
-    """The verdict on one delivery, kept in the store beside its intake table and page.
-
-    `rules` is the digest of all that it depends on beside the files and the dataset (`reading.judged_by`), "" when it
-    is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one.
-    """
-
-    key: str
-    delivery: Mapping[str, Any]
-    rules: str
-    fit: bool
-    accepted: int
-    quarantined: Mapping[str, int]
-    why: str
-    warnings: tuple[str, ...] = ()
-    table: str = ""
-
-
-@dataclass(frozen=True)
-class Committed(Outcome):
-    """The dataset after the night's deliveries; `snapshot` is "" while it is empty.
-
-    `changed` are those of the deliveries that changed between check and commit and so were left out.
-    """
-
-    snapshot: str
-    images: int
-    patients: int
-    held_out_images: int
-    held_out_patients: int
-    deliveries: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Trained(Outcome):
-    """The candidate; `settled` says why nothing more is to be decided about it, "" when something is."""
-
-    candidate: str
-    settled: str
-
-
-@dataclass(frozen=True)
-class Evaluated(Outcome):
-    """Where the evidence on a candidate lies in the store, and against which champion it was gathered.
-
-    `models` is what the champion's number means (`ledger.State.models`).
-    """
-
-    candidate: str
-    evidence: str
-    champion: int | None
-    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Decided(Outcome):
-    """The policy's verdict on a candidate: "registered" or "refused", with its reasons."""
-
-    candidate: str
-    evidence: str
-    champion: int | None
-    verdict: str
-    automatic: bool
-    reasons: tuple[str, ...]
-    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Registered(Outcome):
-    """The candidate's version and the champion it was decided against; `waits` says why it is not promoted at once."""
-
-    candidate: str
-    version: int
-    champion: int | None
-    evidence: str
-    waits: str
-    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Promoted(Outcome):
-    """The new champion's version, the ledger entry that made it so, and the digests that the entry names."""
-
-    version: int
-    entry: int
-    candidate: str = ""
-    artifact: str = ""
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package, sorted."""
-    return sorted(f.name.removesuffix(".toml") for f in (files("xray_pipeline.training") / "recipes").iterdir())
 
 
 def compare(run: Run) -> None:
@@ -249,15 +94,6 @@ def _mending(step: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
         return step(run, *args, **kwargs)
 
     return mending
-
-
-def kept_evidence(store: Store, key: str) -> dict[str, Any]:
-    """Read the evidence that `evaluate` kept, named by its digest, as JSON-able values. Raises DatasetError for
-    another content or format, ObjectNotFound."""
-    data = records.exactly(store, key, key.rpartition("/")[2].removesuffix(".json"), "its name")
-    content = records.parsed(data, dict[str, Any], EVIDENCE_FORMAT, key)
-    del content["format"]
-    return content
 
 
 def vouch(run: Run) -> None:
@@ -307,7 +143,7 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
 
 def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
     from xray_pipeline.dataset.store import Dataset
-    from xray_pipeline.intake.scan import judged_by
+    from xray_pipeline.intake.rules import judged_by
 
     store, rules = run.store(), judged_by(run.settings, Dataset(run.settings).patient_key())
     verdicts = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
@@ -325,7 +161,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     from xray_pipeline.dataset.store import Dataset
     from xray_pipeline.intake import alarms
     from xray_pipeline.intake import check as intakes
-    from xray_pipeline.intake.scan import judged_by
+    from xray_pipeline.intake.rules import judged_by
     from xray_pipeline.night import repair
 
     logs.about(delivery=key)
@@ -370,7 +206,8 @@ def check_deliveries(
 
     One that another run commits meanwhile stops no other; the verdict on it is that of its manifest.
     """
-    from xray_pipeline.dataset.store import Dataset, accounting
+    from xray_pipeline.dataset.parquet import accounting
+    from xray_pipeline.dataset.store import Dataset
 
     dataset, found = Dataset(run.settings), []
     before = dataset.manifests() if named else []
@@ -386,123 +223,14 @@ def check_deliveries(
     return found
 
 
-def _unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
-    """Keep and return the verdict on a delivery that can't be judged at all."""
-    from xray_pipeline.intake import alarms, expectations
-
-    key = delivery.key
-    if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
-        rules = ""
-    result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
-    for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
-        store.delete(f"intake/{key}/{name}")
-    store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
-    records.write(store, f"intake/{key}/checked.json", result.to_dict())
-    return result
-
-
-def keep(store: Store, found: Intake, rules: str) -> Checked:
-    """Keep and return the verdict on a delivery, in place of any before; `rules` is as in `Checked`.
-
-    Raises StorageError.
-    """
-    from xray_pipeline.dataset.store import accounting, to_parquet
-    from xray_pipeline.intake import alarms
-
-    delivery, key = found.delivery, found.delivery.key
-    contents = {
-        "table.parquet": to_parquet(found.table, {"delivery": delivery.name}),
-        "expectations.json": records.canonical(found.result) if found.result else b"",
-        "page.html": found.page.encode(),
-    }
-    store.delete(f"intake/{key}/checked.json")
-    for name, content in contents.items():
-        if content:
-            store.write(f"intake/{key}/{name}", content)
-        else:
-            store.delete(f"intake/{key}/{name}")
-    if found.drift is None:
-        store.delete(f"intake/{key}/{alarms.CHECKED}")
-    alarms.keep(store, key, delivery.fingerprint, found.drift)
-    counts = accounting([found.table])
-    accepted, why = counts.pop("accepted", 0), " ".join(found.failures)
-    table = records.digest_of(contents["table.parquet"])
-    result = Checked(key, asdict(delivery), rules, found.fit, accepted, counts, why, found.warnings, table)
-    records.write(store, f"intake/{key}/checked.json", result.to_dict())
-    return result
-
-
-def _stands(earlier: Checked, delivery: Delivery, rules: str) -> bool:
-    return bool(rules) and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
-
-
-def _arriving(delivery: Delivery, settings: Settings) -> str:
-    ago = max(0.0, time.time() - delivery.changed)
-    return (
-        f"delivery {delivery.key} changed {ago:,.0f} s ago and may still be arriving; it is taken once it has not "
-        f"changed for {settings.settle_seconds:,.0f} s (XRAY_SETTLE_SECONDS), or when an empty file _SUCCESS is put "
-        f"into it"
-    )
-
-
-def checked(store: Store, key: str) -> Checked | None:
-    """Return the kept verdict on a delivery, None when there is none, or a damaged one: it is judged anew then.
-
-    Raises DatasetError for one of an unknown format.
-    """
-    try:
-        return records.read(store, f"intake/{key}/checked.json", Checked)
-    except ObjectNotFound:
-        return None
-    except Damaged as error:
-        log.warning("%s; it counts as not judged", error)
-        return None
-
-
-def checked_table(store: Store, verdict: Checked) -> DataFrame:
-    """Return the intake table that a verdict names. Raises DeliveryError when it is not there, DatasetError."""
-    from xray_pipeline.dataset.store import from_parquet
-
-    try:
-        data = records.exactly(store, f"intake/{verdict.key}/table.parquet", verdict.table, "checked.json")
-    except (Damaged, ObjectNotFound) as error:
-        raise DeliveryError(f"{error}; or check it again") from error
-    return from_parquet(data, f"intake table of {verdict.key}")
-
-
-def rejected(run: Run) -> list[Checked]:
-    """Return the verdicts on deliveries that were rejected and still lie where they were, by name.
-
-    Raises StorageError.
-    """
-    from xray_pipeline.dataset.store import Dataset
-
-    store, committed = run.store(), set(Dataset(run.settings).manifests())
-    judged_keys = {entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")}
-    waiting = [checked(store, key) for key in sorted(judged_keys - committed)]
-    return [
-        verdict
-        for verdict in waiting
-        if verdict and not verdict.fit and _holds_files(verdict.delivery["uri"], run.settings)
-    ]
-
-
-def _holds_files(uri: str, settings: Settings) -> bool:
-    try:
-        return any(open_store(uri, settings).list())
-    except ObjectNotFound:  # a file took its place
-        return False
-    except AccessDenied:
-        return True
-
-
 def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = None) -> Committed:
     """Commit every delivery of `keys` that was found fit, in order, and name the snapshot.
 
     One whose files changed or went away since is left out and keeps no verdict, so that it is judged anew.
     """
     from xray_pipeline.dataset.store import Dataset
-    from xray_pipeline.intake.check import Delivery, Intake
+    from xray_pipeline.intake.deliveries import Delivery
+    from xray_pipeline.intake.verdicts import Intake
 
     compare(run)
     store, dataset = run.store(), Dataset(run.settings)
@@ -517,7 +245,8 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
             continue
         try:
             table = checked_table(store, verdict)
-            manifest = dataset.commit(Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, ""), progress)
+            intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "")
+            manifest = commit(dataset, intake, progress)
         except DeliveryError as error:
             if key in dataset.manifests():  # by another run, before the change
                 continue
@@ -537,6 +266,14 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     log.info("snapshot %s: %d radiographs of %d patients", snapshot.digest[:12], snapshot.images, snapshot.patients)
     held_out_patients, taken = held_out["patient"].nunique(), (tuple(keys), tuple(changed))
     return Committed(snapshot.digest, snapshot.images, snapshot.patients, len(held_out), held_out_patients, *taken)
+
+
+def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, Any]:
+    """Judge what is quarantined of a committed delivery anew, as `reconsider.rejudge` does and with what it raises."""
+    compare(run)
+    outcome = reconsider.rejudge(run.settings, name, progress)
+    vouch(run)
+    return outcome
 
 
 @_mending
@@ -568,7 +305,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     state = operations.reconcile(registry)
     champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
-    found = comparing.evidence(run, registry, both, progress)
+    found = gather.evidence(run, registry, both, progress)
     data = records.canonical({"format": EVIDENCE_FORMAT, **found.to_dict()})
     key = f"evidence/{trained.candidate}/{records.digest_of(data)}.json"
     run.store().write(key, data)
@@ -592,7 +329,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
     decision, registry = judged(run, evaluated.evidence), run.registry()
     expect_same(registry, evaluated.models)
     both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
-    page = comparing.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
+    page = compose_report.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
     log.info("report: %s in %s", page, run.settings.store)
     for reason in decision.reasons:
         log.info("%s", reason)
@@ -731,15 +468,8 @@ def _settled(run: Run, candidate: str) -> str:
     return ""
 
 
-def _verdict(result: Checked) -> str:
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(result.quarantined.items())) or "none"
-    head = f"{'fit' if result.fit else 'REJECTED'}; {result.accepted} files accepted; quarantined: {counts}"
-    return "; ".join([head, *filter(None, [result.why]), *result.warnings])
-
-
 def _deliveries(run: Run, history: History, left_out: list[str] | None) -> list[Delivery]:
-    from xray_pipeline.intake import check as intake
 
     incoming = open_store(run.settings.incoming, run.settings)
     s = run.settings
-    return intake.find(incoming, history, s.settle_seconds, time.time(), s.classes, left_out)
+    return deliveries.find(incoming, history, s.settle_seconds, time.time(), s.classes, left_out)

@@ -6,11 +6,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from xray_pipeline.base.records import Outcome
 from xray_pipeline.command import health
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.intake import alarms
+from xray_pipeline.intake import alarms, verdicts
+from xray_pipeline.night import pair
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Outcome, Progress, Run
+from xray_pipeline.night.run import Run
+from xray_pipeline.night.steps import Progress
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def conclude(
     store = run.store()
     deliveries, unchecked = [], []
     for key in found:
-        verdict = night.checked(store, key)
+        verdict = verdicts.checked(store, key)
         if verdict is None:
             unchecked.append(key)
             continue
@@ -72,7 +75,7 @@ def conclude(
                 "alarms": list(alarms.of_delivery(store, key)),
             }
         )
-    evidence = night.kept_evidence(store, evaluated["evidence"]) if evaluated else {}
+    evidence = pair.kept_evidence(store, evaluated["evidence"]) if evaluated else {}
     champion = _metrics_of(evidence.get("champion"))
     version = registered["version"] if registered else None
     summary: dict[str, Any] = {

@@ -29,7 +29,7 @@ from xray_pipeline.base.scratch import scratch
 
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
-    from xray_pipeline.night.steps import Run
+    from xray_pipeline.night.run import Run
 
 log = logging.getLogger(__name__)
 

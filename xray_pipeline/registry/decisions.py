@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from xray_pipeline.base.errors import LedgerError, RegistryError, RegistryUnavailable, StorageError
+from xray_pipeline.base.text import shortened
 from xray_pipeline.registry.ledger import Entry, Ledger, LostRace, State
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.story import FIRST, tell, why_void
-from xray_pipeline.report.wording import shortened
 
 log = logging.getLogger(__name__)
 

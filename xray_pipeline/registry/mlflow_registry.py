@@ -35,7 +35,8 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.models import mlflow_client as tracking
-from xray_pipeline.models.bundle import Classifier, artifact_digest, audit, inventory
+from xray_pipeline.models.bundle import artifact_digest, audit, inventory
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import FAILURES, Missing, MlflowClient, MlflowException, mlflow
 from xray_pipeline.registry.ledger import Entry, Ledger, State, aliases_since
 

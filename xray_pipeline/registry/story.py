@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from xray_pipeline.base.text import shortened
 from xray_pipeline.registry.ledger import Entry, Ledger
-from xray_pipeline.report.wording import shortened
 
 HEADING = "**What became of it**"
 FIRST = 2500

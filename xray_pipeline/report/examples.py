@@ -15,7 +15,7 @@ from xray_pipeline.evaluation.predictions import Pixels, Read
 from xray_pipeline.report import gradcam
 
 if TYPE_CHECKING:
-    from xray_pipeline.models.bundle import Classifier
+    from xray_pipeline.models.classifier import Classifier
 
 
 Images = npt.NDArray[np.uint8]

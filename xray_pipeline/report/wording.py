@@ -19,11 +19,6 @@ def candidate_of(evidence: Evidence) -> Evaluation:
     return evidence.candidate
 
 
-def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters; what is cut ends with an ellipsis."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def percent(share: float) -> str:
     """A share as people read it: 93.1 %."""
     return f"{100 * share:.1f} %"

@@ -29,7 +29,8 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.models import backbones
-from xray_pipeline.models.bundle import Classifier, log_model
+from xray_pipeline.models.bundle import log_model
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, calls, metric_log, mlflow, use
 from xray_pipeline.training import launching, pictures
 from xray_pipeline.training.checkpoints import Checkpoints

@@ -27,7 +27,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import SHARD, MappedRows, PixelCache, Read, RowCache
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
-from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.training import augmentation
 from xray_pipeline.training.augmentation import Augmentation
 from xray_pipeline.training.device import Precision, batch_for, halving

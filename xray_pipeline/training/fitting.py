@@ -36,7 +36,7 @@ from xray_pipeline.dataset.pixels import MappedRows, PixelCache
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.images.radiograph import Limits
 from xray_pipeline.models.backbones import Backbone, Network
-from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.training import pictures
 from xray_pipeline.training.calibration import operating_threshold, temperature
 from xray_pipeline.training.checkpoints import Checkpoints

@@ -34,7 +34,8 @@ from xray_pipeline.base.errors import OutOfMemory, RadiographError, TrainingErro
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.dataset.store import Dataset, read_parquet
+from xray_pipeline.dataset.parquet import read_parquet
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import halved, pick_device

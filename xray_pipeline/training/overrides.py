@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from typing import Any
 
 from xray_pipeline.base.errors import ConfigError
@@ -57,3 +58,8 @@ def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         else:
             result[table] = value
     return result
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package, sorted."""
+    return sorted(f.name.removesuffix(".toml") for f in (files("xray_pipeline.training") / "recipes").iterdir())

@@ -16,7 +16,7 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store
-from xray_pipeline.models.bundle import Classifier
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.training.recipe import Recipe
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from xray_pipeline.base import records
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import answers
-from xray_pipeline.dataset.store import Dataset, read_parquet
+from xray_pipeline.dataset.parquet import read_parquet
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models.mlflow_client import MlflowClient
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training.candidate import find_candidate

@@ -1,0 +1,61 @@
+"""Intake tables as Parquet, and the count of their rows by outcome."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xray_pipeline.base.errors import DatasetError
+
+FORMAT = 2  # 2: rows carry a perceptual hash and a thumbnail, without which copies go unnoticed
+
+
+def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
+    """Return an intake table as Parquet, format version and `facts` in its metadata; equal tables give equal bytes."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(
+        {"xray.format": str(FORMAT), **{f"xray.{name}": value for name, value in facts.items()}}
+    )
+    out = io.BytesIO()
+    pq.write_table(arrow, out, compression="zstd")
+    return out.getvalue()
+
+
+def from_parquet(data: bytes, what: str) -> pd.DataFrame:
+    """Read what `to_parquet` wrote. Raises DatasetError, naming `what`, for other bytes or another format version."""
+    try:
+        found = _fact(data, "format", "none")
+        if found == str(FORMAT):
+            return read_parquet(data)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DatasetError(f"{what} is not readable Parquet: {error}") from error
+    raise DatasetError(f"{what} has format {found}; this version reads {FORMAT}")
+
+
+def _fact(data: bytes, name: str, otherwise: str) -> str:
+    facts: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+    return facts.get(f"xray.{name}".encode(), otherwise.encode()).decode()
+
+
+def read_parquet(data: bytes) -> pd.DataFrame:
+    """Read any Parquet on this thread alone. Raises pyarrow.ArrowInvalid or OSError for other bytes.
+
+    `read_table` and `to_pandas` leave Python objects to threads that outlive the call, and a process that ends before
+    they do aborts (https://github.com/apache/arrow/issues/34314).
+    """
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    table: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
+    return table
+
+
+def accounting(tables: Iterable[pd.DataFrame]) -> dict[str, int]:
+    """Count the rows of some intake tables by outcome: "accepted" and each quarantine reason."""
+    counts: dict[str, int] = {}
+    for table in tables:
+        for reason, count in table["reason"].value_counts().items():
+            name = str(reason) or "accepted"
+            counts[name] = counts.get(name, 0) + int(count)
+    return dict(sorted(counts.items()))

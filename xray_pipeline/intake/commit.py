@@ -1,0 +1,87 @@
+"""The commit of a delivery: judged once more against the dataset of this moment, stored, and given the next place."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pandas as pd
+
+from xray_pipeline.base.errors import (
+    AccessDenied,
+    DatasetError,
+    DeliveryError,
+    RadiographDamaged,
+    RadiographError,
+    StorageError,
+    StorageUnavailable,
+)
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.dataset.store import Dataset, Manifest, Progress
+from xray_pipeline.intake.compare_rows import rejudge
+from xray_pipeline.intake.rules import limits
+from xray_pipeline.intake.scan import reread
+from xray_pipeline.intake.verdicts import Intake
+
+log = logging.getLogger(__name__)
+
+
+def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -> Manifest:
+    """Store a fit delivery's radiographs and its manifest. Repeating it changes nothing.
+
+    Deliveries are checked side by side, so the table is judged again whenever another delivery took the place in the
+    order that this one was judged for. Raises DeliveryError when a file changed or went away since the check,
+    DatasetError when the dataset was made with other settings.
+    """
+    key = intake.delivery.key
+    if not intake.fit:
+        raise DatasetError(f"delivery {key} was rejected; it can't be committed")
+    dataset.begin()
+    while True:
+        commits = dataset.settle()
+        if any(earlier.manifest == key for earlier in commits):
+            log.info("delivery %s is committed", key)
+            break
+        history = dataset.history().without(intake.delivery.name, set(intake.table["file"]))
+        table = rejudge(intake.table, history, dataset.settings)
+        _store_radiographs(dataset, intake, table, progress)
+        data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
+        if dataset.append(key, data, len(commits)):
+            break
+        log.info("another delivery was committed meanwhile; judging %s against it", key)
+    return dataset.described(key)
+
+
+def _store_radiographs(dataset: Dataset, intake: Intake, table: pd.DataFrame, progress: Progress | None) -> None:
+    settings = dataset.settings
+    delivery, rules = open_store(intake.delivery.uri, settings), limits(settings.rules)
+    accepted = table[table["verdict"] == "accepted"]
+
+    def changed(row: Any, how: str) -> DeliveryError:
+        where = f"row {row.Index} of delivery {intake.delivery.key}"
+        return DeliveryError(f"{where} {how} between check and commit; run it again: it is judged anew")
+
+    def store(row: Any) -> None:
+        try:
+            dataset.read(row.digest, row.suffix)
+        except RadiographDamaged as error:
+            log.debug("to be stored: %s", error)
+        else:
+            return
+        try:
+            normalised = reread(delivery, row.file, rules, row.bits)
+        except (StorageError, RadiographError) as error:
+            if isinstance(error, StorageUnavailable) and not isinstance(error, AccessDenied):
+                raise  # the store's fault, not this file's
+            raise changed(row, f"became unreadable ({type(error).__name__})") from None
+        if normalised.digest != row.digest:
+            raise changed(row, "changed")
+        dataset.put(row.digest, row.suffix, normalised.data)
+
+    with ThreadPoolExecutor(settings.workers or os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(store, accepted.itertuples()), 1):
+            if progress:
+                progress(done, len(accepted), f"storing {intake.delivery.key}")

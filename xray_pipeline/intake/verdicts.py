@@ -1,0 +1,175 @@
+"""Verdicts on deliveries, kept in the store beside the intake table."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import AccessDenied, Damaged, DeliveryError, ObjectNotFound
+from xray_pipeline.base.records import Outcome
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake.drift import Drift
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """The verdict on one delivery.
+
+    `table` has one `Row` per file, sorted by file; `failures` are the sentences of failed expectations, `warnings` of
+    those that don't reject a delivery; `result` is the Great Expectations outcome as JSON-able values; `page` is one
+    self-contained HTML page; `drift` is None where it was not measured.
+    """
+
+    delivery: Delivery
+    table: pd.DataFrame
+    fit: bool
+    failures: tuple[str, ...]
+    result: dict[str, Any]
+    page: str
+    warnings: tuple[str, ...] = ()
+    drift: Drift | None = None
+
+
+@dataclass(frozen=True)
+class Checked(Outcome):
+    """The verdict on one delivery, kept in the store beside its intake table and page.
+
+    `rules` is the digest of all that it depends on beside the files and the dataset (`rules.judged_by`), "" when it
+    is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one.
+    """
+
+    key: str
+    delivery: Mapping[str, Any]
+    rules: str
+    fit: bool
+    accepted: int
+    quarantined: Mapping[str, int]
+    why: str
+    warnings: tuple[str, ...] = ()
+    table: str = ""
+
+
+def _unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
+    """Keep and return the verdict on a delivery that can't be judged at all."""
+    from xray_pipeline.intake import alarms, expectations
+
+    key = delivery.key
+    if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
+        rules = ""
+    result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
+    for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
+        store.delete(f"intake/{key}/{name}")
+    store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
+    records.write(store, f"intake/{key}/checked.json", result.to_dict())
+    return result
+
+
+def keep(store: Store, found: Intake, rules: str) -> Checked:
+    """Keep and return the verdict on a delivery, in place of any before; `rules` is as in `Checked`.
+
+    Raises StorageError.
+    """
+    from xray_pipeline.dataset.parquet import accounting, to_parquet
+    from xray_pipeline.intake import alarms
+
+    delivery, key = found.delivery, found.delivery.key
+    contents = {
+        "table.parquet": to_parquet(found.table, {"delivery": delivery.name}),
+        "expectations.json": records.canonical(found.result) if found.result else b"",
+        "page.html": found.page.encode(),
+    }
+    store.delete(f"intake/{key}/checked.json")
+    for name, content in contents.items():
+        if content:
+            store.write(f"intake/{key}/{name}", content)
+        else:
+            store.delete(f"intake/{key}/{name}")
+    if found.drift is None:
+        store.delete(f"intake/{key}/{alarms.CHECKED}")
+    alarms.keep(store, key, delivery.fingerprint, found.drift)
+    counts = accounting([found.table])
+    accepted, why = counts.pop("accepted", 0), " ".join(found.failures)
+    table = records.digest_of(contents["table.parquet"])
+    result = Checked(key, asdict(delivery), rules, found.fit, accepted, counts, why, found.warnings, table)
+    records.write(store, f"intake/{key}/checked.json", result.to_dict())
+    return result
+
+
+def _stands(earlier: Checked, delivery: Delivery, rules: str) -> bool:
+    return bool(rules) and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
+
+
+def _arriving(delivery: Delivery, settings: Settings) -> str:
+    ago = max(0.0, time.time() - delivery.changed)
+    return (
+        f"delivery {delivery.key} changed {ago:,.0f} s ago and may still be arriving; it is taken once it has not "
+        f"changed for {settings.settle_seconds:,.0f} s (XRAY_SETTLE_SECONDS), or when an empty file _SUCCESS is put "
+        f"into it"
+    )
+
+
+def checked(store: Store, key: str) -> Checked | None:
+    """Return the kept verdict on a delivery, None when there is none, or a damaged one: it is judged anew then.
+
+    Raises DatasetError for one of an unknown format.
+    """
+    try:
+        return records.read(store, f"intake/{key}/checked.json", Checked)
+    except ObjectNotFound:
+        return None
+    except Damaged as error:
+        log.warning("%s; it counts as not judged", error)
+        return None
+
+
+def checked_table(store: Store, verdict: Checked) -> pd.DataFrame:
+    """Return the intake table that a verdict names. Raises DeliveryError when it is not there, DatasetError."""
+    from xray_pipeline.dataset.parquet import from_parquet
+
+    try:
+        data = records.exactly(store, f"intake/{verdict.key}/table.parquet", verdict.table, "checked.json")
+    except (Damaged, ObjectNotFound) as error:
+        raise DeliveryError(f"{error}; or check it again") from error
+    return from_parquet(data, f"intake table of {verdict.key}")
+
+
+def rejected(settings: Settings) -> list[Checked]:
+    """Return the verdicts on deliveries that were rejected and still lie where they were, by name.
+
+    Raises StorageError.
+    """
+    from xray_pipeline.dataset.store import Dataset
+
+    committed, store = set(Dataset(settings).manifests()), open_store(settings.store, settings)
+    judged_keys = {entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")}
+    waiting = [checked(store, key) for key in sorted(judged_keys - committed)]
+    return [
+        verdict
+        for verdict in waiting
+        if verdict and not verdict.fit and _holds_files(verdict.delivery["uri"], settings)
+    ]
+
+
+def _holds_files(uri: str, settings: Settings) -> bool:
+    try:
+        return any(open_store(uri, settings).list())
+    except ObjectNotFound:  # a file took its place
+        return False
+    except AccessDenied:
+        return True
+
+
+def _verdict(result: Checked) -> str:
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(result.quarantined.items())) or "none"
+    head = f"{'fit' if result.fit else 'REJECTED'}; {result.accepted} files accepted; quarantined: {counts}"
+    return "; ".join([head, *filter(None, [result.why]), *result.warnings])

@@ -1,0 +1,118 @@
+"""What a report shows, gathered from every room."""
+
+from __future__ import annotations
+
+import re
+
+from xray_pipeline.dataset.parquet import accounting
+from xray_pipeline.dataset.pixels import PixelCache
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.gate.evidence import Evidence
+from xray_pipeline.gate.policy import Decision
+from xray_pipeline.intake import alarms
+from xray_pipeline.intake.verdicts import checked, rejected
+from xray_pipeline.night import lineage, screening
+from xray_pipeline.night.gather import _new_deliveries
+from xray_pipeline.night.pair import Pair
+from xray_pipeline.night.run import Run
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.report import examples
+from xray_pipeline.report import page as report
+
+
+def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, decision: Decision) -> str:
+    """Render the page and the model card, keep both in the store and with the MLflow run; return the page's key.
+
+    Raises RegistryUnavailable, StorageUnavailable.
+    """
+    dataset = Dataset(run.settings)
+    caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
+    disagreements, errors = examples.examples(caches, both.rows, both.tables, dataset.read)
+    sides = dataset.rows(both.snapshot)["side"].value_counts()
+    recipe = lineage.recipe_of(run.store(), both.candidate.digest).model_dump()
+    shown = report.Report(
+        model_name=run.settings.model_name,
+        decision=decision,
+        evidence=found,
+        labels=both.rows["label"].tolist(),
+        candidate=both.tables[0],
+        champion=both.tables[1] if both.champion is not None else None,
+        disagreements=disagreements,
+        errors=errors,
+        arrivals=_arrivals(run, registry, both),
+        dataset={str(side): int(count) for side, count in sides.items()},
+        recipe=recipe,
+        lineage=_lineage(run, both, decision),
+        suspects=_suspects(run, dataset, both),
+    )
+    folder = f"reports/{both.candidate.digest}/against-{both.champion or 'none'}"
+    # The store's page last: where it is of this decision, so are the others.
+    for name, text in (("model-card.md", report.model_card(shown)), ("report.html", report.render(shown))):
+        registry.attach(both.candidate.run_id, name, text)
+        run.store().write(f"{folder}/{name}", text.encode())
+    return f"{folder}/report.html"
+
+
+def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival, ...]:
+    """The deliveries that the candidate's snapshot has and the champion's has not, and those rejected and still there.
+
+    `tonight`: no earlier decision has seen it.
+    """
+    store, dataset, last = run.store(), Dataset(run.settings), _last_snapshot(registry, both)
+    seen = set(dataset.open_snapshot(last).manifests) if last else set()
+    found = []
+    for key in _new_deliveries(run, registry, both):
+        verdict, counts = checked(store, key), accounting([dataset.manifest(key)])
+        notes = (*(verdict.warnings if verdict else ()), *_standing(run, key))
+        found.append(report.Arrival(key, True, counts.pop("accepted", 0), counts, notes, tonight=key not in seen))
+    for verdict in rejected(run.settings):
+        notes = (without_names(verdict.why), *verdict.warnings)
+        found.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))
+    return tuple(found)
+
+
+def without_names(why: str) -> str:
+    """Return a sentence on a delivery without what it quotes: a folder or a label may be a patient's name."""
+    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", why)
+
+
+def _last_snapshot(registry: Registry, both: Pair) -> str:
+    """The snapshot of the newest decision on another candidate, "" before any; datasets only grow, so it has all."""
+    decided = [
+        entry
+        for entry in registry.ledger.entries()
+        if entry.kind in ("registered", "refused") and entry.candidate != both.candidate.digest
+    ]
+    return decided[-1].snapshot if decided else ""
+
+
+def _standing(run: Run, key: str) -> tuple[str, ...]:
+    names = alarms.of_delivery(run.store(), key)
+    return (f"Drift alarm nobody acknowledged: {', '.join(names)}.",) if names else ()
+
+
+def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
+    """The suspects of the snapshot, the worst of each kind with its picture."""
+    listed = screening.listed(run.store(), both.snapshot.digest)
+    if listed is None:
+        return None
+    rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
+    cache = PixelCache(run.settings.cache, both.models[0].side)
+    shown = []
+    for kind in ("mislabel", "outlier"):
+        worst = [suspect for suspect in listed if suspect.kind == kind and suspect.digest in rows.index]
+        worst = worst[: report.SUSPECTS]
+        part = rows.loc[[suspect.digest for suspect in worst]]
+        cache.ensure(part, dataset.read)
+        shown += list(zip(worst, cache.get(list(part["digest"])), strict=True))
+    counts = {kind: sum(suspect.kind == kind for suspect in listed) for kind in ("mislabel", "outlier")}
+    return report.Suspects(int((rows["side"] != "held-out").sum()), counts, tuple(shown))
+
+
+def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:
+    return {
+        **lineage.facts(run.store(), both.candidate),
+        "Airflow run": run.name or "none: from the command line",
+        "asked by": run.who,
+        "champion": f"version {both.champion}" if both.champion else "none",
+    }

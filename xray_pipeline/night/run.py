@@ -1,0 +1,141 @@
+"""What one run of the night works with, and what passes between its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from xray_pipeline.base.records import Outcome
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.night.pair import kept_evidence
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.training.overrides import parse_text
+
+if TYPE_CHECKING:
+    from xray_pipeline.gate.evidence import Evidence
+    from xray_pipeline.registry.mlflow_registry import Registry
+    from xray_pipeline.training.candidate import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of the night works with: the settings, what overrides the recipe, who asked for it, and its name
+    where it was started (the Airflow run; "" from the command line)."""
+
+    settings: Settings
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    who: str = "schedule"
+    name: str = ""
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], who: str = "schedule", name: str = "") -> Run:
+        """Combine the configured settings with a form's values; None and "" mean the configured value.
+
+        The policy is no value of a form: who may start a night may not choose what it is judged by.
+        """
+        given = {name: value for name, value in params.items() if value not in (None, "")}
+        given |= parse_text(given.pop("overrides", ""))
+        settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion") if name in given}
+        return cls(Settings(**settings), given, who, name)
+
+    def recipe(self) -> Recipe:
+        """Return the recipe with its overrides. Raises ConfigError."""
+        from xray_pipeline.training.candidate import load_recipe
+
+        return load_recipe(self.settings.recipe, self.overrides)
+
+    def registry(self) -> Registry:
+        """Open the registry and the ledger it follows. Raises ConfigError."""
+        from xray_pipeline.registry.mlflow_registry import Registry
+
+        return Registry(self.settings)
+
+    @cached_property
+    def compared(self) -> Ledger:
+        """The ledger that `compare` looks at: what it read once it does not read again."""
+        return Ledger(self.store())
+
+    def evidence(self, key: str) -> Evidence:
+        """Read evidence kept by `evaluate`. Raises EvaluationError, and as `kept_evidence`."""
+        from xray_pipeline.gate.evidence import Evidence
+
+        return replace(Evidence.from_dict(kept_evidence(self.store(), key)), promotion=self.settings.promotion)
+
+    def store(self) -> Store:
+        """Open the store. Raises ConfigError."""
+        return open_store(self.settings.store, self.settings)
+
+
+@dataclass(frozen=True)
+class Committed(Outcome):
+    """The dataset after the night's deliveries; `snapshot` is "" while it is empty.
+
+    `changed` are those of the deliveries that changed between check and commit and so were left out.
+    """
+
+    snapshot: str
+    images: int
+    patients: int
+    held_out_images: int
+    held_out_patients: int
+    deliveries: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained(Outcome):
+    """The candidate; `settled` says why nothing more is to be decided about it, "" when something is."""
+
+    candidate: str
+    settled: str
+
+
+@dataclass(frozen=True)
+class Evaluated(Outcome):
+    """Where the evidence on a candidate lies in the store, and against which champion it was gathered.
+
+    `models` is what the champion's number means (`ledger.State.models`).
+    """
+
+    candidate: str
+    evidence: str
+    champion: int | None
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decided(Outcome):
+    """The policy's verdict on a candidate: "registered" or "refused", with its reasons."""
+
+    candidate: str
+    evidence: str
+    champion: int | None
+    verdict: str
+    automatic: bool
+    reasons: tuple[str, ...]
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Registered(Outcome):
+    """The candidate's version and the champion it was decided against; `waits` says why it is not promoted at once."""
+
+    candidate: str
+    version: int
+    champion: int | None
+    evidence: str
+    waits: str
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Promoted(Outcome):
+    """The new champion's version, the ledger entry that made it so, and the digests that the entry names."""
+
+    version: int
+    entry: int
+    candidate: str = ""
+    artifact: str = ""

@@ -19,7 +19,7 @@ When a newer version is registered or the champion changes, the request ends by 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pendulum
 from airflow.sdk import Asset, Param, dag, get_current_context, task
@@ -29,16 +29,18 @@ from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
 from xray_pipeline.airflow_ui.approval import ApprovalRequest, approvers
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.night import promotion
-from xray_pipeline.night import trial as model_server
-from xray_pipeline.night.promotion import APPROVE, REJECT, Request
-from xray_pipeline.night.run import Run
+from xray_pipeline.base.text import APPROVE, REJECT
+
+if TYPE_CHECKING:
+    from xray_pipeline.night.run import Run
 
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 SETTINGS = Settings()
 
 
 def _run() -> Run:
+    from xray_pipeline.night.run import Run
+
     return Run.of({}, get_current_context()["dag_run"].triggering_user_name or "xray_promote")
 
 
@@ -48,6 +50,8 @@ def _name() -> str:
 
 @task
 def prepare() -> dict[str, Any]:
+    from xray_pipeline.night import promotion
+
     version, candidate, skip = airflow_links.asked_version(get_current_context(), REGISTERED)
     if skip:
         raise AirflowSkipException(skip)
@@ -59,6 +63,8 @@ def prepare() -> dict[str, Any]:
 
 @task(retries=1, execution_timeout=timedelta(minutes=10))
 def try_server(request: dict[str, Any]) -> float:
+    from xray_pipeline.night import trial as model_server
+
     return model_server.check_answers(_run(), request["candidate"], request["version"])
 
 
@@ -69,6 +75,9 @@ def ask(request: dict[str, Any]) -> str:
 
 @task
 def settle(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    from xray_pipeline.night import promotion
+    from xray_pipeline.night.promotion import Request
+
     return promotion.settle(_run(), Request.from_dict(request), answer, _name())
 
 
@@ -80,6 +89,9 @@ def settle(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     ),
 )
 def promote(request: dict[str, Any] | None, settled: dict[str, Any] | None) -> dict[str, Any]:
+    from xray_pipeline.night import promotion
+    from xray_pipeline.night.promotion import Request
+
     if request is None:
         raise AirflowSkipException("nothing to decide, see prepare")
     if not request["automatic"] and (settled is None or settled["outcome"] != "approved"):

@@ -26,7 +26,7 @@ each night until it is mended or taken away.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pendulum
 from airflow.sdk import Asset, Param, dag, get_current_context, task
@@ -36,10 +36,10 @@ from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import health
-from xray_pipeline.night import steps as night
-from xray_pipeline.night import summary
-from xray_pipeline.night.run import Decided, Evaluated, Registered, Run, Trained
 from xray_pipeline.training import overrides
+
+if TYPE_CHECKING:
+    from xray_pipeline.night.run import Run
 
 SETTINGS = Settings()
 SCHEDULE = SETTINGS.schedule
@@ -73,12 +73,16 @@ PARAMS = {
 
 
 def _run() -> Run:
+    from xray_pipeline.night.run import Run
+
     context = get_current_context()
     return Run.of(context["params"], context["dag_run"].triggering_user_name or "schedule", context["run_id"])
 
 
 @task
 def find_deliveries() -> list[str]:
+    from xray_pipeline.night import steps as night
+
     run = _run()
     health.before_night(run)
     return night.find_deliveries(run)
@@ -86,6 +90,8 @@ def find_deliveries() -> list[str]:
 
 @task(map_index_template="{{ delivery }}")
 def check_delivery(delivery: str) -> None:
+    from xray_pipeline.night import steps as night
+
     checked = night.check_delivery(_run(), delivery)
     if not checked.fit:
         raise AirflowFailException(f"delivery {checked.key} is rejected: {checked.why}")
@@ -93,6 +99,8 @@ def check_delivery(delivery: str) -> None:
 
 @task(trigger_rule="all_done")
 def commit_deliveries(found: list[str] | None) -> dict[str, Any]:
+    from xray_pipeline.night import steps as night
+
     if found is None:
         raise AirflowFailException("find_deliveries failed; see its log")
     return night.commit_deliveries(_run(), found).to_dict()
@@ -100,6 +108,8 @@ def commit_deliveries(found: list[str] | None) -> dict[str, Any]:
 
 @task(**GPU, execution_timeout=timedelta(hours=8))
 def train(committed: dict[str, Any]) -> dict[str, Any]:
+    from xray_pipeline.night import steps as night
+
     if not committed["snapshot"]:
         raise AirflowSkipException("nothing to train on: no delivery was ever accepted")
     return night.train(_run(), committed["snapshot"]).to_dict()
@@ -107,6 +117,9 @@ def train(committed: dict[str, Any]) -> dict[str, Any]:
 
 @task(**GPU)
 def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
+    from xray_pipeline.night import steps as night
+    from xray_pipeline.night.run import Trained
+
     if trained["settled"]:
         raise AirflowSkipException(trained["settled"])
     return night.evaluate(_run(), Trained.from_dict(trained)).to_dict()
@@ -114,6 +127,9 @@ def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
 
 @task
 def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
+    from xray_pipeline.night import steps as night
+    from xray_pipeline.night.run import Evaluated
+
     return night.decide(_run(), Evaluated.from_dict(evaluated)).to_dict()
 
 
@@ -124,6 +140,9 @@ def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
     ),
 )
 def register(decided: dict[str, Any]) -> dict[str, Any]:
+    from xray_pipeline.night import steps as night
+    from xray_pipeline.night.run import Decided
+
     if decided["verdict"] == "refused":
         raise AirflowSkipException(f"refused: {' '.join(decided['reasons'])}")
     registered = night.register(_run(), Decided.from_dict(decided)).to_dict()
@@ -139,6 +158,9 @@ def register(decided: dict[str, Any]) -> dict[str, Any]:
     ),
 )
 def promote(registered: dict[str, Any]) -> dict[str, Any]:
+    from xray_pipeline.night import steps as night
+    from xray_pipeline.night.run import Registered
+
     if registered["waits"]:
         raise AirflowSkipException(registered["waits"])
     promoted = night.promote(_run(), Registered.from_dict(registered)).to_dict()
@@ -156,6 +178,8 @@ def conclude(
     registered: dict[str, Any] | None,
     promoted: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    from xray_pipeline.night import summary
+
     said = summary.conclude(_run(), found, committed, trained, evaluated, decided, registered, promoted)
     if said["unchecked"]:
         raise AirflowFailException(

@@ -15,8 +15,6 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
-from xray_pipeline.night import promotion
-from xray_pipeline.night.run import Run
 
 CHAMPION = Asset("xray-champion")
 
@@ -40,6 +38,9 @@ CHAMPION = Asset("xray-champion")
     default_args={"on_failure_callback": notices.notifiers("failed", notices.FAILED)},
 )
 def xray_rollback() -> None:
+    from xray_pipeline.night import promotion
+    from xray_pipeline.night.run import Run
+
     @task(
         outlets=[CHAMPION],
         on_success_callback=notices.notifiers(

@@ -28,7 +28,6 @@ from hypothesis import strategies as st
 from s3_server import BUCKET, S3Server
 from samples import dicom, jpeg, picture, png
 
-from xray_pipeline.intake.commit import commit
 from xray_pipeline.base.errors import ConfigError, DeliveryError, StorageUnavailable
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore, Entry, open_store
@@ -40,6 +39,7 @@ from xray_pipeline.images import radiograph
 from xray_pipeline.intake import check, deliveries, rules
 from xray_pipeline.intake import scan as reading
 from xray_pipeline.intake.books import balance
+from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.compare_rows import EMPTY, rejudge
 from xray_pipeline.intake.deliveries import Delivery, find
 from xray_pipeline.intake.layout import Place, escape, places, unescape

@@ -31,8 +31,6 @@ from xray_pipeline.base.pages import template
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.night import pair
-from xray_pipeline.night.promotion import report_key
 from xray_pipeline.registry import story
 from xray_pipeline.registry.ledger import Entry, Ledger, State
 
@@ -123,6 +121,8 @@ def run_report(dag_id: Name, run_id: Name, session: SessionDep) -> Response:
 
 
 def _report(candidate: str, against: int | None) -> Response:
+    from xray_pipeline.night.promotion import report_key
+
     settings = Settings()
     try:
         content = open_store(settings.store, settings).read(report_key(candidate, against))
@@ -171,6 +171,8 @@ def _row(entry: Entry, state: State, store: Store) -> dict[str, Any]:
 
 
 def _report_address(entry: Entry, store: Store) -> str:
+    from xray_pipeline.night.promotion import report_key
+
     if not store.exists(report_key(entry.candidate, entry.champion_before)):
         return ""
     return f"{airflow_links.BASE}{airflow_links.PREFIX}/reports/{entry.candidate}/{entry.champion_before or 'none'}"
@@ -178,6 +180,8 @@ def _report_address(entry: Entry, store: Store) -> str:
 
 def _metrics(entry: Entry, store: Store) -> dict[str, dict[str, float]]:
     """The metrics that a version was registered with."""
+    from xray_pipeline.night import pair
+
     try:
         found = pair.kept_evidence(store, entry.decision["evidence"])
     except (KeyError, ObjectNotFound, DatasetError):  # the page is of more than this

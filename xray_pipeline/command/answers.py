@@ -19,7 +19,6 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import ConfigError, DatasetError, DeliveryError, EvaluationError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.intake import deliveries, rules
 from xray_pipeline.registry.ledger import Entry, Ledger, State, replay
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ def preview_delivery(
     from xray_pipeline.dataset.parquet import accounting
     from xray_pipeline.dataset.store import Dataset
     from xray_pipeline.intake import check as intake
+    from xray_pipeline.intake import deliveries
     from xray_pipeline.intake.books import balance
 
     dataset = Dataset(settings)
@@ -88,6 +88,8 @@ def preview_delivery(
 
 def _empty_folder(folder: Path, *deliveries: str) -> None:
     """Make the folder for Data Docs, but never among deliveries. Raises ConfigError."""
+    from xray_pipeline.intake import deliveries
+
     wanted = "name a new or empty folder outside the deliveries"
     if any(folder.resolve().is_relative_to(Path(one).resolve()) for one in deliveries):
         raise ConfigError(f"{folder} lies among the deliveries, which are never written to; {wanted}")
@@ -111,7 +113,7 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     from xray_pipeline.dataset.parquet import accounting
     from xray_pipeline.evaluation import metrics as evaluation
     from xray_pipeline.intake import check as intake
-    from xray_pipeline.intake import expectations
+    from xray_pipeline.intake import deliveries, expectations
     from xray_pipeline.intake.compare_rows import EMPTY
     from xray_pipeline.registry.mlflow_registry import Registry
 
@@ -245,6 +247,7 @@ def _probabilities(
     import numpy as np
 
     from xray_pipeline.images import radiograph
+    from xray_pipeline.intake import rules
     from xray_pipeline.intake import scan as reading
 
     store, limits = open_store(uri, settings), rules.limits(settings.rules)

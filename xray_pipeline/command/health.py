@@ -17,16 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base.errors import ConfigError, DatasetError, XrayError
 from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import check_writes_once, open_store, require_folder, sweep
-from xray_pipeline.dataset.commits import Commits
-from xray_pipeline.night.run import Run
-from xray_pipeline.night.steps import compare
 from xray_pipeline.registry.ledger import Ledger
+
+if TYPE_CHECKING:
+    from xray_pipeline.night.run import Run
 
 CACHE_BYTES = 2_000_000_000
 """Free bytes of the cache's disk below which the next night may fail; 40,000 radiographs of 224 x 224 take as much."""
@@ -99,6 +99,8 @@ def _incoming(settings: Settings) -> str:
 
 
 def _store(settings: Settings) -> str:
+    from xray_pipeline.dataset.commits import Commits
+
     require_folder(settings.store, writable=True)
     store = open_store(settings.store, settings)
     store.folders()
@@ -117,6 +119,8 @@ def _ledger(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
+    from xray_pipeline.night.run import Run
+    from xray_pipeline.night.steps import compare
     from xray_pipeline.registry.mlflow_registry import Registry
 
     compare(Run(settings))

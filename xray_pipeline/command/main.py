@@ -16,19 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.command import answers
-from xray_pipeline.intake import alarms
-from xray_pipeline.intake import books as bookkeeping
-from xray_pipeline.intake import rules_page as written_rules
-from xray_pipeline.night import promotion, run, summary
-from xray_pipeline.night import steps as night
-from xray_pipeline.night import trial as model_server
 from xray_pipeline.training import overrides
+
+if TYPE_CHECKING:
+    from xray_pipeline.night.run import Run
 
 NO = 3
 
@@ -85,6 +82,8 @@ def quarantine(
     as_json: Json = False,
 ) -> None:
     """List the quarantined files of committed deliveries; with --delivery also of one that was rejected."""
+    from xray_pipeline.intake import books as bookkeeping
+
     found = bookkeeping.quarantine(_run().settings, delivery, reason, paths)
     lines = [
         f"{row['delivery']} row {row['row']}: {row['reason']}, {row['detail']}" + (f", {row['file']}" if paths else "")
@@ -98,6 +97,8 @@ def quarantine(
 @app.command()
 def rejudge(delivery: Annotated[str, typer.Argument(help="Its name.")], as_json: Json = False) -> None:
     """Judge the quarantined files of a committed delivery anew, after a rule changed or a wrong copy was deleted."""
+    from xray_pipeline.night import steps as night
+
     with _progress(as_json) as progress:
         result = night.rejudge(_run(), delivery, progress)
     lines = [f"{result['judged']} files judged anew, {result['accepted']} accepted", *filter(None, [result["why"]])]
@@ -119,6 +120,9 @@ def acknowledge(
     as_json: Json = False,
 ) -> None:
     """Settle the drift alarms of a delivery: you are the person who looked at it."""
+    from xray_pipeline.intake import alarms
+    from xray_pipeline.night import steps as night
+
     run = _run()
     night.compare(run)
     result = alarms.acknowledge(run.store(), delivery, run.who, reason)
@@ -128,6 +132,8 @@ def acknowledge(
 @app.command()
 def rules() -> None:
     """Print the rules of the intake as Markdown (docs/intake-rules.md)."""
+    from xray_pipeline.intake import rules_page as written_rules
+
     typer.echo(written_rules.page(), nl=False)
 
 
@@ -137,6 +143,9 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Check deliveries of the incoming folder and commit those that are fit."""
+    from xray_pipeline.intake import books as bookkeeping
+    from xray_pipeline.night import steps as night
+
     run = _run()
     left_out: list[str] = []
     with _progress(as_json) as progress:
@@ -166,6 +175,8 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Run the whole night: check, commit, train, evaluate, decide, register, promote."""
+    from xray_pipeline.night import summary
+
     if mode not in (None, "approve", "auto"):
         raise typer.BadParameter(f"{mode!r} is neither approve nor auto", param_hint="--promotion")
     run = _run({"recipe": recipe, "promotion": mode, "incoming": incoming, **_parsed(changes)})
@@ -247,6 +258,9 @@ def history(
 @app.command()
 def promote(version: int, reason: Reason, as_json: Json = False) -> None:
     """Make a registered version the champion, after trying the model server on it; you are who approves it."""
+    from xray_pipeline.night import promotion
+    from xray_pipeline.night import trial as model_server
+
     run = _run()
     with _progress(as_json):
         asked = promotion.request(run, version)
@@ -266,6 +280,8 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make an earlier champion the champion again, after trying the model server on it."""
+    from xray_pipeline.night import promotion
+
     result = promotion.rollback(_run(), to, reason, untried=untried)
     _print(result, as_json, [f"version {result['version']} is the champion again"])
 
@@ -328,6 +344,8 @@ def adopt(
     as_json: Json = False,
 ) -> None:
     """Accept (or undo) a change of aliases that was made by hand in MLflow, or whose ledger entries are lost."""
+    from xray_pipeline.night import promotion
+
     result = promotion.adopt(_run(), undo, reason, lost)
     _print(
         result, as_json, [f"the change is {'undone' if undo else 'accepted'}; champion: version {result['version']}"]
@@ -345,8 +363,11 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run(values: Mapping[str, Any] | None = None) -> run.Run:
-    return run.Run.of(values or {}, getpass.getuser())
+def _run(values: Mapping[str, Any] | None = None) -> Run:
+
+    from xray_pipeline.night.run import Run
+
+    return Run.of(values or {}, getpass.getuser())
 
 
 def _parsed(items: list[str] | None) -> dict[str, Any]:

@@ -7,9 +7,8 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.errors import DatasetError
-from xray_pipeline.base.settings import SplitMode
+from xray_pipeline.base.settings import Settings, SplitMode
 from xray_pipeline.dataset.store import log
 
 SIDES = ("train", "validation", "held-out")

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pandas as pd
 
-from xray_pipeline.dataset.split import key_of
 from xray_pipeline.base.errors import (
     AccessDenied,
     Damaged,
@@ -47,6 +46,7 @@ from xray_pipeline.dataset.commits import IDENTITY, IDENTITY_FORMAT, Commit, Com
 from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.parquet import FORMAT, _fact, from_parquet
 from xray_pipeline.dataset.revisions import contested, decisive
+from xray_pipeline.dataset.split import key_of
 
 if TYPE_CHECKING:
     pass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.records import Outcome
-from xray_pipeline.base.text import shortened
+from xray_pipeline.base.text import APPROVE, shortened
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.night import compose_report
 from xray_pipeline.night import steps as night
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOBODY = "nobody, the time ran out"
-APPROVE, REJECT = "Approve", "Reject"
 SHORTEST_REASON = 3
 
 

@@ -14,8 +14,6 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from xray_pipeline.intake import reconsider
-from xray_pipeline.intake.commit import commit
 from xray_pipeline.base import logs, records
 from xray_pipeline.base.errors import (
     DatasetError,
@@ -27,7 +25,8 @@ from xray_pipeline.base.errors import (
 )
 from xray_pipeline.base.storage import open_store, require_folder
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.intake import deliveries
+from xray_pipeline.intake import deliveries, reconsider
+from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.verdicts import (
     Checked,
     _arriving,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 
+import structlog
+
 
 def about(*, delivery: str = "", candidate: str = "") -> None:
     """Name what the log lines from here on are about; what is not given is not named any more."""
-    import structlog  # quick commands name nothing
 
     structlog.contextvars.unbind_contextvars("delivery", "candidate")
     named = {"delivery": delivery, "candidate": candidate}

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -36,7 +39,6 @@ def standing(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]
     A row that is accepted, or judges a file anew, replaces earlier quarantined ones of its path, in whatever version: a
     delivery may have been copied anew meanwhile. Accepted rows always stand: only quarantined files are judged anew.
     """
-    import numpy as np
 
     stands = {key: np.ones(len(table), np.bool_) for key, table in tables.items()}
     several = {name for name, part in map(part_of, tables) if part > 1}
@@ -77,7 +79,6 @@ def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     Near copies are connected by what standing rows, accepted or in a label conflict, say of each other. A conflict is
     settled once the rows that stand agree.
     """
-    import pandas as pd
 
     stands = standing(tables)
     conflicts = {
@@ -112,7 +113,6 @@ def counted(table: pd.DataFrame, stands: NDArray[np.bool_]) -> NDArray[np.bool_]
 
     A file that labels.csv put out was never read: it has no digest, and says nothing of any image.
     """
-    import numpy as np
 
     said = (table["verdict"] == "accepted") | (table["reason"] == CONFLICT)
     return np.asarray(said & (table["digest"] != "") & stands)

@@ -27,6 +27,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final
 
+import numpy as np
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -129,7 +133,6 @@ class Workers:
 
 def _exchange(worker: subprocess.Popen[bytes], request: bytes, frame: bytes) -> NDArray[Any] | str:
     """Return the pixels, or the name of what the decoder raised. Raises OSError, ValueError, KeyError, struct.error."""
-    import numpy as np
 
     out, back = _pipe(worker.stdin), _pipe(worker.stdout)
     out.write(struct.pack("<II", len(request), len(frame)) + request + frame)
@@ -164,8 +167,6 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 def decoded(syntax: str, plugin: str, frame: bytes, options: Mapping[str, Any]) -> NDArray[Any]:
     """Decode one frame in this process, by pydicom's decoder `plugin`. Raises what the decoder likes."""
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID
 
     # Not padded to an even length: a JPEG 2000 codestream may say that it goes on to the end.
     buffer = struct.pack("<IIII", 0xE000FFFE, 0, 0xE000FFFE, len(frame)) + frame + struct.pack("<II", 0xE0DDFFFE, 0)
@@ -176,8 +177,6 @@ def decoded(syntax: str, plugin: str, frame: bytes, options: Mapping[str, Any]) 
 def serve() -> None:
     """Answer requests from standard input until it ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's image
-    import numpy as np
-    import pydicom.pixels.decoders  # noqa: F401  (ready means ready)
 
     asked = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")

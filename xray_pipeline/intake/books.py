@@ -20,6 +20,7 @@ from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.revisions import files_of, part_of, standing
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import verdicts
 from xray_pipeline.intake.layout import LITTER
 from xray_pipeline.intake.verdicts import Checked
@@ -68,7 +69,6 @@ def balance(table: Any, files: int | None = None) -> Balance:
 
 def of_delivery(settings: Settings, key: str) -> dict[str, Any] | None:
     """Return the balance of a delivery: of its manifest, else of its last check, else None. Raises DatasetError."""
-    from xray_pipeline.dataset.store import Dataset
 
     dataset, store = Dataset(settings), open_store(settings.store, settings)
     verdict = verdicts.checked(store, key)
@@ -88,7 +88,6 @@ def quarantine(settings: Settings, delivery: str = "", reason: str = "", paths: 
     parts that were rejected are listed too; `committed` tells them. Raises DeliveryError for a delivery that was
     neither committed nor judged file by file, DatasetError.
     """
-    from xray_pipeline.dataset.store import Dataset
 
     dataset, store = Dataset(settings), open_store(settings.store, settings)
     tables = {key: dataset.manifest(key) for key in dataset.manifests()}
@@ -132,7 +131,6 @@ def _kept_out(store: Any, rejected: Sequence[Checked], more: bool) -> Iterator[t
 
 def verify(settings: Settings) -> tuple[bool, str]:
     """Check that every file of every committed delivery ended once: (holds, a sentence). Raises DatasetError."""
-    from xray_pipeline.dataset.store import Dataset
 
     dataset = Dataset(settings)
     if altered := dataset.altered():
@@ -159,7 +157,6 @@ def verify(settings: Settings) -> tuple[bool, str]:
 
 def split(settings: Settings) -> tuple[bool, str]:
     """Check that no patient is on two sides of the split: (holds, a sentence). Raises DatasetError."""
-    from xray_pipeline.dataset.store import Dataset
 
     dataset = Dataset(settings)
     sides: dict[str, set[str]] = {}

@@ -23,7 +23,7 @@ from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.table import Row, by_file, of_rows
-from xray_pipeline.intake import drift
+from xray_pipeline.intake import drift, expectations
 from xray_pipeline.intake.compare_rows import History, rejudge
 from xray_pipeline.intake.deliveries import Delivery, _fingerprint, _unseen, listing
 from xray_pipeline.intake.layout import (
@@ -58,7 +58,6 @@ def check(
     Raises DeliveryError when the delivery can't be judged as a whole (unknown class, unreadable labels.csv, changed
     since it was found), StorageError when its store does not answer, ConfigError.
     """
-    from xray_pipeline.intake import expectations
 
     store = open_store(delivery.uri, settings)
     entries = listing(store)

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 from xray_pipeline.base.errors import DatasetError, DeliveryError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, part_of, standing
-from xray_pipeline.dataset.store import Progress
-from xray_pipeline.intake import deliveries, verdicts
+from xray_pipeline.dataset.store import Dataset, Progress
+from xray_pipeline.dataset.table import Row, by_file, of_rows
+from xray_pipeline.intake import alarms, deliveries, drift, expectations, verdicts
+from xray_pipeline.intake import check as intake
 from xray_pipeline.intake.commit import commit
+from xray_pipeline.intake.compare_rows import EMPTY
+from xray_pipeline.intake.deliveries import listing
 from xray_pipeline.intake.layout import escape, is_litter
+from xray_pipeline.intake.rules import judged_by
 
 if TYPE_CHECKING:
-    from xray_pipeline.dataset.store import Dataset
     from xray_pipeline.intake.deliveries import Delivery
 
 log = logging.getLogger(__name__)
@@ -35,11 +40,6 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None) -> 
     delivery whose folder is gone changes nothing. Raises DeliveryError when the delivery was never committed or can't
     be judged as a whole, DatasetError, StorageError.
     """
-    from xray_pipeline.base.storage import open_store
-    from xray_pipeline.dataset.parquet import accounting
-    from xray_pipeline.dataset.store import Dataset
-    from xray_pipeline.dataset.table import by_file
-    from xray_pipeline.intake.deliveries import listing
 
     dataset = Dataset(settings)
     dataset.settle()
@@ -86,8 +86,6 @@ def _judged(
 
     To what is not in the dataset yet nothing is compared: a verdict that follows from it could never be undone.
     """
-    from xray_pipeline.dataset.table import of_rows
-    from xray_pipeline.intake import check as intake
 
     if not listed & waiting.keys():
         return delivery, of_rows(())
@@ -108,7 +106,6 @@ def _settling(judged: Any, waiting: Mapping[File, str]) -> Any:
 
 def _gone(waiting: Mapping[File, str], listed: Set[File]) -> Any:
     """Return one row for each path in a label conflict at which nothing is any more."""
-    from xray_pipeline.dataset.table import Row, of_rows
 
     there = {file[0] for file in listed}
     gone = {file[0]: file for file, reason in waiting.items() if reason == CONFLICT and file[0] not in there}
@@ -120,8 +117,6 @@ def _commit(
     settings: Settings, dataset: Dataset, addition: Delivery, table: Any, gone: int, progress: Progress | None
 ) -> dict[str, Any]:
     """Commit an addition unless what is accepted in it is unfit; return what changes in the outcome of `rejudge`."""
-    from xray_pipeline.intake import alarms, drift, expectations
-    from xray_pipeline.intake.rules import judged_by
 
     store, key = open_store(settings.store, settings), addition.key
     taken = table[table["verdict"] == "accepted"].reset_index(drop=True)
@@ -144,9 +139,6 @@ def _commit(
 
 
 def _find(settings: Settings, name: str) -> Any:
-    from xray_pipeline.base.storage import open_store
-    from xray_pipeline.intake.compare_rows import EMPTY
-
     incoming = open_store(settings.incoming, settings)
     found = deliveries.find(incoming, EMPTY, settings.settle_seconds, time.time(), settings.classes, [])
     return next((delivery for delivery in found if delivery.name == name), None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from xray_pipeline.base.settings import IntakeRules, Settings
-from xray_pipeline.intake import rules
+from xray_pipeline.images import dicom_words
+from xray_pipeline.intake import expectations, rules
 
 HEAD = """# What the intake asks of a file and of a delivery
 
@@ -48,16 +49,12 @@ def page() -> str:
 
 
 def _expectations() -> list[tuple[str, str, str]]:
-    from xray_pipeline.intake import expectations
-
     otherwise = {True: "rejected", False: "accepted with a warning"}
     defaults = Settings.model_construct()  # whatever the environment says
     return [(sentence, wanted, otherwise[stops]) for sentence, wanted, stops in expectations.written(defaults)]
 
 
 def _words() -> Iterator[tuple[str, str]]:
-    from xray_pipeline.images import dicom_words
-
     for meaning, table in (("the chest", dicom_words.CHEST), ("a lateral or oblique view", dicom_words.SIDE)):
         for language, words in table.items():
             yield f"{meaning} ({language})", ", ".join(words)

@@ -15,6 +15,9 @@ from xray_pipeline.base.errors import AccessDenied, Damaged, DeliveryError, Obje
 from xray_pipeline.base.records import Outcome
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.dataset.parquet import accounting, from_parquet, to_parquet
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import alarms, expectations
 from xray_pipeline.intake.deliveries import Delivery
 from xray_pipeline.intake.drift import Drift
 
@@ -61,7 +64,6 @@ class Checked(Outcome):
 
 def _unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
     """Keep and return the verdict on a delivery that can't be judged at all."""
-    from xray_pipeline.intake import alarms, expectations
 
     key = delivery.key
     if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
@@ -79,8 +81,6 @@ def keep(store: Store, found: Intake, rules: str) -> Checked:
 
     Raises StorageError.
     """
-    from xray_pipeline.dataset.parquet import accounting, to_parquet
-    from xray_pipeline.intake import alarms
 
     delivery, key = found.delivery, found.delivery.key
     contents = {
@@ -134,7 +134,6 @@ def checked(store: Store, key: str) -> Checked | None:
 
 def checked_table(store: Store, verdict: Checked) -> pd.DataFrame:
     """Return the intake table that a verdict names. Raises DeliveryError when it is not there, DatasetError."""
-    from xray_pipeline.dataset.parquet import from_parquet
 
     try:
         data = records.exactly(store, f"intake/{verdict.key}/table.parquet", verdict.table, "checked.json")
@@ -148,7 +147,6 @@ def rejected(settings: Settings) -> list[Checked]:
 
     Raises StorageError.
     """
-    from xray_pipeline.dataset.store import Dataset
 
     committed, store = set(Dataset(settings).manifests()), open_store(settings.store, settings)
     judged_keys = {entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")}

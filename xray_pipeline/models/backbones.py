@@ -21,11 +21,15 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import timm
 import torch
 import torchvision
+from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from xray_pipeline.base.errors import ConfigError, StorageError, WeightsError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
 
 log = logging.getLogger(__name__)
 
@@ -205,8 +209,6 @@ def _parts(module: nn.Module) -> Iterator[tuple[bool, nn.Module]]:
 
 
 def _lite0() -> Backbone:
-    import timm
-
     module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
     return Backbone("efficientnet_lite0", module, 1280, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -264,8 +266,6 @@ def _file_state(name: str, weights: str) -> Mapping[str, Tensor]:
     match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
     if not match:
         raise ConfigError(f"weights {place!r} need their digest: add #sha256=<64 hexadecimal digits>")
-    from xray_pipeline.base.settings import Settings
-    from xray_pipeline.base.storage import open_store
 
     folder, _, file = place.rpartition("/")
     try:
@@ -286,8 +286,6 @@ def _tensors(data: bytes, expected: str, what: str) -> Mapping[str, Tensor]:
         raise WeightsError(f"{what} has SHA-256 {actual}, expected {expected}; fetch the file again")
     try:
         if what.endswith(".safetensors"):
-            from safetensors.torch import load as load_safetensors
-
             return load_safetensors(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickler, zip and safetensors each have errors of their own

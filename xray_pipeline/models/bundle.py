@@ -25,9 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import yaml
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from PIL import Image
 
 from xray_pipeline.base.errors import ConfigError, ModelRefused
+from xray_pipeline.base.scratch import scratch
 from xray_pipeline.models.classifier import FACTS, RESERVED, WEIGHTS, _facts, _sha256, model_digest
+from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +139,6 @@ def _check_safetensors(path: Path) -> None:
 
 def _check_description(path: Path) -> None:
     """Check that MLmodel asks for our source file and no other loader: the pickle loader is named there, too."""
-    import yaml  # type: ignore[import-untyped]
 
     try:
         description = yaml.safe_load(path.read_text())
@@ -153,8 +159,6 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
     files, taken from what MLflow gives back) and `xray.files` (the inventory itself). Raises ModelRefused when what
     comes back is not what went in, ConfigError without an active run.
     """
-    from xray_pipeline.base.scratch import scratch
-    from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 
     if mlflow.active_run() is None:
         raise ConfigError("log_model needs an active MLflow run; start one around it")
@@ -208,9 +212,6 @@ def _stage(temporary: Path, folder: Path) -> Path:
 
 
 def _signature(classes: Sequence[str]) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
     probabilities = [ColSpec(DataType.double, name, required=False) for name in classes]
     texts = [ColSpec(DataType.string, name) for name in RESERVED]
     return ModelSignature(Schema([ColSpec(DataType.binary, "image")]), Schema([*probabilities, *texts]))
@@ -218,8 +219,6 @@ def _signature(classes: Sequence[str]) -> Any:
 
 def _example() -> Any:
     """Return a request as a client sends it: one made-up image, so that MLflow's pages show how to ask."""
-    import pandas as pd
-    from PIL import Image
 
     ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
     png = io.BytesIO()

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
 
+from mlflow.entities import Metric
+
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -98,7 +100,6 @@ def calls(what: str, *more: type[Exception]) -> Iterator[None]:
 
 def metric_log(run_id: str) -> Callable[[int, Mapping[str, float]], None]:
     """Return what logs an epoch's metrics with a run of MLflow: `record(epoch, metrics)`. It raises RegistryError."""
-    from mlflow.entities import Metric
 
     client = MlflowClient()
 

@@ -17,9 +17,14 @@ from xray_pipeline.base.records import Outcome
 from xray_pipeline.base.text import APPROVE, shortened
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.night import compose_report
+from xray_pipeline.night import pair as comparing
 from xray_pipeline.night import steps as night
+from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.run import Promoted, Run, Trained
-from xray_pipeline.registry import story
+from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry import lost_entries, story
+from xray_pipeline.report import page as report
+from xray_pipeline.training import candidate as training
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.metrics import Evaluation
@@ -59,7 +64,6 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
     The report on exactly this pair is written when it is not there yet, or tells of another decision. Raises
     LedgerError for a version that was never registered, and what `night.evaluate` raises.
     """
-    from xray_pipeline.registry import decisions as operations
 
     registry = run.registry()
     state = operations.reconcile(registry)
@@ -86,8 +90,6 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
 
 def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision: Decision) -> None:
     """Write the report unless it is there and of this decision: an alarm may have been settled since."""
-    from xray_pipeline.night import pair as comparing
-    from xray_pipeline.report import page as report
 
     store, key = run.store(), report_key(evaluated.candidate, evaluated.champion)
     if not (store.exists(key) and report.is_of(store.read(key).decode(errors="replace"), decision)):
@@ -131,7 +133,6 @@ def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") 
     left to ask. `name` makes a repeat of this call find its own entries. Returns outcome, version, who and why. Raises
     RegistryError, StorageError.
     """
-    from xray_pipeline.registry import decisions as operations
 
     registry = run.registry()
     registry.aliases()  # an answer goes to no other ledger than the one that asked
@@ -168,7 +169,6 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
 
     Raises LedgerError when the question is void, RegistryError, ModelRefused.
     """
-    from xray_pipeline.registry import decisions as operations
 
     registry = run.registry()
     night.expect_same(registry, asked.models)
@@ -189,8 +189,6 @@ def rollback(run: Run, version: int | None, why: str, name: str = "", untried: b
     what was in production once may be needed at once. Raises LedgerError when there is nothing to go back to, LostRace
     when another champion came meanwhile, EvaluationError, RegistryError, ModelRefused: the champion stays.
     """
-    from xray_pipeline.night import trial as model_server
-    from xray_pipeline.registry import decisions as operations
 
     registry = run.registry()
     champion, difference = None, None
@@ -213,13 +211,9 @@ def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
     With `lost` this is about what MLflow has where the ledger lost the entries that would say. Raises LedgerError when
     there is nothing to settle, RegistryError, ModelRefused.
     """
-    from xray_pipeline.registry import decisions as operations
-    from xray_pipeline.registry import lost_entries
 
     registry, said = run.registry(), {"who": run.who, "why": why}
     if lost:
-        from xray_pipeline.training import candidate as training
-
         find = functools.partial(training.find_candidate, run.store())
         entry = lost_entries.give_up(registry, find, accept=not undo, **said)
     else:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from xray_pipeline.base.records import Outcome
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.night.pair import kept_evidence
 from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.candidate import load_recipe
 from xray_pipeline.training.overrides import parse_text
 
 if TYPE_CHECKING:
-    from xray_pipeline.gate.evidence import Evidence
-    from xray_pipeline.registry.mlflow_registry import Registry
     from xray_pipeline.training.candidate import Recipe
 
 
@@ -43,13 +44,11 @@ class Run:
 
     def recipe(self) -> Recipe:
         """Return the recipe with its overrides. Raises ConfigError."""
-        from xray_pipeline.training.candidate import load_recipe
 
         return load_recipe(self.settings.recipe, self.overrides)
 
     def registry(self) -> Registry:
         """Open the registry and the ledger it follows. Raises ConfigError."""
-        from xray_pipeline.registry.mlflow_registry import Registry
 
         return Registry(self.settings)
 
@@ -60,7 +59,6 @@ class Run:
 
     def evidence(self, key: str) -> Evidence:
         """Read evidence kept by `evaluate`. Raises EvaluationError, and as `kept_evidence`."""
-        from xray_pipeline.gate.evidence import Evidence
 
         return replace(Evidence.from_dict(kept_evidence(self.store(), key)), promotion=self.settings.promotion)
 

@@ -24,11 +24,19 @@ from xray_pipeline.base.errors import (
     RegistryUnavailable,
 )
 from xray_pipeline.base.storage import open_store, require_folder
+from xray_pipeline.dataset.parquet import accounting
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.intake import deliveries, reconsider
+from xray_pipeline.gate.policy import decide as judge
+from xray_pipeline.gate.policy import load_policy
+from xray_pipeline.intake import alarms, deliveries, reconsider
+from xray_pipeline.intake import check as intakes
 from xray_pipeline.intake.commit import commit
+from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake.rules import judged_by
 from xray_pipeline.intake.verdicts import (
     Checked,
+    Intake,
     _arriving,
     _stands,
     _unjudged,
@@ -37,17 +45,20 @@ from xray_pipeline.intake.verdicts import (
     checked_table,
     keep,
 )
-from xray_pipeline.night import compose_report, gather
+from xray_pipeline.night import compose_report, gather, repair
+from xray_pipeline.night import pair as comparing
+from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.pair import EVIDENCE_FORMAT
 from xray_pipeline.night.run import Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
+from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training import candidate as training
 
 if TYPE_CHECKING:
     from xray_pipeline.dataset.history import History
     from xray_pipeline.evaluation.metrics import Evaluation
     from xray_pipeline.gate.policy import Decision
-    from xray_pipeline.intake.deliveries import Delivery
-    from xray_pipeline.registry.mlflow_registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +78,6 @@ def compare(run: Run) -> None:
     database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
     if database and not database.exists() and not any(ledger.store.list()):
         return  # before the first candidate: nothing knows anything, and asking would make a database
-    from xray_pipeline.registry.mlflow_registry import Registry
 
     Registry(run.settings, ledger).aliases()
     if ledger.entries() and not is_there:
@@ -85,8 +95,6 @@ def _mending(step: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
         try:
             return step(run, *args, **kwargs)
         except RadiographDamaged as error:
-            from xray_pipeline.night import repair
-
             log.warning("%s; looking for the original", error)
             if not repair.repair(run).repaired:
                 raise
@@ -116,7 +124,6 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     rejected and have not changed come in where there is room, so that they keep no other out. Raises
     StorageUnavailable when the incoming folder is missing: that is not an empty one.
     """
-    from xray_pipeline.dataset.store import Dataset
 
     require_folder(run.settings.incoming)
     compare(run)
@@ -141,9 +148,6 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
 
 
 def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
-    from xray_pipeline.dataset.store import Dataset
-    from xray_pipeline.intake.rules import judged_by
-
     store, rules = run.store(), judged_by(run.settings, Dataset(run.settings).patient_key())
     verdicts = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
     return {d.key for d, verdict in verdicts if verdict and not verdict.fit and _stands(verdict, d, rules)}
@@ -157,11 +161,6 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     delivery that can't be judged at all (an unknown class, say) is rejected with that reason. Raises DeliveryError when
     `key` is no waiting delivery, or is a named one that has not settled, DatasetError, StorageError.
     """
-    from xray_pipeline.dataset.store import Dataset
-    from xray_pipeline.intake import alarms
-    from xray_pipeline.intake import check as intakes
-    from xray_pipeline.intake.rules import judged_by
-    from xray_pipeline.night import repair
 
     logs.about(delivery=key)
     compare(run)
@@ -205,8 +204,6 @@ def check_deliveries(
 
     One that another run commits meanwhile stops no other; the verdict on it is that of its manifest.
     """
-    from xray_pipeline.dataset.parquet import accounting
-    from xray_pipeline.dataset.store import Dataset
 
     dataset, found = Dataset(run.settings), []
     before = dataset.manifests() if named else []
@@ -227,9 +224,6 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
 
     One whose files changed or went away since is left out and keeps no verdict, so that it is judged anew.
     """
-    from xray_pipeline.dataset.store import Dataset
-    from xray_pipeline.intake.deliveries import Delivery
-    from xray_pipeline.intake.verdicts import Intake
 
     compare(run)
     store, dataset = run.store(), Dataset(run.settings)
@@ -278,9 +272,6 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
 @_mending
 def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
-    from xray_pipeline.dataset.store import Dataset
-    from xray_pipeline.registry import decisions as operations
-    from xray_pipeline.training import candidate as training
 
     registry, dataset = run.registry(), Dataset(run.settings)
     operations.reconcile(registry)  # a registry that can't be asked stops the night before hours of training
@@ -296,8 +287,6 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
 
     Raises EvaluationError, RegistryError or ModelRefused when either can't be scored: never "the candidate wins".
     """
-    from xray_pipeline.night import pair as comparing
-    from xray_pipeline.registry import decisions as operations
 
     logs.about(candidate=trained.candidate)
     registry = run.registry()
@@ -320,9 +309,6 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
 
     Raises ConfigError, LedgerError, and what `evaluate` raises.
     """
-    from xray_pipeline.night import pair as comparing
-    from xray_pipeline.registry import decisions as operations
-    from xray_pipeline.training import candidate as training
 
     logs.about(candidate=evaluated.candidate)
     decision, registry = judged(run, evaluated.evidence), run.registry()
@@ -359,9 +345,6 @@ def register(run: Run, decided: Decided) -> Registered:
 
     Raises LostRace, RegistryError, ModelRefused.
     """
-    from xray_pipeline.night import pair as comparing
-    from xray_pipeline.registry import decisions as operations
-    from xray_pipeline.training import candidate as training
 
     logs.about(candidate=decided.candidate)
     decision, registry = judged(run, decided.evidence), run.registry()
@@ -392,8 +375,6 @@ def promote(run: Run, registered: Registered) -> Promoted:
 
     Raises LostRace and its kin, EvaluationError when the server on the version answers otherwise than was judged.
     """
-    from xray_pipeline.night import trial as model_server
-    from xray_pipeline.registry import decisions as operations
 
     logs.about(candidate=registered.candidate)
     decision, registry = judged(run, registered.evidence), run.registry()
@@ -427,8 +408,6 @@ def _headline(evaluation: Evaluation) -> str:
 
 def judged(run: Run, evidence: str) -> Decision:
     """Return what the run's policy says of evidence that `evaluate` kept. Raises ConfigError, EvaluationError."""
-    from xray_pipeline.gate.policy import decide as judge
-    from xray_pipeline.gate.policy import load_policy
 
     return judge(run.evidence(evidence), load_policy(run.settings.policy))
 
@@ -446,7 +425,6 @@ def _why_waits(decision: Decision) -> str:
 
 def _settled(run: Run, candidate: str) -> str:
     """Say what was decided of a candidate when nothing about it is left to decide, else ""."""
-    from xray_pipeline.gate.policy import load_policy
 
     state, entries = run.registry().ledger.state(), run.registry().ledger.entries()
     policy = load_policy(run.settings.policy).digest

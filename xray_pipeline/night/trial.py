@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 from xray_pipeline.base.children import child
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.scratch import scratch
+from xray_pipeline.models import mlflow_client as tracking
+from xray_pipeline.night import pair as comparing
 
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
@@ -47,7 +49,6 @@ def check_answers(run: Run, candidate: str, version: int) -> float:
     Raises EvaluationError when the server does not come up, answers otherwise, or names another version; RegistryError
     and ModelRefused when the version's files are not what was registered.
     """
-    from xray_pipeline.night import pair as comparing
 
     registry = run.registry()
     registry.download(version)  # audited before any of its code runs
@@ -77,7 +78,6 @@ def serving(settings: Settings, version: int, seconds: float = BOOT_SECONDS) -> 
 
     Raises EvaluationError with the end of its log when it does not answer within `seconds`.
     """
-    from xray_pipeline.models import mlflow_client as tracking
 
     port = _free_port()
     address = f"http://127.0.0.1:{port}"

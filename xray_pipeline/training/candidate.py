@@ -19,6 +19,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from mlflow.data.pandas_dataset import from_pandas
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 import xray_pipeline
 from xray_pipeline.base import logs, records
@@ -290,7 +292,6 @@ def _log(
 @contextmanager
 def _system_metrics(run_id: str) -> Iterator[None]:
     """Record load, memory and GPU use of this machine with the run while it trains."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor = SystemMetricsMonitor(run_id, resume_logging=True)  # type: ignore[no-untyped-call]
     monitor.start()  # type: ignore[no-untyped-call]
@@ -320,7 +321,6 @@ def _log_pictures(run_id: str, trainer: Trainer, classifier: Classifier) -> None
 
 def _log_dataset(snapshot: Snapshot, rows: pd.DataFrame) -> None:
     """Log the snapshot as the run's input: labels and sides by digest, nothing of patients."""
-    from mlflow.data.pandas_dataset import from_pandas
 
     table = rows[["label", "side"]].value_counts().rename("radiographs").reset_index()
     mlflow.log_input(

@@ -37,6 +37,7 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.parquet import read_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
+from xray_pipeline.models.mlflow_client import metric_log, use
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import halved, pick_device
 from xray_pipeline.training.fitting import Record, Trainer, terminable
@@ -174,11 +175,6 @@ def _process(folder: Path) -> None:
 
 
 def _record(run_id: str, settings: Settings) -> Record:
-    from xray_pipeline.models.mlflow_client import (  # seconds, which only the first process takes
-        metric_log,
-        use,  # seconds, which only the first process takes
-    )
-
     use(settings.tracking_uri)
     return metric_log(run_id)
 

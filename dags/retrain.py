@@ -34,8 +34,9 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
+from xray_pipeline.base import schedule
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.command import health
+from xray_pipeline.night import health
 from xray_pipeline.training import overrides
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 SETTINGS = Settings()
 SCHEDULE = SETTINGS.schedule
-health.due(SETTINGS, pendulum.now("UTC"))  # a schedule that never comes would start no task that could tell
+schedule.due(SETTINGS, pendulum.now("UTC"))  # a schedule that never comes would start no task that could tell
 # Celery goes by the queue, Kubernetes by the pod's template; each leaves the other's word alone.
 POD = {"executor_config": {"pod_template_file": SETTINGS.gpu_pod_template}} if SETTINGS.gpu_pod_template else {}
 GPU: dict[str, Any] = {"queue": "gpu", "pool": "gpu", **POD}

@@ -19,7 +19,7 @@ from test_repair import FILES
 from xray_pipeline.base.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import S3Store, Store, check_writes_once, open_store
-from xray_pipeline.command import health
+from xray_pipeline.night import health
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 

@@ -20,9 +20,8 @@ from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake import verdicts
-from xray_pipeline.night import run
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.run import Run
+from xray_pipeline.night.run import Committed, Run
 
 
 def deliver(settings: Settings, name: str, seeds: range, label: str = "NORMAL") -> Path:
@@ -34,7 +33,7 @@ def deliver(settings: Settings, name: str, seeds: range, label: str = "NORMAL") 
     return folder
 
 
-def ingest(settings: Settings) -> run.Committed:
+def ingest(settings: Settings) -> Committed:
     run = Run(settings)
     keys = night.find_deliveries(run)
     for key in keys:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, DatasetError, LedgerError, RegistryError, XrayError
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.command import answers, health
+from xray_pipeline.command import answers
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.parquet import from_parquet, to_parquet
@@ -26,7 +26,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import metrics as evaluation
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
-from xray_pipeline.night import lineage, screening, summary
+from xray_pipeline.night import health, lineage, screening, summary
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger

@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 
 from xray_pipeline.base.errors import DatasetError, RegistryError, RegistryUnavailable
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.command import health
 from xray_pipeline.command import main as cli
-from xray_pipeline.night import promotion, repair, summary
+from xray_pipeline.night import health, promotion, repair, summary
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations

@@ -24,7 +24,7 @@ from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
 from xray_pipeline.night import promotion, summary
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.run import Run
+from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.registry import chronology
 from xray_pipeline.registry.ledger import Entry, Ledger
 from xray_pipeline.registry.mlflow_registry import FOLLOWED_TAG, Registry
@@ -240,7 +240,7 @@ def test_a_refusal_of_the_night_that_the_ledger_lost_is_noticed(site: Site) -> N
     )
     site.monkeypatch.setenv("XRAY_POLICY", str(policy))
     run, candidate = Run(site.settings, who="schedule"), site.ledger[-1].candidate
-    assert night.decide(run, night.evaluate(run, run.Trained(candidate, ""))).verdict == "refused"
+    assert night.decide(run, night.evaluate(run, Trained(candidate, ""))).verdict == "refused"
     last = site.ledger[-1]
     (Path(site.settings.store) / "ledger" / f"{last.sequence:08d}.json").unlink()
     assert (last.kind, last.sequence) == ("refused", 4)

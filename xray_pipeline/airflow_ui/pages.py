@@ -180,10 +180,10 @@ def _report_address(entry: Entry, store: Store) -> str:
 
 def _metrics(entry: Entry, store: Store) -> dict[str, dict[str, float]]:
     """The metrics that a version was registered with."""
-    from xray_pipeline.night import pair
+    from xray_pipeline.night.run import kept_evidence
 
     try:
-        found = pair.kept_evidence(store, entry.decision["evidence"])
+        found = kept_evidence(store, entry.decision["evidence"])
     except (KeyError, ObjectNotFound, DatasetError):  # the page is of more than this
         return {}
     metrics = found["candidate"]["metrics"]

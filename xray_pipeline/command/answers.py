@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import ConfigError, DatasetError, DeliveryError, EvaluationError
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.registry.ledger import Entry, Ledger, State, replay
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from xray_pipeline.models.classifier import Classifier
 
-Progress = Callable[[int, int, str], None]
 
 SCORED_ALL_THE_SAME = ("", "duplicate", "label-conflict", "patient-on-two-sides", "no-given-split")
 """Intake reasons that say nothing against scoring a readable, labelled radiograph."""
@@ -88,8 +88,6 @@ def preview_delivery(
 
 def _empty_folder(folder: Path, *deliveries: str) -> None:
     """Make the folder for Data Docs, but never among deliveries. Raises ConfigError."""
-    from xray_pipeline.intake import deliveries
-
     wanted = "name a new or empty folder outside the deliveries"
     if any(folder.resolve().is_relative_to(Path(one).resolve()) for one in deliveries):
         raise ConfigError(f"{folder} lies among the deliveries, which are never written to; {wanted}")
@@ -206,7 +204,7 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
 
 def health(settings: Settings) -> list[dict[str, Any]]:
     """Look at all that the next night needs: part, whether it is well, and a sentence for each."""
-    from xray_pipeline.command import health as parts
+    from xray_pipeline.night import health as parts
 
     return [asdict(part) for part in parts.check(settings)]
 

@@ -22,6 +22,7 @@ import typer
 
 from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.command import answers
+from xray_pipeline.night import identity
 from xray_pipeline.training import overrides
 
 if TYPE_CHECKING:
@@ -121,10 +122,9 @@ def acknowledge(
 ) -> None:
     """Settle the drift alarms of a delivery: you are the person who looked at it."""
     from xray_pipeline.intake import alarms
-    from xray_pipeline.night import steps as night
 
     run = _run()
-    night.compare(run)
+    identity.compare(run)
     result = alarms.acknowledge(run.store(), delivery, run.who, reason)
     _print(result, as_json, [f"delivery {delivery}: alarms of {', '.join(result['alarms'])} acknowledged"])
 
@@ -204,7 +204,9 @@ def evaluate(
         for name, value in result.items()
         if isinstance(value, dict) and "low" in value
     ]
-    texts = {rule.code: rule.text for rule in rules.RULES}
+    from xray_pipeline.intake.rules import RULES
+
+    texts = {rule.code: rule.text for rule in RULES}
     out = {reason: count for reason, count in result["quarantined"].items() if reason != "system-file"}
     lines.append(f"{sum(out.values())} of {result['n'] + sum(out.values())} files are left out")
     lines += [f"  {count} {reason}: {texts[reason]}" for reason, count in out.items()]

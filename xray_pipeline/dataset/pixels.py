@@ -26,13 +26,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import on_disk, stale
 from xray_pipeline.base.storage import TEMPORARY, open_store
 from xray_pipeline.images import radiograph
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 Read = Callable[[str, str], bytes]
 
 PIECE = 256  # rows looked up at once: each maps pages around it, too

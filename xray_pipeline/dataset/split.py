@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import tempfile
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from xray_pipeline.base.errors import DatasetError
 from xray_pipeline.base.settings import Settings, SplitMode
-from xray_pipeline.dataset.store import log
+
+log = logging.getLogger(__name__)
+
 
 SIDES = ("train", "validation", "held-out")
 

@@ -23,7 +23,6 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +54,6 @@ log = logging.getLogger(__name__)
 
 DRAFT_SECONDS = 86_400.0
 """Age from which a manifest that was never committed is deleted."""
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ import pandas as pd
 from pyarrow import ArrowInvalid
 
 from xray_pipeline.base.errors import Damaged, EvaluationError
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.records import digest_of, exactly
 from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.parquet import read_parquet
 from xray_pipeline.evaluation.cases import Floats, check_probabilities
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, str], None]
 
 
 Read = Callable[[str, str], bytes]

@@ -19,10 +19,11 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store
 from xray_pipeline.evaluation.bootstrap import differences, resample, with_intervals
 from xray_pipeline.evaluation.cases import Floats, prepare
-from xray_pipeline.evaluation.predictions import Pixels, Progress, Read, Scorer, predictions
+from xray_pipeline.evaluation.predictions import Pixels, Read, Scorer, predictions
 from xray_pipeline.evaluation.slices import SMALL_SLICE, Slice
 
 log = logging.getLogger(__name__)

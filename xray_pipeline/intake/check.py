@@ -20,6 +20,7 @@ from typing import Final
 import pandas as pd
 
 from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.table import Row, by_file, of_rows
@@ -34,7 +35,7 @@ from xray_pipeline.intake.layout import (
     places,
 )
 from xray_pipeline.intake.rules import _UNREAD, NOT_COUNTED
-from xray_pipeline.intake.scan import Progress, Reader, journal_of, scan, still_there
+from xray_pipeline.intake.scan import Reader, journal_of, scan, still_there
 from xray_pipeline.intake.verdicts import Intake
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,10 @@ from xray_pipeline.base.errors import (
     StorageError,
     StorageUnavailable,
 )
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.parquet import to_parquet
-from xray_pipeline.dataset.store import Dataset, Manifest, Progress
+from xray_pipeline.dataset.store import Dataset, Manifest
 from xray_pipeline.intake.compare_rows import rejudge
 from xray_pipeline.intake.rules import limits
 from xray_pipeline.intake.scan import reread

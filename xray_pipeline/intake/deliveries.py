@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,9 +14,10 @@ from urllib.parse import quote
 from xray_pipeline.base.errors import DeliveryError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import CLOSED, Entry, Store, open_store
-from xray_pipeline.intake.check import log
 from xray_pipeline.intake.compare_rows import History
 from xray_pipeline.intake.layout import BOOKKEEPING, LABELS, SUCCESS, class_named, escape, is_litter, side_named
+
+log = logging.getLogger(__name__)
 
 
 def listing(store: Store, *, itself: bool = True) -> list[Entry]:

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base.errors import DatasetError, DeliveryError
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, part_of, standing
-from xray_pipeline.dataset.store import Dataset, Progress
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import Row, by_file, of_rows
 from xray_pipeline.intake import alarms, deliveries, drift, expectations, verdicts
 from xray_pipeline.intake import check as intake

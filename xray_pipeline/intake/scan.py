@@ -24,6 +24,7 @@ from xray_pipeline.base.errors import (
     StorageError,
     StorageUnavailable,
 )
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Entry, Store
 from xray_pipeline.dataset import near_copies as near_duplicates
@@ -35,8 +36,6 @@ from xray_pipeline.intake.deliveries import listing
 from xray_pipeline.intake.journal import Journal
 from xray_pipeline.intake.layout import LITTER, Place, escape, unescape
 from xray_pipeline.intake.rules import judged_by, limits
-
-Progress = Callable[[int, int, str], None]
 
 _JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
 

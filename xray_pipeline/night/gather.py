@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
-from xray_pipeline.dataset.store import Dataset, Progress
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import metrics as evaluation
 from xray_pipeline.evaluation import slices, stress
 from xray_pipeline.gate.evidence import Evidence

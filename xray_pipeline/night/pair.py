@@ -7,16 +7,14 @@ store, so looking at the same pair again scores nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from xray_pipeline.base import records
 from xray_pipeline.base.errors import EvaluationError
-from xray_pipeline.base.storage import Store
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
-from xray_pipeline.dataset.store import Dataset, Progress, Snapshot
+from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import predictions
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.night import rehearsal
@@ -88,15 +86,3 @@ def rehearse(run: Run, registry: Registry, candidate: Candidate) -> Rehearsal:
     rows, expected, dataset = sample(run, registry, candidate.digest, rehearsal.RADIOGRAPHS)
     files = [dataset.read(row.digest, row.suffix) for row in rows.itertuples()]
     return rehearsal.rehearse(registry.download(candidate.model_uri), files, expected, run.settings.classes)
-
-
-EVIDENCE_FORMAT = 1
-
-
-def kept_evidence(store: Store, key: str) -> dict[str, Any]:
-    """Read the evidence that `evaluate` kept, named by its digest, as JSON-able values. Raises DatasetError for
-    another content or format, ObjectNotFound."""
-    data = records.exactly(store, key, key.rpartition("/")[2].removesuffix(".json"), "its name")
-    content = records.parsed(data, dict[str, Any], EVIDENCE_FORMAT, key)
-    del content["format"]
-    return content

@@ -24,15 +24,15 @@ from xray_pipeline.base.errors import (
     StorageError,
     StorageUnavailable,
 )
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.parquet import from_parquet
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import rules, verdicts
 from xray_pipeline.intake import scan as reading
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import identity
 from xray_pipeline.night.run import Run
-from xray_pipeline.night.steps import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,7 @@ def repair(run: Run, progress: Progress | None = None) -> Repaired:
 
     Running it again changes nothing more. Raises DatasetError, StorageError, RegistryError.
     """
-    night.compare(run)
+    identity.compare(run)
     dataset = Dataset(run.settings)
     dataset.settle()
     found, origins = look(dataset, progress=progress), _Origins(dataset)

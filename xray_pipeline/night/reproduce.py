@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +20,7 @@ import torch
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import ConfigError, Damaged, DatasetError, ObjectNotFound, RegistryError, WeightsError
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
@@ -37,7 +38,6 @@ from xray_pipeline.training.start import digest_from, start_of
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 
 SHOWN = 5
 

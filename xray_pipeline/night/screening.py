@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, ObjectNotFound
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store
-from xray_pipeline.dataset.store import Dataset, Progress, Snapshot
+from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import suspects
 from xray_pipeline.evaluation.suspects import Suspect
 from xray_pipeline.intake import alarms, drift

@@ -11,18 +11,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from xray_pipeline.base import logs, records
 from xray_pipeline.base.errors import (
-    DatasetError,
     DeliveryError,
     LedgerError,
     RadiographDamaged,
     RegistryError,
-    RegistryUnavailable,
 )
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import open_store, require_folder
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.store import Dataset
@@ -48,8 +46,8 @@ from xray_pipeline.intake.verdicts import (
 from xray_pipeline.night import compose_report, gather, repair
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night import trial as model_server
-from xray_pipeline.night.pair import EVIDENCE_FORMAT
-from xray_pipeline.night.run import Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
+from xray_pipeline.night.identity import compare, vouch
+from xray_pipeline.night.run import EVIDENCE_FORMAT, Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -64,27 +62,6 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Progress = Callable[[int, int, str], None]
-
-
-def compare(run: Run) -> None:
-    """Compare the identities of store, ledger and registry; comes before the first write of whatever writes.
-
-    Raises RegistryError when they are not each other's, DatasetError for a store that lost its dataset, LedgerError,
-    RegistryUnavailable, StorageUnavailable.
-    """
-    is_there = run.store().exists("dataset/dataset.json")
-    ledger, uri = run.compared if is_there else Ledger(run.store()), run.settings.tracking_uri
-    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-    if database and not database.exists() and not any(ledger.store.list()):
-        return  # before the first candidate: nothing knows anything, and asking would make a database
-
-    Registry(run.settings, ledger).aliases()
-    if ledger.entries() and not is_there:
-        raise DatasetError(
-            f"{run.settings.store} holds a ledger but no dataset/dataset.json: is all of the store mounted? If it is, "
-            f"restore the dataset from a backup; nothing was written"
-        )
 
 
 def _mending(step: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
@@ -101,18 +78,6 @@ def _mending(step: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
         return step(run, *args, **kwargs)
 
     return mending
-
-
-def vouch(run: Run) -> None:
-    """Have the registry remember the newest commit; where it does not answer, the next night does.
-
-    Raises LedgerError, RegistryError.
-    """
-    if Ledger(run.store()).identity(make=False):
-        try:
-            run.registry().vouch()
-        except RegistryUnavailable as error:
-            log.warning("the registry does not know of the newest commit yet: %s", error)
 
 
 def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:

@@ -6,14 +6,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.records import Outcome
-from xray_pipeline.command import health
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms, verdicts
-from xray_pipeline.night import pair
+from xray_pipeline.night import health
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.run import Run
-from xray_pipeline.night.steps import Progress
+from xray_pipeline.night.run import Run, kept_evidence
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def conclude(
                 "alarms": list(alarms.of_delivery(store, key)),
             }
         )
-    evidence = pair.kept_evidence(store, evaluated["evidence"]) if evaluated else {}
+    evidence = kept_evidence(store, evaluated["evidence"]) if evaluated else {}
     champion = _metrics_of(evidence.get("champion"))
     version = registered["version"] if registered else None
     summary: dict[str, Any] = {

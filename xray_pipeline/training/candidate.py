@@ -26,6 +26,7 @@ import xray_pipeline
 from xray_pipeline.base import logs, records
 from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import on_disk, scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
@@ -37,7 +38,7 @@ from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, ca
 from xray_pipeline.training import launching, pictures
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import has_bfloat16
-from xray_pipeline.training.fitting import Progress, Trainer
+from xray_pipeline.training.fitting import Trainer
 from xray_pipeline.training.recipe import Recipe, load_recipe
 from xray_pipeline.training.start import Champions, digest_from, start_of
 

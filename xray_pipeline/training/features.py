@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import SHARD, MappedRows, PixelCache, Read, RowCache
 from xray_pipeline.models import backbones
@@ -34,7 +35,6 @@ from xray_pipeline.training.device import Precision, batch_for, halving
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 Floats = npt.NDArray[np.float32]
 
 MULTIPLE = 8

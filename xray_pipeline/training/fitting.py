@@ -31,6 +31,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor, nn
 
 from xray_pipeline.base.errors import NonFiniteLoss, OutOfMemory, TrainingError
+from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import MappedRows, PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -50,7 +51,6 @@ from xray_pipeline.training.state import State, hold_fixed
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 Record = Callable[[int, Mapping[str, float]], None]
 
 

@@ -23,7 +23,7 @@ from s3_server import BUCKET
 from xray_pipeline.airflow_ui.links import PREFIX
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.command import health
+from xray_pipeline.night import health
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.verify import check
 

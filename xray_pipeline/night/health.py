@@ -15,18 +15,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xray_pipeline.base.errors import ConfigError, DatasetError, XrayError
+from xray_pipeline.base.errors import DatasetError, XrayError
 from xray_pipeline.base.logs import without_passwords
+from xray_pipeline.base.schedule import due
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import check_writes_once, open_store, require_folder, sweep
+from xray_pipeline.dataset.commits import Commits
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.gate.policy import load_policy
+from xray_pipeline.models import backbones
+from xray_pipeline.night.identity import compare
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
-
-if TYPE_CHECKING:
-    from xray_pipeline.night.run import Run
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.device import pick_device
+from xray_pipeline.training.recipe import load_recipe
 
 CACHE_BYTES = 2_000_000_000
 """Free bytes of the cache's disk below which the next night may fail; 40,000 radiographs of 224 x 224 take as much."""
@@ -99,8 +106,6 @@ def _incoming(settings: Settings) -> str:
 
 
 def _store(settings: Settings) -> str:
-    from xray_pipeline.dataset.commits import Commits
-
     require_folder(settings.store, writable=True)
     store = open_store(settings.store, settings)
     store.folders()
@@ -119,10 +124,6 @@ def _ledger(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
-    from xray_pipeline.night.run import Run
-    from xray_pipeline.night.steps import compare
-    from xray_pipeline.registry.mlflow_registry import Registry
-
     compare(Run(settings))
     registry = Registry(settings)
     found, state = registry.aliases(), registry.ledger.state()
@@ -148,14 +149,10 @@ def _schedule(settings: Settings, now: datetime) -> str:
 
 
 def _policy(settings: Settings) -> str:
-    from xray_pipeline.gate.policy import load_policy
-
     return f"policy {settings.policy}, digest {load_policy(settings.policy).digest[:12]}"
 
 
 def _patient_key(settings: Settings) -> str:
-    from xray_pipeline.dataset.store import Dataset
-
     place, dataset = settings.home / "patient.key", Dataset(settings)
     if settings.patient_key.get_secret_value() or place.exists() or settings.store.startswith("s3://"):
         dataset.patient_key()
@@ -166,9 +163,6 @@ def _patient_key(settings: Settings) -> str:
 
 
 def _recipe(settings: Settings, run: Run | None = None) -> str:
-    from xray_pipeline.models import backbones
-    from xray_pipeline.training.recipe import load_recipe
-
     recipe = run.recipe() if run else load_recipe(settings.recipe)
     # The first machine of a night may lack what the one that trains fetched once.
     fetched = recipe.backbone != "efficientnet_lite0" and "#" not in recipe.weights
@@ -177,8 +171,6 @@ def _recipe(settings: Settings, run: Run | None = None) -> str:
 
 
 def _device(settings: Settings) -> str:
-    from xray_pipeline.training.device import pick_device
-
     return f"{settings.device}: {pick_device(settings.device)} is there"
 
 
@@ -203,24 +195,6 @@ def _night(settings: Settings, now: datetime) -> str:
     if began and succeeded < began:
         raise _Ill(f"{text}; that of {began:%Y-%m-%d %H:%M} has not, see the runs of xray_retrain")
     return text
-
-
-def due(settings: Settings, now: datetime) -> datetime | None:
-    """Return when the last night began that should have ended by `now`; None where nights begin by hand.
-
-    Raises ConfigError for a schedule that is no cron expression, or one that never comes.
-    """
-    from croniter import croniter
-
-    if settings.schedule == "none":
-        return None
-    try:
-        if not settings.schedule.startswith("@") and len(settings.schedule.split()) != 5:
-            raise ValueError("it has not five fields")
-        began: datetime = croniter(settings.schedule, now - timedelta(hours=settings.night_hours)).get_prev(datetime)
-    except ValueError as error:
-        raise ConfigError(f"XRAY_SCHEDULE {settings.schedule!r} names no night ({error}); write five fields") from error
-    return began
 
 
 def _asked(url: str, body: dict[str, str] | None = None, token: str = "") -> Any:

@@ -31,6 +31,7 @@ from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import LostRace
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.verify import check
+from xray_pipeline.report import places
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 SITE = Path(__file__).parents[1] / "site"
@@ -248,7 +249,7 @@ def test_a_version_is_asked_about_with_its_evidence(nights: Run) -> None:
     assert len(str(asked.to_dict())) < 4096  # what passes between tasks is small
     assert "| accuracy | 0." in asked.text
     assert "is above the champion's" in asked.text
-    assert nights.store().exists(promotion.report_key(asked.candidate, 1))
+    assert nights.store().exists(places.report_key(asked.candidate, 1))
 
 
 def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(nights: Run, tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(n
     store, asked = nights.store(), promotion.request(nights)
     snapshot = Dataset(nights.settings).snapshot()
     assert snapshot
-    page, key = promotion.report_key(asked.candidate, 1), sorted(snapshot.manifests)[-1]
+    page, key = places.report_key(asked.candidate, 1), sorted(snapshot.manifests)[-1]
     calm = store.read(f"intake/{key}/{alarms.CHECKED}")
     raised = {**records.read(store, f"intake/{key}/{alarms.CHECKED}", dict[str, Any]), "alarms": ["pixels"]}
     records.write(store, f"intake/{key}/{alarms.CHECKED}", raised)

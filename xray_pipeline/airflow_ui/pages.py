@@ -121,7 +121,7 @@ def run_report(dag_id: Name, run_id: Name, session: SessionDep) -> Response:
 
 
 def _report(candidate: str, against: int | None) -> Response:
-    from xray_pipeline.night.promotion import report_key
+    from xray_pipeline.report.places import report_key
 
     settings = Settings()
     try:
@@ -171,7 +171,7 @@ def _row(entry: Entry, state: State, store: Store) -> dict[str, Any]:
 
 
 def _report_address(entry: Entry, store: Store) -> str:
-    from xray_pipeline.night.promotion import report_key
+    from xray_pipeline.report.places import report_key
 
     if not store.exists(report_key(entry.candidate, entry.champion_before)):
         return ""

@@ -18,6 +18,7 @@ from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.report import examples
 from xray_pipeline.report import page as report
+from xray_pipeline.report.places import report_key
 
 
 def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, decision: Decision) -> str:
@@ -45,12 +46,11 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
         lineage=_lineage(run, both, decision),
         suspects=_suspects(run, dataset, both),
     )
-    folder = f"reports/{both.candidate.digest}/against-{both.champion or 'none'}"
     # The store's page last: where it is of this decision, so are the others.
     for name, text in (("model-card.md", report.model_card(shown)), ("report.html", report.render(shown))):
         registry.attach(both.candidate.run_id, name, text)
-        run.store().write(f"{folder}/{name}", text.encode())
-    return f"{folder}/report.html"
+        run.store().write(report_key(both.candidate.digest, both.champion, name), text.encode())
+    return report_key(both.candidate.digest, both.champion)
 
 
 def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival, ...]:

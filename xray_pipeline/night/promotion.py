@@ -24,6 +24,7 @@ from xray_pipeline.night.run import Promoted, Run, Trained
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry import lost_entries, story
 from xray_pipeline.report import page as report
+from xray_pipeline.report.places import report_key
 from xray_pipeline.training import candidate as training
 
 if TYPE_CHECKING:
@@ -95,11 +96,6 @@ def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision:
     if not (store.exists(key) and report.is_of(store.read(key).decode(errors="replace"), decision)):
         both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
         compose_report.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
-
-
-def report_key(candidate: str, champion: int | None) -> str:
-    """Return the store's key of the report on a candidate against a champion."""
-    return f"reports/{candidate}/against-{champion or 'none'}/report.html"
 
 
 def question(decision: Decision, version: int, champion: int | None, found: Evidence) -> str:

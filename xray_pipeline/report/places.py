@@ -1,0 +1,8 @@
+"""Where a report lies in the store."""
+
+from __future__ import annotations
+
+
+def report_key(candidate: str, champion: int | None, name: str = "report.html") -> str:
+    """Return the store's key of the report on a candidate against a champion, or of another file beside the page."""
+    return f"reports/{candidate}/against-{champion or 'none'}/{name}"

@@ -63,9 +63,9 @@ def prepare() -> dict[str, Any]:
 
 @task(retries=1, execution_timeout=timedelta(minutes=10))
 def try_server(request: dict[str, Any]) -> float:
-    from xray_pipeline.night import trial as model_server
+    from xray_pipeline.night import trial
 
-    return model_server.check_answers(_run(), request["candidate"], request["version"])
+    return trial.try_version(_run(), request["candidate"], request["version"])
 
 
 @task.branch

@@ -34,7 +34,7 @@ def test_the_folder_goes_with_the_block(temporary: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_swept_once_it_is_old(temporary: Path) -> None:
-    names = ["xray-serve-abcdefgh", "xray-model-12345678", "xray-rehearsal-x", "xray-candidate-abcd_fgh"]
+    names = ["xray-serve-abcdefgh", "xray-model-12345678", "xray-processes-x", "xray-candidate-abcd_fgh"]
     others = ["xray-serve", "xray-home", "xray-model-x", "reproduce-abcdefgh", "loading-abcdefgh"]
     for name in [*names, *others]:
         (temporary / name).mkdir()

@@ -25,7 +25,7 @@ from xray_pipeline.night import trial as model_server
 from xray_pipeline.base.settings import Settings
 
 def history(settings, at):
-    with model_server.serving(settings, 1) as address:
+    with model_server.serving(settings, f"models:/{settings.model_name}/1") as address:
         print(address, flush=True)
         time.sleep(600)
 

@@ -279,17 +279,20 @@ def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(n
 
 def test_the_model_server_answers_as_was_judged(nights: Run) -> None:
     asked = promotion.request(nights)
-    assert model_server.check_answers(nights, asked.candidate, 2) <= model_server.TOLERANCE
+    assert model_server.try_version(nights, asked.candidate, 2) <= model_server.TOLERANCE
 
 
 def test_another_models_answers_are_noticed(nights: Run) -> None:
     first = nights.registry().ledger.state().registered[1].candidate
     with pytest.raises(EvaluationError, match="differs from the predictions that were judged"):
-        model_server.check_answers(nights, first, 2)
+        model_server.try_version(nights, first, 2)
 
 
 def test_a_server_that_does_not_come_up_is_ended(nights: Run) -> None:
-    with pytest.raises(EvaluationError, match="the model server ended"), model_server.serving(nights.settings, 99):
+    with (
+        pytest.raises(EvaluationError, match="the model server ended"),
+        model_server.serving(nights.settings, f"models:/{nights.settings.model_name}/99"),
+    ):
         pytest.fail("there is no version 99")
 
 

@@ -310,7 +310,7 @@ def test_a_damaged_copy_in_the_cache_is_replaced(three: Registry) -> None:
 
 
 def test_many_at_once_each_get_a_whole_copy(three: Registry) -> None:
-    """A night, a rehearsal and a promotion share the cache: none may take away what another was just given."""
+    """A night, a trial and a promotion share the cache: none may take away what another was just given."""
 
     def fetched(_: int) -> str:
         return Classifier.load(three.download(1)).digest

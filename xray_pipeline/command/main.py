@@ -260,8 +260,7 @@ def history(
 @app.command()
 def promote(version: int, reason: Reason, as_json: Json = False) -> None:
     """Make a registered version the champion, after trying the model server on it; you are who approves it."""
-    from xray_pipeline.night import promotion
-    from xray_pipeline.night import trial as model_server
+    from xray_pipeline.night import promotion, trial
 
     run = _run()
     with _progress(as_json):
@@ -269,7 +268,7 @@ def promote(version: int, reason: Reason, as_json: Json = False) -> None:
         if asked.void:
             _print({"promoted": False, **asked.to_dict()}, as_json, [asked.void])
             raise typer.Exit(NO)
-        model_server.check_answers(run, asked.candidate, version)
+        trial.try_version(run, asked.candidate, version)
         entry = promotion.promote(run, replace(asked, automatic=False), run.who, reason).entry
     _print({"promoted": True, "version": version, "entry": entry}, as_json, [f"version {version} is the champion"])
 

@@ -17,8 +17,6 @@ from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import predictions
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.night import rehearsal
-from xray_pipeline.night.rehearsal import Rehearsal
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
@@ -79,10 +77,3 @@ def sample(run: Run, registry: Registry, digest: str, count: int) -> tuple[pd.Da
     both = pair(run, registry, digest, None)
     chosen = np.unique(np.linspace(0, len(both.rows) - 1, count).astype(int))
     return both.rows.iloc[chosen], both.tables[0][chosen], Dataset(run.settings)
-
-
-def rehearse(run: Run, registry: Registry, candidate: Candidate) -> Rehearsal:
-    """Check that the logged model answers in a fresh process as evaluated. Raises ModelRefused, and as `pair`."""
-    rows, expected, dataset = sample(run, registry, candidate.digest, rehearsal.RADIOGRAPHS)
-    files = [dataset.read(row.digest, row.suffix) for row in rows.itertuples()]
-    return rehearsal.rehearse(registry.download(candidate.model_uri), files, expected, run.settings.classes)

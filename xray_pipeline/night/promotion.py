@@ -16,10 +16,9 @@ from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.records import Outcome
 from xray_pipeline.base.text import APPROVE, shortened
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.night import compose_report
+from xray_pipeline.night import compose_report, trial
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night import steps as night
-from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.run import Promoted, Run, Trained
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry import lost_entries, story
@@ -194,7 +193,7 @@ def rollback(run: Run, version: int | None, why: str, name: str = "", untried: b
         # Of two people who go back at once the second must be told, not go back one further.
         champion, version = state.champion, operations.rollback_target(registry.ledger, state, version)
         if not untried:
-            difference = model_server.check_answers(run, state.registered[version].candidate, version)
+            difference = trial.try_version(run, state.registered[version].candidate, version)
     terms: dict[str, Any] = {"who": run.who, "why": why, "expected_champion": champion, "request": name}
     entry = operations.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
     log.info("%s", entry.summary())

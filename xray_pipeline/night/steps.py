@@ -43,9 +43,8 @@ from xray_pipeline.intake.verdicts import (
     checked_table,
     keep,
 )
-from xray_pipeline.night import compose_report, gather, repair
+from xray_pipeline.night import compose_report, gather, repair, trial
 from xray_pipeline.night import pair as comparing
-from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.identity import compare, vouch
 from xray_pipeline.night.run import EVIDENCE_FORMAT, Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
 from xray_pipeline.registry import decisions as operations
@@ -315,14 +314,14 @@ def register(run: Run, decided: Decided) -> Registered:
     decision, registry = judged(run, decided.evidence), run.registry()
     expect_same(registry, decided.models)
     candidate = training.find_candidate(run.store(), decided.candidate)
-    rehearsal = comparing.rehearse(run, registry, candidate)
+    tried = trial.try_candidate(run, registry, candidate)
     why = " ".join(decision.reasons)
     entry = operations.register(
         registry,
         candidate,
         who=run.who,
         why=why,
-        decision={**_recorded(run, decision, decided.evidence), "rehearsal": rehearsal.to_dict()},
+        decision={**_recorded(run, decision, decided.evidence), "trial": asdict(tried)},
         champion_before=decided.champion,
         tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
         description=why,
@@ -347,7 +346,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
     request = f"auto {registered.version} over {registered.champion}"
     if not registry.ledger.asked_before("promoted", request):
-        model_server.check_answers(run, registered.candidate, registered.version)
+        trial.try_version(run, registered.candidate, registered.version)
     entry = operations.promote(
         registry,
         registered.version,

@@ -1,8 +1,10 @@
-"""Booting MLflow's model server on a version and comparing its answers with the predictions that were judged.
+"""The trial: MLflow's model server is booted on a model and asked, and its answers compared with what was judged.
 
 What was evaluated ran in this package; what production runs is the code and the environment that travel with the
-version. This looks at the second before anyone is asked about the first. The trade-off: the server runs in this
-environment (`--env-manager local`), so a package that only the version's own requirements would bring is not tried.
+model. So a candidate is tried before it is registered, and a version again before it becomes champion. The trade-offs:
+some held-out radiographs instead of all, as whatever goes wrong on the way into the registry goes wrong for each; and
+the server runs in this environment (`--env-manager local`), so a package that only the model's own requirements would
+bring is not tried.
 """
 
 from __future__ import annotations
@@ -17,71 +19,114 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from xray_pipeline.base.children import child
-from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.errors import EvaluationError, ModelRefused
 from xray_pipeline.base.scratch import scratch
+from xray_pipeline.base.settings import Settings
 from xray_pipeline.models import mlflow_client as tracking
-from xray_pipeline.night import pair as comparing
-
-if TYPE_CHECKING:
-    from xray_pipeline.base.settings import Settings
-    from xray_pipeline.night.run import Run
+from xray_pipeline.night import pair
+from xray_pipeline.night.run import Run
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.candidate import Candidate
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 8
-"""Radiographs that the server is asked about."""
+RADIOGRAPHS = 32
+"""Held-out radiographs that the server is asked about."""
+ALIKE = 1e-5
+"""Largest difference of a probability on the machine that registers."""
 TOLERANCE = 1e-3
-"""Largest difference of a probability: another device adds up in another order."""
+"""The same on one that promotes: another device adds up in another order."""
 BOOT_SECONDS = 180.0
 ANSWER_SECONDS = 60.0
 
 
-def check_answers(run: Run, candidate: str, version: int) -> float:
-    """Serve a version, ask it about held-out radiographs, return the largest difference to the kept predictions (0..1).
+@dataclass(frozen=True)
+class Trial:
+    """How many radiographs a server answered, and the largest difference of any probability from the evaluation's."""
 
-    Raises EvaluationError when the server does not come up, answers otherwise, or names another version; RegistryError
-    and ModelRefused when the version's files are not what was registered.
+    radiographs: int
+    largest_difference: float
+
+
+def try_candidate(run: Run, registry: Registry, candidate: Candidate) -> Trial:
+    """Serve a candidate's logged model before it has a version. Raises ModelRefused, EvaluationError, RegistryError."""
+    model = registry.download(candidate.model_uri)  # audited before any of its code runs
+    return _tried(run, registry, candidate.digest, (str(model), candidate.model_digest), ALIKE)
+
+
+def try_version(run: Run, candidate: str, version: int) -> float:
+    """Serve a registered version; return the largest difference to the kept predictions (0..1).
+
+    Raises EvaluationError when the server does not come up, ModelRefused when it answers otherwise or names another
+    version, or when its files are not what was registered, RegistryError.
     """
-
     registry = run.registry()
-    registry.download(version)  # audited before any of its code runs
-    rows, expected, dataset = comparing.sample(run, registry, candidate, SAMPLE)
+    registry.download(version)
+    served = (f"models:/{run.settings.model_name}/{version}", str(version))
+    return _tried(run, registry, candidate, served, TOLERANCE).largest_difference
+
+
+def _tried(run: Run, registry: Registry, candidate: str, served: tuple[str, str], tolerance: float) -> Trial:
+    rows, expected, dataset = pair.sample(run, registry, candidate, RADIOGRAPHS)
     files = [dataset.read(row.digest, row.suffix) for row in rows.itertuples()]
-    with serving(run.settings, version) as address:
-        answers = _ask(f"{address}/invocations", files)
-    classes = run.settings.classes
-    difference = 0.0
-    for answer, wanted in zip(answers, expected, strict=True):
-        if answer.get("model_version") != str(version) or answer.get("error"):
+    model, version = served
+    with serving(run.settings, model) as address:
+        answers = ask(address, files)
+    trial = compared(answers, expected, run.settings.classes, version, tolerance)
+    log.info("the model server on %s answered %d radiographs, off by %.1e", model, len(files), trial.largest_difference)
+    return trial
+
+
+def compared(
+    answers: Sequence[Mapping[str, Any]],
+    expected: npt.NDArray[np.float64],
+    classes: Sequence[str],
+    version: str,
+    tolerance: float,
+) -> Trial:
+    """Compare a server's answers with the probabilities [N, C] that were judged.
+
+    Raises ModelRefused for a radiograph it can't read, another version's name, or a probability off by more than
+    `tolerance`.
+    """
+    for index, answer in enumerate(answers):
+        if answer.get("model_version") != version or answer.get("error"):
             said = {name: answer.get(name) for name in ("model_version", "error")}
-            raise EvaluationError(f"the model server answered {said} for version {version}; it is not promoted")
-        difference = max(difference, *(abs(answer[name] - p) for name, p in zip(classes, wanted, strict=True)))
-    if not difference <= TOLERANCE:
-        raise EvaluationError(
-            f"the model server on version {version} differs from the predictions that were judged by {difference:.4f} "
-            f"(at most {TOLERANCE}); it is not promoted: look at the versions of its packages"
+            raise ModelRefused(f"the model server answered {said} for radiograph {index}, asked about {version[:12]}")
+    found = np.array([[answer[name] for name in classes] for answer in answers], dtype=np.float64)
+    if found.shape != expected.shape:
+        raise ModelRefused(f"the model server gave {found.shape} probabilities where {expected.shape} were evaluated")
+    off = np.abs(found - expected).max(axis=1)
+    if not (off <= tolerance).all():
+        raise ModelRefused(
+            f"the model server on {version[:12]} answers {int((~(off <= tolerance)).sum())} of {len(off)} held-out "
+            f"radiographs otherwise than was judged, by up to {off.max():.2g} (allowed: {tolerance:g}): look at the "
+            f"versions of its packages here and where it was trained"
         )
-    log.info("the model server on version %d answered %d radiographs, off by %.1e", version, len(files), difference)
-    return difference
+    return Trial(len(off), float(off.max()))
 
 
 @contextmanager
-def serving(settings: Settings, version: int, seconds: float = BOOT_SECONDS) -> Iterator[str]:
-    """Run `mlflow models serve` on a version until the block or this process ends; yield its address on this machine.
+def serving(settings: Settings, model: str, seconds: float = BOOT_SECONDS) -> Iterator[str]:
+    """Run `mlflow models serve` on a model until the block or this process ends; yield its address on this machine.
+
+    `model` is a version as models:/NAME/VERSION, or an audited folder.
 
     Raises EvaluationError with the end of its log when it does not answer within `seconds`.
     """
-
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
-    model = f"models:/{settings.model_name}/{version}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     tracking.use(settings.tracking_uri)  # what it inherits
@@ -109,10 +154,11 @@ def _wait(url: str, server: subprocess.Popen[bytes], output: Path, seconds: floa
     raise EvaluationError(f"the model server {why}: {tail}")
 
 
-def _ask(url: str, files: list[bytes]) -> list[dict[str, Any]]:
+def ask(address: str, files: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Return a server's answers to image files, one row of columns each. Raises EvaluationError."""
     rows = [[base64.b64encode(data).decode()] for data in files]
     body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
             found: list[dict[str, Any]] = json.load(answer)["predictions"]

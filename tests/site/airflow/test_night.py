@@ -110,8 +110,8 @@ def champion_scored_only_new(nights: Nights) -> None:
     champion = find_candidate(store, Registry(nights.settings).ledger.state().registered[1].candidate)
     keys = [entry.key for entry in store.list(f"predictions/{champion.model_digest}")]
     parts = [set(read_parquet(store.read(key))["digest"]) for key in keys]
-    rehearsed = Registry(nights.settings).ledger.state().registered[1].decision["rehearsal"]
-    assert (rehearsed["radiographs"] > 0, rehearsed["largest_difference"] <= 1e-5) == (True, True)
+    tried = Registry(nights.settings).ledger.state().registered[1].decision["trial"]
+    assert (tried["radiographs"] > 0, tried["largest_difference"] <= 1e-5) == (True, True)
     assert len(parts) == 2
     assert sum(map(len, parts)) == len(held_out)
     assert set.union(*parts) == held_out

@@ -36,7 +36,6 @@ from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
 from xray_pipeline.base import schedule
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.night import health
 from xray_pipeline.training import overrides
 
 if TYPE_CHECKING:
@@ -82,6 +81,7 @@ def _run() -> Run:
 
 @task
 def find_deliveries() -> list[str]:
+    from xray_pipeline.night import health
     from xray_pipeline.night import steps as night
 
     run = _run()

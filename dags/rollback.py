@@ -38,9 +38,6 @@ CHAMPION = Asset("xray-champion")
     default_args={"on_failure_callback": notices.notifiers("failed", notices.FAILED)},
 )
 def xray_rollback() -> None:
-    from xray_pipeline.night import promotion
-    from xray_pipeline.night.run import Run
-
     @task(
         outlets=[CHAMPION],
         on_success_callback=notices.notifiers(
@@ -48,6 +45,9 @@ def xray_rollback() -> None:
         ),
     )
     def rollback() -> dict[str, Any]:
+        from xray_pipeline.night import promotion
+        from xray_pipeline.night.run import Run
+
         context = get_current_context()
         who = context["dag_run"].triggering_user_name or "unknown"
         version, reason, untried = (context["params"][name] for name in ("version", "reason", "untried"))

@@ -22,7 +22,6 @@ import typer
 
 from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.command import answers
-from xray_pipeline.night import identity
 from xray_pipeline.training import overrides
 
 if TYPE_CHECKING:
@@ -122,6 +121,7 @@ def acknowledge(
 ) -> None:
     """Settle the drift alarms of a delivery: you are the person who looked at it."""
     from xray_pipeline.intake import alarms
+    from xray_pipeline.night import identity
 
     run = _run()
     identity.compare(run)

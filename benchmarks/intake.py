@@ -36,11 +36,11 @@ from PIL import Image
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.table import Row, of_rows
 from xray_pipeline.images import appearance, dicom_pixels, radiograph
 from xray_pipeline.intake import check as intake
 from xray_pipeline.intake import deliveries, expectations
-from xray_pipeline.intake.compare_rows import EMPTY
 from xray_pipeline.intake.deliveries import Delivery
 
 SIDE, ROUNDS = 224, 5

@@ -12,12 +12,13 @@ from samples import jpeg, picture, png
 
 from xray_pipeline.base.errors import DatasetError
 from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import check as intake
 from xray_pipeline.intake import deliveries
 from xray_pipeline.intake.commit import commit
-from xray_pipeline.intake.compare_rows import EMPTY, rejudge
+from xray_pipeline.intake.compare_rows import rejudge
 from xray_pipeline.intake.verdicts import Intake
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run

@@ -615,15 +615,15 @@ def test_nothing_of_a_patient_leaves_the_intake_tables(settings: Settings, caplo
 MANY = f"""
 {PEAK}
 import sys, time
-from xray_pipeline.intake import expectations, intake
-from xray_pipeline.intake.compare_rows import EMPTY
+from xray_pipeline.intake import check as intake, deliveries, expectations
+from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.base.settings import Settings
 expectations._core()
 settings = Settings(home=sys.argv[1], settle_seconds=0)
 def say(done, total, what):
     if done % 500 == 0:
         print("done", done, flush=True)
-delivery = intake.at(sys.argv[2], settings, EMPTY, time.time())
+delivery = deliveries.at(sys.argv[2], settings, EMPTY, time.time())
 found = intake.check(delivery, settings, EMPTY, b"key", say)
 print("rows", len(found.table), found.table["verdict"].eq("accepted").sum(), flush=True)
 print("rss", peak(), flush=True)

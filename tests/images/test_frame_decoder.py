@@ -16,12 +16,12 @@ from samples import compressed, dicom, jpeg, picture
 
 from xray_pipeline.base.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.images import dicom_pixels, radiograph
 from xray_pipeline.images.decoder_process import Workers
 from xray_pipeline.images.radiograph import Limits, normalise
 from xray_pipeline.intake import check as intake
 from xray_pipeline.intake import deliveries
-from xray_pipeline.intake.compare_rows import EMPTY
 
 SYNTAXES = (JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
 

@@ -31,6 +31,7 @@ from samples import dicom, jpeg, picture, png
 from xray_pipeline.base.errors import ConfigError, DeliveryError, StorageUnavailable
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore, Entry, open_store
+from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.near_copies import Prints
 from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 from xray_pipeline.dataset.store import Dataset
@@ -40,7 +41,7 @@ from xray_pipeline.intake import check, deliveries, rules
 from xray_pipeline.intake import scan as reading
 from xray_pipeline.intake.books import balance
 from xray_pipeline.intake.commit import commit
-from xray_pipeline.intake.compare_rows import EMPTY, rejudge
+from xray_pipeline.intake.compare_rows import rejudge
 from xray_pipeline.intake.deliveries import Delivery, find
 from xray_pipeline.intake.layout import Place, escape, places, unescape
 from xray_pipeline.intake.rules import RULES
@@ -1220,7 +1221,7 @@ from pathlib import Path
 from xray_pipeline.intake import check as intake, radiograph
 from xray_pipeline.dataset.store import to_parquet
 from xray_pipeline.intake import scan as reading
-from xray_pipeline.intake.compare_rows import EMPTY
+from xray_pipeline.dataset.history import EMPTY, History
 from xray_pipeline.base.settings import Settings
 reading._JOURNAL_FROM = 1
 settings = Settings(home=sys.argv[1], workers=2)

@@ -108,11 +108,11 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     patient-clustered).
     Raises EvaluationError when nothing can be scored, DeliveryError, RegistryError, ModelRefused.
     """
+    from xray_pipeline.dataset.history import EMPTY
     from xray_pipeline.dataset.parquet import accounting
     from xray_pipeline.evaluation import metrics as evaluation
     from xray_pipeline.intake import check as intake
     from xray_pipeline.intake import deliveries, expectations
-    from xray_pipeline.intake.compare_rows import EMPTY
     from xray_pipeline.registry.mlflow_registry import Registry
 
     registry = Registry(settings)

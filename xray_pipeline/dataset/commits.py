@@ -18,7 +18,7 @@ from xray_pipeline.base.records import canonical, digest_of, parsed, read_all
 from xray_pipeline.base.storage import Store
 
 FORMAT = 1
-IDENTITY_FORMAT = 2
+IDENTITY_FORMAT = 1
 IDENTITY = "dataset.json"
 
 

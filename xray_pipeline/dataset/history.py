@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -46,8 +47,7 @@ class History:
     def reference(self) -> pd.DataFrame:
         """Return what a delivery is compared with: digest, patient, label, statistics, age_years of each radiograph."""
         columns = ["digest", "patient", "label", "statistics", "age_years"]
-        # Manifests of earlier versions have no statistics.
-        tables = [t.loc[t["verdict"] == "accepted"].reindex(columns=columns) for t in self._tables.values()]
+        tables = [t.loc[t["verdict"] == "accepted", columns] for t in self._tables.values()]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
     @cached_property
@@ -75,3 +75,7 @@ class History:
     @cached_property
     def _sides(self) -> dict[str, str]:
         return dict(zip(self._accepted["patient"], self._accepted["side"], strict=True))
+
+
+EMPTY: Final = History({})
+"""Nothing was ever committed."""

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from xray_pipeline.base.errors import DatasetError
 
-FORMAT = 2  # 2: rows carry a perceptual hash and a thumbnail, without which copies go unnoticed
+FORMAT = 1
 
 
 def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:

@@ -89,8 +89,7 @@ def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     if not conflicts:
         return set()
     columns = ["digest", "label", "near_copy", "withdraws"]
-    # Manifests of earlier versions have no `withdraws`.
-    parts = [t.loc[counted(t, stands[key])].reindex(columns=columns, fill_value="") for key, t in tables.items()]
+    parts = [t.loc[counted(t, stands[key]), columns] for key, t in tables.items()]
     rows = pd.concat(parts, ignore_index=True)
     groups: dict[str, set[str]] = {digest: {digest} for digest in conflicts}
     linked = rows.loc[(rows["near_copy"] != "") | (rows["withdraws"] != ""), ["digest", "near_copy", "withdraws"]]

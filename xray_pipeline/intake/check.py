@@ -23,9 +23,10 @@ from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.table import Row, by_file, of_rows
 from xray_pipeline.intake import drift, expectations
-from xray_pipeline.intake.compare_rows import History, rejudge
+from xray_pipeline.intake.compare_rows import rejudge
 from xray_pipeline.intake.deliveries import Delivery, _fingerprint, _unseen, listing
 from xray_pipeline.intake.layout import (
     BOOKKEEPING,

@@ -3,62 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import pandas as pd
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.near_copies import Prints
-
-
-class History(Protocol):
-    """What the dataset already holds: the context in which a delivery is judged."""
-
-    def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
-        """Return how many parts of delivery `name` are committed, and their files as (file, size, version)."""
-
-    def labels(self, digest: str) -> str | None:
-        """Return the label of a committed radiograph, None when there is none."""
-
-    def side(self, patient: str) -> str | None:
-        """Return the side of the split that a committed patient is on, None for a new one."""
-
-    def reference(self) -> pd.DataFrame:
-        """Return what a delivery is compared with: digest, patient, label, statistics, age_years of each radiograph."""
-
-    @property
-    def prints(self) -> Prints:
-        """The fingerprints of the committed radiographs."""
-
-    @property
-    def contested(self) -> Prints:
-        """The fingerprints of those radiographs, committed or quarantined, that label conflicts keep out."""
-
-
-class _NoHistory:
-    def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
-        return 0, frozenset()
-
-    def labels(self, digest: str) -> str | None:
-        return None
-
-    def side(self, patient: str) -> str | None:
-        return None
-
-    def reference(self) -> pd.DataFrame:
-        return pd.DataFrame(columns=["digest", "patient", "label", "statistics", "age_years"])
-
-    @property
-    def prints(self) -> Prints:
-        return Prints.joined([])
-
-    @property
-    def contested(self) -> Prints:
-        return Prints.joined([])
-
-
-EMPTY: Final[History] = _NoHistory()
 
 
 def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.DataFrame:
@@ -82,8 +34,6 @@ def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.Dat
     found |= {row: ("label-conflict", detail) for row, (_, detail) in both.items()}
     near |= {row: digest for row, (digest, _) in both.items()}
     table.loc[rest.index, "near_copy"] = [near.get(row, "") for row in rest.index]
-    if "withdraws" not in table:  # judged by an earlier version, committed by this one
-        table["withdraws"] = ""
     if withdrawn:
         table.loc[list(withdrawn), "withdraws"] = list(withdrawn.values())
     if found:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from xray_pipeline.base.errors import DeliveryError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import CLOSED, Entry, Store, open_store
-from xray_pipeline.intake.compare_rows import History
+from xray_pipeline.dataset.history import History
 from xray_pipeline.intake.layout import BOOKKEEPING, LABELS, SUCCESS, class_named, escape, is_litter, side_named
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from xray_pipeline.base.errors import DatasetError, DeliveryError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, part_of, standing
 from xray_pipeline.dataset.store import Dataset
@@ -19,7 +20,6 @@ from xray_pipeline.dataset.table import Row, by_file, of_rows
 from xray_pipeline.intake import alarms, deliveries, drift, expectations, verdicts
 from xray_pipeline.intake import check as intake
 from xray_pipeline.intake.commit import commit
-from xray_pipeline.intake.compare_rows import EMPTY
 from xray_pipeline.intake.deliveries import listing
 from xray_pipeline.intake.layout import escape, is_litter
 from xray_pipeline.intake.rules import judged_by

@@ -20,7 +20,7 @@ from xray_pipeline.base.storage import Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # 2: holds the answers of the epoch so far
+FORMAT = 1
 KEPT = 2
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy, Unconditional, run_proxy
+from laid import FILES, lay
 from pydantic import SecretStr
 from s3_server import BUCKET, S3Server
-from test_bookkeeping import lay
-from test_repair import FILES
 
 from xray_pipeline.base.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 from xray_pipeline.base.settings import Settings

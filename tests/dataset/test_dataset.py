@@ -420,7 +420,7 @@ def test_reading_a_table_leaves_no_thread_that_could_outlive_the_program() -> No
     threads = """
 import os
 import pandas as pd
-from xray_pipeline.dataset.store import from_parquet, to_parquet
+from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 
 data = to_parquet(pd.DataFrame({f"column {n}": ["text"] * 30 for n in range(27)}), {})
 before = os.listdir("/proc/self/task")

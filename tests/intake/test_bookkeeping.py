@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laid import lay
 from samples import jpeg, picture, png
 
 from xray_pipeline.base.errors import DeliveryError
@@ -24,13 +25,6 @@ from xray_pipeline.night.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = picture(77, 48, 48)
-
-
-def lay(settings: Settings, name: str, files: dict[str, bytes]) -> None:
-    for file, data in files.items():
-        path = Path(settings.incoming, name, file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
 
 
 def run_of(settings: Settings, **rules: Any) -> Run:

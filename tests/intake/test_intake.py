@@ -1218,9 +1218,10 @@ def test_memory_does_not_grow_with_the_number_of_files(
 SCAN = """
 import sys, time
 from pathlib import Path
-from xray_pipeline.intake import check as intake, radiograph
-from xray_pipeline.dataset.store import to_parquet
-from xray_pipeline.intake import scan as reading
+from xray_pipeline.intake import check as intake
+from xray_pipeline.images import radiograph
+from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.intake import deliveries, scan as reading
 from xray_pipeline.dataset.history import EMPTY, History
 from xray_pipeline.base.settings import Settings
 reading._JOURNAL_FROM = 1
@@ -1233,7 +1234,7 @@ def counted(data, limits):
     time.sleep(float(sys.argv[3]))
     return normalise(data, limits)
 radiograph.normalise = counted
-found = intake.at(sys.argv[2], settings, EMPTY, 1e12)
+found = deliveries.at(sys.argv[2], settings, EMPTY, 1e12)
 result = intake.check(found, settings, EMPTY, b"k", lambda *now: print(now[0], flush=True))
 Path(sys.argv[1], "table").write_bytes(to_parquet(result.table, {}))
 print("read", reads)

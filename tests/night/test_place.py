@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laid import FILES, ingest, lay
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
-from test_bookkeeping import lay
-from test_repair import FILES, ingest
 from typer.testing import CliRunner
 
 from xray_pipeline.base.errors import DatasetError, RegistryError, RegistryUnavailable

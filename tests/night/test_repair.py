@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import Run as Command
+from laid import FILES, ingest, lay
 from s3_server import BUCKET, S3Server
-from samples import dicom, jpeg, png
-from test_bookkeeping import lay
-from test_cli import Run as Command
-from test_cli import xray  # noqa: F401  (a fixture)
-from test_training import grown  # noqa: F401  (a fixture)
+from samples import jpeg
 
 from xray_pipeline.base.errors import RadiographDamaged
 from xray_pipeline.base.settings import IntakeRules, Settings
@@ -24,20 +22,6 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.night import repair
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
-
-FILES = {
-    "NORMAL/patient1_1.jpg": jpeg(seed=1),
-    "NORMAL/patient2_1.png": png(seed=2),
-    "PNEUMONIA/patient3_1.dcm": dicom(seed=3),
-    "PNEUMONIA/patient4_1.jpg": jpeg(seed=4),
-}
-
-
-def ingest(run: Run) -> None:
-    keys = night.find_deliveries(run)
-    for key in keys:
-        night.check_delivery(run, key)
-    night.commit_deliveries(run, keys)
 
 
 @pytest.fixture
@@ -110,7 +94,7 @@ def test_a_damaged_radiograph_is_named_by_row_and_put_back_bit_by_bit(
 
 def test_what_can_not_be_repaired_is_named_and_healed_by_the_same_image_in_any_delivery(
     run: Run,
-    xray: Command,  # noqa: F811
+    xray: Command,
 ) -> None:
     shutil.move(Path(run.settings.incoming) / "first", run.settings.home / "kept")
     before = stored(run, 2).read_bytes()
@@ -166,7 +150,7 @@ def test_another_image_under_the_name_of_the_original_proves_nothing(run: Run) -
     assert stored(run).read_bytes() == wrong
 
 
-def test_a_folder_in_place_of_a_radiograph_is_named(run: Run, xray: Command) -> None:  # noqa: F811
+def test_a_folder_in_place_of_a_radiograph_is_named(run: Run, xray: Command) -> None:
     folder(stored(run))
     assert not repair.verify(run)[0]
     done = xray("repair")
@@ -203,7 +187,7 @@ def test_what_stands_damaged_in_the_way_of_a_commit_is_replaced(settings: Settin
     assert repair.verify(run)[0]
 
 
-def test_a_night_puts_back_what_it_meets_and_stops_where_it_can_not(grown: Settings) -> None:  # noqa: F811
+def test_a_night_puts_back_what_it_meets_and_stops_where_it_can_not(grown: Settings) -> None:
     dataset = Dataset(grown)
     snapshot = dataset.snapshot()
     assert snapshot

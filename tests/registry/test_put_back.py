@@ -19,8 +19,9 @@ from xray_pipeline.night import promotion
 from xray_pipeline.night.promotion import Request
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry import lost_entries
 from xray_pipeline.registry.ledger import Entry
-from xray_pipeline.registry.mlflow_registry import FOLLOWED_TAG, Registry, lost_entries
+from xray_pipeline.registry.mlflow_registry import FOLLOWED_TAG, Registry
 from xray_pipeline.registry.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True, "compared_patients": 10}

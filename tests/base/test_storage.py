@@ -207,7 +207,7 @@ def test_the_first_commit_and_health_refuse_it(forgetful: FaultProxy, settings: 
 
 def test_the_stack_does_not_start_on_it(s3: S3Server, forgetful: FaultProxy, settings: Settings) -> None:
     asked = of(forgetful, settings)
-    script = Path(__file__).resolve().parents[1] / "deploy" / "compose" / "objects.py"
+    script = Path(__file__).resolve().parents[2] / "deploy" / "compose" / "objects.py"
 
     def start(endpoint: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "XRAY_STORE": asked.store, "XRAY_S3_ENDPOINT": endpoint}

@@ -37,9 +37,10 @@ from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import radiograph
-from xray_pipeline.intake import check, deliveries, rules
+from xray_pipeline.intake import deliveries, rules
 from xray_pipeline.intake import scan as reading
 from xray_pipeline.intake.books import balance
+from xray_pipeline.intake.check import check
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.compare_rows import rejudge
 from xray_pipeline.intake.deliveries import Delivery, find

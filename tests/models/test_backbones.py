@@ -10,6 +10,8 @@ import torch
 from s3_server import BUCKET, S3Server
 
 from xray_pipeline.base.errors import ConfigError, WeightsError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import reader
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
 
@@ -69,7 +71,7 @@ def test_weights_from_s3(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     data, digest = saved(source.state_dict())
     boto3.client("s3", endpoint_url=s3.endpoint).put_object(Bucket=BUCKET, Key="weights/w.pth", Body=data)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
-    loaded = backbones.load(SMALL, f"s3://{BUCKET}/weights/w.pth#sha256={digest}")
+    loaded = backbones.load(SMALL, f"s3://{BUCKET}/weights/w.pth#sha256={digest}", reader(Settings()))
     assert loaded.weights_digest == backbones.digest_of(source)
 
 

@@ -227,7 +227,7 @@ def test_a_logged_model_holds_tensors_and_plain_text_only(folder: Path) -> None:
         "artifacts/classifier/model.safetensors",
     ]
     modules = {place[19:-3] for place in files if place.startswith("code/xray_pipeline/")}
-    assert {"__init__", "base/errors", "images/radiograph", "models/backbones", "models/bundle"} <= modules
+    assert {"__init__", "base/errors", "images/radiograph", "models/backbones", "models/classifier"} <= modules
     assert not modules & {"base/settings", "base/storage"}
     assert {name.partition("/")[0] for name in modules} <= {"__init__", "base", "images", "models"}
     for place in files:
@@ -311,7 +311,7 @@ def _other_code_file(folder: Path) -> None:
 
 
 def _missing_code(folder: Path) -> None:
-    (folder / "code/xray_pipeline/models/bundle.py").unlink()
+    (folder / "code/xray_pipeline/models/classifier.py").unlink()
 
 
 SPOILERS: list[tuple[Callable[[Path], None], str]] = [
@@ -329,7 +329,7 @@ SPOILERS: list[tuple[Callable[[Path], None], str]] = [
     (_second_flavor, "MLmodel asks for"),
     (_object_in_yaml, "MLmodel does not describe"),
     (_other_code_file, "'errors.py'"),
-    (_missing_code, "lacks code/xray_pipeline/models/bundle.py"),
+    (_missing_code, "lacks code/xray_pipeline/models/classifier.py"),
 ]
 
 
@@ -353,7 +353,7 @@ def test_a_model_of_a_version_with_other_modules_is_loaded(folder: Path) -> None
 
 def test_changed_code_is_refused_by_its_digest(folder: Path) -> None:
     recorded = audit(folder)
-    with (folder / "code/xray_pipeline/models/bundle.py").open("a") as file:
+    with (folder / "code/xray_pipeline/models/classifier.py").open("a") as file:
         file.write("print('hello')\n")
     with pytest.raises(ModelRefused, match=f"recorded is {recorded[:12]}"):
         audit(folder, recorded)

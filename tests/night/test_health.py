@@ -14,8 +14,8 @@ import pytest
 from mlflow_server import MlflowServer
 from pydantic import SecretStr
 
-from xray_pipeline.base import schedule
 from xray_pipeline.base.errors import ConfigError, XrayError
+from xray_pipeline.base.schedule import due
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.night import health
@@ -90,17 +90,17 @@ def test_an_address_that_is_no_http_is_never_opened(installed: Settings) -> None
 )
 def test_a_night_is_missed_by_its_schedule(settings: Settings, schedule: str, hours: float, began: str) -> None:
     asked = settings.model_copy(update={"schedule": schedule, "night_hours": hours})
-    assert schedule.due(asked, NOW) == datetime.fromisoformat(began)
+    assert due(asked, NOW) == datetime.fromisoformat(began)
 
 
 def test_no_night_is_missed_where_they_begin_by_hand(settings: Settings) -> None:
-    assert schedule.due(settings.model_copy(update={"schedule": "none"}), NOW) is None
+    assert due(settings.model_copy(update={"schedule": "none"}), NOW) is None
 
 
 @pytest.mark.parametrize("schedule", ["0 2 * *", "0 2 31 2 *", "@once", "at night"])
 def test_a_schedule_that_names_no_night_is_named(settings: Settings, schedule: str) -> None:
     with pytest.raises(ConfigError, match=r"XRAY_SCHEDULE .* names no night"):
-        schedule.due(settings.model_copy(update={"schedule": schedule}), NOW)
+        due(settings.model_copy(update={"schedule": schedule}), NOW)
 
 
 WRONG = [

@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -103,6 +103,16 @@ class Store(ABC):
     @abstractmethod
     def child(self, prefix: str) -> Store:
         """Return the store rooted at the folder `prefix` of this one."""
+
+
+def reader(settings: Settings) -> Callable[[str], bytes]:
+    """Return how to read a file at a path or s3:// URI. What it returns raises StorageError, OSError."""
+
+    def read(place: str) -> bytes:
+        folder, _, file = place.rpartition("/")
+        return open_store(folder, settings).read(file) if "://" in place else Path(place).expanduser().read_bytes()
+
+    return read
 
 
 def open_store(uri: str | Path, settings: Settings | None = None) -> Store:

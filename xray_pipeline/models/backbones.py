@@ -15,7 +15,7 @@ import importlib.metadata
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,6 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from xray_pipeline.base.errors import ConfigError, StorageError, WeightsError
-from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import open_store
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +156,8 @@ def build(name: str) -> Backbone:
     return Backbone(name, module, _drop_classifier(module), preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
 
 
-def load(name: str, weights: str = "") -> Backbone:
-    """Return a backbone with pretrained weights.
+def load(name: str, weights: str = "", read: Callable[[str], bytes] | None = None) -> Backbone:
+    """Return a backbone with pretrained weights; `read` gives the bytes at a path or URI, None: at a path.
 
     `weights` is "" (the name's own ImageNet weights), a torchvision weights name such as "IMAGENET1K_V2", "none"
     (random, always the same), or a path or s3:// URI of a state dict, followed by "#sha256=<64 hex>"; nothing is
@@ -170,7 +168,7 @@ def load(name: str, weights: str = "") -> Backbone:
         torch.manual_seed(0)
         backbone = build(name)
     if weights != "none":
-        _assign(backbone, _state(name, weights), weights or "its default weights")
+        _assign(backbone, _state(name, weights, read or _read), weights or "its default weights")
     return replace(backbone, weights_digest=digest_of(backbone.module))
 
 
@@ -239,9 +237,13 @@ def _assign(backbone: Backbone, state: Mapping[str, Tensor], what: str) -> None:
     backbone.module.load_state_dict({key: state[key] for key in wanted})
 
 
-def _state(name: str, weights: str) -> Mapping[str, Tensor]:
+def _read(place: str) -> bytes:
+    return Path(place).expanduser().read_bytes()
+
+
+def _state(name: str, weights: str, read: Callable[[str], bytes]) -> Mapping[str, Tensor]:
     if "#" in weights or "/" in weights:
-        return _file_state(name, weights)
+        return _file_state(name, weights, read)
     if name == "efficientnet_lite0":
         if weights:
             raise ConfigError(f"weights {weights!r}: efficientnet_lite0 takes '', 'none' or a file with #sha256=<hex>")
@@ -261,19 +263,14 @@ def _state(name: str, weights: str) -> Mapping[str, Tensor]:
     return state
 
 
-def _file_state(name: str, weights: str) -> Mapping[str, Tensor]:
+def _file_state(name: str, weights: str, read: Callable[[str], bytes]) -> Mapping[str, Tensor]:
     place, _, fragment = weights.partition("#")
     match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
     if not match:
         raise ConfigError(f"weights {place!r} need their digest: add #sha256=<64 hexadecimal digits>")
 
-    folder, _, file = place.rpartition("/")
     try:
-        data = (
-            open_store(folder or ".", Settings()).read(file)
-            if "://" in place
-            else Path(place).expanduser().read_bytes()
-        )
+        data = read(place)
     except (StorageError, OSError) as error:
         raise WeightsError(f"weights {place!r} can't be read: {error}") from error
     state = _tensors(data, match[1], place)

@@ -42,14 +42,14 @@ log = logging.getLogger(__name__)
 # What a logged model holds: all that makes pixels of bytes, and what assembles the network.
 _TRAVELLERS = (
     *("__init__.py", "base/__init__.py", "base/errors.py", "base/logs.py", "images/*.py"),
-    *("models/__init__.py", "models/backbones.py", "models/bundle.py"),
+    *("models/__init__.py", "models/backbones.py", "models/classifier.py"),
 )
 # Modules by their form: a model that an earlier version logged came with that version's.
 _CODE = re.compile(r"code/xray_pipeline/([a-z_]+/)?[a-z_]+\.py")
 _TENSORS = f"artifacts/classifier/{WEIGHTS}"
 _REQUIRED = frozenset({"MLmodel", _TENSORS, f"artifacts/classifier/{FACTS}", "served.py"})
 # The module that loads the classifier; the second name is that of models logged before version 0.2.
-_LOADERS = ("code/xray_pipeline/models/bundle.py", "code/xray_pipeline/serving.py")
+_LOADERS = ("code/xray_pipeline/models/classifier.py", "code/xray_pipeline/serving.py")
 _OPTIONAL = frozenset(
     {"conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json", "serving_input_example.json"}
 )

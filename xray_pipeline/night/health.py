@@ -23,7 +23,7 @@ from xray_pipeline.base.errors import DatasetError, XrayError
 from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.schedule import due
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import check_writes_once, open_store, require_folder, sweep
+from xray_pipeline.base.storage import check_writes_once, open_store, reader, require_folder, sweep
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.policy import load_policy
@@ -166,7 +166,7 @@ def _recipe(settings: Settings, run: Run | None = None) -> str:
     recipe = run.recipe() if run else load_recipe(settings.recipe)
     # The first machine of a night may lack what the one that trains fetched once.
     fetched = recipe.backbone != "efficientnet_lite0" and "#" not in recipe.weights
-    backbones.load(recipe.backbone, "none" if run and fetched else recipe.weights)
+    backbones.load(recipe.backbone, "none" if run and fetched else recipe.weights, reader(settings))
     return f"recipe {recipe.name}: {recipe.backbone}, mode {recipe.mode}"
 
 

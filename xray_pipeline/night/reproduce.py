@@ -23,7 +23,7 @@ from xray_pipeline.base.errors import ConfigError, Damaged, DatasetError, Object
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.storage import Store, open_store, reader
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Backbone
@@ -134,7 +134,7 @@ def _record(settings: Settings, dataset: Dataset, candidate: Candidate, progress
     environment = _environment(folder, differences)
     if recipe is not None:
         try:
-            backbone = backbones.load(recipe.backbone, recipe.weights)
+            backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
         except (WeightsError, ConfigError) as error:
             differences.append(f"pretrained weights: {error}")
         else:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, ObjectNotFound
 from xray_pipeline.base.progress import Progress
-from xray_pipeline.base.storage import Store
+from xray_pipeline.base.storage import Store, reader
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import suspects
 from xray_pipeline.evaluation.suspects import Suspect
@@ -80,7 +80,7 @@ def _features(
     run: Run, dataset: Dataset, rows: pd.DataFrame, recipe: Recipe, progress: Progress | None
 ) -> NDArray[np.float32]:
     """Return features [N, F] of the rows, from a fresh network with the recipe's pretrained backbone."""
-    backbone = backbones.load(recipe.backbone, recipe.weights)
+    backbone = backbones.load(recipe.backbone, recipe.weights, reader(run.settings))
     trainer = Trainer(recipe, backbone, dataset, rows, run.settings, progress)
     found = np.empty((len(rows), trainer.network.head.in_features), np.float32)
     for side in ("train", "validation"):

@@ -29,7 +29,7 @@ from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import on_disk, scratch
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.storage import Store, open_store, reader
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.models import backbones
 from xray_pipeline.models.bundle import log_model
@@ -152,7 +152,7 @@ def _trained(
     champions: Champions,
     progress: Progress | None,
 ) -> Candidate:
-    backbone = backbones.load(recipe.backbone, recipe.weights)
+    backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
     digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
     store = open_store(settings.store, settings)
     start = start_of(recipe, settings, store, digest, champions) if recipe.warm_start else None

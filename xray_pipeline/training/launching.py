@@ -33,7 +33,7 @@ from xray_pipeline.base import errors
 from xray_pipeline.base.errors import OutOfMemory, RadiographError, TrainingError, XrayError
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import open_store
+from xray_pipeline.base.storage import open_store, reader
 from xray_pipeline.dataset.parquet import read_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
@@ -164,7 +164,7 @@ def _process(folder: Path) -> None:
     device = local_device(pick_device(settings.device))
     settings = settings.model_copy(update={"device": str(device)})
     rows = read_parquet((folder / "rows.parquet").read_bytes())
-    backbone = backbones.load(recipe.backbone, recipe.weights)
+    backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
     checkpoints = Checkpoints(open_store(job["checkpoints"], settings))
     stop = threading.Event()
     threading.Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()

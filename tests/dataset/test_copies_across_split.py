@@ -317,26 +317,13 @@ def test_the_night_gives_the_same_manifests_in_another_store(given: Settings, tm
     assert manifests(given.model_copy(update={"store": str(tmp_path / "other"), "workers": 1})) == first
 
 
-def test_a_manifest_from_before_the_hash_is_refused(
-    tmp_path: Path, given: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = committed(given, lay(tmp_path / "one", {"train/NORMAL/a.png": png(image(1))}))
-    path = Path(given.store) / "dataset" / "manifests" / "one.parquet"
-    old = dataset.manifest("one").drop(columns=["phash", "thumbnail", "near_copy"])
-    with monkeypatch.context() as then:
-        then.setattr("xray_pipeline.dataset.parquet.FORMAT", 1)
-        path.write_bytes(to_parquet(old, {}))
-    with pytest.raises(DatasetError, match="has format 1; this version reads 2"):
-        Dataset(given).history()
-
-
 def test_a_committed_row_without_a_hash_stops_the_check(tmp_path: Path, given: Settings) -> None:
     dataset = committed(given, lay(tmp_path / "one", {"train/NORMAL/a.png": png(image(1))}))
-    path = Path(given.store) / "dataset" / "manifests" / "one.parquet"
-    path.write_bytes(to_parquet(dataset.manifest("one").assign(phash=""), {}))
-    lay(tmp_path / "two", {"test/NORMAL/b.png": png(image(2))})
+    table = dataset.manifest("one").assign(phash="")
+    assert dataset.append("two", to_parquet(table, {}), 1)
+    lay(tmp_path / "three", {"test/NORMAL/b.png": png(image(2))})
     with pytest.raises(DatasetError, match="without a perceptual hash"):
-        judged(tmp_path / "two", given, Dataset(given).history())
+        judged(tmp_path / "three", given, Dataset(given).history())
 
 
 def test_many_leaks_reject_the_delivery(tmp_path: Path, settings: Settings) -> None:

@@ -1,6 +1,6 @@
 """docs/dicom.md, made from what the code does with files of many kinds.
 
-python tests/dicom_survey.py > docs/dicom.md
+python tests/images/dicom_survey.py > docs/dicom.md
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from xray_pipeline.images.radiograph import Limits, normalise
 
 HEAD = """# DICOM: what is read, and what is not
 
-Made by `python tests/dicom_survey.py > docs/dicom.md`; a test fails when this page is out of date. Every refusal is one
-of the rules in [intake-rules.md](intake-rules.md); a word in code style is its name there.
+Made by `python tests/images/dicom_survey.py > docs/dicom.md`; a test fails when this page is out of date. Every refusal
+is one of the rules in [intake-rules.md](intake-rules.md); a word in code style is its name there.
 
 ## Decoders
 

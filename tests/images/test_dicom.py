@@ -670,5 +670,5 @@ def test_files_after_public_reports_end_as_they_should(shared: Path, name: str, 
 
 
 def test_the_page_about_dicom_is_made_from_what_the_code_does() -> None:
-    kept = (Path(__file__).parent.parent / "docs" / "dicom.md").read_text()
-    assert kept == dicom_survey.page(), "run `python tests/dicom_survey.py > docs/dicom.md`"
+    kept = (Path(__file__).parents[2] / "docs" / "dicom.md").read_text()
+    assert kept == dicom_survey.page(), "run `python tests/images/dicom_survey.py > docs/dicom.md`"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -1257,7 +1258,8 @@ def test_real_dicom_and_its_16_bit_png_show_the_same(shared: Path) -> None:
 def fuzzed(*options: str) -> set[str]:
     """The verdicts of a run in a process of its own, whose memory tells of nothing else."""
     command = [sys.executable, fuzz_radiograph.__file__, "--seed", "20", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 

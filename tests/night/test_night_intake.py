@@ -124,7 +124,7 @@ def test_a_check_of_what_is_committed_meanwhile_takes_nothing_away(
         night.commit_deliveries(Run(settings), ["day"])
         return found
 
-    monkeypatch.setattr(intake, "find", meanwhile)
+    monkeypatch.setattr(deliveries, "find", meanwhile)
     before = run.store().read("intake/day/table.parquet")
     assert night.check_delivery(run, "day", named=True).fit
     assert run.store().read("intake/day/table.parquet") == before
@@ -146,7 +146,7 @@ def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
         (folder / "NORMAL" / "late.jpg").write_bytes(jpeg(seed=99))
         return found
 
-    monkeypatch.setattr(intake, "find", meanwhile)
+    monkeypatch.setattr(deliveries, "find", meanwhile)
     with pytest.raises(DeliveryError, match="day was committed by another run meanwhile"):
         night.check_delivery(run, "day", named=True)
     assert run.store().exists("intake/day/table.parquet")

@@ -465,7 +465,7 @@ def test_each_entry_is_read_once_however_often_the_state_is_asked(three: Ledger)
 def test_importing_it_is_cheap() -> None:
     code = """
 import sys
-import xray_pipeline.ledger
+import xray_pipeline.registry.ledger
 heavy = {"torch", "mlflow", "pandas", "numpy", "PIL", "pydantic", "boto3", "airflow"} & set(sys.modules)
 assert not heavy, heavy
 """

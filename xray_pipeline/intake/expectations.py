@@ -17,14 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import great_expectations
 import pandas as pd
-from great_expectations import ExpectationSuite, RunIdentifier, ValidationDefinition, get_context
-from great_expectations.data_context.types.base import (
-    DataContextConfig,
-    InMemoryStoreBackendDefaults,
-    ProgressBarsConfig,
-)
 
 from xray_pipeline.base.pages import template
 from xray_pipeline.base.settings import IntakeRules, Settings
@@ -351,6 +344,7 @@ def _validate(
     batches: dict[str, pd.DataFrame], rules: list[_Rule], run_name: str, data_docs: Path | None
 ) -> list[Finding]:
     """Run the expectations, one validation a batch, and return their findings in the order of the rules."""
+    from great_expectations import ExpectationSuite, RunIdentifier, ValidationDefinition
 
     context, run = _context(), RunIdentifier(run_name=run_name)
     source = context.data_sources.add_pandas("intake")
@@ -408,6 +402,12 @@ def _core() -> Any:
 
 def _context() -> Any:
     """Return a context that lives in memory."""
+    from great_expectations import get_context
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
 
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
@@ -418,6 +418,8 @@ def _context() -> Any:
 
 
 def _version() -> str:
+    import great_expectations
+
     return str(great_expectations.__version__)
 
 

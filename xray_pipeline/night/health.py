@@ -53,9 +53,11 @@ class Health:
 def before_night(run: Run) -> None:
     """Look, before anything is read or trained, at all that can be known then; sweep up what killed nights left.
 
-    Raises ConfigError, StorageError, DatasetError, TrainingError (no such device), WeightsError.
+    Raises ConfigError, StorageError, DatasetError, RegistryError, LedgerError, TrainingError (no such device),
+    WeightsError.
     """
     settings = run.settings
+    compare(run)
     sweep(settings)
     require_folder(settings.incoming)
     due(settings, datetime.now(UTC))

@@ -24,13 +24,12 @@ def compare(run: Run) -> None:
     database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
     if database and not database.exists() and not any(ledger.store.list()):
         return  # before the first candidate: nothing knows anything, and asking would make a database
-
-    Registry(run.settings, ledger).aliases()
     if ledger.entries() and not is_there:
         raise DatasetError(
             f"{run.settings.store} holds a ledger but no dataset/dataset.json: is all of the store mounted? If it is, "
             f"restore the dataset from a backup; nothing was written"
         )
+    Registry(run.settings, ledger).aliases()
 
 
 def vouch(run: Run) -> None:

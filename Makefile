@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser lint format bench bench-cluster bench-quality fuzz audit screenshots lock clean secrets up down smoke backup restore test-compose
+.PHONY: help setup demo test test-fast test-browser lint format bench bench-cluster bench-quality fuzz audit screenshots lock clean secrets up down smoke backup restore test-compose
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ setup: ## make .venv from requirements.lock (quick when nothing changed)
 
 demo: setup ## two nights on Airflow and MLflow; DATA=<folder> for your own images
 	@$(BIN)/python scripts/demo.py $(if $(DATA),--data "$(DATA)")
+
+test-fast: lint ## set-up, lint, types, the tests that start no server
+	$(BIN)/pytest --numprocesses 2 -m "not slow" $(ARGS)
 
 test: lint ## set-up, lint, types, all tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -31,6 +31,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="save the pictures in docs/")
 
 
+SLOW_ROOMS = ("command", "deploy", "faults", "night", "registry", "site", "training")
+SERVERS = {"airflow_db", "grown", "mlflow_server", "s3", "xray"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts a server, MLflow's database or a command as slow: `make test-fast` leaves it out."""
+    for item in items:
+        room = item.path.relative_to(ROOT / "tests").parts[0]
+        if room in SLOW_ROOMS or SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real X-rays: $XRAY_SHARED, or `shared` beside the repository."""

@@ -44,7 +44,7 @@ def recipe(width: int) -> Recipe:
 def make(settings: Settings, count: int, width: int) -> None:
     """Write manifests and features."""
     dataset = Dataset(settings)
-    dataset._write_identity(dataset.patient_key())
+    dataset.begin()
     trainer = _features_of(settings, width)
     rng = np.random.default_rng(0)
     direction = rng.normal(size=width).astype(np.float32) / np.sqrt(width)
@@ -53,7 +53,7 @@ def make(settings: Settings, count: int, width: int) -> None:
         digests = [hashlib.sha256(str(n).encode()).hexdigest() for n in numbers]
         truth = rng.integers(0, 2, len(digests))
         table = of_rows(_row(settings, digest, int(label)) for digest, label in zip(digests, truth, strict=True))
-        dataset._add(f"night{night:05}", to_parquet(table, {"delivery": "made"}), night)
+        dataset.append(f"night{night:05}", to_parquet(table, {"delivery": "made"}), night)
         noise = rng.normal(size=(len(digests), width)).astype(np.float32)
         trainer.cache().add(digests, noise + (2 * truth[:, None] - 1).astype(np.float32) * direction)
 

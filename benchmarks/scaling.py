@@ -138,10 +138,10 @@ def reading_manifests(rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
         settings = Settings(home=Path(name))
         dataset = Dataset(settings)
-        dataset._write_identity(dataset.patient_key())
+        dataset.begin()
         count = rows // ROWS_PER_MANIFEST
         for number in range(count):
-            dataset._add(f"made-{number:05}", made_manifest(number), number)
+            dataset.append(f"made-{number:05}", made_manifest(number), number)
         written = folder_bytes(Path(name))
         dataset.manifest("made-00000")  # imports are not what is measured
         before, start = peak_bytes(), time.process_time()

@@ -23,7 +23,7 @@ from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation import metrics as evaluation
+from xray_pipeline.evaluation import predictions
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.night import health, lineage, screening, summary
@@ -130,7 +130,7 @@ def of_predictions(site: Run) -> Any:
     """Read them again; what is missing is scored again, here from what was read first."""
     store, columns = site.store(), ("p_NORMAL", "p_PNEUMONIA")
     folders = sorted({entry.key.rpartition("/")[0] for top in ("predictions", "stress") for entry in store.list(top)})
-    return [sorted(evaluation._kept(folder, columns, store).itertuples(name=None)) for folder in folders]
+    return [sorted(predictions._kept(folder, columns, store).itertuples(name=None)) for folder in folders]
 
 
 def of_verdicts(site: Run) -> Any:
@@ -443,7 +443,7 @@ def test_a_snapshot_of_another_format_is_refused_by_name(site: Run, kept: Kept) 
     data = records.canonical({**json.loads(kept[folder / f"{snapshot.digest}.json"]), "format": 99})
     digest = records.digest_of(data)
     (folder / f"{digest}.json").write_bytes(data)
-    with pytest.raises(DatasetError, match="has format 99; this version reads 2"):
+    with pytest.raises(DatasetError, match="has format 99; this version reads 1"):
         Dataset(site.settings).open_snapshot(digest)
 
 

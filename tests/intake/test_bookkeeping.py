@@ -18,10 +18,10 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake import rules_page as written_rules
 from xray_pipeline.intake.books import balance, quarantine, verify
-from xray_pipeline.intake.reconsider import rejudge
 from xray_pipeline.intake.rules import judged_by
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
+from xray_pipeline.night.steps import rejudge
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = picture(77, 48, 48)
@@ -120,7 +120,7 @@ def test_a_rejected_delivery_is_counted_from_its_check(settings: Settings) -> No
 
 
 def test_the_quarantine_is_listed_without_paths_unless_asked(committed: Run) -> None:
-    found = quarantine(committed)
+    found = quarantine(committed.settings)
     assert [(row["delivery"], row["reason"]) for row in found] == [
         ("first", "too-small"),
         ("first", "empty"),
@@ -128,33 +128,33 @@ def test_the_quarantine_is_listed_without_paths_unless_asked(committed: Run) -> 
         ("first", "not-an-image"),
     ]
     assert "patient" not in str(found)
-    assert [row["file"] for row in quarantine(committed, paths=True)][1] == "NORMAL/patient3_1.jpg"
+    assert [row["file"] for row in quarantine(committed.settings, paths=True)][1] == "NORMAL/patient3_1.jpg"
     assert found[1]["source_digest"] == hashlib.sha256(b"").hexdigest()
 
 
 def test_the_quarantine_is_narrowed_by_delivery_and_reason(committed: Run) -> None:
     lay(committed.settings, "second", {"NORMAL/patient9_1.jpg": b"", "NORMAL/patient8_1.jpg": jpeg(seed=8)})
     ingest(committed)
-    assert [row["delivery"] for row in quarantine(committed, reason="empty")] == ["first", "second"]
-    assert len(quarantine(committed, "second")) == 1
+    assert [row["delivery"] for row in quarantine(committed.settings, reason="empty")] == ["first", "second"]
+    assert len(quarantine(committed.settings, "second")) == 1
     with pytest.raises(DeliveryError, match="no delivery third"):
-        quarantine(committed, "third")
+        quarantine(committed.settings, "third")
 
 
 def test_the_files_of_a_rejected_delivery_are_listed_when_it_is_named(committed: Run) -> None:
     lay(committed.settings, "second", {"NORMAL/patient9_1.jpg": b"", "NORMAL/patient8_1.jpg": jpeg(seed=8)[:500]})
     ingest(committed)
-    found = quarantine(committed, "second", paths=True)
+    found = quarantine(committed.settings, "second", paths=True)
     assert [(row["delivery"], row["reason"], row["file"], row["committed"]) for row in found] == [
         ("second", "truncated", "NORMAL/patient8_1.jpg", False),
         ("second", "empty", "NORMAL/patient9_1.jpg", False),
     ]
-    assert {row["delivery"] for row in quarantine(committed)} == {"first"}
-    assert all(row["committed"] for row in quarantine(committed, "first"))
+    assert {row["delivery"] for row in quarantine(committed.settings)} == {"first"}
+    assert all(row["committed"] for row in quarantine(committed.settings, "first"))
     lay(committed.settings, "second", {"PNEUMONA/patient9_1.jpg": b""})
     ingest(committed)
     with pytest.raises(DeliveryError, match=r"second is rejected as a whole, no file was judged: .*PNEUMONIA"):
-        quarantine(committed, "second")
+        quarantine(committed.settings, "second")
 
 
 # judging anew
@@ -173,8 +173,8 @@ def test_a_changed_rule_adds_a_part_and_leaves_the_old_manifest_alone(committed:
     snapshot = Dataset(run.settings).snapshot()
     assert snapshot is not None
     assert snapshot.images == 3
-    assert [row["reason"] for row in quarantine(run)] == ["empty", "duplicate", "not-an-image"]
-    assert verify(run) == (True, "6 files of 1 deliveries, each accepted or quarantined once")
+    assert [row["reason"] for row in quarantine(run.settings)] == ["empty", "duplicate", "not-an-image"]
+    assert verify(run.settings) == (True, "6 files of 1 deliveries, each accepted or quarantined once")
 
 
 def test_judging_twice_changes_nothing_more(committed: Run) -> None:
@@ -200,7 +200,7 @@ def test_new_files_are_left_to_the_next_night(committed: Run) -> None:
     assert found["accepted"] == 1
     assert night.find_deliveries(run) == ["first+3"]
     ingest(run)
-    assert verify(run)[0]
+    assert verify(run.settings)[0]
     snapshot = Dataset(run.settings).snapshot()
     assert snapshot is not None
     assert snapshot.images == 4
@@ -221,7 +221,7 @@ def test_a_killed_rejudging_is_repeated_to_the_same_end(committed: Run, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Dataset, "_store_radiographs", killed)
+        patch.setattr("xray_pipeline.intake.commit._store_radiographs", killed)
         with pytest.raises(KeyboardInterrupt):
             rejudge(run, "first")
     assert set(manifests(run)) == {"first.parquet"}
@@ -241,7 +241,7 @@ def conflict(settings: Settings, wrong: bytes, more: dict[str, bytes] | None = N
     lay(settings, "first", files | {"PNEUMONIA/d.jpg": jpeg(seed=4)} | (more or {}))
     run = run_of(settings)
     ingest(run)
-    assert {row["reason"] for row in quarantine(run)} == {"label-conflict"}
+    assert {row["reason"] for row in quarantine(run.settings)} == {"label-conflict"}
     return run
 
 
@@ -264,8 +264,8 @@ def test_a_label_conflict_that_is_settled_gives_the_radiograph_back(settings: Se
     found = rejudge(run, "first")
     assert (found["key"], found["accepted"], found["gone"]) == ("first+2", 1, 1)
     assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
-    assert [(row["delivery"], row["reason"]) for row in quarantine(run)] == [("first+2", "vanished")]
-    assert verify(run) == (True, "4 files of 1 deliveries, each accepted or quarantined once")
+    assert [(row["delivery"], row["reason"]) for row in quarantine(run.settings)] == [("first+2", "vanished")]
+    assert verify(run.settings) == (True, "4 files of 1 deliveries, each accepted or quarantined once")
     assert bookkeeping.of_delivery(run.settings, "first+2")["holds"]  # type: ignore[index]
     assert before is not None
     assert len(Dataset(settings).rows(before)) == 2
@@ -300,7 +300,7 @@ def test_a_corrected_list_settles_a_label_conflict(settings: Settings) -> None:
     lay(settings, "first", {"labels.csv": said.format("NORMAL").encode()})
     rejudge(run, "first")
     assert labels(run) == ["NORMAL"] * 3
-    assert [row["reason"] for row in quarantine(run)] == ["duplicate"]
+    assert [row["reason"] for row in quarantine(run.settings)] == ["duplicate"]
 
 
 def test_a_conflict_is_not_settled_by_what_is_still_there(settings: Settings) -> None:
@@ -308,7 +308,7 @@ def test_a_conflict_is_not_settled_by_what_is_still_there(settings: Settings) ->
     Path(settings.incoming, "first", "PNEUMONIA", "b.img").unlink()
     rejudge(run, "first")
     assert labels(run) == ["NORMAL", "PNEUMONIA"]
-    assert sorted(row["reason"] for row in quarantine(run)) == ["label-conflict", "label-conflict", "vanished"]
+    assert sorted(row["reason"] for row in quarantine(run.settings)) == ["label-conflict", "label-conflict", "vanished"]
 
 
 def test_a_delivery_that_was_cleared_away_settles_nothing(settings: Settings) -> None:
@@ -334,9 +334,9 @@ def test_a_conflict_is_settled_in_a_delivery_that_was_copied_anew(settings: Sett
     Path(settings.incoming, "first", "PNEUMONIA", "b.img").unlink()
     found = rejudge(run, "first")
     assert (found["key"], found["accepted"], found["gone"]) == ("first+3", 1, 1)
-    assert verify(run)[0]
+    assert verify(run.settings)[0]
     assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
-    assert sorted(row["reason"] for row in quarantine(run)) == ["duplicate", "duplicate", "vanished"]
+    assert sorted(row["reason"] for row in quarantine(run.settings)) == ["duplicate", "duplicate", "vanished"]
     assert rejudge(run, "first")["key"] == ""
 
 
@@ -347,9 +347,9 @@ def test_a_file_that_was_copied_anew_is_not_gone(settings: Settings) -> None:
     assert rejudge(run, "first")["gone"] == 1
     assert Dataset(settings).manifest("first+2")["file"].tolist() == ["PNEUMONIA/b.img"]
     ingest(run)
-    assert verify(run)[0]
+    assert verify(run.settings)[0]
     assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
-    assert "label-conflict" not in {row["reason"] for row in quarantine(run)}
+    assert "label-conflict" not in {row["reason"] for row in quarantine(run.settings)}
 
 
 def test_a_wrong_copy_that_is_overwritten_is_settled(settings: Settings) -> None:
@@ -358,7 +358,7 @@ def test_a_wrong_copy_that_is_overwritten_is_settled(settings: Settings) -> None
     ingest(run)
     assert rejudge(run, "first")["accepted"] == 1
     assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA", "PNEUMONIA"]
-    assert verify(run)[0]
+    assert verify(run.settings)[0]
 
 
 def test_a_conflict_is_settled_where_only_litter_is_left(settings: Settings) -> None:
@@ -381,7 +381,7 @@ def test_a_new_file_decides_nothing_about_those_that_wait(settings: Settings) ->
     assert (found["judged"], found["accepted"], found["gone"]) == (1, 1, 1)
     assert labels(run) == ["NORMAL", "NORMAL", "PNEUMONIA"]
     ingest(run)
-    assert sorted(row["reason"] for row in quarantine(run)) == ["duplicate", "vanished"]
+    assert sorted(row["reason"] for row in quarantine(run.settings)) == ["duplicate", "vanished"]
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["only gone", "one is taken"])
@@ -414,10 +414,10 @@ def test_nothing_of_another_check_is_left_beside_an_addition(settings: Settings,
 
 
 def test_verify_tells_a_radiograph_that_was_taken_twice(committed: Run) -> None:
-    assert verify(committed) == (True, "6 files of 1 deliveries, each accepted or quarantined once")
+    assert verify(committed.settings) == (True, "6 files of 1 deliveries, each accepted or quarantined once")
     dataset = Dataset(committed.settings)
-    assert dataset._add("other", dataset.store.read("manifests/first.parquet"), 1)
-    assert verify(committed) == (False, "2 files or radiographs were accepted more than once")
+    assert dataset.append("other", dataset.store.read("manifests/first.parquet"), 1)
+    assert verify(committed.settings) == (False, "2 files or radiographs were accepted more than once")
 
 
 def test_the_written_rules_are_those_of_the_code() -> None:

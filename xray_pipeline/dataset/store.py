@@ -145,15 +145,24 @@ class Dataset:
         accepted = int((table["verdict"] == "accepted").sum())
         return Manifest(key, digest, accepted, len(table) - accepted)
 
+    def begun(self) -> bool:
+        """Say whether anything was ever committed here. Raises StorageUnavailable."""
+        return self.store.exists(IDENTITY) or any(self.store.list("commits"))
+
+    def mend(self) -> None:
+        """Put a damaged dataset.json back when it follows from the settings. Raises as `settle` does."""
+        self.commits.read(self._derived)
+
+    def _derived(self) -> bytes:
+        return canonical(msgspec.to_builtins(self._identity(key_of(self.settings))))
+
     def settle(self) -> list[Commit]:
         """Finish what a process that was killed had committed, before anything else is judged; return all commits.
 
         A damaged dataset.json is put back when it follows from the settings. Raises DatasetError for a broken chain of
         commits, a manifest that is missing and one that no commit names.
         """
-        commits, there = self.commits.listed(
-            lambda: canonical(msgspec.to_builtins(self._identity(key_of(self.settings))))
-        )
+        commits, there = self.commits.listed(self._derived)
         for commit in commits:
             if commit.file not in there:
                 self._finish(commit)

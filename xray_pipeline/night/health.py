@@ -57,14 +57,14 @@ def before_night(run: Run) -> None:
     WeightsError.
     """
     settings = run.settings
-    compare(run)
-    sweep(settings)
     require_folder(settings.incoming)
     due(settings, datetime.now(UTC))
     _policy(settings)
-    _patient_key(settings)
     _recipe(settings, run)
     _device(settings)
+    compare(run)
+    _patient_key(settings)
+    sweep(settings)
 
 
 def check(settings: Settings, now: datetime | None = None) -> list[Health]:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from xray_pipeline.base.errors import DatasetError, RegistryUnavailable
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -19,7 +20,8 @@ def compare(run: Run) -> None:
     Raises RegistryError when they are not each other's, DatasetError for a store that lost its dataset, LedgerError,
     RegistryUnavailable, StorageUnavailable.
     """
-    is_there = run.store().exists("dataset/dataset.json")
+    dataset = Dataset(run.settings)
+    is_there = dataset.begun()
     ledger, uri = run.compared if is_there else Ledger(run.store()), run.settings.tracking_uri
     database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
     if database and not database.exists() and not any(ledger.store.list()):
@@ -29,6 +31,8 @@ def compare(run: Run) -> None:
             f"{run.settings.store} holds a ledger but no dataset/dataset.json: is all of the store mounted? If it is, "
             f"restore the dataset from a backup; nothing was written"
         )
+    if is_there:
+        dataset.mend()  # only to what the first commit names
     Registry(run.settings, ledger).aliases()
 
 

@@ -252,7 +252,7 @@ def test_a_candidate_tag_on_another_version_is_not_believed(site: Site) -> None:
 @pytest.mark.parametrize("text", ["", "7", "{}", "[1]", '{"sequence": "x", "head": ""}'])
 def test_a_mark_that_was_edited_is_named(site: Site, text: str) -> None:
     site.client.set_registered_model_tag("chest-xray", FOLLOWED_TAG, text)
-    with pytest.raises(RegistryError, match=r"tag xray\.followed .* changed by hand; .* delete the tag in MLflow"):
+    with pytest.raises(RegistryError, match=r"tag xray\.followed .* changed by hand; .*delete the tag in MLflow"):
         operations.reconcile(site.registry)
     site.client.delete_registered_model_tag("chest-xray", FOLLOWED_TAG)
     operations.reconcile(site.registry)

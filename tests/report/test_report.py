@@ -333,7 +333,7 @@ def test_hostile_names_stay_text(two: Made) -> None:
 def test_a_difference_is_coloured_only_beyond_doubt_and_the_right_way() -> None:
     up, down, unclear = Interval(0.1, 0.05, 0.2), Interval(-0.1, -0.2, -0.05), Interval(0.1, -0.1, 0.2)
     assert [difference(d).tone for d in (up, down, unclear, None)] == ["good", "bad", "", ""]
-    assert [difference(d, lower_is_better=True).tone for d in (up, down)] == ["bad", "good"]
+    assert [difference(d, higher_is_better=False).tone for d in (up, down)] == ["bad", "good"]
 
 
 def test_the_card_has_the_sections_of_a_model_card(two: Made) -> None:

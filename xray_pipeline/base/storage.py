@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import re
 import stat
@@ -23,12 +22,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
-
-import boto3
-from boto3.exceptions import Boto3Error
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from xray_pipeline.base.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 from xray_pipeline.base.scratch import stale
@@ -357,11 +350,16 @@ class S3Store(Store):
             return data
 
     def write(self, key: str, data: bytes) -> None:
+        import io
+
         with self._errors(key):
             # upload_fileobj goes in parts when large; an unfinished upload is never visible.
             self._client.upload_fileobj(io.BytesIO(data), self.bucket, self._name(key))
 
     def write_if_absent(self, key: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
         def racing(error: BaseException) -> bool:  # S3's answer while another conditional write is under way
             return isinstance(error, ClientError) and _status(error) == 409
 
@@ -425,6 +423,9 @@ class S3Store(Store):
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
         place = f"{key!r} in {self.uri}"
         try:
             yield
@@ -444,6 +445,10 @@ def _status(error: Any) -> int:
 
 
 def _s3_client(endpoint: str) -> Any:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
     config = Config(
         retries={"mode": "standard", "max_attempts": 5},
         connect_timeout=5,

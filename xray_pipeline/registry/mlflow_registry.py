@@ -72,8 +72,8 @@ class ModelVersion:
 class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a tag of the registered model remembers: the newest entry or commit that was seen, and its digest."""
 
-    sequence: int = 0
-    head: str = ""
+    sequence: int
+    head: str
 
 
 @dataclass(frozen=True)
@@ -620,12 +620,14 @@ def _aliases(model: Any) -> dict[str, int | None]:
 
 
 def _mark(model: Any, tag: str) -> Mark:
+    if (text := model.tags.get(tag)) is None:
+        return Mark(0, "")
     try:
-        return msgspec.json.decode(model.tags.get(tag, "{}"), type=Mark)
+        return msgspec.json.decode(text, type=Mark)
     except ValueError as error:
         raise RegistryError(
-            f"tag {tag} of the registered model {model.name!r} is damaged or was changed by hand ({error}); restore "
-            f"MLflow from a backup, or, if no copy of the store is newer, delete the tag: it is written anew"
+            f"tag {tag} of the registered model {model.name!r} is {text[:80]!r}, damaged or changed by hand; if no "
+            f"copy of the store is newer than this one, delete the tag in MLflow: it is written anew"
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -16,6 +15,7 @@ import phantom
 import pytest
 from typer.testing import CliRunner, Result
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
@@ -171,12 +171,26 @@ def test_an_alarm_is_settled(site: Site) -> None:
     site.monkeypatch.setenv("XRAY_POLICY", str(policy))
     key = sorted(path.name for path in (site.home / "incoming").iterdir())[-1]
     checked = Path(site.settings.store) / "intake" / key / alarms.CHECKED
-    checked.write_text(json.dumps({**json.loads(checked.read_text()), "alarms": ["pixels"]}))
+    store = open_store(checked.parent)
+    records.write(
+        store, checked.name, {**records.unsealed(store.read(checked.name), checked.name), "alarms": ["pixels"]}
+    )
     acknowledge, promote = commands("A drift alarm")
     assert "clause 4.9" in site.trouble("promote", "2", "--reason", "better")
     site.do(acknowledge, **{"2026-03-03": key})
     site.do(promote, **{"promote 12": "promote 2"})
     assert site.champion() == 2
+    site.whole()
+
+
+def test_a_damaged_radiograph_is_put_back(site: Site) -> None:
+    look, mend = commands("A radiograph is damaged")
+    site.do(look)
+    path = sorted((Path(site.settings.store) / "dataset" / "radiographs").rglob("*.*"))[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    site.do(mend)
+    assert path.read_bytes() == whole
     site.whole()
 
 

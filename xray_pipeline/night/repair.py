@@ -48,7 +48,7 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Damaged:
+class DamagedRadiograph:
     """A stored radiograph that can't be used: why, and the (delivery, row) pairs that brought it."""
 
     digest: str
@@ -69,7 +69,7 @@ class Found:
 
     stored: int
     read: int
-    damaged: tuple[Damaged, ...]
+    damaged: tuple[DamagedRadiograph, ...]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Repaired:
     """What a repair did: radiographs read, those put back, and those whose original is nowhere to be found."""
 
     read: int
-    repaired: tuple[Damaged, ...]
-    lost: tuple[Damaged, ...]
+    repaired: tuple[DamagedRadiograph, ...]
+    lost: tuple[DamagedRadiograph, ...]
 
 
 def look(dataset: Dataset, quick: bool = False, progress: Progress | None = None) -> Found:
@@ -96,7 +96,9 @@ def look(dataset: Dataset, quick: bool = False, progress: Progress | None = None
         asked = sorted({*absent, *random.SystemRandom().sample(places, min(SAMPLE, len(places)))})
     troubles = _troubles(dataset, asked, progress)
     return Found(
-        len(places), len(asked), tuple(Damaged(*place, why, origins.rows(place[0])) for place, why in troubles)
+        len(places),
+        len(asked),
+        tuple(DamagedRadiograph(*place, why, origins.rows(place[0])) for place, why in troubles),
     )
 
 
@@ -140,7 +142,7 @@ def heal(dataset: Dataset, delivery: Store, table: pd.DataFrame, known: Callable
     again = table[table["digest"].map(lambda digest: bool(digest) and known(digest) is not None)]
     rows = {row.digest: row for row in again.drop_duplicates("digest").itertuples()}
     damaged = [
-        Damaged(*place, why, ())
+        DamagedRadiograph(*place, why, ())
         for place, why in _troubles(dataset, [(row.digest, row.suffix) for row in rows.values()], None)
     ]
     healed = [one for one in damaged if _put_back(dataset, one, [(delivery, rows[one.digest])])]
@@ -168,7 +170,7 @@ def _troubles(dataset: Dataset, places: Iterable[Place], progress: Progress | No
     return found
 
 
-def _put_back(dataset: Dataset, one: Damaged, originals: Iterable[tuple[Store, Any]]) -> bool:
+def _put_back(dataset: Dataset, one: DamagedRadiograph, originals: Iterable[tuple[Store, Any]]) -> bool:
     """Make a radiograph anew from the first of some rows (each with its delivery's store) that gives its digest."""
     limits = rules.limits(dataset.settings.rules)
     for delivery, row in originals:
@@ -188,7 +190,7 @@ def _put_back(dataset: Dataset, one: Damaged, originals: Iterable[tuple[Store, A
     return False
 
 
-def _put(dataset: Dataset, one: Damaged, data: bytes) -> bool:
+def _put(dataset: Dataset, one: DamagedRadiograph, data: bytes) -> bool:
     try:
         dataset.put(one.digest, one.suffix, data)
         dataset.read(one.digest, one.suffix)

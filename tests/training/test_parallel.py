@@ -113,6 +113,7 @@ def test_a_killed_process_ends_the_others_and_is_named(grown: Settings, caplog: 
         trained(both, **MANY_STEPS)
     kept = step_of(both)
     caplog.set_level("INFO", "xray_pipeline")
+    caplog.clear()
     trained(grown, **MANY_STEPS)  # in one process
     [place] = re.findall(r"going on from epoch (\d+), step (\d+)", caplog.text)
     assert int(place[0]) * STEPS_AN_EPOCH + int(place[1]) == kept

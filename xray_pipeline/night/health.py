@@ -126,7 +126,7 @@ def _ledger(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
-    compare(Run(settings))
+    compare(Run(settings), mend=False)
     registry = Registry(settings)
     found, state = registry.aliases(), registry.ledger.state()
     wanted = {"champion": state.champion, "challenger": state.challenger}

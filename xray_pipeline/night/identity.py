@@ -14,9 +14,10 @@ from xray_pipeline.registry.mlflow_registry import Registry
 log = logging.getLogger(__name__)
 
 
-def compare(run: Run) -> None:
+def compare(run: Run, *, mend: bool = True) -> None:
     """Compare the identities of store, ledger and registry; comes before the first write of whatever writes.
 
+    A damaged dataset.json that follows from the settings is put back, unless `mend` says that nothing may be changed.
     Raises RegistryError when they are not each other's, DatasetError for a store that lost its dataset, LedgerError,
     RegistryUnavailable, StorageUnavailable.
     """
@@ -31,7 +32,7 @@ def compare(run: Run) -> None:
             f"{run.settings.store} holds a ledger but no dataset/dataset.json: is all of the store mounted? If it is, "
             f"restore the dataset from a backup; nothing was written"
         )
-    if is_there:
+    if is_there and mend:
         dataset.mend()  # only to what the first commit names
     Registry(run.settings, ledger).aliases()
 

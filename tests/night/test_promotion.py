@@ -33,6 +33,7 @@ from xray_pipeline.registry.ledger import LostRace
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.verify import check
 from xray_pipeline.report import places
+from xray_pipeline.training import candidate as training
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 SITE = Path(__file__).parents[1] / "site"
@@ -276,6 +277,20 @@ def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(n
     assert said in store.read(page).decode()
     assert b"Not to be promoted." not in store.read(page)
     store.write(f"intake/{key}/{alarms.CHECKED}", calm)
+
+
+def test_mlflow_gets_the_report_without_radiographs_unless_asked(nights: Run) -> None:
+    asked, store = promotion.request(nights), nights.store()
+    key, run_id = places.report_key(asked.candidate, 1), training.find_candidate(store, asked.candidate).run_id
+
+    def in_mlflow() -> str:
+        return Path(MlflowClient().download_artifacts(run_id, "report.html")).read_text(encoding="utf-8")
+
+    assert store.read(key).count(b"data:image/") > 0
+    assert (in_mlflow().count("data:image/"), in_mlflow().count("<svg ")) == (0, store.read(key).count(b"<svg "))
+    store.delete(key)
+    promotion.request(replace(nights, settings=nights.settings.model_copy(update={"mlflow_pictures": True})))
+    assert in_mlflow() == store.read(key).decode()
 
 
 def test_the_model_server_answers_as_was_judged(nights: Run) -> None:

@@ -114,6 +114,7 @@ class Settings(BaseSettings):
     tracking_uri: str = Field("", description="MLflow server; sqlite:///<home>/mlflow.db")
     experiment: str = Field("chest-xray", description="MLflow experiment of the candidates")
     model_name: str = Field("chest-xray", description="registered model")
+    mlflow_pictures: bool = Field(False, description="true: MLflow gets pictures of radiographs, too, not figures only")
 
     classes: Words = Field(("NORMAL", "PNEUMONIA"), description="class names; of two, the last is positive")
     split_mode: SplitMode = Field("patient", description="what decides the split, fixed by the first delivery")

@@ -48,7 +48,8 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
     )
     # The store's page last: where it is of this decision, so are the others.
     for name, text in (("model-card.md", report.model_card(shown)), ("report.html", report.render(shown))):
-        registry.attach(both.candidate.run_id, name, text)
+        for_mlflow = text if run.settings.mlflow_pictures else report.without_pictures(text)
+        registry.attach(both.candidate.run_id, name, for_mlflow)
         run.store().write(report_key(both.candidate.digest, both.champion, name), text.encode())
     return report_key(both.candidate.digest, both.champion)
 

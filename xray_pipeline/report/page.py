@@ -8,6 +8,7 @@ digits of its digest, never by file or patient. The trade-off: the gallery makes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,11 @@ class Report:
 def render(report: Report) -> str:
     """Return the HTML page. Raises KeyError when the evidence lacks the candidate's evaluation."""
     return template("report", "report.html.j2").render(**_context(report))
+
+
+def without_pictures(page: str) -> str:
+    """Return a page made by `render` with the radiographs left out, for who may see figures but no images of people."""
+    return re.sub(r"<img [^>]*>", '<div class="none">kept in the store</div>', page)
 
 
 def is_of(page: str, decision: Decision) -> bool:

@@ -99,12 +99,12 @@ def check_delivery(delivery: str) -> None:
 
 
 @task(trigger_rule="all_done")
-def commit_deliveries(found: list[str] | None) -> dict[str, Any]:
+def commit_deliveries(deliveries: list[str] | None) -> dict[str, Any]:
     from xray_pipeline.night import steps as night
 
-    if found is None:
+    if deliveries is None:
         raise AirflowFailException("find_deliveries failed; see its log")
-    return night.commit_deliveries(_run(), found).to_dict()
+    return night.commit_deliveries(_run(), deliveries).to_dict()
 
 
 @task(**GPU, execution_timeout=timedelta(hours=8))
@@ -171,7 +171,7 @@ def promote(registered: dict[str, Any]) -> dict[str, Any]:
 
 @task(trigger_rule="none_failed")
 def conclude(
-    found: list[str],
+    deliveries: list[str],
     committed: dict[str, Any],
     trained: dict[str, Any] | None,
     evaluated: dict[str, Any] | None,
@@ -181,7 +181,8 @@ def conclude(
 ) -> dict[str, Any]:
     from xray_pipeline.night import summary
 
-    said = summary.conclude(_run(), found, committed, trained, evaluated, decided, registered, promoted)
+    steps = summary.Night(deliveries, committed, trained, evaluated, decided, registered, promoted)
+    said = summary.conclude(_run(), steps)
     if said["unchecked"]:
         raise AirflowFailException(
             f"not taken, see check_delivery and commit_deliveries: {', '.join(said['unchecked'])}; "
@@ -208,15 +209,15 @@ def conclude(
     },
 )
 def xray_retrain() -> None:
-    found = find_deliveries()
-    committed = commit_deliveries(found)
-    check_delivery.expand(delivery=found) >> committed
+    deliveries = find_deliveries()
+    committed = commit_deliveries(deliveries)
+    check_delivery.expand(delivery=deliveries) >> committed
     trained = train(committed)
     evaluated = evaluate(trained)
     decided = decide(evaluated)
     registered = register(decided)
     promoted = promote(registered)
-    conclude(found, committed, trained, evaluated, decided, registered, promoted)
+    conclude(deliveries, committed, trained, evaluated, decided, registered, promoted)
     airflow_links.put(airflow_links.MlflowRun(), trained, evaluated, decided)
     airflow_links.put(airflow_links.MlflowVersion(), registered, promoted)
 

@@ -130,5 +130,5 @@ def _why_void(version: int, champion: int | None, models: Mapping[str, Sequence[
 
 @functools.lru_cache(maxsize=1)
 def _ledger(store: str) -> Ledger:
-    """One ledger for all requests: entries that were read are kept."""
+    """Open one ledger for all requests: it keeps the entries that it has read."""
     return Ledger(open_store(store, Settings()))

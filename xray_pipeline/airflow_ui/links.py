@@ -37,10 +37,10 @@ def asked_version(context: Mapping[str, Any], registered: Asset) -> tuple[int | 
     if (version := context["params"].get("version")) is not None:
         return int(version), "", ""
     events = context.get("triggering_asset_events") or {}
-    found = [event.extra for event in events.get(registered, ()) if event.extra and "version" in event.extra]
-    if not found:
+    told = [event.extra for event in events.get(registered, ()) if event.extra and "version" in event.extra]
+    if not told:
         return None, "", ""
-    newest = max(found, key=lambda extra: int(extra["version"]))
+    newest = max(told, key=lambda extra: int(extra["version"]))
     if newest.get("promotes"):
         return None, "", f"the night that registered version {newest['version']} promotes it itself"
     return int(newest["version"]), str(newest.get("candidate", "")), ""
@@ -54,10 +54,10 @@ class _Link(BaseOperatorLink):
         settings = Settings()
         if not settings.mlflow_page:
             return ""
-        found = ti_key.xcom_pull(task_ids=operator.task_id)
-        return self.page(settings, found) if isinstance(found, Mapping) else ""
+        returned = ti_key.xcom_pull(task_ids=operator.task_id)
+        return self.page(settings, returned) if isinstance(returned, Mapping) else ""
 
-    def page(self, settings: Settings, found: Mapping[str, Any]) -> str:
+    def page(self, settings: Settings, returned: Mapping[str, Any]) -> str:
         raise NotImplementedError
 
 
@@ -66,9 +66,9 @@ class MlflowRun(_Link):
 
     name = "MLflow run"
 
-    def page(self, settings: Settings, found: Mapping[str, Any]) -> str:
+    def page(self, settings: Settings, returned: Mapping[str, Any]) -> str:
         """Return the run's address."""
-        return run_page(settings, str(found.get("candidate", "")))
+        return run_page(settings, str(returned.get("candidate", "")))
 
 
 class MlflowVersion(_Link):
@@ -76,9 +76,9 @@ class MlflowVersion(_Link):
 
     name = "MLflow version"
 
-    def page(self, settings: Settings, found: Mapping[str, Any]) -> str:
+    def page(self, settings: Settings, returned: Mapping[str, Any]) -> str:
         """Return the version's address."""
-        return version_page(settings, int(found["version"])) if found.get("version") else ""
+        return version_page(settings, int(returned["version"])) if returned.get("version") else ""
 
 
 def put(link: _Link, *results: Any) -> None:
@@ -102,7 +102,7 @@ def run_page(settings: Settings, candidate: str) -> str:
     if not settings.mlflow_page or not DIGEST.fullmatch(candidate):
         return ""
     try:
-        kept = records.read(open_store(settings.store, settings), f"candidates/{candidate}/run.json", dict[str, str])
+        logged = records.read(open_store(settings.store, settings), f"candidates/{candidate}/run.json", dict[str, str])
     except (ObjectNotFound, DatasetError):
         return ""
-    return f"{settings.mlflow_page}/#/runs/{kept['run_id']}"
+    return f"{settings.mlflow_page}/#/runs/{logged['run_id']}"

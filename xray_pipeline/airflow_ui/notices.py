@@ -74,7 +74,7 @@ def notifiers(event: str, text: str) -> list[BaseNotifier]:
 
 def _wanted(event: str, text: str) -> list[tuple[type[BaseNotifier], dict[str, Any]]]:
     settings = Settings()
-    found: list[tuple[type[BaseNotifier], dict[str, Any]]] = [
+    ways: list[tuple[type[BaseNotifier], dict[str, Any]]] = [
         (WebhookNotifier, {"event": event, "text": text, "setting": setting})
         for setting in ("notify_webhook", "notify_slack")
         if getattr(settings, setting).get_secret_value()
@@ -83,8 +83,8 @@ def _wanted(event: str, text: str) -> list[tuple[type[BaseNotifier], dict[str, A
         from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 
         subject, body = f"{settings.model_name}: {event}", f"<p>{text}</p>"
-        found.append((SmtpNotifier, {"to": list(settings.notify_email), "subject": subject, "html_content": body}))
-    return found
+        ways.append((SmtpNotifier, {"to": list(settings.notify_email), "subject": subject, "html_content": body}))
+    return ways
 
 
 def deadlines(text: str) -> list[DeadlineAlert]:

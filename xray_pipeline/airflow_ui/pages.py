@@ -74,7 +74,7 @@ async def _headers(request: Request, call_next: Any) -> Response:
 
 
 def champion(session: SessionDep, before: Annotated[int | None, Query(ge=1, le=99_999_999)] = None) -> HTMLResponse:
-    """The champion, the challenger, what waits for approval, and the decisions before entry `before`, newest first."""
+    """Show champion, challenger, what waits for approval, and the decisions before entry `before`, newest first."""
     settings = Settings()
     try:
         ledger = _ledger(settings.store)
@@ -99,18 +99,18 @@ def champion(session: SessionDep, before: Annotated[int | None, Query(ge=1, le=9
 
 
 def script() -> Response:
-    """The component that shows `champion` inside Airflow's own page."""
+    """Give the component that shows `champion` inside Airflow's own page."""
     text = (files("xray_pipeline.airflow_ui") / "templates" / "champion.js").read_text(encoding="utf-8")
     return Response(text, media_type="text/javascript")
 
 
 def report(candidate: Digest, against: Against) -> Response:
-    """The report on a candidate against a champion (its version, or `none`)."""
+    """Show the report on a candidate against a champion (its version, or `none`)."""
     return _report(candidate, None if against == "none" else int(against))
 
 
 def run_report(dag_id: Name, run_id: Name, session: SessionDep) -> Response:
-    """The report of a DAG run, or why it has none."""
+    """Show the report of a DAG run, or say why it has none."""
     said = _returned(session, dag_id, run_id, "decide", "prepare", "conclude")
     about = said.get("decide") or said.get("prepare") or {}
     candidate = str(about.get("candidate", ""))
@@ -138,7 +138,7 @@ def _report(candidate: str, against: int | None) -> Response:
 
 @functools.lru_cache(maxsize=1)
 def _ledger(store: str) -> Ledger:
-    """One ledger per process: entries that were read are kept."""
+    """Open one ledger per process: it keeps the entries that it has read."""
     return Ledger(open_store(store, Settings()))
 
 
@@ -179,30 +179,30 @@ def _report_address(entry: Entry, store: Store) -> str:
 
 
 def _metrics(entry: Entry, store: Store) -> dict[str, dict[str, float]]:
-    """The metrics that a version was registered with."""
+    """Return the metrics that a version was registered with."""
     from xray_pipeline.night.run import kept_evidence
 
     try:
-        found = kept_evidence(store, entry.decision["evidence"])
+        evidence = kept_evidence(store, entry.decision["evidence"])
     except (KeyError, ObjectNotFound, DatasetError):  # the page is of more than this
         return {}
-    metrics = found["candidate"]["metrics"]
+    metrics = evidence["candidate"]["metrics"]
     return {name: metrics[name] for name in HEADLINE if name in metrics}
 
 
 def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
-    """The requests of xray_promote that nobody has answered, newest first, each with why it is void, if it is."""
+    """Return the requests of xray_promote that nobody has answered, newest first, each with why it is void if it is."""
     query = (
         select(TaskInstance.run_id, HITLDetail.created_at)
         .join(TaskInstance, HITLDetail.ti_id == TaskInstance.id)
         .where(TaskInstance.dag_id == PROMOTE, TaskInstance.state.in_(WAITING), HITLDetail.responded_at.is_(None))
         .order_by(HITLDetail.created_at.desc())
     )
-    found = []
+    requests = []
     for run_id, created in session.execute(query):
         asked = _returned(session, PROMOTE, run_id, "prepare").get("prepare")
         if asked:
-            found.append(
+            requests.append(
                 {
                     "version": asked["version"],
                     "since": created.isoformat(),
@@ -210,11 +210,11 @@ def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
                     "page": f"{airflow_links.BASE}/dags/{PROMOTE}/runs/{run_id}/tasks/approve/required_actions",
                 }
             )
-    return found
+    return requests
 
 
 def _returned(session: Session, dag_id: str, run_id: str, *tasks: str) -> dict[str, dict[str, Any]]:
-    """What tasks of a run returned, by task, of those that returned an object."""
+    """Return what tasks of a run returned, by task, of those that returned an object."""
     query = XComModel.get_many(run_id=run_id, key="return_value", dag_ids=dag_id, task_ids=tasks)
     rows: list[Any] = list(session.scalars(query))
     values = {row.task_id: XComModel.deserialize_value(row) for row in rows}

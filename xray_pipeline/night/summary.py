@@ -3,105 +3,106 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from xray_pipeline.base.progress import Progress
-from xray_pipeline.base.records import Outcome
+from xray_pipeline.base.storage import Store
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms, verdicts
+from xray_pipeline.intake.verdicts import Checked
 from xray_pipeline.night import health
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.run import Run, kept_evidence
+from xray_pipeline.night.run import Run, Trained, kept_evidence
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T", bound=Outcome)
+Returned = Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Night:
+    """What each step of a night returned, as JSON-able values; None for a step that had nothing to do."""
+
+    deliveries: Sequence[str]
+    committed: Mapping[str, Any]
+    trained: Returned = None
+    evaluated: Returned = None
+    decided: Returned = None
+    registered: Returned = None
+    promoted: Returned = None
 
 
 def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     """Run the whole night and return what `conclude` says. Raises what its steps raise."""
     health.before_night(run)
-    found = night.find_deliveries(run)
-    night.check_deliveries(run, found, progress)
-    committed = night.commit_deliveries(run, found, progress)
-    outcomes: dict[str, Mapping[str, Any] | None] = {}
-
-    def keep(name: str, outcome: _T) -> _T:
-        outcomes[name] = outcome.to_dict()
-        return outcome
-
+    deliveries = night.find_deliveries(run)
+    night.check_deliveries(run, deliveries, progress)
+    committed = night.commit_deliveries(run, deliveries, progress)
+    returned: dict[str, Mapping[str, Any]] = {}
     if committed.snapshot:
-        trained = keep("trained", night.train(run, committed.snapshot, progress))
+        trained = night.train(run, committed.snapshot, progress)
+        returned["trained"] = trained.to_dict()
         if not trained.settled:
-            decided = keep("decided", night.decide(run, keep("evaluated", night.evaluate(run, trained, progress))))
-            if decided.verdict == "registered":
-                registered = keep("registered", night.register(run, decided))
-                if not registered.waits:
-                    keep("promoted", night.promote(run, registered))
-    return conclude(run, found, committed.to_dict(), **outcomes)
+            returned |= _after_training(run, trained, progress)
+    return conclude(run, Night(deliveries, committed.to_dict(), **returned))
 
 
-def conclude(
-    run: Run,
-    found: list[str],
-    committed: Mapping[str, Any],
-    trained: Mapping[str, Any] | None = None,
-    evaluated: Mapping[str, Any] | None = None,
-    decided: Mapping[str, Any] | None = None,
-    registered: Mapping[str, Any] | None = None,
-    promoted: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Say what the night did; steps that had nothing to do are None.
+def _after_training(run: Run, trained: Trained, progress: Progress | None) -> dict[str, Mapping[str, Any]]:
+    evaluated = night.evaluate(run, trained, progress)
+    decided = night.decide(run, evaluated)
+    returned: dict[str, Mapping[str, Any]] = {"evaluated": evaluated.to_dict(), "decided": decided.to_dict()}
+    if decided.verdict == "registered":
+        registered = night.register(run, decided)
+        returned["registered"] = registered.to_dict()
+        if not registered.waits:
+            returned["promoted"] = night.promote(run, registered).to_dict()
+    return returned
+
+
+def conclude(run: Run, steps: Night) -> dict[str, Any]:
+    """Say what the night did.
 
     Keys: deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version, alias and
     message. Raises StorageError.
     """
-    store = run.store()
-    deliveries, unchecked = [], []
-    for key in found:
-        verdict = verdicts.checked(store, key)
-        if verdict is None:
-            unchecked.append(key)
-            continue
-        deliveries.append(
-            {
-                "name": key,
-                "state": "ingested" if verdict.fit else "rejected",
-                "accepted": verdict.accepted if verdict.fit else 0,
-                "quarantined": dict(verdict.quarantined),
-                "why": verdict.why,
-                "alarms": list(alarms.of_delivery(store, key)),
-            }
-        )
+    store, committed, evaluated, decided = run.store(), steps.committed, steps.evaluated, steps.decided
+    judged = {key: verdicts.checked(store, key) for key in steps.deliveries}
     evidence = kept_evidence(store, evaluated["evidence"]) if evaluated else {}
     champion = _metrics_of(evidence.get("champion"))
-    version = registered["version"] if registered else None
     summary: dict[str, Any] = {
-        "deliveries": deliveries,
-        "unchecked": unchecked,
+        "deliveries": [_delivery(store, verdict) for verdict in judged.values() if verdict],
+        "unchecked": [key for key, verdict in judged.items() if verdict is None],
         **{name: committed[name] for name in ("snapshot", "images", "patients")},
         "held_out": {"images": committed["held_out_images"], "patients": committed["held_out_patients"]},
         "candidate": _metrics_of(evidence.get("candidate")),
         "champion": {"version": evaluated["champion"], **champion} if evaluated and champion else None,
-        "decision": {
-            "verdict": decided["verdict"],
-            "promoted": bool(promoted),
-            "reasons": list(decided["reasons"]),
-        }
-        if decided
-        else None,
-        "version": version,
-        "alias": "champion" if promoted else "challenger" if registered else "",
+        "decision": _decision(decided, steps.promoted) if decided else None,
+        "version": steps.registered["version"] if steps.registered else None,
+        "alias": "champion" if steps.promoted else "challenger" if steps.registered else "",
     }
-    summary["message"] = _message(summary, trained, registered)
+    summary["message"] = _message(summary, steps.trained, steps.registered)
     log.info("%s", summary["message"])
     return summary
 
 
-def _message(
-    summary: Mapping[str, Any], trained: Mapping[str, Any] | None, registered: Mapping[str, Any] | None
-) -> str:
+def _delivery(store: Store, verdict: Checked) -> dict[str, Any]:
+    return {
+        "name": verdict.key,
+        "state": "ingested" if verdict.fit else "rejected",
+        "accepted": verdict.accepted if verdict.fit else 0,
+        "quarantined": dict(verdict.quarantined),
+        "why": verdict.why,
+        "alarms": list(alarms.of_delivery(store, verdict.key)),
+    }
+
+
+def _decision(decided: Mapping[str, Any], promoted: Returned) -> dict[str, Any]:
+    return {"verdict": decided["verdict"], "promoted": bool(promoted), "reasons": list(decided["reasons"])}
+
+
+def _message(summary: Mapping[str, Any], trained: Returned, registered: Returned) -> str:
     parts = [
         f"Delivery {d['name']} {d['state']}: {d['accepted']} accepted, {sum(d['quarantined'].values())} quarantined."
         + (f" {d['why']}" if d["why"] else "")

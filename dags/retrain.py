@@ -181,7 +181,7 @@ def conclude(
 ) -> dict[str, Any]:
     from xray_pipeline.night import summary
 
-    steps = summary.Night(deliveries, committed, trained, evaluated, decided, registered, promoted)
+    steps = summary.Steps(deliveries, committed, trained, evaluated, decided, registered, promoted)
     said = summary.conclude(_run(), steps)
     if said["unchecked"]:
         raise AirflowFailException(

@@ -22,7 +22,7 @@ Returned = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
-class Night:
+class Steps:
     """What each step of a night returned, as JSON-able values; None for a step that had nothing to do."""
 
     deliveries: Sequence[str]
@@ -46,7 +46,7 @@ def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
         returned["trained"] = trained.to_dict()
         if not trained.settled:
             returned |= _after_training(run, trained, progress)
-    return conclude(run, Night(deliveries, committed.to_dict(), **returned))
+    return conclude(run, Steps(deliveries, committed.to_dict(), **returned))
 
 
 def _after_training(run: Run, trained: Trained, progress: Progress | None) -> dict[str, Mapping[str, Any]]:
@@ -61,7 +61,7 @@ def _after_training(run: Run, trained: Trained, progress: Progress | None) -> di
     return returned
 
 
-def conclude(run: Run, steps: Night) -> dict[str, Any]:
+def conclude(run: Run, steps: Steps) -> dict[str, Any]:
     """Say what the night did.
 
     Keys: deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version, alias and

@@ -20,9 +20,10 @@ from sklearn import metrics as sk
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.evaluation import bootstrap
-from xray_pipeline.evaluation.cases import prepare
+from xray_pipeline.evaluation.bootstrap import Resampling
+from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import NAMES
-from xray_pipeline.evaluation.metrics import Comparison, Evaluation, compare, evaluate
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation, evaluate
 from xray_pipeline.evaluation.predictions import score
 from xray_pipeline.evaluation.slices import Slice, slices
 
@@ -41,6 +42,21 @@ def made(n: int, classes: tuple[str, ...], seed: int, skill: float = 1.5) -> tup
     logits[np.arange(n), truth] += skill
     p = np.exp(logits).round(1) + 0.01
     return p / p.sum(1, keepdims=True), [classes[i] for i in truth], [f"patient{i}" for i in patient]
+
+
+def evaluated(p: Any, labels: Any, patients: Any, classes: Any, threshold: float, draws: int = 100) -> Evaluation:
+    """Evaluate one model."""
+    (found,), comparison = evaluate(prepare([Answers(p, threshold)], labels, patients, classes), Resampling(draws))
+    assert comparison is None
+    return found
+
+
+def versus(p: Any, q: Any, labels: Any, patients: Any, classes: Any, second: float = 0.5) -> Comparison:
+    """Compare two models, the first at a threshold of .5."""
+    cases = prepare([Answers(p, 0.5, "new"), Answers(q, second, "old")], labels, patients, classes)
+    _, found = evaluate(cases, Resampling(100))
+    assert found
+    return found
 
 
 def sklearn_metrics(p: Any, truth: Any, predicted: Any, classes: int, weight: Any = None) -> dict[str, float]:
@@ -68,7 +84,7 @@ def sklearn_metrics(p: Any, truth: Any, predicted: Any, classes: int, weight: An
 @pytest.mark.parametrize("seed", range(3))
 def test_point_values_are_scikit_learns(classes: tuple[str, ...], seed: int) -> None:
     p, labels, patients = made(150, classes, seed)
-    found = evaluate(p, labels, patients, classes, 0.6, resamples=100)
+    found = evaluated(p, labels, patients, classes, 0.6)
     truth = np.array([classes.index(name) for name in labels])
     predicted = (p[:, 1] >= 0.6).astype(int) if len(classes) == 2 else p.argmax(1)
     expected = sklearn_metrics(p, truth, predicted, len(classes))
@@ -79,9 +95,9 @@ def test_point_values_are_scikit_learns(classes: tuple[str, ...], seed: int) -> 
 @pytest.mark.parametrize("classes", [TWO, THREE])
 def test_a_draw_is_measured_as_scikit_learn_measures_weighted_rows(classes: tuple[str, ...]) -> None:
     p, labels, patients = made(120, classes, 5)
-    (cases,) = prepare([p], labels, patients, classes, [0.5])
+    (cases,) = prepare([Answers(p, 0.5)], labels, patients, classes)
     weights = np.random.default_rng(1).integers(0, 4, size=(5, cases.count)).astype(float)
-    found = bootstrap._Measure(cases).measure(weights)
+    found = bootstrap._Table(cases).measure(weights)
     for draw in range(5):
         weight = weights[draw][cases.patient]
         expected = sklearn_metrics(cases.probabilities, cases.truth, cases.predicted, len(classes), weight)
@@ -93,7 +109,7 @@ def test_calibration_error_is_that_of_bins_of_equal_mass() -> None:
     s = np.linspace(0.01, 0.99, 300)  # no ties: 15 bins of 20
     y = np.array(labels) == "PNEUMONIA"
     expected = np.mean([abs(a.mean() - b.mean()) for a, b in zip(np.split(s, 15), np.split(y, 15), strict=True)])
-    found = evaluate(np.c_[1 - s, s], labels, patients, TWO, 0.5, resamples=100)
+    found = evaluated(np.c_[1 - s, s], labels, patients, TWO, 0.5)
     assert found.metrics["ece"].value == pytest.approx(expected)
 
 
@@ -104,17 +120,15 @@ def test_the_order_of_rows_changes_nothing(seed: int, n: int, classes: tuple[str
     q, _, _ = made(n, classes, seed + 1)
     order = np.random.default_rng(seed).permutation(n)
     again = p[order], [labels[i] for i in order], [patients[i] for i in order]
-    assert evaluate(p, labels, patients, classes, 0.5, resamples=100) == evaluate(*again, classes, 0.5, resamples=100)
-    first = compare(p, q, labels, patients, classes, (0.5, 0.4), resamples=100)
-    second = compare(p[order], q[order], *again[1:], classes, (0.5, 0.4), resamples=100)
-    assert first == second
+    assert evaluated(p, labels, patients, classes, 0.5) == evaluated(*again, classes, 0.5)
+    assert versus(p, q, labels, patients, classes, 0.4) == versus(p[order], q[order], *again[1:], classes, 0.4)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(8, 150), st.sampled_from([TWO, THREE]))
 @example(38, 19, TWO)  # an average precision of 1 + 2e-16
 def test_every_interval_holds_its_value_and_stays_in_range(seed: int, n: int, classes: tuple[str, ...]) -> None:
-    found = evaluate(*made(n, classes, seed), classes, 0.5, resamples=100)
+    found = evaluated(*made(n, classes, seed), classes, 0.5)
     assert set(found.metrics) == set(NAMES)
     for interval in found.metrics.values():
         assert 0 <= interval.low <= interval.value <= interval.high <= 1 + 1e-12
@@ -128,7 +142,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         y, right = np.repeat(rng.random(150) < 0.5, 2), np.repeat(rng.random(150) < 0.85, 2)
         s = np.where(y == right, 0.9, 0.1)
         patients = [str(i) for i in np.repeat(np.arange(150), 2)]
-        found = evaluate(np.c_[1 - s, s], [TWO[int(i)] for i in y], patients, TWO, 0.5, resamples=200)
+        found = evaluated(np.c_[1 - s, s], [TWO[int(i)] for i in y], patients, TWO, 0.5, 200)
         covered += found.metrics["accuracy"].low <= 0.85 <= found.metrics["accuracy"].high
     assert 0.89 < covered / runs <= 0.99
 
@@ -136,7 +150,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 def test_a_perfect_score_is_not_certain() -> None:
     labels = ["NORMAL", "PNEUMONIA"] * 20
     s = np.array([0.1, 0.9] * 20)
-    found = evaluate(np.c_[1 - s, s], labels, [str(i) for i in range(40)], TWO, 0.5, resamples=100)
+    found = evaluated(np.c_[1 - s, s], labels, [str(i) for i in range(40)], TWO, 0.5)
     assert found.metrics["accuracy"].low == pytest.approx(stats.beta.ppf(0.025, 40, 1))
     assert found.metrics["sensitivity"].low == pytest.approx(stats.beta.ppf(0.025, 20, 1))
 
@@ -145,7 +159,7 @@ def test_a_mean_of_which_one_part_is_perfect_is_not_more_certain_than_its_parts(
     labels = ["NORMAL", "PNEUMONIA"] * 20
     s = np.array([0.1, 0.9] * 20)
     s[[0, 2, 4]] = 0.8
-    found = evaluate(np.c_[1 - s, s], labels, [str(i) for i in range(40)], TWO, 0.5, resamples=200).metrics
+    found = evaluated(np.c_[1 - s, s], labels, [str(i) for i in range(40)], TWO, 0.5, 200).metrics
     balanced, sensitivity, specificity = (found[n] for n in ("balanced_accuracy", "sensitivity", "specificity"))
     assert sensitivity.value == 1
     assert balanced.low <= (sensitivity.low + specificity.low) / 2
@@ -153,7 +167,7 @@ def test_a_mean_of_which_one_part_is_perfect_is_not_more_certain_than_its_parts(
 
 def test_a_model_that_always_says_one_of_three_is_not_certain_to_be_right_about_a_third() -> None:
     labels = list(THREE) * 15
-    found = evaluate(np.array([[0.2, 0.6, 0.2]] * 45), labels, [str(i) for i in range(45)], THREE, 0.5, resamples=200)
+    found = evaluated(np.array([[0.2, 0.6, 0.2]] * 45), labels, [str(i) for i in range(45)], THREE, 0.5, 200)
     for name in ("balanced_accuracy", "sensitivity", "specificity"):
         assert found.metrics[name].low < found.metrics[name].value < found.metrics[name].high
     for one in found.by_class.values():
@@ -162,7 +176,7 @@ def test_a_model_that_always_says_one_of_three_is_not_certain_to_be_right_about_
 
 def test_each_class_against_the_rest_is_a_two_class_evaluation() -> None:
     p, labels, patients = made(150, THREE, 3)
-    found = evaluate(p, labels, patients, THREE, 0.5, resamples=100)
+    found = evaluated(p, labels, patients, THREE, 0.5)
     assert set(found.by_class) == set(THREE)
     truth, predicted = np.array([THREE.index(name) for name in labels]), p.argmax(1)
     for c, name in enumerate(THREE):
@@ -174,7 +188,7 @@ def test_each_class_against_the_rest_is_a_two_class_evaluation() -> None:
 
 def test_nothing_called_positive_gives_a_predictive_value_of_nought_to_one() -> None:
     labels = ["NORMAL", "PNEUMONIA"] * 20
-    found = evaluate(np.full((40, 2), 0.5), labels, [str(i) for i in range(40)], TWO, 0.9, resamples=100)
+    found = evaluated(np.full((40, 2), 0.5), labels, [str(i) for i in range(40)], TWO, 0.9)
     ppv = found.metrics["ppv"]
     assert (ppv.value, ppv.low, ppv.high) == (0, 0, 1)
 
@@ -182,7 +196,7 @@ def test_nothing_called_positive_gives_a_predictive_value_of_nought_to_one() -> 
 def test_a_thousand_resamples_of_800_radiographs_take_well_under_a_second() -> None:
     p, labels, patients = made(800, TWO, 1)
     start = time.process_time()
-    evaluate(p, labels, patients, TWO, 0.5, resamples=1000)
+    evaluated(p, labels, patients, TWO, 0.5, 1000)
     assert time.process_time() - start < 1
 
 
@@ -194,22 +208,22 @@ GOOD = made(10, TWO, 0)
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"probabilities": np.empty((0, 2)), "labels": [], "patients": []}, "held-out split is empty"),
+        ({"p": np.empty((0, 2)), "labels": [], "patients": []}, "held-out split is empty"),
         ({"labels": ["NORMAL"] * 10}, "none of the 10 rows is PNEUMONIA"),
         ({"labels": ["COVID"] * 10}, "'COVID' is not one of the model's classes"),
-        ({"probabilities": np.full((10, 2), np.nan)}, "row 0 holds .*nan"),
-        ({"probabilities": np.full((10, 2), 0.7)}, "row 0 holds .*0.7"),
-        ({"probabilities": np.array([[1.5, -0.5]] * 10)}, "row 0 holds .*1.5"),
-        ({"probabilities": np.full((9, 2), 0.5)}, r"shape \(9, 2\), expected \(10, 2\)"),
+        ({"p": np.full((10, 2), np.nan)}, "row 0 holds .*nan"),
+        ({"p": np.full((10, 2), 0.7)}, "row 0 holds .*0.7"),
+        ({"p": np.array([[1.5, -0.5]] * 10)}, "row 0 holds .*1.5"),
+        ({"p": np.full((9, 2), 0.5)}, r"shape \(9, 2\), expected \(10, 2\)"),
         ({"patients": ["a"] * 9 + [""]}, "need 10 patients, none of them empty"),
         ({"threshold": float("nan")}, "threshold is not a number"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_scored_is_named(change: dict[str, Any], says: str) -> None:
-    arguments = {"probabilities": GOOD[0], "labels": GOOD[1], "patients": GOOD[2], "threshold": 0.5, **change}
+    arguments = {"p": GOOD[0], "labels": GOOD[1], "patients": GOOD[2], "threshold": 0.5, **change}
     with pytest.raises(EvaluationError, match=says):
-        evaluate(**arguments, classes=TWO)
+        evaluated(**arguments, classes=TWO)
 
 
 # --- the paired comparison
@@ -220,8 +234,7 @@ def pair(candidate_right: Any, champion_right: Any, patients: Any) -> Comparison
     y = np.arange(len(candidate_right)) % 2 == 1
     a, b = (np.where(np.asarray(right) == y, 0.9, 0.1) for right in (candidate_right, champion_right))
     labels = [TWO[int(i)] for i in y]
-    both = np.c_[1 - a, a], np.c_[1 - b, b]
-    return compare(*both, labels, [str(i) for i in patients], TWO, (0.5, 0.5), resamples=200)
+    return versus(np.c_[1 - a, a], np.c_[1 - b, b], labels, [str(i) for i in patients], TWO)
 
 
 def test_with_one_radiograph_a_patient_it_is_mcnemars_exact_test() -> None:
@@ -264,7 +277,7 @@ def test_equally_good_models_seldom_seem_better() -> None:
 
 def test_a_model_against_itself_has_no_evidence() -> None:
     p, labels, patients = made(60, TWO, 9)
-    found = compare(p, p, labels, patients, TWO, (0.5, 0.5), resamples=100)
+    found = versus(p, p, labels, patients, TWO)
     assert found.p_value == 1
     assert all((i.value, i.low, i.high) == (0, 0, 0) for i in found.differences.values())
 
@@ -275,11 +288,14 @@ def test_a_model_against_itself_has_no_evidence() -> None:
 def test_evaluation_and_comparison_survive_json() -> None:
     p, labels, patients = made(60, THREE, 2)
     q, _, _ = made(60, THREE, 3)
-    found = evaluate(p, labels, patients, THREE, 0.5, resamples=100, model_digest="m", snapshot="s")
-    versus = compare(p, q, labels, patients, THREE, (0.5, 0.5), resamples=100)
+    cases = prepare([Answers(p, 0.5, "new"), Answers(q, 0.5, "old")], labels, patients, THREE)
+    (found, other), compared = evaluate(cases, Resampling(100, seed=1), "snapshot")
+    assert compared
     assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    assert Comparison.from_dict(json.loads(json.dumps(versus.to_dict()))) == versus
-    assert versus.rows == found.rows
+    assert Comparison.from_dict(json.loads(json.dumps(compared.to_dict()))) == compared
+    assert found.rows == other.rows == compared.rows
+    assert (found.model_digest, other.model_digest) == (compared.candidate, compared.champion) == ("new", "old")
+    assert (found.snapshot, found.resamples, found.seed) == ("snapshot", compared.resamples, compared.seed)
     with pytest.raises(EvaluationError, match="no evaluation"):
         Evaluation.from_dict({"n": 3})
 
@@ -306,9 +322,15 @@ def held_out(n: int) -> tuple[pd.DataFrame, Any]:
     return rows, p
 
 
+def parts(rows: pd.DataFrame, *tables: Any) -> tuple[Slice, ...]:
+    """Measure models, each at a threshold of .5, on every slice."""
+    cases = prepare([Answers(p, 0.5) for p in tables], rows["label"], rows["patient"], TWO)
+    return slices(rows, cases, Resampling(100))
+
+
 def test_every_radiograph_is_in_one_slice_of_each_dimension() -> None:
     rows, p = held_out(120)
-    found = slices(rows, p, np.roll(p, 1, axis=0), TWO, (0.5, 0.5), resamples=100)
+    found = parts(rows, p, np.roll(p, 1, axis=0))
     for dimension in {part.dimension for part in found}:
         assert sum(part.n for part in found if part.dimension == dimension) == 120
     named = {(part.dimension, part.value): part for part in found}
@@ -328,7 +350,7 @@ def test_no_slice_is_named_by_what_was_typed_for_a_few_patients() -> None:
     number = rows["patient"].astype("category").cat.codes
     rows["scanner"] = np.select([number < 9, number < 19, number < 29], ["Dr DOE^JANE 1940", "ACME 1", ""], "ACME 2")
     rows["view"] = np.select([number < 9, number < 40, number < 50], ["DOE^JANE 1940", "PA", ""], "AP")
-    found = slices(rows, p, None, TWO, (0.5,), resamples=100)
+    found = parts(rows, p)
     assert {part.value for part in found if part.dimension == "scanner"} == {"ACME 1", "ACME 2", "other", "unknown"}
     assert {part.value for part in found if part.dimension == "view"} == {"AP", "PA", "other", "unknown"}
     for dimension in ("scanner", "view"):
@@ -337,8 +359,8 @@ def test_no_slice_is_named_by_what_was_typed_for_a_few_patients() -> None:
 
 def test_a_slice_of_everything_is_the_evaluation() -> None:
     rows, p = held_out(120)
-    (everything,) = [part for part in slices(rows, p, None, TWO, (0.5,), resamples=100) if part.value == "PA"]
-    whole = evaluate(p, list(rows["label"]), list(rows["patient"]), TWO, 0.5, resamples=100)
+    (everything,) = [part for part in parts(rows, p) if part.value == "PA"]
+    whole = evaluated(p, list(rows["label"]), list(rows["patient"]), TWO, 0.5)
     assert dict(everything.candidate) == pytest.approx(whole.metrics)
     assert everything.difference == {}
 

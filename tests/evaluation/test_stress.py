@@ -13,6 +13,7 @@ import pytest
 
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.evaluation import stress
+from xray_pipeline.evaluation.bootstrap import Resampling
 
 IMAGES = np.random.default_rng(0).integers(40, 200, size=(3, 64, 64)).astype(np.uint8)
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -62,6 +63,7 @@ class Look:
 
     digest: str
     region: tuple[slice, slice]
+    threshold: float = 0.4
     classes: tuple[str, ...] = CLASSES
     asked: list[int] = field(default_factory=list)
 
@@ -108,11 +110,10 @@ def measured(tmp_path: Path, *models: Look, limit: int = 200) -> dict[str, Any]:
     found = stress.stress(
         [(model, Made()) for model in models],
         rows(40),
-        [0.4, 0.4],
         lambda digest, suffix: b"",
         open_store(tmp_path),
-        limit=limit,
-        resamples=100,
+        limit,
+        Resampling(100),
     )
     return {part.value: part for part in found}
 

@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError
-from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.bootstrap import Interval, Resampling
+from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import BY_NAME, NAMES, NEEDED
-from xray_pipeline.evaluation.metrics import Comparison, Evaluation, compare, evaluate
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation, evaluate
 from xray_pipeline.evaluation.slices import Slice, slices
 from xray_pipeline.gate.evidence import Evidence
-from xray_pipeline.gate.policy import Decision, decide, effective_uses, load_policy
-from xray_pipeline.gate.rules import PARTS, RULES, spending
+from xray_pipeline.gate.policy import Decision, decide, load_policy
+from xray_pipeline.gate.rules import PARTS, RULES, effective_uses, spending
 
 DEFAULT = load_policy("default")
 
@@ -383,14 +384,14 @@ def test_the_order_of_held_out_rows_changes_no_decision(seed: int) -> None:
     whole = whole.assign(width=rng.integers(100, 3000, size=40), height=2000)
 
     def judged(order: Any) -> Decision:
-        ours, theirs = (table[order] for table in tables)
-        rows: Any = {"labels": labels[order], "patients": patients[order], "classes": classes, "resamples": 100}
-        parts = slices(whole.iloc[order].reset_index(drop=True), ours, theirs, classes, (0.5, 0.5), resamples=100)
+        models = [Answers(table[order], 0.5, name) for table, name in zip(tables, ("new", "old"), strict=True)]
+        cases = prepare(models, labels[order], patients[order], classes)
+        parts = slices(whole.iloc[order].reset_index(drop=True), cases, Resampling(100))
+        evaluations, comparison = evaluate(cases, Resampling(100), "s" * 64)
         evidence = Evidence(
-            evaluate(ours, threshold=0.5, snapshot="s" * 64, model_digest="new", **rows),
-            evaluate(theirs, threshold=0.5, snapshot="s" * 64, model_digest="old", **rows),
+            *evaluations,
             True,
-            compare(ours, theirs, thresholds=(0.5, 0.5), **rows),
+            comparison,
             "s" * 64,
             "auto",
             3.0,

@@ -18,10 +18,11 @@ from small_models import small_classifier
 
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.pixels import PixelCache
-from xray_pipeline.evaluation import metrics as evaluation
 from xray_pipeline.evaluation import predictions, stress
-from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.bootstrap import Interval, Resampling
+from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import METRICS
+from xray_pipeline.evaluation.metrics import evaluate
 from xray_pipeline.evaluation.slices import slices as all_slices
 from xray_pipeline.evaluation.suspects import Suspect
 from xray_pipeline.gate.evidence import Evidence
@@ -86,23 +87,14 @@ def make(
         middle = float(np.median(_table(model, rows, cache, store)[:, -1]))
         models.append((replace(model, threshold=middle), cache))
     tables = [_table(model, rows, cache, store) for model, _ in models]
-    cuts: Any = [model.threshold for model, _ in models]
-    given: Any = {
-        "labels": list(rows["label"]),
-        "patients": list(rows["patient"]),
-        "classes": classes,
-        "resamples": 100,
-    }
-    found = [
-        evaluation.evaluate(table, threshold=cut, model_digest=model.digest, snapshot="5" * 64, **given)
-        for table, cut, (model, _) in zip(tables, cuts, models, strict=True)
-    ]
+    answers = [Answers(table, model.threshold, model.digest) for (model, _), table in zip(models, tables, strict=True)]
+    cases, resampling = prepare(answers, rows["label"], rows["patient"], classes), Resampling(100)
+    evaluations, comparison = evaluate(cases, resampling, "5" * 64)
+    found, other = (*evaluations, None)[:2]
     theirs = tables[1] if champion else None
-    comparison = evaluation.compare(tables[0], tables[-1], thresholds=cuts, **given) if champion else None
-    slices = all_slices(rows, tables[0], theirs, classes, cuts, resamples=100)
-    strained = stress.stress(models, rows, cuts, read, store, limit=20, resamples=100) if stressed else None
-    other = found[1] if champion else None
-    evidence = Evidence(found[0], other, champion, comparison, "5" * 64, "approve", 3.0, slices, strained)
+    slices = all_slices(rows, cases, resampling)
+    strained = stress.stress(models, rows, read, store, 20, resampling) if stressed else None
+    evidence = Evidence(found, other, champion, comparison, "5" * 64, "approve", 3.0, slices, strained)
     disagreements, errors = examples(models, rows, tables, read, limit=6)
     arrivals = (
         Arrival("night-14", True, 88, {"duplicate": 2}, ("Two probable mislabels.",)),

@@ -110,7 +110,9 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     """
     from xray_pipeline.dataset.history import EMPTY
     from xray_pipeline.dataset.parquet import accounting
-    from xray_pipeline.evaluation import metrics as evaluation
+    from xray_pipeline.evaluation.bootstrap import Resampling
+    from xray_pipeline.evaluation.cases import Answers, prepare
+    from xray_pipeline.evaluation.metrics import evaluate
     from xray_pipeline.intake import check as intake
     from xray_pipeline.intake import deliveries, expectations
     from xray_pipeline.registry.mlflow_registry import Registry
@@ -126,15 +128,10 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     if rows.empty:
         raise EvaluationError(f"none of the {len(table)} files in {delivery.uri} can be scored: {accounting([table])}")
     probabilities = _probabilities(model, asked, delivery.uri, rows, progress)
-    result = evaluation.evaluate(
-        probabilities,
-        rows["label"].tolist(),
-        rows["patient"].tolist(),
-        model.classes,
-        model.threshold,
-        resamples=settings.bootstrap,
-        model_digest=model.digest,
-    ).to_dict()
+    answers = Answers(probabilities, model.threshold, model.digest)
+    cases = prepare([answers], rows["label"], rows["patient"], model.classes)
+    (evaluation,), _ = evaluate(cases, Resampling(settings.bootstrap))
+    result = evaluation.to_dict()
     metrics = result.pop("metrics")
     return {
         "model": {"uri": model_uri, "version": version, "digest": model.digest},

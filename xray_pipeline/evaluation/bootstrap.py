@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,20 +40,48 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class Resampling:
+    """How often patients are drawn, and from which seed."""
+
+    resamples: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Models on the same rows under the same draws: each one's metrics, over all classes and by class with more than
+    two, and the first's minus the second's, empty without a second. A metric that the rows can't have is absent."""
+
+    models: tuple[Cases, ...]
+    metrics: tuple[Mapping[str, Interval], ...]
+    by_class: tuple[Mapping[str, Mapping[str, Interval]], ...]
+    difference: Mapping[str, Interval]
+    resampling: Resampling
+
+
+def measure(models: Sequence[Cases], resampling: Resampling) -> Measured:
+    """Measure one model, or two and how they differ, with patient-clustered 95 % intervals."""
+    values = _values(models, resampling)
+    whole = [_intervals(cases, found) for cases, found in zip(models, values, strict=True)]
+    metrics, by_class = zip(*whole, strict=True)
+    return Measured(tuple(models), metrics, by_class, _difference(*values) if len(values) > 1 else {}, resampling)
+
+
 # --- metrics: weighted sums and cumulative sums, for all draws at once
 
 
-def _macro(found: dict[Key, Any], accuracy: Any, cases: Cases) -> dict[Key, Any]:
+def _macro(values: dict[Key, Any], accuracy: Any, cases: Cases) -> dict[Key, Any]:
     """Add what belongs to all classes together: the mean over one-vs-rest."""
     rated = cases.rated()
     for c in rated:
-        found[(c, "balanced_accuracy")] = (found[(c, "sensitivity")] + found[(c, "specificity")]) / 2
+        values[(c, "balanced_accuracy")] = (values[(c, "sensitivity")] + values[(c, "specificity")]) / 2
     for name in NAMES[2:]:
-        found[(-1, name)] = sum(found[(c, name)] for c in rated) / len(rated)
-    found[(-1, "accuracy")] = accuracy
+        values[(-1, name)] = sum(values[(c, name)] for c in rated) / len(rated)
+    values[(-1, "accuracy")] = accuracy
     # Of several classes it is the mean recall, not the mean of the one-vs-rest values, which true negatives inflate.
-    found[(-1, "balanced_accuracy")] = found[(1, "balanced_accuracy") if len(rated) == 1 else (-1, "sensitivity")]
-    return found
+    values[(-1, "balanced_accuracy")] = values[(1, "balanced_accuracy") if len(rated) == 1 else (-1, "sensitivity")]
+    return values
 
 
 def _bin_gaps(y: npt.NDArray[np.bool_], s: Floats) -> Floats:
@@ -63,24 +92,25 @@ def _bin_gaps(y: npt.NDArray[np.bool_], s: Floats) -> Floats:
     return gaps
 
 
-class _Measure:
+class _Table:
     """One model's cases made ready to be measured under any patient weights [draws, patients]."""
 
     def __init__(self, cases: Cases) -> None:
-        self.cases = cases
-        self.size = self._per_patient(np.ones(len(cases.truth)))
-        self.right = self._per_patient((cases.truth == cases.predicted).astype(float))
-        self.tables = {c: self._table(c) for c in cases.rated()}
+        order = np.lexsort((*cases.probabilities.T, cases.truth, cases.patient))
+        self.cases = cases.at(order)  # sums are rounded alike, whatever order the rows came in
+        self.size = self._per_patient(np.ones(len(order)))
+        self.right = self._per_patient((self.cases.truth == self.cases.predicted).astype(float))
+        self.sums = {c: self._sums(c) for c in cases.rated()}
 
     def measure(self, weights: Floats) -> dict[Key, Floats]:
         """Return each metric for each draw; NaN where a draw lacks what it needs (ppv and npv are then 0)."""
-        found: dict[Key, Floats] = {}
+        values: dict[Key, Floats] = {}
         total = weights @ self.size
         with np.errstate(divide="ignore", invalid="ignore"):
-            for c, table in self.tables.items():
-                sums = weights @ table
+            for c, per_patient in self.sums.items():
+                sums = weights @ per_patient
                 hits, positives, called, negatives_right, error = sums[:, :5].T
-                found |= {
+                values |= {
                     (c, "accuracy"): (hits + negatives_right) / total,
                     (c, "sensitivity"): hits / positives,
                     (c, "specificity"): negatives_right / (total - positives),
@@ -89,10 +119,10 @@ class _Measure:
                     (c, "brier"): error / total,
                     (c, "ece"): np.abs(sums[:, 5:]).sum(axis=1) / total,
                 }
-                found[(c, "auc")], found[(c, "average_precision")] = self._ranking(c, weights)
-            return _macro(found, weights @ self.right / total, self.cases)
+                values[(c, "auc")], values[(c, "average_precision")] = self._ranking(c, weights)
+            return _macro(values, weights @ self.right / total, self.cases)
 
-    def _table(self, c: int) -> Floats:
+    def _sums(self, c: int) -> Floats:
         y, hit, s = self.cases.truth == c, self.cases.predicted == c, self.cases.probabilities[:, c]
         columns = [y & hit, y, hit, ~y & ~hit, (s - y) ** 2, *_bin_gaps(y, s).T]
         return np.stack([self._per_patient(np.asarray(x, dtype=float)) for x in columns], axis=1)
@@ -117,58 +147,51 @@ class _Measure:
         return area / (hits[:, -1] * misses[:, -1]), (gained * precision).sum(axis=1) / hits[:, -1]
 
 
-def points_of(cases: Cases) -> dict[Key, float]:
-    """Return the metrics of the rows themselves; one that they can't have is NaN."""
-    found = _Measure(cases).measure(np.ones((1, cases.count)))
-    return {key: float(value[0]) for key, value in found.items()}
-
-
-def _draw(patients: int, rows: int, resamples: int, seed: int) -> Iterator[Floats]:
+def _draw(patients: int, rows: int, resampling: Resampling) -> Iterator[Floats]:
     """Yield blocks of patient weights [draws, patients]: how often each patient is drawn."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(resampling.seed)
     step = max(1, _BLOCK // max(rows, patients))
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
+    for start in range(0, resampling.resamples, step):
+        count = min(step, resampling.resamples - start)
         drawn = rng.integers(patients, size=(count, patients)) + np.arange(count)[:, None] * patients
         yield np.bincount(drawn.ravel(), minlength=count * patients).reshape(count, patients).astype(np.float64)
 
 
-def resample(models: Sequence[Cases], resamples: int, seed: int) -> list[dict[Key, Floats]]:
-    """Measure each model under the same draws of patients."""
-    ready = [_Measure(cases) for cases in models]
+def _values(models: Sequence[Cases], resampling: Resampling) -> list[dict[Key, Floats]]:
+    """Return each model's metrics [1 + draws]: those of the rows themselves, then those of the draws of patients."""
+    tables = [_Table(cases) for cases in models]
     blocks: list[list[dict[Key, Floats]]] = [[] for _ in models]
-    for weights in _draw(models[0].count, len(models[0].truth), resamples, seed):
-        for found, model in zip(blocks, ready, strict=True):
-            found.append(model.measure(weights))
-    return [{key: np.concatenate([block[key] for block in found]) for key in found[0]} for found in blocks]
+    patients, rows = models[0].count, len(models[0].truth)
+    for weights in chain([np.ones((1, patients))], _draw(patients, rows, resampling)):
+        for measured, table in zip(blocks, tables, strict=True):
+            measured.append(table.measure(weights))
+    return [{key: np.concatenate([block[key] for block in parts]) for key in parts[0]} for parts in blocks]
 
 
 # --- intervals
 
 
-def with_intervals(
-    cases: Cases, draws: Mapping[Key, Floats]
+def _intervals(
+    cases: Cases, values: Mapping[Key, Floats]
 ) -> tuple[dict[str, Interval], dict[str, dict[str, Interval]]]:
-    """Return each metric with its 95 % interval, and per class with more than two; undefined ones are absent."""
-    points = points_of(cases)
-    rated = {c: {name: _interval(cases, c, name, points, draws) for name in NAMES} for c in cases.rated()}
-    for found in rated.values():
-        recalls = [found["sensitivity"], found["specificity"]]
-        found["balanced_accuracy"] = _widened(found["balanced_accuracy"], recalls)
-    everything = {name: _interval(cases, -1, name, points, draws) for name in NAMES}
+    rated = {c: {name: _interval(cases, c, name, values[(c, name)]) for name in NAMES} for c in cases.rated()}
+    for one in rated.values():
+        recalls = [one["sensitivity"], one["specificity"]]
+        one["balanced_accuracy"] = _widened(one["balanced_accuracy"], recalls)
+    whole = {name: _interval(cases, -1, name, values[(-1, name)]) for name in NAMES}
     for name in PROPORTIONS[1:]:
-        everything[name] = _widened(everything[name], _parts(name, rated))
+        whole[name] = _widened(whole[name], _parts(name, rated))
     several = rated if len(rated) > 1 else {}
-    return _defined(everything), {cases.classes[c]: _defined(found) for c, found in several.items()}
+    return _defined(whole), {cases.classes[c]: _defined(one) for c, one in several.items()}
 
 
 def _parts(name: str, rated: Mapping[int, Mapping[str, Interval]]) -> list[Interval]:
     """The proportions that one over all classes is the mean of."""
     if name == "balanced_accuracy":
         if len(rated) == 1:
-            return [found[part] for found in rated.values() for part in ("sensitivity", "specificity")]
+            return [one[part] for one in rated.values() for part in ("sensitivity", "specificity")]
         name = "sensitivity"
-    return [found[name] for found in rated.values()]
+    return [one[name] for one in rated.values()]
 
 
 def _widened(whole: Interval, parts: Sequence[Interval]) -> Interval:
@@ -179,17 +202,17 @@ def _widened(whole: Interval, parts: Sequence[Interval]) -> Interval:
     return Interval(whole.value, min(whole.low, low), max(whole.high, high))
 
 
-def _interval(cases: Cases, c: int, name: str, points: Mapping[Key, float], draws: Mapping[Key, Floats]) -> Interval:
-    """The percentile interval, with two repairs where it is known to fail.
+def _interval(cases: Cases, c: int, name: str, values: Floats) -> Interval:
+    """The percentile interval of a metric's values [1 + draws], with two repairs where it is known to fail.
 
     A proportion of exactly 0 or 1 has no spread to resample: the bound is Clopper and Pearson's (1934) for as many
     trials as patients. The calibration error of a resample is biased upward by the resampling: its draws are moved by
     their mean's distance from the point.
     """
-    value = np.minimum(points[(c, name)], 1.0)  # an average precision may be rounded to a little more
-    low, high = _percentiles(draws[(c, name)])
+    value = np.minimum(values[0], 1.0)  # an average precision may be rounded to a little more
+    low, high = _percentiles(values[1:])
     if name == "ece" and np.isfinite(value):
-        shift = float(np.nanmean(draws[(c, name)])) - value
+        shift = float(np.nanmean(values[1:])) - value
         low, high = max(0.0, low - shift), max(0.0, high - shift)
     if name in PROPORTIONS and value in (0.0, 1.0):
         trials = _trials(cases, c, name)
@@ -215,27 +238,26 @@ def _trials(cases: Cases, c: int, name: str) -> int:
     return min(len(np.unique(cases.patient[kinds[name](k)])) for k in wanted)
 
 
-def differences(models: Sequence[Cases], draws: Sequence[Mapping[Key, Floats]]) -> dict[str, Interval]:
+def _difference(ours: Mapping[Key, Floats], theirs: Mapping[Key, Floats]) -> dict[str, Interval]:
     """Return the first model's metric minus the second's, both under the same draws."""
-    mine, other = (points_of(cases) for cases in models)
-    found = {}
+    gaps = {}
     for name in NAMES:
-        value = mine[(-1, name)] - other[(-1, name)]
-        low, high = _percentiles(draws[0][(-1, name)] - draws[1][(-1, name)])
-        found[name] = Interval(float(value), float(min(low, value)), float(max(high, value)))
-    return _defined(found)
+        value, *draws = ours[(-1, name)] - theirs[(-1, name)]
+        low, high = _percentiles(np.array(draws))
+        gaps[name] = Interval(float(value), float(min(low, value)), float(max(high, value)))
+    return _defined(gaps)
 
 
 def _percentiles(draws: Floats) -> tuple[float, float]:
-    kept = draws[np.isfinite(draws)]
-    if len(kept) == 0:
+    finite = draws[np.isfinite(draws)]
+    if len(finite) == 0:
         return np.nan, np.nan
-    low, high = np.quantile(kept, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _defined(found: Mapping[str, Interval]) -> dict[str, Interval]:
-    return {name: value for name, value in found.items() if np.isfinite([value.value, value.low, value.high]).all()}
+def _defined(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+    return {name: one for name, one in intervals.items() if np.isfinite([one.value, one.low, one.high]).all()}
 
 
 def sign_flip_p(balance: Ints) -> float:

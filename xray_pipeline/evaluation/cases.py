@@ -1,10 +1,11 @@
-"""One model's predictions beside the truth, checked and brought into one order."""
+"""What models answered beside the truth, checked."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,37 +14,52 @@ import numpy.typing as npt
 from xray_pipeline.base.errors import EvaluationError
 
 Floats = npt.NDArray[np.float64]
-
-
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one model says of some radiographs: probabilities [N, C], the threshold it ships with, its digest."""
+
+    probabilities: npt.ArrayLike
+    threshold: float
+    model: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Cases:
-    """One model's predictions with the truth; `digest` names the rows (patients and labels), "" for a part of them."""
+    """One model's answers with the truth; `rows` is the digest of patients and labels, "" for a part of them."""
 
     probabilities: Floats  # [N, C]
     truth: Ints  # [N]
-    predicted: Ints  # [N]
     patient: Ints  # [N], 0 .. count-1
     count: int
     classes: tuple[str, ...]
-    digest: str
+    threshold: float
+    model: str
+    rows: str
+
+    @cached_property
+    def predicted(self) -> Ints:
+        """The class named for each row [N]: of two by the threshold, of more the most probable."""
+        p = self.probabilities
+        return (p[:, 1] >= self.threshold).astype(np.int64) if len(self.classes) == 2 else p.argmax(axis=1)
 
     def rated(self) -> range:
         """The classes taken against the rest: the positive one of two, or each."""
         return range(1, 2) if len(self.classes) == 2 else range(len(self.classes))
 
+    def at(self, where: Ints) -> Cases:
+        """Return the rows at some positions as cases of their own."""
+        distinct, patient = np.unique(self.patient[where], return_inverse=True)
+        p, truth = self.probabilities[where], self.truth[where]
+        return replace(self, probabilities=p, truth=truth, patient=patient, count=len(distinct), rows="")
+
 
 def prepare(
-    tables: Sequence[npt.ArrayLike],
-    labels: Sequence[str],
-    patients: Sequence[str],
-    classes: Sequence[str],
-    thresholds: Sequence[float],
-    in_order: bool = True,
+    models: Sequence[Answers], labels: Sequence[str], patients: Sequence[str], classes: Sequence[str]
 ) -> list[Cases]:
-    """Check each model's probabilities [N, C] against the same N rows and bring them into one canonical order.
+    """Check each model's answers against the same N labels and patients.
 
     Raises EvaluationError for no rows, lengths that differ, a value that is no probability, a label outside `classes`,
     an empty patient, a threshold that is not a number.
@@ -51,11 +67,12 @@ def prepare(
     names, owners = np.asarray(list(labels), dtype=str), np.asarray(list(patients), dtype=str)
     if len(names) == 0:
         raise EvaluationError("there is no radiograph to evaluate on; the held-out split is empty")
-    ps = [np.asarray(table, dtype=np.float64) for table in tables]
-    for p in ps:
-        check_probabilities(p, len(names), len(classes))
+    tables = [np.asarray(model.probabilities, dtype=np.float64) for model in models]
+    for table in tables:
+        check_probabilities(table, len(names), len(classes))
     if len(owners) != len(names) or (owners == "").any():
         raise EvaluationError(f"{len(names)} rows need {len(names)} patients, none of them empty")
+    thresholds = [float(model.threshold) for model in models]
     if len(classes) == 2 and not np.isfinite(thresholds).all():
         raise EvaluationError(f"an operating threshold is not a number: {tuple(thresholds)}; train the model again")
     index = {name: i for i, name in enumerate(classes)}
@@ -64,18 +81,11 @@ def prepare(
         raise EvaluationError(f"label {unknown[0]!r} is not one of the model's classes {tuple(classes)}")
     truth = np.array([index[name] for name in names.tolist()], dtype=np.int64)
     distinct, owner = np.unique(owners, return_inverse=True)
-    if in_order:
-        order = np.lexsort((*(column for p in ps for column in p.T), truth, owner))
-        ps, truth, owner = [p[order] for p in ps], truth[order], owner[order]
-    digest = _rows_digest(distinct, truth, owner, classes)
+    rows = _rows_digest(distinct, truth, owner, classes)
     return [
-        Cases(p, truth, _predicted(p, threshold), owner, len(distinct), tuple(classes), digest)
-        for p, threshold in zip(ps, thresholds, strict=False)
+        Cases(table, truth, owner, len(distinct), tuple(classes), threshold, model.model, rows)
+        for model, table, threshold in zip(models, tables, thresholds, strict=True)
     ]
-
-
-def _predicted(p: Floats, threshold: float) -> Ints:
-    return (p[:, 1] >= threshold).astype(np.int64) if p.shape[1] == 2 else p.argmax(axis=1)
 
 
 def check_probabilities(p: Floats, rows: int, classes: int) -> None:
@@ -104,12 +114,3 @@ def _rows_digest(distinct: npt.NDArray[Any], truth: Ints, patient: Ints, classes
     order = np.lexsort((truth, patient))
     lines = [f"{distinct[patient[i]]}\t{classes[truth[i]]}" for i in order]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def subset(cases: Cases, where: Ints) -> Cases:
-    """Return the rows at the positions `where` as cases of their own, in canonical order."""
-    inverse: Ints
-    distinct, inverse = np.unique(cases.patient[where], return_inverse=True)
-    p, truth, predicted = cases.probabilities[where], cases.truth[where], cases.predicted[where]
-    order = np.lexsort((*p.T, truth, inverse))
-    return Cases(p[order], truth[order], predicted[order], inverse[order], len(distinct), cases.classes, "")

@@ -1,4 +1,4 @@
-"""Predictions into an evaluation, and one model compared with another on the same radiographs.
+"""Answers into an evaluation, and one model compared with another on the same radiographs.
 
 The unit of every interval and test is the patient: 18 % of patients have several radiographs, and those are alike, so
 counting radiographs as independent would make the intervals too narrow (see `bootstrap`). With two classes the last is
@@ -10,21 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from xray_pipeline.base.errors import EvaluationError
-from xray_pipeline.evaluation.bootstrap import Interval, differences, resample, sign_flip_p, with_intervals
-from xray_pipeline.evaluation.cases import prepare, require_every_class
+from xray_pipeline.evaluation.bootstrap import Interval, Measured, Resampling, measure, sign_flip_p
+from xray_pipeline.evaluation.cases import Cases, require_every_class
 
-T = TypeVar("T")
+
+class Plain:
+    """A frozen dataclass that survives JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return this as JSON-able values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise EvaluationError(f"this is no {cls.__name__.lower()} written by this version: {error}") from error
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Plain):
     """One model on one set of labelled radiographs.
 
     `snapshot` is "" for a folder; `rows` is the digest of which patients and labels were scored; `confusion[i][j]`
@@ -44,22 +57,13 @@ class Evaluation:
     resamples: int = 0
     seed: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as JSON-able values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        return rebuilt(data, cls)
-
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Plain):
     """Candidate against champion on the same radiographs; every difference is candidate minus champion.
 
     `p_value` is one-sided: how often two equally good models would differ in accuracy at least this much in the
-    candidate's favour (see `compare`). `confidence` is 1 - p_value.
+    candidate's favour (see `compared`). `confidence` is 1 - p_value.
     """
 
     candidate: str
@@ -74,101 +78,59 @@ class Comparison:
     resamples: int = 0
     seed: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as JSON-able values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
-        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        return rebuilt(data, cls)
-
 
 def evaluate(
-    probabilities: npt.ArrayLike,
-    labels: Sequence[str],
-    patients: Sequence[str],
-    classes: Sequence[str],
-    threshold: float,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    model_digest: str = "",
-    snapshot: str = "",
-) -> Evaluation:
-    """Score one model's probabilities [N, C] against N labels, with patient-clustered 95 % intervals.
+    models: Sequence[Cases], resampling: Resampling, snapshot: str = ""
+) -> tuple[tuple[Evaluation, ...], Comparison | None]:
+    """Measure one model, or a candidate and then its champion on the same rows; compare the two where there are two.
 
-    The order of the rows changes nothing. Raises EvaluationError for no rows, lengths that differ, a value that is not
-    a probability, a label outside `classes`, a row without patient, and a class without any row.
+    The order of the rows changes nothing. Raises EvaluationError for a class without any row.
     """
-    (cases,) = prepare([probabilities], labels, patients, classes, [threshold])
-    require_every_class(cases)
-    (draws,) = resample([cases], resamples, seed)
-    metrics, by_class = with_intervals(cases, draws)
+    require_every_class(models[0])
+    measured = measure(models, resampling)
+    evaluations = tuple(_evaluation(measured, index, snapshot) for index in range(len(models)))
+    return evaluations, compared(measured) if len(models) > 1 else None
+
+
+def _evaluation(measured: Measured, index: int, snapshot: str) -> Evaluation:
+    cases = measured.models[index]
     size = len(cases.classes)
     confusion = np.bincount(cases.truth * size + cases.predicted, minlength=size * size).reshape(size, size)
     return Evaluation(
-        model_digest=model_digest,
+        model_digest=cases.model,
         snapshot=snapshot,
         n=len(cases.truth),
         patients=cases.count,
         classes=cases.classes,
-        threshold=float(threshold),
+        threshold=cases.threshold,
         confusion=tuple(map(tuple, confusion.tolist())),
-        metrics=metrics,
-        by_class=by_class,
-        rows=cases.digest,
-        resamples=resamples,
-        seed=seed,
+        metrics=measured.metrics[index],
+        by_class=measured.by_class[index],
+        rows=cases.rows,
+        **asdict(measured.resampling),
     )
 
 
-def compare(
-    candidate: npt.ArrayLike,
-    champion: npt.ArrayLike,
-    labels: Sequence[str],
-    patients: Sequence[str],
-    classes: Sequence[str],
-    thresholds: tuple[float, float],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    digests: tuple[str, str] = ("", ""),
-) -> Comparison:
-    """Compare two models' probabilities [N, C] on the same rows, each at its own threshold (candidate's first).
+def compared(measured: Measured) -> Comparison:
+    """Compare two measured models, each at its own threshold.
 
     Intervals: the cluster bootstrap, both models under the same draws. `p_value`: the exact paired randomisation test
     with the patient as its unit (Fisher 1935; sign-flips of whole clusters, Winkler et al. 2015): if the models are
     equally good, exchanging their answers for all radiographs of a patient is as likely as not. With one radiograph a
     patient it is McNemar's exact test; for many patients it agrees with Obuchowski's (1998) clustered McNemar test.
-    Raises EvaluationError as `evaluate` does.
     """
-    ours, theirs = prepare([candidate, champion], labels, patients, classes, thresholds)
-    require_every_class(ours)
-    gaps = differences([ours, theirs], resample([ours, theirs], resamples, seed))
+    ours, theirs = measured.models
     gained = (ours.predicted == ours.truth).astype(np.int64) - (theirs.predicted == theirs.truth)
     balance = np.bincount(ours.patient, weights=gained, minlength=ours.count)
     return Comparison(
-        candidate=digests[0],
-        champion=digests[1],
+        candidate=ours.model,
+        champion=theirs.model,
         n=len(ours.truth),
         patients=ours.count,
-        differences=gaps,
+        differences=measured.difference,
         only_candidate_right=int((gained > 0).sum()),
         only_champion_right=int((gained < 0).sum()),
         p_value=sign_flip_p(np.rint(balance).astype(np.int64)),
-        rows=ours.digest,
-        resamples=resamples,
-        seed=seed,
+        rows=ours.rows,
+        **asdict(measured.resampling),
     )
-
-
-# --- small parts
-
-
-def rebuilt(data: Mapping[str, Any], kind: type[T]) -> T:
-    """Return the dataclass that these JSON-able values were made from. Raises EvaluationError for anything else."""
-    try:
-        return msgspec.convert(data, kind)
-    except msgspec.ValidationError as error:
-        raise EvaluationError(f"this is no {kind.__name__.lower()} written by this version: {error}") from error

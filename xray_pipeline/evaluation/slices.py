@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_pipeline.evaluation.bootstrap import Interval, differences, resample, with_intervals
-from xray_pipeline.evaluation.cases import prepare, subset
-from xray_pipeline.evaluation.metrics import rebuilt
+from xray_pipeline.evaluation.bootstrap import Interval, Resampling, measure
+from xray_pipeline.evaluation.cases import Cases
+from xray_pipeline.evaluation.metrics import Plain
 from xray_pipeline.images.raster import VIEWS
 
 SMALL_SLICE = 30
-
-
 NAMED_SCANNER = 10  # patients; the name is typed, and of a rare one it may say who was examined, where and by whom
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(Plain):
     """One part of the held-out radiographs: where `dimension` has `value` ("unknown" where it is not known).
 
     A metric that the part can't have (sensitivity without a positive radiograph) is absent. `champion` and
@@ -38,45 +36,27 @@ class Slice:
     champion: Mapping[str, Interval] = field(default_factory=dict)
     difference: Mapping[str, Interval] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as JSON-able values."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Slice:
-        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        return rebuilt(data, cls)
+def measured_slice(dimension: str, value: str, models: Sequence[Cases], resampling: Resampling) -> Slice:
+    """Measure the candidate, and the champion where there is one, on the rows of one slice."""
+    measured = measure(models, resampling)
+    candidate, champion = (*measured.metrics, {})[:2]
+    n, patients = len(models[0].truth), models[0].count
+    return Slice(dimension, value, n, patients, patients < SMALL_SLICE, candidate, champion, measured.difference)
 
 
-def slices(
-    rows: pd.DataFrame,
-    candidate: npt.ArrayLike,
-    champion: npt.ArrayLike | None,
-    classes: Sequence[str],
-    thresholds: Sequence[float],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[Slice, ...]:
-    """Measure both models on each part of the held-out rows, aligned with `rows` (columns as `Dataset.rows` gives).
+def slices(rows: pd.DataFrame, models: Sequence[Cases], resampling: Resampling) -> tuple[Slice, ...]:
+    """Measure the candidate, and the champion where there is one, on each part of the held-out rows.
 
-    Dimensions: label, source, delivery, scanner, view, age group, sex, mode and size. Every radiograph is in exactly
-    one slice of each dimension. Raises EvaluationError as `evaluate` does, but a slice may hold one class only.
+    The models' cases are in the order of `rows`, whose columns are those that `Dataset.rows` gives. Dimensions: label,
+    source, delivery, scanner, view, age group, sex, mode and size. Every radiograph is in exactly one slice of each
+    dimension.
     """
-    tables = [candidate] if champion is None else [candidate, champion]
-    models = prepare(tables, rows["label"], rows["patient"], classes, thresholds, in_order=False)
-    found = []
-    for dimension, values in slice_values(rows).items():
-        for value in sorted(set(values), key=lambda v: (v == "unknown", v)):
-            parts = [subset(model, np.flatnonzero(values == value)) for model in models]
-            draws = resample(parts, resamples, seed)
-            measured = [with_intervals(*pair)[0] for pair in zip(parts, draws, strict=True)]
-            n, patients = len(parts[0].truth), parts[0].count
-            against = measured[1] if champion is not None else {}
-            difference = differences(parts, draws) if champion is not None else {}
-            small = patients < SMALL_SLICE
-            found.append(Slice(dimension, value, n, patients, small, measured[0], against, difference))
-    return tuple(found)
+    return tuple(
+        measured_slice(dimension, value, [cases.at(np.flatnonzero(values == value)) for cases in models], resampling)
+        for dimension, values in slice_values(rows).items()
+        for value in sorted(set(values), key=lambda v: (v == "unknown", v))
+    )
 
 
 def slice_values(rows: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
@@ -99,10 +79,7 @@ def slice_values(rows: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
 
 
 def _bands(values: pd.Series[float], edges: Sequence[int], unit: str) -> npt.NDArray[Any]:
-    names = [
-        *(f"{low}-{high} {unit}" for low, high in zip((0, *edges), edges, strict=False)),
-        f"{edges[-1]}+ {unit}",
-    ]
+    bands = [*(f"{low}-{high} {unit}" for low, high in zip((0, *edges), edges, strict=False)), f"{edges[-1]}+ {unit}"]
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
-    found = np.array(names, dtype=object)[np.searchsorted(edges, np.nan_to_num(numbers), side="right")]
-    return np.where(np.isfinite(numbers), found, "unknown")
+    named = np.array(bands, dtype=object)[np.searchsorted(edges, np.nan_to_num(numbers), side="right")]
+    return np.where(np.isfinite(numbers), named, "unknown")

@@ -10,8 +10,8 @@ each perturbation costs one more scoring of them.
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,10 @@ from scipy import ndimage
 
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store
-from xray_pipeline.evaluation.bootstrap import differences, resample, with_intervals
-from xray_pipeline.evaluation.cases import Floats, prepare
+from xray_pipeline.evaluation.bootstrap import Resampling
+from xray_pipeline.evaluation.cases import Answers, Floats, prepare
 from xray_pipeline.evaluation.predictions import Pixels, Read, Scorer, predictions
-from xray_pipeline.evaluation.slices import SMALL_SLICE, Slice
-
-log = logging.getLogger(__name__)
+from xray_pipeline.evaluation.slices import Slice, measured_slice
 
 Images = npt.NDArray[np.uint8]
 
@@ -34,58 +32,49 @@ BORDER = 1 / 8  # of the side, on each edge
 UNTOUCHED, BASELINE = "as they are", "only the border"
 
 
+class Model(Scorer, Protocol):
+    """A model with the threshold it ships with."""
+
+    @property
+    def threshold(self) -> float: ...
+
+
 def stress(
-    models: Sequence[tuple[Scorer, Pixels]],
+    models: Sequence[tuple[Model, Pixels]],
     rows: pd.DataFrame,
-    thresholds: Sequence[float],
     read: Read,
     store: Store,
-    *,
-    limit: int = 200,
-    resamples: int = 1000,
-    seed: int = 0,
+    limit: int,
+    resampling: Resampling,
     progress: Progress | None = None,
 ) -> tuple[Slice, ...]:
     """Measure the candidate, and the champion when given second, on perturbed held-out radiographs.
 
-    `rows` as for `evaluation.score`, with label and patient. Returns one slice for each of PERTURBATIONS, dimension
-    "stress"; that of BASELINE is "baseline": no model should do well on it, so none is judged by it. Predictions are
-    kept under stress/<model digest>/, so a champion costs nothing the second night.
+    `rows` as for `predictions.score`, with label and patient, of which the first `limit` by digest are taken. Returns
+    one slice for each of PERTURBATIONS, dimension "stress"; that of BASELINE is "baseline": no model should do well on
+    it. Predictions are kept under stress/<model digest>/, so a champion costs nothing the second night.
     """
     sample = rows.sort_values("digest").head(limit)
-    small = sample["patient"].nunique() < SMALL_SLICE
-    found = []
-    for index, (name, change) in enumerate(PERTURBATIONS.items()):
-        tables = [_answers(model, pixels, sample, name, change, read, store) for model, pixels in models]
-        cases = prepare(tables, sample["label"], sample["patient"], models[0][0].classes, thresholds)
-        draws = resample(cases, resamples, seed)
-        measured = [with_intervals(*pair)[0] for pair in zip(cases, draws, strict=True)]
-        both = len(models) > 1
-        against, difference = (measured[1], differences(cases, draws)) if both else ({}, {})
-        dimension = "baseline" if name == BASELINE else "stress"
-        found.append(Slice(dimension, name, len(sample), cases[0].count, small, measured[0], against, difference))
+    classes, measured = models[0][0].classes, []
+    for name in PERTURBATIONS:
+        answers = [
+            Answers(_answers(model, pixels, sample, name, read, store), model.threshold) for model, pixels in models
+        ]
+        cases = prepare(answers, sample["label"], sample["patient"], classes)
+        measured.append(measured_slice("baseline" if name == BASELINE else "stress", name, cases, resampling))
         if progress:
-            progress(index + 1, len(PERTURBATIONS), "stress")
-    return tuple(found)
+            progress(len(measured), len(PERTURBATIONS), "stress")
+    return tuple(measured)
 
 
-def _answers(
-    model: Scorer,
-    pixels: Pixels,
-    rows: pd.DataFrame,
-    name: str,
-    change: Callable[[Images], Images],
-    read: Read,
-    store: Store,
-) -> Floats:
+def _answers(model: Scorer, pixels: Pixels, rows: pd.DataFrame, name: str, read: Read, store: Store) -> Floats:
     def compute(block: pd.DataFrame) -> Floats:
         pixels.ensure(block, read)
-        return model.probabilities(change(pixels.get(list(block["digest"]))))
+        return model.probabilities(PERTURBATIONS[name](pixels.get(list(block["digest"]))))
 
     folder = f"stress/{model.digest}/{name.replace(' ', '-').replace('%', 'percent')}"
     table = predictions(folder, model.classes, rows, compute, store, what=f"stress ({name}):")
-    found: Floats = table.drop(columns="digest").to_numpy(dtype=np.float64)
-    return found
+    return np.asarray(table.drop(columns="digest"), dtype=np.float64)
 
 
 def brightness(images: Images, shift: float) -> Images:

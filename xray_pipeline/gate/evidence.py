@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from xray_pipeline.evaluation.metrics import Comparison, Evaluation, rebuilt
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation, Plain
 from xray_pipeline.evaluation.slices import Slice
+
+FORMAT = 1
+
+
+def evidence_key(candidate: str, digest: str) -> str:
+    """Return the store's key of evidence on a candidate; `digest` is the SHA-256 of its bytes."""
+    return f"evidence/{candidate}/{digest}.json"
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Plain):
     """All that a decision rests on.
 
     `champion_known`: the ledger names a champion, whether or not it could be measured. `snapshot` is the digest that
@@ -35,12 +40,3 @@ class Evidence:
     alarms: tuple[str, ...] | None = None
     changed: tuple[str, ...] | None = None
     acknowledged: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as JSON-able values, so that a decision can be made again from what it was made from."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Evidence:
-        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        return rebuilt(data, cls)

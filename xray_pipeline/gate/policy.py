@@ -10,19 +10,15 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.evaluation.metrics import Plain
 from xray_pipeline.gate.evidence import Evidence
-from xray_pipeline.gate.rules import RULES, Stage, effective_uses, level_after, number_of
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Clause", "Decision", "Evidence", "Policy", "PolicyClause", "decide", "effective_uses", "load_policy"]
+from xray_pipeline.gate.rules import RULES, Stage, level_after, number_of
 
 Verdict = Literal["refused", "registered"]
 
@@ -45,7 +41,7 @@ class Clause:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(Plain):
     """What the policy says of a candidate.
 
     `may_promote`: every clause on promoting held. `automatic`: it does, and no person is asked. `level` is the share
@@ -63,16 +59,6 @@ class Decision:
     champion: str
     snapshot: str
     level: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as JSON-able values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Decision:
-        """Inverse of `to_dict`."""
-        clauses = tuple(Clause(**clause) for clause in data["clauses"])
-        return cls(**{**data, "clauses": clauses, "reasons": tuple(data["reasons"])})
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from xray_pipeline.training import candidate as training
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.policy import Decision, Evidence
+    from xray_pipeline.gate.evidence import Evidence
+    from xray_pipeline.gate.policy import Decision
     from xray_pipeline.night.run import Evaluated
     from xray_pipeline.registry.ledger import Entry
     from xray_pipeline.registry.mlflow_registry import Registry

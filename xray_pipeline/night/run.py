@@ -11,6 +11,7 @@ from xray_pipeline.base import records
 from xray_pipeline.base.records import Outcome
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.gate import evidence
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -139,13 +140,10 @@ class Promoted(Outcome):
     artifact: str = ""
 
 
-EVIDENCE_FORMAT = 1
-
-
 def kept_evidence(store: Store, key: str) -> dict[str, Any]:
     """Read the evidence that `evaluate` kept, named by its digest, as JSON-able values. Raises DatasetError for
     another content or format, ObjectNotFound."""
     data = records.exactly(store, key, key.rpartition("/")[2].removesuffix(".json"), "its name")
-    content = records.parsed(data, dict[str, Any], EVIDENCE_FORMAT, key)
+    content = records.parsed(data, dict[str, Any], evidence.FORMAT, key)
     del content["format"]
     return content

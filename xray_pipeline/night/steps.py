@@ -26,6 +26,7 @@ from xray_pipeline.base.storage import open_store, require_folder
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.gate.evidence import FORMAT, evidence_key
 from xray_pipeline.gate.policy import decide as judge
 from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.intake import alarms, deliveries, reconsider
@@ -47,7 +48,7 @@ from xray_pipeline.intake.verdicts import (
 from xray_pipeline.night import compose_report, gather, repair, trial
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.identity import compare, vouch
-from xray_pipeline.night.run import EVIDENCE_FORMAT, Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
+from xray_pipeline.night.run import Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -259,8 +260,8 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
     found = gather.evidence(run, registry, both, progress)
-    data = records.canonical({"format": EVIDENCE_FORMAT, **found.to_dict()})
-    key = f"evidence/{trained.candidate}/{records.digest_of(data)}.json"
+    data = records.canonical({"format": FORMAT, **found.to_dict()})
+    key = evidence_key(trained.candidate, records.digest_of(data))
     run.store().write(key, data)
     for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
         if measured:

@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset.fingerprints import fingerprint
 from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.table import Row, of_rows
 from xray_pipeline.images import appearance, dicom_pixels, radiograph
@@ -59,7 +59,7 @@ def check(path: Path) -> radiograph.Pixels:
     hashlib.sha256(data).hexdigest()
     pixels = radiograph.normalise(data, LIMITS).pixels
     appearance.measure(pixels)
-    near_duplicates.fingerprint(pixels)
+    fingerprint(pixels)
     return pixels
 
 

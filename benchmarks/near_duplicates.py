@@ -33,8 +33,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from xray_pipeline.base.settings import IntakeRules
-from xray_pipeline.dataset import near_copies as near_duplicates
-from xray_pipeline.dataset.near_copies import Prints, fingerprint, nearest
+from xray_pipeline.dataset import near_copies
+from xray_pipeline.dataset.fingerprints import Prints, fingerprint, packed, ranks, terms
+from xray_pipeline.dataset.near_copies import nearest
 from xray_pipeline.images import radiograph
 
 Grey = NDArray[np.uint8]
@@ -178,14 +179,14 @@ def alarms(among: Prints, paths: list[Path], same: list[int]) -> dict[str, Any]:
 
 def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, float]]:
     """Return for made collections of each size what a question costs, and the memory of the collection."""
-    terms = near_duplicates._terms(near_duplicates._ranks(among.pictures(range(len(among)))))
-    spread = np.linalg.cholesky(np.cov(terms.T) + np.eye(terms.shape[1]))
+    frequencies = terms(ranks(among.pictures(range(len(among)))))
+    spread = np.linalg.cholesky(np.cov(frequencies.T) + np.eye(frequencies.shape[1]))
     rng, found = np.random.default_rng(0), []
     asked = among.take(rng.choice(len(among), questions, replace=False).tolist())
 
     def made(count: int) -> NDArray[np.uint64]:
-        noise = rng.standard_normal((count, terms.shape[1])) @ spread.T
-        return near_duplicates._packed(terms[rng.integers(0, len(terms), count)] + noise)
+        noise = rng.standard_normal((count, frequencies.shape[1])) @ spread.T
+        return packed(frequencies[rng.integers(0, len(frequencies), count)] + noise)
 
     for size in sizes:
         hashes = np.concatenate([made(min(20_000, size - at)) for at in range(0, size, 20_000)])
@@ -195,7 +196,7 @@ def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, flo
         memory = psutil.Process().memory_info().rss - before
         with ThreadPoolExecutor(1) as pool:
             start = time.process_time()
-            candidates = near_duplicates._candidates(asked, known, False, pool)
+            candidates = near_copies._candidates(asked, known, False, pool)
             scan = time.process_time() - start
         start = time.process_time()
         nearest(asked, known, 1)

@@ -29,7 +29,7 @@ import pandas as pd
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.dataset.near_copies import SIDE
+from xray_pipeline.dataset.fingerprints import SIDE
 from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS

@@ -16,8 +16,9 @@ from pydantic import SecretStr
 from s3_server import BUCKET, S3Server
 
 from xray_pipeline.base.errors import ConfigError, ObjectNotFound, StorageError, StorageUnavailable
+from xray_pipeline.base.s3_store import S3Store
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import S3Store, Store, check_writes_once, open_store
+from xray_pipeline.base.storage import Store, check_writes_once, open_store
 from xray_pipeline.night import health
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run

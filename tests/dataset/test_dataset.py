@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from samples import jpeg, png
 
-from xray_pipeline.base.errors import DatasetError
+from xray_pipeline.base.errors import ConfigError, DatasetError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.dataset.parquet import to_parquet
@@ -89,7 +89,7 @@ def test_a_commit_that_was_killed_before_its_manifest_is_finished(
         deliver(settings, name, seeds)
         assert night.check_delivery(run, name).fit
     with monkeypatch.context() as killed:
-        killed.setattr(Dataset, "_finish", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(Dataset, "_make_manifest", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             night.commit_deliveries(run, ["a"])
     assert Dataset(settings).manifests() == ["a"]
@@ -112,12 +112,28 @@ def test_a_delivery_that_changed_after_its_commit_was_killed_is_an_addition(
     folder = deliver(settings, "a", range(6))
     night.check_delivery(run, "a")
     with monkeypatch.context() as killed:
-        killed.setattr(Dataset, "_finish", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(Dataset, "_make_manifest", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             night.commit_deliveries(run, ["a"])
     (folder / "patient0006_1.jpeg").write_bytes(b"no image")
     assert night.find_deliveries(run) == ["a+2"]
     assert Dataset(settings).manifests() == ["a"]
+
+
+def test_a_site_says_which_families_of_file_names_are_a_slice(settings: Settings) -> None:
+    deliver(settings, "a", range(3))
+    ingest(settings)
+    for pattern, expected in ((settings.source_pattern, ""), (r"^(patient|IM)\d", "patient"), (r"_(\d)\.", "1")):
+        dataset = Dataset(settings.model_copy(update={"source_pattern": pattern}))
+        snapshot = dataset.snapshot()
+        assert snapshot is not None
+        assert set(dataset.rows(snapshot)["source"]) == {expected}
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("(", "no regular expression"), ("IM", "has no group")])
+def test_a_pattern_of_families_that_is_none_is_refused(pattern: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"XRAY_SOURCE_PATTERN.*{said}"):
+        Settings(source_pattern=pattern)
 
 
 def test_a_manifest_that_was_changed_or_lost_is_named(settings: Settings) -> None:

@@ -31,8 +31,8 @@ from samples import dicom, jpeg, picture, png
 from xray_pipeline.base.errors import ConfigError, DeliveryError, StorageUnavailable
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore, Entry, open_store
+from xray_pipeline.dataset.fingerprints import Prints
 from xray_pipeline.dataset.history import EMPTY
-from xray_pipeline.dataset.near_copies import Prints
 from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS

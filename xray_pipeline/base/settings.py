@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,6 +122,10 @@ class Settings(BaseSettings):
     split_validation: float = Field(0.15, gt=0, lt=1, description="share of patients in validation")
     split_held_out: float = Field(0.15, gt=0, lt=1, description="share of patients in held-out")
     patient_key: SecretStr = Field(SecretStr(""), description="key of the patient hash; <home>/patient.key, made once")
+    source_pattern: str = Field(
+        r"^(?:person\d+_(bacteria|virus)|(NORMAL2)-IM-|(IM)-)",
+        description="regular expression on a file's name; the group that matches is its family, a slice of the report",
+    )
     settle_seconds: float = Field(600, ge=0, description="a delivery without _SUCCESS is complete after this long")
     max_deliveries: int = Field(100, ge=1, description="deliveries one run takes; the rest waits for the next")
     rules: IntakeRules = IntakeRules()
@@ -155,6 +160,17 @@ class Settings(BaseSettings):
         if len(classes) < 2 or len({c.casefold() for c in classes}) != len(classes) or not all(classes):
             raise ValueError(f"classes must be two or more different names, got {classes}")
         return classes
+
+    @field_validator("source_pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if not groups:
+            raise ValueError("has no group (...): the part of a name that is shown")
+        return pattern
 
     @field_validator("patient_key")
     @classmethod

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 import tempfile
 import time
@@ -18,9 +17,8 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from xray_pipeline.base.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
@@ -116,6 +114,8 @@ def open_store(uri: str | Path, settings: Settings | None = None) -> Store:
     """
     text = str(uri)
     if text.startswith("s3://"):
+        from xray_pipeline.base.s3_store import S3Store  # boto3 takes half a second, of sites on S3 only
+
         return S3Store(text, settings.s3_endpoint if settings else "")
     return DirectoryStore.of(text)
 
@@ -172,7 +172,8 @@ def check_writes_once(store: Store) -> None:
         )
 
 
-def _checked(key: str) -> str:
+def checked_key(key: str) -> str:
+    """Return a key. Raises StorageError for one that is no relative path, or that climbs."""
     parts = key.split("/")
     if "\0" in key or any(part in ("", ".", "..") for part in parts):
         raise StorageError(f"{key!r} is not a key: keys are relative paths without '.', '..' or empty parts")
@@ -197,7 +198,7 @@ class DirectoryStore(Store):
     def read(self, key: str) -> bytes:
         try:
             # O_NONBLOCK: opening a FIFO must not wait for a writer; O_NOFOLLOW: a link may point anywhere.
-            fd = os.open(f"{self.uri}/{_checked(key)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fd = os.open(f"{self.uri}/{checked_key(key)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with os.fdopen(fd, "rb", buffering=0) as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise StorageError(f"{key!r} in {self.uri} is not a regular file")
@@ -219,18 +220,18 @@ class DirectoryStore(Store):
 
     def exists(self, key: str) -> bool:
         try:
-            return (self.root / _checked(key)).is_file()
+            return (self.root / checked_key(key)).is_file()
         except OSError as error:
             raise self._named(error, key) from error
 
     def delete(self, key: str) -> None:
         try:
-            (self.root / _checked(key)).unlink(missing_ok=True)
+            (self.root / checked_key(key)).unlink(missing_ok=True)
         except OSError as error:
             raise self._named(error, key) from error
 
     def list(self, prefix: str = "", *, closed: bool = False) -> Iterator[Entry]:
-        start = _checked(prefix) if prefix else ""
+        start = checked_key(prefix) if prefix else ""
         folders = [start]
         while folders:
             folder = folders.pop()
@@ -279,11 +280,11 @@ class DirectoryStore(Store):
             raise self._named(error, ".") from error
 
     def child(self, prefix: str) -> Store:
-        return DirectoryStore(self.root / _checked(prefix))
+        return DirectoryStore(self.root / checked_key(prefix))
 
     @contextlib.contextmanager
     def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
-        target = self.root / _checked(key)
+        target = self.root / checked_key(key)
         temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -326,137 +327,3 @@ def _entry(key: str, item: os.DirEntry[str]) -> Entry:
     # A time ahead was set by another clock; the inode's says when the file came.
     modified = info.st_ctime if info.st_mtime > time.time() else max(info.st_mtime, info.st_ctime)
     return Entry(key, info.st_size, f"{info.st_mtime_ns}-{info.st_ino}", modified, kind)
-
-
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # no host, port, user or ARN can pass for a bucket
-
-
-class S3Store(Store):
-    """An S3 bucket and prefix, through boto3 with its bounded retries and back-off."""
-
-    def __init__(self, uri: str, endpoint: str = "") -> None:
-        parts = urlsplit(uri)
-        if not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
-            raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
-        self.uri = uri.rstrip("/")
-        self.endpoint = endpoint
-        self.bucket = parts.netloc
-        self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
-        self._client = _s3_client(endpoint)
-
-    def read(self, key: str) -> bytes:
-        with self._errors(key):
-            data: bytes = self._client.get_object(Bucket=self.bucket, Key=self._name(key))["Body"].read()
-            return data
-
-    def write(self, key: str, data: bytes) -> None:
-        import io
-
-        with self._errors(key):
-            # upload_fileobj goes in parts when large; an unfinished upload is never visible.
-            self._client.upload_fileobj(io.BytesIO(data), self.bucket, self._name(key))
-
-    def write_if_absent(self, key: str, data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
-
-        def racing(error: BaseException) -> bool:  # S3's answer while another conditional write is under way
-            return isinstance(error, ClientError) and _status(error) == 409
-
-        with self._errors(key):
-            try:
-                for attempt in Retrying(
-                    retry=retry_if_exception(racing),
-                    stop=stop_after_attempt(6),
-                    wait=wait_exponential(0.1, max=3),
-                    reraise=True,
-                ):
-                    with attempt:
-                        self._client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if _status(error) != 412:
-                    raise
-                return self.read(key) == data
-        return True
-
-    def exists(self, key: str) -> bool:
-        try:
-            with self._errors(key):
-                self._client.head_object(Bucket=self.bucket, Key=self._name(key))
-        except ObjectNotFound:
-            return False
-        return True
-
-    def delete(self, key: str) -> None:
-        with self._errors(key):
-            self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
-
-    def list(self, prefix: str = "", *, closed: bool = False) -> Iterator[Entry]:
-        under = self.prefix + (f"{_checked(prefix)}/" if prefix else "")
-        with self._errors(prefix or "."):
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=under):
-                for item in page.get("Contents", []):
-                    key = item["Key"][len(self.prefix) :]
-                    if not key.endswith("/"):  # a console's "folder" is an empty object
-                        yield Entry(key, item["Size"], item["ETag"], item["LastModified"].timestamp())
-
-    def folders(self) -> Sequence[str]:
-        names: list[str] = []
-        with self._errors("."):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix, Delimiter="/"
-            )
-            for page in pages:
-                names += [item["Prefix"][len(self.prefix) : -1] for item in page.get("CommonPrefixes", [])]
-        return sorted(names)
-
-    def clock(self) -> float:
-        with self._errors("."):
-            said = self._client.head_bucket(Bucket=self.bucket)["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return parsedate_to_datetime(said).timestamp() if said else time.time()
-
-    def child(self, prefix: str) -> Store:
-        return S3Store(f"s3://{self.bucket}/{self.prefix}{_checked(prefix)}", self.endpoint)
-
-    def _name(self, key: str) -> str:
-        return self.prefix + _checked(key)
-
-    @contextlib.contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        place = f"{key!r} in {self.uri}"
-        try:
-            yield
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if code in ("NoSuchKey", "404", "NotFound"):
-                raise ObjectNotFound(f"no {place}") from error
-            # Not every 403: a wrong or expired key is no matter of one object.
-            kind = AccessDenied if code == "AccessDenied" else StorageUnavailable
-            raise kind(f"{place}: S3 answered {code or _status(error)}") from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise StorageUnavailable(f"{place}: {error}") from None  # what it says is said, but for passwords
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _s3_client(endpoint: str) -> Any:
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    config = Config(
-        retries={"mode": "standard", "max_attempts": 5},
-        connect_timeout=5,
-        read_timeout=60,
-        max_pool_connections=32,
-        s3={"addressing_style": "path"} if endpoint else {},
-    )
-    try:
-        return boto3.session.Session().client("s3", endpoint_url=endpoint or None, config=config)
-    except (BotoCoreError, ValueError) as error:  # no such profile, no endpoint
-        raise ConfigError(f"S3 can't be used: {error}; see XRAY_S3_ENDPOINT and the AWS_ variables") from None

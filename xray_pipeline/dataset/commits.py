@@ -1,10 +1,21 @@
 """The dataset's commits: a chain of small files, each naming the manifest it commits and the commit before it.
 
-    dataset.json         what the first commit fixed, and names: classes, split, fingerprint of the patient key
-    commits/<n>.json     the n-th commit; writing it is the commit point
+    dataset.json  <──names──  commits/1  <──names──  commits/2  <──names──  commits/3  <──remembers──  the registry
+    (what the first               │                     │                      │
+     commit fixed)            manifests/mon         manifests/tue         manifests/wed
 
 So no commit can be changed, dropped, moved or slipped in without breaking every later one, and no manifest without its
-commit. That the last commits are the last is vouched for by the registry, which remembers the newest one (registry.py).
+commit. Two nights that commit at once want the same place; who is second judges again, for its rows may be duplicates
+now:
+
+    night A: judges mon against 1..41             night B: judges tue against 1..41
+      writes drafts/mon                             writes drafts/tue
+      writes commits/42 if absent: done             writes commits/42 if absent: taken
+      makes manifests/mon of the draft              judges tue against 1..42, writes its draft anew
+                                                    writes commits/43 if absent: done
+
+Writing commits/<n> is the commit point. Who is killed before it leaves a draft that nobody reads; who is killed after
+it leaves a draft of which the next process makes the manifest (`Dataset.finish`).
 """
 
 from __future__ import annotations

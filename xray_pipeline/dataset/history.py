@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from xray_pipeline.dataset.near_copies import Prints
-from xray_pipeline.dataset.revisions import File, contested, counted, files_of, part_of, standing
+from xray_pipeline.dataset.fingerprints import Prints
+from xray_pipeline.dataset.revisions import File, contested, counted, files_of, in_force, part_of
 
 
 class History:
@@ -31,8 +31,8 @@ class History:
         """
 
         def less(table: pd.DataFrame) -> pd.DataFrame:
-            kept = (table["verdict"] == "accepted") | ~table["file"].isin(paths)
-            return table if kept.all() else table[kept].reset_index(drop=True)
+            stays = (table["verdict"] == "accepted") | ~table["file"].isin(paths)
+            return table if stays.all() else table[stays].reset_index(drop=True)
 
         return History({key: less(t) if part_of(key)[0] == name else t for key, t in self._tables.items()}, others)
 
@@ -46,9 +46,7 @@ class History:
 
     def reference(self) -> pd.DataFrame:
         """Return what a delivery is compared with: digest, patient, label, statistics, age_years of each radiograph."""
-        columns = ["digest", "patient", "label", "statistics", "age_years"]
-        tables = [t.loc[t["verdict"] == "accepted", columns] for t in self._tables.values()]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+        return self._accepted("digest", "patient", "label", "statistics", "age_years")
 
     @cached_property
     def prints(self) -> Prints:
@@ -58,23 +56,21 @@ class History:
     @cached_property
     def contested(self) -> Prints:
         """The fingerprints of radiographs, accepted or not, that label conflicts keep out. Raises DatasetError."""
-        out, stands = contested(self._tables), standing(self._tables)
+        out, stands = contested(self._tables), in_force(self._tables)
         rows = {key: counted(t, stands[key]) & t["digest"].isin(out) for key, t in self._tables.items() if out}
         return Prints.joined([Prints.of(self._tables[key], np.flatnonzero(which)) for key, which in rows.items()])
 
     @cached_property
-    def _accepted(self) -> pd.DataFrame:
-        columns = ["digest", "label", "patient", "side"]
-        tables = [t.loc[t["verdict"] == "accepted", columns] for t in self._tables.values()]
-        return pd.concat(tables) if tables else pd.DataFrame(columns=columns)
-
-    @cached_property
     def _labels(self) -> dict[str, str]:
-        return dict(zip(self._accepted["digest"], self._accepted["label"], strict=True))
+        return dict(self._accepted("digest", "label").itertuples(index=False, name=None))
 
     @cached_property
     def _sides(self) -> dict[str, str]:
-        return dict(zip(self._accepted["patient"], self._accepted["side"], strict=True))
+        return dict(self._accepted("patient", "side").itertuples(index=False, name=None))
+
+    def _accepted(self, *columns: str) -> pd.DataFrame:
+        tables = [t.loc[t["verdict"] == "accepted", list(columns)] for t in self._tables.values()]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
 
 
 EMPTY: Final = History({})

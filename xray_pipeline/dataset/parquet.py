@@ -27,15 +27,16 @@ def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
 def from_parquet(data: bytes, what: str) -> pd.DataFrame:
     """Read what `to_parquet` wrote. Raises DatasetError, naming `what`, for other bytes or another format version."""
     try:
-        found = _fact(data, "format", "none")
-        if found == str(FORMAT):
+        version = fact(data, "format", "none")
+        if version == str(FORMAT):
             return read_parquet(data)
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetError(f"{what} is not readable Parquet: {error}") from error
-    raise DatasetError(f"{what} has format {found}; this version reads {FORMAT}")
+    raise DatasetError(f"{what} has format {version}; this version reads {FORMAT}")
 
 
-def _fact(data: bytes, name: str, otherwise: str) -> str:
+def fact(data: bytes, name: str, otherwise: str) -> str:
+    """Return one of the facts that `to_parquet` kept in the metadata. Raises pyarrow.ArrowInvalid for other bytes."""
     facts: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(data)).metadata or {}
     return facts.get(f"xray.{name}".encode(), otherwise.encode()).decode()
 

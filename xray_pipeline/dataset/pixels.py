@@ -97,16 +97,7 @@ class RowCache:
 
     def get(self, digests: Sequence[str]) -> npt.NDArray[np.generic]:
         """Return the rows of the digests, in order, as one array. Raises KeyError for one that is missing."""
-        self._refresh()
-        rows = np.empty((len(digests), *self.shape), self.dtype)
-        by_shard: dict[int, list[tuple[int, int]]] = {}
-        for at, digest in enumerate(digests):
-            shard, place = self._places[digest]
-            by_shard.setdefault(shard, []).append((at, place))
-        for shard, pairs in by_shard.items():
-            to, places = zip(*pairs, strict=True)
-            rows[list(to)] = self._shards[shard][list(places)]
-        return rows
+        return self.view(digests)[np.arange(len(digests))]
 
     def view(self, digests: Sequence[str]) -> MappedRows:
         """Return the rows of the digests, in order, not read yet. Raises KeyError for one that is missing."""

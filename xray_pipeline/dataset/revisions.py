@@ -1,4 +1,4 @@
-"""What the manifests say together: which of their rows stand, and which radiographs are held under two labels.
+"""What the manifests say together: which of their rows are in force, and which radiographs are held under two labels.
 
 Manifests are never changed. A file that is judged anew gets a row in a later part of its delivery, and that row counts
 from then on. Everything here follows from the manifests alone, so it is the same on every machine and every day.
@@ -7,15 +7,11 @@ from then on. Everything here follows from the manifests alone, so it is the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 
 File = tuple[str, int, str]
 
@@ -33,13 +29,12 @@ def files_of(table: pd.DataFrame) -> Iterator[File]:
     return zip(table["file"], table["size"].tolist(), table["version"], strict=True)
 
 
-def standing(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]:
-    """Return for each manifest (by key) which rows stand: not those that a later part of the delivery replaces.
+def in_force(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]:
+    """Return for each manifest (by key) which rows are in force: not those that a later part of the delivery replaces.
 
-    A row that is accepted, or judges a file anew, replaces earlier quarantined ones of its path, in whatever version: a
-    delivery may have been copied anew meanwhile. Accepted rows always stand: only quarantined files are judged anew.
+    An accepted row, or one that judges a file anew, replaces earlier quarantined ones of its path, in whatever version:
+    a delivery may have been copied anew meanwhile. Accepted rows stay in force: only quarantined files are judged anew.
     """
-
     stands = {key: np.ones(len(table), np.bool_) for key, table in tables.items()}
     several = {name for name, part in map(part_of, tables) if part > 1}
     keys = [key for key in sorted(tables, key=part_of) if part_of(key)[0] in several]
@@ -61,7 +56,7 @@ def standing(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]
 def decisive(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Return the keys, sorted, of manifests that can change what a snapshot holds.
 
-    Those of copies only can not, so that nothing is trained for them. One that settles a label conflict can.
+    Those of copies only can not, so that nothing is trained for them. One that ends a label conflict can.
     """
     found: list[str] = []
     disputed: set[tuple[str, str]] = set()
@@ -76,11 +71,11 @@ def decisive(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     """Return the digests of radiographs that manifests (by key) hold under two labels, themselves or near copies.
 
-    Near copies are connected by what standing rows, accepted or in a label conflict, say of each other. A conflict is
-    settled once the rows that stand agree.
+    Near copies are connected by what rows in force, accepted or in a label conflict, say of each other; each group of
+    connected ones shows one chest. A conflict is over once the rows in force agree: of a (NORMAL), its near copy b
+    (NORMAL) and c, a near copy of b (PNEUMONIA), all are contested until a later part of a delivery replaces a row.
     """
-
-    stands = standing(tables)
+    stands = in_force(tables)
     conflicts = {
         digest
         for key, table in tables.items()
@@ -91,34 +86,23 @@ def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
     columns = ["digest", "label", "near_copy", "withdraws"]
     parts = [t.loc[counted(t, stands[key]), columns] for key, t in tables.items()]
     rows = pd.concat(parts, ignore_index=True)
-    groups: dict[str, set[str]] = {digest: {digest} for digest in conflicts}
+    chests = DisjointSet(conflicts)
     linked = rows.loc[(rows["near_copy"] != "") | (rows["withdraws"] != ""), ["digest", "near_copy", "withdraws"]]
     for digest, near, withdraws in linked.itertuples(index=False, name=None):
+        chests.add(digest)
         for other in f"{near} {withdraws}".split():
-            _join(groups, digest, other)
-    reached = set().union(*(groups[digest] for digest in conflicts))
-    labels: dict[str, set[str]] = {}
-    for digest, label in rows.loc[rows["digest"].isin(reached), ["digest", "label"]].itertuples(index=False, name=None):
-        labels.setdefault(digest, set()).add(label)
-    out: set[str] = set()
-    for digest in conflicts:
-        if digest not in out and len(set().union(*(labels.get(one, ()) for one in groups[digest]))) > 1:
-            out |= groups[digest]
-    return out
+            chests.add(other)
+            chests.merge(digest, other)
+    groups = [group for group in chests.subsets() if not conflicts.isdisjoint(group)]
+    chest_of = {digest: number for number, group in enumerate(groups) for digest in group}
+    labels = rows["label"].groupby(rows["digest"].map(chest_of)).nunique()
+    return {digest for digest, number in chest_of.items() if labels.get(number, 0) > 1}
 
 
 def counted(table: pd.DataFrame, stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which rows say what a radiograph shows: the accepted ones, and standing ones in a label conflict.
+    """Return which rows say what a radiograph shows: the accepted ones, and those in force in a label conflict.
 
     A file that labels.csv put out was never read: it has no digest, and says nothing of any image.
     """
-
     said = (table["verdict"] == "accepted") | (table["reason"] == CONFLICT)
     return np.asarray(said & (table["digest"] != "") & stands)
-
-
-def _join(groups: dict[str, set[str]], one: str, two: str) -> None:
-    few, many = sorted((groups.setdefault(one, {one}), groups.setdefault(two, {two})), key=len)
-    if few is not many:
-        many |= few
-        groups |= dict.fromkeys(few, many)

@@ -24,7 +24,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pandas as pd
@@ -43,12 +43,9 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, check_writes_once, open_store
 from xray_pipeline.dataset.commits import IDENTITY, IDENTITY_FORMAT, Commit, Commits, Identity
 from xray_pipeline.dataset.history import History
-from xray_pipeline.dataset.parquet import FORMAT, _fact, from_parquet
+from xray_pipeline.dataset.parquet import FORMAT, fact, from_parquet
 from xray_pipeline.dataset.revisions import contested, decisive
 from xray_pipeline.dataset.split import key_of
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +133,7 @@ class Dataset:
         self.store.write(draft, data)  # not deleted when the place is taken: an equal attempt may count on it
         commit = self.commits.add(key, digest_of(data), after)
         if commit is not None:
-            self._finish(commit)
+            self._make_manifest(commit)
         return commit is not None
 
     def described(self, key: str) -> Manifest:
@@ -150,13 +147,13 @@ class Dataset:
         return self.store.exists(IDENTITY) or any(self.store.list("commits"))
 
     def mend(self) -> None:
-        """Put a damaged dataset.json back when it follows from the settings. Raises as `settle` does."""
+        """Put a damaged dataset.json back when it follows from the settings. Raises as `finish` does."""
         self.commits.read(self._derived)
 
     def _derived(self) -> bytes:
         return canonical(msgspec.to_builtins(self._identity(key_of(self.settings))))
 
-    def settle(self) -> list[Commit]:
+    def finish(self) -> list[Commit]:
         """Finish what a process that was killed had committed, before anything else is judged; return all commits.
 
         A damaged dataset.json is put back when it follows from the settings. Raises DatasetError for a broken chain of
@@ -165,13 +162,13 @@ class Dataset:
         commits, there = self.commits.listed(self._derived)
         for commit in commits:
             if commit.file not in there:
-                self._finish(commit)
+                self._make_manifest(commit)
         for entry in self.store.list("drafts"):
             if entry.modified < time.time() - DRAFT_SECONDS:  # of a process that was killed before its commit
                 self.store.delete(entry.key)
         return commits
 
-    def _finish(self, commit: Commit) -> None:
+    def _make_manifest(self, commit: Commit) -> None:
         """Make the manifest of a commit from its draft."""
         self.store.write_if_absent(commit.file, self._committed(commit))
         self.store.delete(commit.draft)
@@ -181,17 +178,17 @@ class Dataset:
 
         Raises DatasetError when the commits themselves are not whole.
         """
-        found = []
+        damaged = []
         for commit in self.commits.listed()[0]:
             try:
                 self._manifest(commit.manifest)
             except Damaged:
-                found.append(commit.manifest)
-        return found
+                damaged.append(commit.manifest)
+        return damaged
 
     def fingerprint(self, key: str) -> str:
         """Return the SHA-256 of the listing that a committed delivery was judged with. Raises DatasetError."""
-        return _fact(self._committed(self.commits.of(key)), "fingerprint", "")
+        return fact(self._committed(self.commits.of(key)), "fingerprint", "")
 
     def snapshot(self) -> Snapshot | None:
         """Name the present state of the dataset and keep that name; None while nothing is committed."""
@@ -217,12 +214,12 @@ class Dataset:
         """Return the snapshot's radiographs, one row each, sorted by digest.
 
         Columns: digest, suffix, label, patient, side, delivery, source, width, height, mode, view, sex, age_years,
-        scanner. `source` is the family a file name belongs to, never the name itself. Radiographs that some delivery
-        brought under another label, themselves or a near copy, are left out until that is settled: `contested`. Raises
+        scanner. `source` is the family a file name belongs to (`source_pattern`), never the name itself. Radiographs
+        that some delivery brought under another label, themselves or a near copy, are left out: `contested`. Raises
         DatasetError when a manifest is missing or has changed.
         """
-        kept, tables = self._snapshot(snapshot.digest), {}
-        for key, expected in kept.manifests.items():
+        tables = {}
+        for key, expected in self._snapshot(snapshot.digest).manifests.items():
             actual, table = self._manifest(key)
             if actual != expected:
                 raise DatasetError(
@@ -236,7 +233,7 @@ class Dataset:
             for key, table in tables.items()
         ]
         rows = pd.concat(accepted, ignore_index=True)
-        rows["source"] = rows["file"].map(_source)
+        rows["source"] = rows["file"].map(self._source)
         return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
 
     def read(self, digest: str, suffix: str) -> bytes:
@@ -263,6 +260,10 @@ class Dataset:
             if self.store.write_if_absent(key, data):
                 return
         self.store.write(key, data)
+
+    def _source(self, file: str) -> str:
+        match = re.search(self.settings.source_pattern, file.rpartition("/")[2])
+        return match[match.lastindex or 0] if match else ""
 
     def _describe(self, digest: str, keys: list[str]) -> Snapshot:
         empty = Snapshot(digest, tuple(keys), 0, 0)
@@ -299,10 +300,10 @@ class Dataset:
 
     def _check_identity(self, key: bytes) -> None:
         """Compare dataset.json with the settings."""
-        if (kept := self.commits.identity()) is None:
+        if (fixed := self.commits.identity()) is None:
             return
         for name, value in msgspec.structs.asdict(self._identity(key)).items():
-            if (was := getattr(kept, name)) != value:
+            if (was := getattr(fixed, name)) != value:
                 shown = "is another one" if name == "patient_key" else f"{was!r}, now {value!r}"
                 raise DatasetError(
                     f"the dataset in {self.store.uri} was made with another setting: {name} {shown}; "
@@ -314,12 +315,6 @@ _ROW_COLUMNS = (
     *("digest", "suffix", "label", "patient", "side", "delivery", "source"),
     *("width", "height", "mode", "view", "sex", "age_years", "scanner"),
 )
-_SOURCES = re.compile(r"^(?:person\d+_(bacteria|virus)|(NORMAL2)-IM-|(IM)-)")
-
-
-def _source(file: str) -> str:
-    match = _SOURCES.match(file.rpartition("/")[2])
-    return match[match.lastindex or 0] if match else ""
 
 
 def _radiograph_key(digest: str, suffix: str) -> str:

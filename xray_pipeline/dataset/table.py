@@ -15,7 +15,7 @@ class Row(NamedTuple):
     `file` is the path inside the delivery with undecodable bytes, control characters and backslashes as \\xNN;
     `source_digest` and `digest` are SHA-256 of the file and of what is stored; `mode` and `bits` are the source's (a
     16-bit PNG, I;16, of fewer bits was scaled); `patient` is a keyed hash; ages are years; `statistics` says how the
-    pixels look (`appearance.to_text`); `phash` and `thumbnail` are of `near_duplicates`; `near_copy` is the digest of a
+    pixels look (`appearance.to_text`); `phash` and `thumbnail` are the fingerprint; `near_copy` is the digest of a
     near copy, here or in the dataset; `withdraws` are the digests, separated by spaces, of earlier deliveries'
     radiographs that a label conflict keeps out together with this row. Text is "" and numbers are 0 (age NaN) where
     unknown.

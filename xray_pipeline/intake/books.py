@@ -19,7 +19,7 @@ from typing import Any
 from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.dataset.revisions import files_of, part_of, standing
+from xray_pipeline.dataset.revisions import files_of, in_force, part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import verdicts
 from xray_pipeline.intake.layout import LITTER
@@ -109,7 +109,7 @@ def quarantine(settings: Settings, delivery: str = "", reason: str = "", paths: 
 
 def _standing(tables: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """Yield (key, row) of the quarantined rows of manifests `keys` that stand: the latest judgement of their files."""
-    stands = standing(tables)
+    stands = in_force(tables)
     for key in keys:
         table = tables[key]
         for row in table[stands[key] & (table["verdict"] != "accepted")].itertuples():

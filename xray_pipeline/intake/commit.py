@@ -42,7 +42,7 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
         raise DatasetError(f"delivery {key} was rejected; it can't be committed")
     dataset.begin()
     while True:
-        commits = dataset.settle()
+        commits = dataset.finish()
         if any(earlier.manifest == key for earlier in commits):
             log.info("delivery %s is committed", key)
             break

@@ -8,9 +8,9 @@ from typing import Final
 import pandas as pd
 
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset import near_copies
+from xray_pipeline.dataset.fingerprints import Prints
 from xray_pipeline.dataset.history import History
-from xray_pipeline.dataset.near_copies import Prints
 
 
 def rejudge(table: pd.DataFrame, history: History, settings: Settings) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def _near_copies(
 def _copied(rows: Sequence[int], mine: Prints, others: Prints | None, workers: int) -> Iterator[tuple[int, str]]:
     """Yield the rows that have a near copy among the others, with its digest."""
     if others is not None:
-        for row, place in zip(rows, near_duplicates.nearest(mine, others, workers, itself=mine is others), strict=True):
+        for row, place in zip(rows, near_copies.nearest(mine, others, workers, itself=mine is others), strict=True):
             if place >= 0:
                 yield row, others.digests[place]
 
@@ -175,7 +175,7 @@ def _links(places: Sequence[int], every: Prints, workers: int) -> dict[str, set[
     asking = list(reached.values())
     while asking:
         further = {}
-        for at, other in near_duplicates.every(every.take(asking), every, workers):
+        for at, other in near_copies.every(every.take(asking), every, workers):
             one, two = every.digests[asking[at]], every.digests[other]
             if one != two:
                 links.setdefault(one, set()).add(two)

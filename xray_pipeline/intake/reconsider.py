@@ -14,7 +14,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.parquet import accounting
-from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, part_of, standing
+from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, in_force, part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import Row, by_file, of_rows
 from xray_pipeline.intake import alarms, deliveries, drift, expectations, verdicts
@@ -43,7 +43,7 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None) -> 
     """
 
     dataset = Dataset(settings)
-    dataset.settle()
+    dataset.finish()
     tables = {key: dataset.manifest(key) for key in dataset.manifests() if part_of(key)[0] == name}
     if not tables:
         raise DeliveryError(f"no delivery {name} is committed; `xray check` judges one that waits")
@@ -68,7 +68,7 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None) -> 
 
 def _waiting(tables: Mapping[str, Any]) -> dict[File, str]:
     """Return the files of one delivery whose quarantine stands, litter aside, with its reason."""
-    stands, found = standing(tables), dict[File, str]()
+    stands, found = in_force(tables), dict[File, str]()
     for key, table in tables.items():
         out = table[stands[key] & (table["verdict"] != "accepted")]
         found |= {file: why for file, why in zip(files_of(out), out["reason"], strict=True) if not is_litter(file[0])}

@@ -27,7 +27,7 @@ from xray_pipeline.base.errors import (
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Entry, Store
-from xray_pipeline.dataset import near_copies as near_duplicates
+from xray_pipeline.dataset.fingerprints import fingerprint
 from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.table import Row, quarantined
 from xray_pipeline.images import appearance, radiograph
@@ -173,7 +173,7 @@ class Reader:
             digest=found.digest,
             suffix=found.suffix,
             statistics=appearance.to_text(appearance.measure(found.pixels)),
-            **near_duplicates.fingerprint(found.pixels)._asdict(),
+            **fingerprint(found.pixels)._asdict(),
         )
         s = self._settings
         side = side_of(patient, place.given, s.split_mode, s.split_validation, s.split_held_out)

@@ -120,7 +120,7 @@ def repair(run: Run, progress: Progress | None = None) -> Repaired:
     """
     identity.compare(run)
     dataset = Dataset(run.settings)
-    dataset.settle()
+    dataset.finish()
     found, origins = look(dataset, progress=progress), _Origins(dataset)
     if origins.unreadable:
         raise DatasetError(

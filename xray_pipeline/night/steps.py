@@ -95,7 +95,7 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     compare(run)
     Ledger(run.store()).entries()  # one that this version can't read stops the night before anything is written
     dataset = Dataset(run.settings)
-    dataset.settle()
+    dataset.finish()
     found = _deliveries(run, dataset.history(), left_out)
     for delivery in found:
         if not delivery.settled:
@@ -131,7 +131,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     logs.about(delivery=key)
     compare(run)
     store, dataset = run.store(), Dataset(run.settings)
-    dataset.settle()
+    dataset.finish()
     history = dataset.history()  # one for finding and judging it: it may be committed meanwhile
     delivery = next((d for d in _deliveries(run, history, []) if d.key == key), None)
     if delivery is None:
@@ -194,7 +194,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     compare(run)
     store, dataset = run.store(), Dataset(run.settings)
     changed = []
-    dataset.settle()
+    dataset.finish()
     for key in keys:
         logs.about(delivery=key)
         verdict = checked(store, key)

@@ -16,8 +16,10 @@ from PIL import Image
 from samples import dicom, jpeg, picture, png
 
 from xray_pipeline.base.errors import DatasetError
-from xray_pipeline.dataset import near_copies as near_duplicates
-from xray_pipeline.dataset.near_copies import ALIKE, SIDE, Prints, fingerprint, hashes, likeness, nearest
+from xray_pipeline.dataset import near_copies
+from xray_pipeline.dataset.fingerprints import SIDE, Prints, fingerprint, hashes
+from xray_pipeline.dataset.likeness import ALIKE, likeness
+from xray_pipeline.dataset.near_copies import nearest
 from xray_pipeline.images import radiograph
 
 Grey = NDArray[np.uint8]
@@ -169,8 +171,8 @@ def test_every_hash_within_the_distance_is_looked_at() -> None:
     known[[5, 40_000, 69_999]] = known[123]
     known[40_000, 3] ^= np.uint64(1)
     coarse = np.ascontiguousarray(known[:, 0])
-    assert near_duplicates._scan(known[[123]], known, coarse, -1).tolist() == [5, 123, 69_999, 40_000]
-    assert near_duplicates._scan(known[[123]], known, coarse, 5).tolist() == [123, 69_999, 40_000]
+    assert near_copies._scan(known[[123]], known, coarse, -1).tolist() == [5, 123, 69_999, 40_000]
+    assert near_copies._scan(known[[123]], known, coarse, 5).tolist() == [123, 69_999, 40_000]
 
 
 def test_the_threshold_lies_between_copies_and_others(shared: Path) -> None:

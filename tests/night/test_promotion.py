@@ -287,6 +287,7 @@ def test_mlflow_gets_the_report_without_radiographs_unless_asked(nights: Run) ->
         return Path(MlflowClient().download_artifacts(run_id, "report.html")).read_text(encoding="utf-8")
 
     assert store.read(key).count(b"data:image/") > 0
+    assert b"Version: 2." in store.read(key)  # written into it when it was registered
     assert (in_mlflow().count("data:image/"), in_mlflow().count("<svg ")) == (0, store.read(key).count(b"<svg "))
     store.delete(key)
     promotion.request(replace(nights, settings=nights.settings.model_copy(update={"mlflow_pictures": True})))

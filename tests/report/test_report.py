@@ -25,11 +25,13 @@ from xray_pipeline.evaluation.metric_table import METRICS
 from xray_pipeline.evaluation.metrics import evaluate
 from xray_pipeline.evaluation.slices import slices as all_slices
 from xray_pipeline.evaluation.suspects import Suspect
+from xray_pipeline.evaluation.sweep import Cuts
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import decide, load_policy
+from xray_pipeline.report.contents import Arrival, Report, Subject, Suspects
 from xray_pipeline.report.examples import examples
-from xray_pipeline.report.page import Arrival, Report, Suspects, model_card, render
-from xray_pipeline.report.wording import chance, difference, headline, in_words
+from xray_pipeline.report.page import model_card, render, with_version, without_pictures
+from xray_pipeline.report.wording import cuts_in_words, difference, headline, in_words, percent, tries, warnings
 
 CHROMIUM = Path("/usr/bin/chromium")
 TWO, THREE = ("NORMAL", "PNEUMONIA"), ("BACTERIA", "NORMAL", "VIRUS")
@@ -102,7 +104,7 @@ def make(
         Arrival("bad", False, 0, {}, ("No class PNEUMONA.",)),
     )
     made = Report(
-        "chest-xray",
+        Subject("chest-xray", "c" * 64, None, 1 if champion else None, "scheduled-1", "2026-11-30 02:41"),
         decide(evidence, load_policy("default")),
         evidence,
         list(rows["label"]),
@@ -173,15 +175,152 @@ def test_it_says_in_words_what_was_found(two: Made) -> None:
     against = two.report.evidence.comparison
     assert against is not None
     assert "90 radiographs of 45 patients" in told
-    assert f"On {against.only_candidate_right} radiographs only the candidate is right" in told
+    assert f"only the candidate is right, on {against.only_champion_right} only the model in production" in told
 
 
 @pytest.mark.parametrize(
     ("p", "said"),
-    [(1.0, "always"), (0.62, "in 6 of 10 tries"), (0.125, "in 1 of 8 tries"), (0.0004, "in 1 of 2,500 tries")],
+    [
+        (1.0, "every time"),
+        (0.96, "in more than 9 of 10 tries"),
+        (0.62, "in about 6 of 10 tries"),
+        (0.15, "in about 2 of 10 tries"),
+        (0.125, "in about 1 of 8 tries"),
+        (0.0004, "in about 1 of 2,500 tries"),
+        (1e-6, "in about 1 of 1,000,000 tries"),
+        (1e-12, "in fewer than 1 of a million tries"),
+        (0.0, "in fewer than 1 of a million tries"),
+    ],
 )
-def test_a_p_value_in_words(p: float, said: str) -> None:
-    assert chance(p) == said
+def test_how_often_luck_does_it_in_words(p: float, said: str) -> None:
+    assert tries(p) == said
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0.0, "0.0 %"),
+        (0.0004, "under 0.1 %"),
+        (0.931, "93.1 %"),
+        (0.9996, "over 99.9 %"),
+        (1.0, "100.0 %"),
+        (float("nan"), "an unknown share"),
+    ],
+)
+def test_not_quite_all_never_reads_as_all(share: float, said: str) -> None:
+    assert percent(share).replace("\N{NO-BREAK SPACE}", " ") == said
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "p", "said"),
+    [
+        (0, 0, 1.0, "The two models name the same radiographs right."),
+        (3, 9, 0.98, "On 3 radiographs only the candidate is right, on 9 only the model in production. The candidate is"
+         " not ahead."),
+        (4, 4, 0.64, "The candidate is not ahead."),
+        (1, 0, 0.5, "On 1 radiograph only the candidate is right, on 0 only the model in production. If both were"
+         " equally good, luck alone would put the candidate this far ahead or further in about 5 of 10 tries."),
+        (40, 0, 0.0, "this far ahead or further in fewer than 1 of a million tries."),
+        (2, 1, float("nan"), "How often luck would do as much is not known."),
+    ],
+)  # fmt: skip
+def test_who_is_ahead_is_said_for_every_p(two: Made, ours: int, theirs: int, p: float, said: str) -> None:
+    against = two.report.evidence.comparison
+    assert against is not None
+    against = replace(against, only_candidate_right=ours, only_champion_right=theirs, p_value=p)
+    told = in_words(replace(two.report.evidence, comparison=against))[-1]
+    assert told.endswith(said)
+    assert ("luck" in told) == (ours > theirs)
+
+
+def test_one_radiograph_of_one_patient_is_said_in_the_singular(two: Made) -> None:
+    ours = two.report.evidence.candidate
+    assert ours is not None
+    told = in_words(replace(two.report.evidence, candidate=replace(ours, n=1, patients=1)))[0]
+    assert told.startswith("The candidate read 1 radiograph of 1 patient that no training ever saw")
+
+
+@pytest.mark.parametrize(
+    ("own", "auc", "said"),
+    [
+        ((0.83, 0.93), (0.992, 0.985), "the candidate ranks radiographs better"),
+        ((0.93, 0.83), (0.985, 0.992), "the model in production ranks radiographs better"),
+        ((0.93, 0.83), (0.992, 0.985), ""),
+        ((0.83, 0.83), (0.992, 0.985), ""),
+        ((0.83, 0.93), (0.985, 0.985), ""),
+    ],
+)
+def test_that_the_cut_made_the_difference_is_said_only_then(
+    own: tuple[float, float], auc: tuple[float, float], said: str
+) -> None:
+    told = cuts_in_words(Cuts(own, (0.96, 0.94), auc), (0.86, 0.58)).replace("\N{NO-BREAK SPACE}", " ")
+    assert ("The threshold, not the ranking, made the difference" in told) == bool(said)
+    assert said in told
+    assert "At a cut of .5 the candidate would name 96.0 % right, the model in production 94.0 %" in told
+
+
+def test_the_report_shows_the_sweep_and_says_what_a_cut_of_one_half_gives(two: Made, page: str) -> None:
+    assert page.count('aria-label="accuracy by cut for PNEUMONIA"') == 1
+    assert page.count('aria-label="sensitivity and specificity by cut for PNEUMONIA"') == 1
+    truth = two.rows["label"] == "PNEUMONIA"
+    half = [float(((table[:, 1] >= 0.5) == truth).mean()) for table in two.tables]
+    said = (
+        f"At a cut of .5 the candidate would name {percent(half[0])} right, the model in production {percent(half[1])}"
+    )
+    assert said in page
+    assert said in model_card(two.report)
+
+
+def test_the_header_names_version_night_and_date(two: Made, page: str) -> None:
+    head = page[page.index("<h1>") : page.index('<section class="verdict')]
+    assert "candidate cccccccccccc" in head
+    assert "Version: not registered." in head
+    assert "Compared with version 1, the model in production," in head
+    assert "Decided 2026-11-30 02:41 UTC by the night scheduled-1." in head
+    known = render(replace(two.report, subject=replace(two.report.subject, version=7)))
+    for before, after in ((page, known), (model_card(two.report), "")):
+        named = with_version(before, 7)
+        assert "Version: 7." in named
+        assert "not registered" not in named.split("Policy ")[0]
+        assert with_version(named, 7) == named
+        assert after in ("", named)
+
+
+def test_one_digest_names_the_candidate_but_for_lineage_and_data(two: Made, page: str) -> None:
+    ours, card = two.report.evidence.candidate, model_card(two.report)
+    assert ours is not None
+    for text, lineage in ((page, '<h2 id="lineage">'), (card, "## Lineage")):
+        assert two.report.subject.candidate[:12] in text
+        assert ours.model_digest[:12] not in text[: text.index(lineage)]
+
+
+def test_the_header_warns_of_alarms_and_of_a_model_that_reads_the_border(two: Made, page: str) -> None:
+    evidence = two.report.evidence
+    assert warnings(evidence) == []
+    assert '<p class="warning">' not in page
+    parts = tuple(
+        replace(part, candidate={**part.candidate, "auc": Interval(0.875, low, 0.95)})
+        if part.value == stress.BASELINE
+        else part
+        for low in (0.81,)
+        for part in evidence.stress or ()
+    )
+    told = replace(two.report, evidence=replace(evidence, alarms=("monday: pixels",), stress=parts))
+    bad = render(told)
+    head = bad[bad.index("<h1>") : bad.index('<section class="verdict')]
+    assert head.count('<p class="warning">') == 2
+    assert "Drift alarm: monday: pixels." in head
+    assert "AUC 0.875" in head
+    assert "Drift alarm: monday: pixels." in model_card(told)
+    unsure = replace(evidence, stress=tuple(replace(p, candidate={"auc": Interval(0.9, 0.6, 1.0)}) for p in parts))
+    assert warnings(unsure) == []
+
+
+def test_without_pictures_all_else_stays(two: Made, page: str) -> None:
+    bare = without_pictures(page)
+    assert "data:image" not in bare
+    assert "<img" not in bare
+    assert (bare.count("<svg"), bare.count("<figure")) == (page.count("<svg"), page.count("<figure"))
 
 
 def test_headlines(two: Made) -> None:
@@ -282,7 +421,7 @@ def test_the_galleries_hold_what_they_say(two: Made) -> None:
 def test_a_first_model_has_no_column_for_a_champion(tmp_path: Path) -> None:
     made = make(tmp_path, champion=False, n=40, stressed=False)
     page, card = render(made.report), model_card(made.report)
-    assert "Champion" not in page.replace("Champion (model files)", "")
+    assert "Champion" not in page
     assert "Where the two differ" not in page
     assert "There is no model in production" in page
     assert "| metric | candidate |\n| --- | --- |\n" in card
@@ -300,7 +439,7 @@ def test_each_of_three_classes_has_its_curves(tmp_path: Path) -> None:
         assert '<th class="n">Champion</th>' in part
         assert f"### {name} against the rest" in card
         assert f'aria-label="ROC curves for {name}"' in page
-    assert page.count("<svg") == 15
+    assert page.count('<svg role="img"') == 15
 
 
 def test_hostile_names_stay_text(two: Made) -> None:
@@ -309,7 +448,7 @@ def test_hostile_names_stay_text(two: Made) -> None:
     assert ours is not None
     bad = replace(
         made,
-        model_name=HOSTILE,
+        subject=replace(made.subject, model_name=HOSTILE, night=HOSTILE),
         arrivals=(Arrival(HOSTILE, False, 0, {HOSTILE: 1}, (HOSTILE,)),),
         lineage={"Airflow run": HOSTILE},
         recipe={"name": HOSTILE},

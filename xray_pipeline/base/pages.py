@@ -37,6 +37,10 @@ def _plain(value: object) -> str:
 
 def _shown(value: float | str | None) -> str:
     """Return a clause's threshold or actual value as a table cell shows it."""
-    if isinstance(value, float):
-        return f"{value:.5f}".rstrip("0").rstrip(".")
-    return "-" if value is None else str(value)
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    if value.is_integer():
+        return f"{value:,.0f}"
+    # As many digits as the sentence beside it has; more where a confidence is nearly 1.
+    digits = 2 if round(value, 2) == value else 5 if 0.999 < value < 1 else 4
+    return f"{value:.{digits}f}"

@@ -138,7 +138,7 @@ def _same_snapshot(evidence: Evidence, _: Mapping[str, float]) -> Finding:
 def _same_rows(evidence: Evidence, _: Mapping[str, float]) -> Finding:
     measured = [x for x in (evidence.candidate, evidence.champion, evidence.comparison) if x is not None]
     seen = {(x.n, x.patients, x.rows) for x in measured}
-    actual = " / ".join(sorted(f"{n} of {patients} patients, {rows[:12]}" for n, patients, rows in seen))
+    actual = " / ".join(sorted(f"{n} radiographs of {patients} patients, {rows[:12]}" for n, patients, rows in seen))
     same = len(seen) == 1 and all(rows for _, _, rows in seen)
     why = f"Measured on {actual}." if same else f"Not measured on the same radiographs: {actual or 'none'}."
     return Finding(same, actual, "one set of radiographs", why)
@@ -194,9 +194,11 @@ def _confidence(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
         return Finding(False, None, None, "How often the held-out patients were used before is not known.")
     if p is None or not 0 <= p <= 1:
         return Finding(False, None, 1 - most, "There is no comparison with the champion.")
+    uses = evidence.earlier_uses or 0.0
+    said = "no earlier use" if not uses else f"{uses:.1f} earlier uses" if uses >= 0.05 else "under 0.1 earlier uses"
     why = (
-        f"Confidence that the candidate is more accurate: {1 - p:.4f}; asked after {evidence.earlier_uses:.1f} earlier "
-        f"uses of the held-out patients: {1 - most:.5f}."
+        f"Confidence that the candidate is more accurate: {1 - p:.4f}; asked after {said} of the held-out patients: "
+        f"{1 - most:.5f}."
     )
     return Finding(p <= most, 1 - p, 1 - most, why)
 

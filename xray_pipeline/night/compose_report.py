@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.pixels import PixelCache
@@ -12,13 +15,14 @@ from xray_pipeline.gate.policy import Decision
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake.verdicts import checked, rejected
 from xray_pipeline.night import lineage, screening
-from xray_pipeline.night.gather import _new_deliveries
+from xray_pipeline.night.gather import new_deliveries
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
-from xray_pipeline.report import examples
-from xray_pipeline.report import page as report
-from xray_pipeline.report.places import report_key
+from xray_pipeline.report import contents as report
+from xray_pipeline.report import examples, page
+from xray_pipeline.report.places import CARD, PAGE, report_key
+from xray_pipeline.training.candidate import Candidate
 
 
 def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, decision: Decision) -> str:
@@ -30,9 +34,8 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
     caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
     disagreements, errors = examples.examples(caches, both.rows, both.tables, dataset.read)
     sides = dataset.rows(both.snapshot)["side"].value_counts()
-    recipe = lineage.recipe_of(run.store(), both.candidate.digest).model_dump()
     shown = report.Report(
-        model_name=run.settings.model_name,
+        subject=_subject(run, registry, both),
         decision=decision,
         evidence=found,
         labels=both.rows["label"].tolist(),
@@ -42,16 +45,45 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
         errors=errors,
         arrivals=_arrivals(run, registry, both),
         dataset={str(side): int(count) for side, count in sides.items()},
-        recipe=recipe,
+        recipe=_values(lineage.recipe_of(run.store(), both.candidate.digest).model_dump()),
         lineage=_lineage(run, both, decision),
         suspects=_suspects(run, dataset, both),
     )
-    # The store's page last: where it is of this decision, so are the others.
-    for name, text in (("model-card.md", report.model_card(shown)), ("report.html", report.render(shown))):
-        for_mlflow = text if run.settings.mlflow_pictures else report.without_pictures(text)
-        registry.attach(both.candidate.run_id, name, for_mlflow)
-        run.store().write(report_key(both.candidate.digest, both.champion, name), text.encode())
+    for name, text in ((CARD, page.model_card(shown)), (PAGE, page.render(shown))):
+        _keep(run, registry, both.candidate, both.champion, name, text)
     return report_key(both.candidate.digest, both.champion)
+
+
+def name_version(run: Run, registry: Registry, candidate: Candidate, champion: int | None, version: int) -> None:
+    """Write the version that a candidate became into its page and card, if they are there. Raises as `write_report`."""
+    for name in (CARD, PAGE):
+        if run.store().exists(key := report_key(candidate.digest, champion, name)):
+            text = page.with_version(run.store().read(key).decode(), version)
+            _keep(run, registry, candidate, champion, name, text)
+
+
+def _keep(run: Run, registry: Registry, candidate: Candidate, champion: int | None, name: str, text: str) -> None:
+    """Keep a file with the MLflow run and then in the store: where the store's is, so is the other."""
+    registry.attach(candidate.run_id, name, text if run.settings.mlflow_pictures else page.without_pictures(text))
+    run.store().write(report_key(candidate.digest, champion, name), text.encode())
+
+
+def _subject(run: Run, registry: Registry, both: Pair) -> report.Subject:
+    registered = registry.ledger.state().registered.items()
+    version = next((version for version, entry in registered if entry.candidate == both.candidate.digest), None)
+    now = datetime.fromtimestamp(run.store().clock(), UTC).strftime("%Y-%m-%d %H:%M")
+    return report.Subject(run.settings.model_name, both.candidate.digest, version, both.champion, run.name, now)
+
+
+def _values(recipe: Mapping[str, Any]) -> dict[str, object]:
+    """The values of a recipe as `--set` names them; what is left to the backbone says so."""
+    shown: dict[str, object] = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            shown |= {f"{name}.{inner}": of_it for inner, of_it in value.items()}
+        else:
+            shown[name] = "the backbone's own" if value in (None, "") else value
+    return shown
 
 
 def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival, ...]:
@@ -62,7 +94,7 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
     store, dataset, last = run.store(), Dataset(run.settings), _last_snapshot(registry, both)
     seen = set(dataset.open_snapshot(last).manifests) if last else set()
     found = []
-    for key in _new_deliveries(run, registry, both):
+    for key in new_deliveries(run, registry, both):
         verdict, counts = checked(store, key), accounting([dataset.manifest(key)])
         notes = (*(verdict.warnings if verdict else ()), *_standing(run, key))
         found.append(report.Arrival(key, True, counts.pop("accepted", 0), counts, notes, tonight=key not in seen))
@@ -115,5 +147,4 @@ def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:
         **lineage.facts(run.store(), both.candidate),
         "Airflow run": run.name or "none: from the command line",
         "asked by": run.who,
-        "champion": f"version {both.champion}" if both.champion else "none",
     }

@@ -52,7 +52,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
         ),
         alarms=alarms.standing(run.store(), both.snapshot.manifests),
         changed=_changed(run, registry, both),
-        acknowledged=alarms.settled(run.store(), _new_deliveries(run, registry, both)),
+        acknowledged=alarms.settled(run.store(), new_deliveries(run, registry, both)),
     )
 
 
@@ -80,7 +80,7 @@ def _compared_patients(registry: Registry, candidate: str) -> list[int]:
     return compared
 
 
-def _new_deliveries(run: Run, registry: Registry, both: Pair) -> list[str]:
+def new_deliveries(run: Run, registry: Registry, both: Pair) -> list[str]:
     """The deliveries that the candidate's snapshot has and the champion's has not."""
     entry = _champion_entry(registry, both)
     before = set(Dataset(run.settings).open_snapshot(entry.snapshot).manifests) if entry else set()

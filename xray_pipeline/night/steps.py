@@ -330,6 +330,7 @@ def register(run: Run, decided: Decided) -> Registered:
     )
     if entry.version is None:
         raise RegistryError(f"ledger entry {entry.sequence} registered no version")
+    compose_report.name_version(run, registry, candidate, decided.champion, entry.version)
     waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {_why_waits(decision)}"
     models = registry.ledger.state().models(entry.version, decided.champion)
     return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits, models)

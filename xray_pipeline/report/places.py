@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+PAGE, CARD = "report.html", "model-card.md"
 
-def report_key(candidate: str, champion: int | None, name: str = "report.html") -> str:
+
+def report_key(candidate: str, champion: int | None, name: str = PAGE) -> str:
     """Return the store's key of the report on a candidate against a champion, or of another file beside the page."""
     return f"reports/{candidate}/against-{champion or 'none'}/{name}"

@@ -1,15 +1,23 @@
-"""What was measured and decided, in words and numbers for a radiologist and an auditor."""
+"""What was measured and decided, in words and numbers for a radiologist and an auditor.
+
+Each sentence holds for every value it may be given, also at the ends: nobody right, everybody right, one radiograph.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from xray_pipeline.evaluation.bootstrap import Interval
-    from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.evidence import Evidence
-    from xray_pipeline.gate.policy import Decision
+from xray_pipeline.evaluation import stress
+from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation
+from xray_pipeline.evaluation.sweep import Cuts
+from xray_pipeline.gate.evidence import Evidence
+from xray_pipeline.gate.policy import Decision
+
+BORDER_TELLS = 0.7
+"""AUC on the border alone, at the lower end of its interval, from which the header warns: letters tell the classes."""
 
 
 def candidate_of(evidence: Evidence) -> Evaluation:
@@ -19,9 +27,22 @@ def candidate_of(evidence: Evidence) -> Evaluation:
     return evidence.candidate
 
 
+_SPACE = "\N{NO-BREAK SPACE}"
+
+
 def percent(share: float) -> str:
-    """A share as people read it: 93.1 %."""
-    return f"{100 * share:.1f} %"
+    """A share as people read it: 93.1 %. What is not quite none or all never reads as none or all."""
+    if not math.isfinite(share):
+        return "an unknown share"
+    text = f"{100 * share:.1f}"
+    if text == "0.0" and share > 0:
+        return f"under 0.1{_SPACE}%"
+    return f"over 99.9{_SPACE}%" if text == "100.0" and share < 1 else f"{text}{_SPACE}%"
+
+
+def several(count: int, noun: str) -> str:
+    """A number of things: 1 radiograph, 1,204 radiographs."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -53,11 +74,13 @@ def difference(interval: Interval | None, higher_is_better: bool = True) -> Cell
     return Cell(f"{interval.value:+z.3f}", f"{interval.low:+z.3f} to {interval.high:+z.3f}", tone)
 
 
-def chance(p: float) -> str:
-    """A p value in words, such as "in 1 of 8 tries"."""
-    if p > 0.4:
-        return "always" if p > 0.95 else f"in {10 * p:.0f} of 10 tries"
-    return f"in 1 of {1 / p:,.0f} tries" if p > 1e-9 else "practically never"
+def tries(p: float) -> str:
+    """How often something of probability `p`, 0 to 1, happens: in about 1 of 8 tries."""
+    if p > 0.9:
+        return "every time" if p >= 1 else "in more than 9 of 10 tries"
+    if p >= 0.15:
+        return f"in about {10 * p:.0f} of 10 tries"
+    return f"in about 1 of {1 / p:,.0f} tries" if p >= 1e-6 else "in fewer than 1 of a million tries"
 
 
 def headline(decision: Decision) -> str:
@@ -66,38 +89,75 @@ def headline(decision: Decision) -> str:
         return "Refused: it stays out of the registry"
     if not decision.may_promote:
         return "Registered, not promoted"
-    return "Registered and promoted" if decision.automatic else "Registered; a person decides on promoting it"
+    return "Registered; no person is asked" if decision.automatic else "Registered; a person decides on promoting it"
 
 
 def in_words(evidence: Evidence) -> list[str]:
     """What was found, in sentences for a reader who does not know the metrics' names."""
     ours, theirs = candidate_of(evidence), evidence.champion
-    found = [
-        f"The candidate read {ours.n:,} radiographs of {ours.patients:,} patients that no training ever saw, and named "
-        f"{percent(ours.metrics['accuracy'].value)} of them right (95 % interval "
-        f"{percent(ours.metrics['accuracy'].low)} to {percent(ours.metrics['accuracy'].high)})."
+    accuracy = ours.metrics["accuracy"]
+    told = [
+        f"The candidate read {several(ours.n, 'radiograph')} of {several(ours.patients, 'patient')} that no training "
+        f"ever saw, and named {percent(accuracy.value)} of them right (95 % interval {percent(accuracy.low)} to "
+        f"{percent(accuracy.high)})."
     ]
     if len(ours.classes) == 2:
-        negative, positive = ours.classes
-        found.append(
-            f"Of 100 radiographs with {positive} it calls {100 * ours.metrics['sensitivity'].value:.0f}; of 100 "
-            f"radiographs with {negative} it clears {100 * ours.metrics['specificity'].value:.0f}."
+        told.append(
+            f"Of the radiographs that are {ours.classes[1]} it calls {percent(ours.metrics['sensitivity'].value)}; of "
+            f"those that are {ours.classes[0]} it clears {percent(ours.metrics['specificity'].value)}."
         )
     if theirs is None or evidence.comparison is None:
-        return [
-            *found,
-            "There is no model in production to compare it with: the policy's floors for a first model decide.",
-        ]
-    against = evidence.comparison
-    found[0] += (
+        alone = "There is no model in production to compare it with: the policy's floors for a first model decide."
+        return [*told, alone]
+    told[0] += (
         f" The model in production named {percent(theirs.metrics['accuracy'].value)} of the same radiographs right."
     )
     if len(ours.classes) == 2:
-        sensitivity, specificity = (100 * theirs.metrics[name].value for name in ("sensitivity", "specificity"))
-        found[1] += f" The model in production: {sensitivity:.0f} and {specificity:.0f}."
-    found.append(
-        f"On {against.only_candidate_right} radiographs only the candidate is right, on {against.only_champion_right} "
-        f"only the model in production. If both were equally good, luck would favour the candidate at least this much "
-        f"{chance(against.p_value)}."
+        called, cleared = (percent(theirs.metrics[name].value) for name in ("sensitivity", "specificity"))
+        told[1] += f" The model in production: {called} and {cleared}."
+    return [*told, _lead(evidence.comparison)]
+
+
+def _lead(against: Comparison) -> str:
+    """Who is right where the other is wrong, and whether luck could do as much."""
+    ours, theirs = against.only_candidate_right, against.only_champion_right
+    if not ours and not theirs:
+        return "The two models name the same radiographs right."
+    told = f"On {several(ours, 'radiograph')} only the candidate is right, on {theirs:,} only the model in production."
+    if ours <= theirs:
+        return f"{told} The candidate is not ahead."
+    if not 0 <= against.p_value <= 1:
+        return f"{told} How often luck would do as much is not known."
+    luck = tries(against.p_value)
+    return f"{told} If both were equally good, luck alone would put the candidate this far ahead or further {luck}."
+
+
+def cuts_in_words(cuts: Cuts, threshold: tuple[float, float]) -> str:
+    """What the choice of the cut did: candidate's and champion's accuracy at their own cuts and at .5."""
+    half = (
+        f"At a cut of .5 the candidate would name {percent(cuts.half[0])} right, the model in production "
+        f"{percent(cuts.half[1])}; at their own cuts, {threshold[0]:.3f} and {threshold[1]:.3f}, it is "
+        f"{percent(cuts.own[0])} and {percent(cuts.own[1])}."
     )
-    return found
+    if not cuts.decide:
+        return half
+    better = "candidate" if cuts.auc[0] > cuts.auc[1] else "model in production"
+    return (
+        f"The threshold, not the ranking, made the difference in accuracy: the {better} ranks radiographs better (AUC "
+        f"{cuts.auc[0]:.4f} of the candidate, {cuts.auc[1]:.4f} of the model in production) and names fewer right at "
+        f"its cut. {half}"
+    )
+
+
+def warnings(evidence: Evidence) -> Sequence[str]:
+    """What a reader must know before the decision: drift alarms that stand, and a model that reads the border."""
+    alarms = evidence.alarms or ()
+    told = [f"Drift alarm: {alarm}. Nobody had acknowledged it when this was decided." for alarm in alarms]
+    for part in evidence.stress or ():
+        border = part.candidate.get("auc")
+        if part.value == stress.BASELINE and border and border.low > BORDER_TELLS:
+            told.append(
+                "Shortcut: with only the border of a radiograph left, the candidate still tells the classes apart (AUC "
+                f"{border.value:.3f}, .5 is chance). Letters, collimation or position give the class away; see Stress."
+            )
+    return told

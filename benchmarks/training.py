@@ -246,7 +246,7 @@ def _night(run: Run) -> dict[str, tuple[float, float]]:
         step("check", night.check_delivery, key)
     committed = step("commit", night.commit_deliveries, keys)
     trained = step("train", night.train, committed.snapshot)
-    if not trained.settled:
+    if not trained.concluded:
         decided = step("decide", night.decide, step("evaluate", night.evaluate, trained))
         if decided.verdict == "registered":
             registered = step("register", night.register, decided)

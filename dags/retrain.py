@@ -121,8 +121,8 @@ def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
     from xray_pipeline.night import steps as night
     from xray_pipeline.night.run import Trained
 
-    if trained["settled"]:
-        raise AirflowSkipException(trained["settled"])
+    if trained["concluded"]:
+        raise AirflowSkipException(trained["concluded"])
     return night.evaluate(_run(), Trained.from_dict(trained)).to_dict()
 
 

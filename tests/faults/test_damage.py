@@ -26,7 +26,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import predictions
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
-from xray_pipeline.night import health, lineage, screening, summary
+from xray_pipeline.night import health, judging, lineage, screening, summary
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
@@ -123,7 +123,7 @@ def of_candidates(site: Run) -> Any:
 
 def of_evidence(site: Run) -> Any:
     decided = [entry for entry in Ledger(site.store()).entries() if entry.kind in ("registered", "refused")]
-    return [night.judged(site, entry.decision["evidence"]).to_dict() for entry in decided]
+    return [judging.judged(site, entry.decision["evidence"]).to_dict() for entry in decided]
 
 
 def of_predictions(site: Run) -> Any:

@@ -23,8 +23,7 @@ from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import promotion, summary
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import judging, promotion, summary
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.promotion import Request
 from xray_pipeline.night.run import Run
@@ -272,7 +271,7 @@ def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(n
     settled = promotion.request(nights)
     assert settled.void == ""
     said = f"Drift: no alarm. {key}: pixels, acknowledged by alice on "
-    (clause,) = [c for c in night.judged(nights, settled.evidence).clauses if c.number == "4.9"]
+    (clause,) = [c for c in judging.judged(nights, settled.evidence).clauses if c.number == "4.9"]
     assert clause.why.startswith(said)
     assert said in store.read(page).decode()
     assert b"Not to be promoted." not in store.read(page)

@@ -8,14 +8,12 @@ shows all of it. Whatever is missing, not a number or doesn't fit together fails
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.shipped import read_toml
 from xray_pipeline.evaluation.metrics import Plain
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.rules import RULES, Stage, level_after, number_of
@@ -88,18 +86,7 @@ def load_policy(name_or_path: str) -> Policy:
     Raises ConfigError, naming the clause, for an unknown rule, a missing or unknown number, a number used twice, or a
     rule that no policy may leave out.
     """
-    shipped = files("xray_pipeline.gate") / "policies"
-    try:
-        if name_or_path.endswith(".toml"):
-            source = Path(name_or_path).read_text(encoding="utf-8")
-        else:
-            source = (shipped / f"{Path(name_or_path).name}.toml").read_text(encoding="utf-8")
-        content = tomllib.loads(source)
-    except OSError as error:
-        names = ", ".join(sorted(f.name.removesuffix(".toml") for f in shipped.iterdir()))
-        raise ConfigError(f"no policy {name_or_path!r}: give a .toml file or one of {names}") from error
-    except ValueError as error:
-        raise ConfigError(f"policy {name_or_path!r} is not TOML: {error}") from error
+    source, content = read_toml("gate", "policies", "policy", name_or_path)
     return _policy(content, source)
 
 

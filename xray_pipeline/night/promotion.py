@@ -16,7 +16,7 @@ from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.records import Outcome
 from xray_pipeline.base.text import APPROVE, shortened
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.night import compose_report, trial
+from xray_pipeline.night import compose_report, judging, trial
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Promoted, Run, Trained
@@ -81,7 +81,7 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
         return Request(version, state.champion, "", "", other)
     candidate = state.registered[version].candidate
     evaluated = night.evaluate(run, Trained(candidate, ""))
-    decision = night.judged(run, evaluated.evidence)
+    decision = judging.judged(run, evaluated.evidence)
     _ensure_report(run, registry, evaluated, decision)
     void = "" if decision.may_promote else f"the policy does not allow version {version}: {' '.join(decision.reasons)}"
     text = question(decision, version, evaluated.champion, run.evidence(evaluated.evidence))
@@ -167,9 +167,9 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
     """
 
     registry = run.registry()
-    night.expect_same(registry, asked.models)
+    judging.expect_same(registry, asked.models)
     terms: dict[str, Any] = {"who": who, "why": why, "expected_champion": asked.champion, "request": name}
-    decision = {**night.judged(run, asked.evidence).to_dict(), "evidence": asked.evidence}
+    decision = {**judging.judged(run, asked.evidence).to_dict(), "evidence": asked.evidence}
     if not asked.automatic:
         operations.approve(registry.ledger, asked.version, **terms)
         registry.follow()  # whatever becomes of the promotion, the mark knows of the approval

@@ -13,8 +13,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from xray_pipeline.base.errors import (
     AccessDenied,
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SAMPLE = 500
 """Radiographs that a quick look reads; that all are there it sees in a listing."""
@@ -132,6 +135,22 @@ def repair(run: Run, progress: Progress | None = None) -> Repaired:
             log.info("put back from a delivery: %s", one.sentence())
             back.append(one)
     return Repaired(found.read, tuple(back), tuple(one for one in found.damaged if one not in back))
+
+
+def mending(step: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """Let a step that met a damaged radiograph begin again once what can be put back is."""
+
+    @wraps(step)
+    def mended(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return step(run, *args, **kwargs)
+        except RadiographDamaged as error:
+            log.warning("%s; looking for the original", error)
+            if not repair(run).repaired:
+                raise
+        return step(run, *args, **kwargs)
+
+    return mended
 
 
 def heal(dataset: Dataset, delivery: Store, table: pd.DataFrame, known: Callable[[str], object]) -> int:

@@ -86,10 +86,10 @@ class Committed(Outcome):
 
 @dataclass(frozen=True)
 class Trained(Outcome):
-    """The candidate; `settled` says why nothing more is to be decided about it, "" when something is."""
+    """The candidate; `concluded` says what was decided of it when nothing is left to decide, "" when something is."""
 
     candidate: str
-    settled: str
+    concluded: str
 
 
 @dataclass(frozen=True)

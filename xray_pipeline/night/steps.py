@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base import logs, records
-from xray_pipeline.base.errors import (
-    DeliveryError,
-    LedgerError,
-    RadiographDamaged,
-    RegistryError,
-)
+from xray_pipeline.base.errors import DeliveryError, RegistryError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import open_store, require_folder
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.gate.evidence import FORMAT, evidence_key
-from xray_pipeline.gate.policy import decide as judge
-from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.intake import alarms, deliveries, reconsider
 from xray_pipeline.intake import check as intakes
 from xray_pipeline.intake.commit import commit
@@ -45,40 +35,18 @@ from xray_pipeline.intake.verdicts import (
     checked_table,
     keep,
 )
-from xray_pipeline.night import compose_report, gather, repair, trial
+from xray_pipeline.night import compose_report, gather, judging, repair, trial
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.identity import compare, vouch
 from xray_pipeline.night.run import Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import Ledger
-from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 
 if TYPE_CHECKING:
     from xray_pipeline.dataset.history import History
-    from xray_pipeline.evaluation.metrics import Evaluation
-    from xray_pipeline.gate.policy import Decision
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _mending(step: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
-    """Let a step that met a damaged radiograph begin again once what can be put back is."""
-
-    @wraps(step)
-    def mending(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return step(run, *args, **kwargs)
-        except RadiographDamaged as error:
-            log.warning("%s; looking for the original", error)
-            if not repair.repair(run).repaired:
-                raise
-        return step(run, *args, **kwargs)
-
-    return mending
 
 
 def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
@@ -235,19 +203,18 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     return outcome
 
 
-@_mending
+@repair.mending
 def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
-
     registry, dataset = run.registry(), Dataset(run.settings)
     operations.reconcile(registry)  # a registry that can't be asked stops the night before hours of training
     kept = dataset.open_snapshot(snapshot)
     candidate = training.train(dataset, kept, run.recipe(), run.settings, registry, progress)
     log.info("candidate %s: MLflow run %s", candidate.digest[:12], candidate.run_id)
-    return Trained(candidate.digest, _settled(run, candidate.digest))
+    return Trained(candidate.digest, judging.concluded(run, candidate.digest))
 
 
-@_mending
+@repair.mending
 def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Evaluated:
     """Score candidate and champion on the same held-out radiographs and keep the evidence in the store.
 
@@ -265,11 +232,12 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     run.store().write(key, data)
     for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
         if measured:
-            log.info("%s: %s; %d radiographs of %d patients", name, _headline(measured), measured.n, measured.patients)
+            values = judging.headline(measured)
+            log.info("%s: %s; %d radiographs of %d patients", name, values, measured.n, measured.patients)
     return Evaluated(trained.candidate, key, champion, state.models(champion))
 
 
-@_mending
+@repair.mending
 def decide(run: Run, evaluated: Evaluated) -> Decided:
     """Apply the policy to the evidence and write the report; a refusal is recorded in the ledger.
 
@@ -277,8 +245,8 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
     """
 
     logs.about(candidate=evaluated.candidate)
-    decision, registry = judged(run, evaluated.evidence), run.registry()
-    expect_same(registry, evaluated.models)
+    decision, registry = judging.judged(run, evaluated.evidence), run.registry()
+    judging.expect_same(registry, evaluated.models)
     both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
     page = compose_report.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
     log.info("report: %s in %s", page, run.settings.store)
@@ -290,7 +258,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
             training.find_candidate(run.store(), evaluated.candidate),
             who=run.who,
             why=" ".join(decision.reasons),
-            decision=_recorded(run, decision, evaluated.evidence),
+            decision=judging.recorded(run, decision, evaluated.evidence),
             champion_before=evaluated.champion,
         )
         registry.follow()  # its mark knows of each entry, refusals too
@@ -305,7 +273,7 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
     )
 
 
-@_mending
+@repair.mending
 def register(run: Run, decided: Decided) -> Registered:
     """Make the candidate a version with alias `challenger`, once, after its logged model gave the same answers again.
 
@@ -313,8 +281,8 @@ def register(run: Run, decided: Decided) -> Registered:
     """
 
     logs.about(candidate=decided.candidate)
-    decision, registry = judged(run, decided.evidence), run.registry()
-    expect_same(registry, decided.models)
+    decision, registry = judging.judged(run, decided.evidence), run.registry()
+    judging.expect_same(registry, decided.models)
     candidate = training.find_candidate(run.store(), decided.candidate)
     tried = trial.try_candidate(run, registry, candidate)
     why = " ".join(decision.reasons)
@@ -323,7 +291,7 @@ def register(run: Run, decided: Decided) -> Registered:
         candidate,
         who=run.who,
         why=why,
-        decision={**_recorded(run, decision, decided.evidence), "trial": asdict(tried)},
+        decision={**judging.recorded(run, decision, decided.evidence), "trial": asdict(tried)},
         champion_before=decided.champion,
         tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
         description=why,
@@ -331,12 +299,12 @@ def register(run: Run, decided: Decided) -> Registered:
     if entry.version is None:
         raise RegistryError(f"ledger entry {entry.sequence} registered no version")
     compose_report.name_version(run, registry, candidate, decided.champion, entry.version)
-    waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {_why_waits(decision)}"
+    waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {judging.why_waits(decision)}"
     models = registry.ledger.state().models(entry.version, decided.champion)
     return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits, models)
 
 
-@_mending
+@repair.mending
 def promote(run: Run, registered: Registered) -> Promoted:
     """Make the version the champion, with the policy's consent instead of a person's, after the model server was tried.
 
@@ -344,8 +312,8 @@ def promote(run: Run, registered: Registered) -> Promoted:
     """
 
     logs.about(candidate=registered.candidate)
-    decision, registry = judged(run, registered.evidence), run.registry()
-    expect_same(registry, registered.models)
+    decision, registry = judging.judged(run, registered.evidence), run.registry()
+    judging.expect_same(registry, registered.models)
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
     request = f"auto {registered.version} over {registered.champion}"
     if not registry.ledger.asked_before("promoted", request):
@@ -356,60 +324,11 @@ def promote(run: Run, registered: Registered) -> Promoted:
         who=run.who,
         why=" ".join(decision.reasons),
         expected_champion=registered.champion,
-        decision=_recorded(run, decision, registered.evidence),
+        decision=judging.recorded(run, decision, registered.evidence),
         promotion="auto",
         request=request,
     )
     return Promoted(registered.version, entry.sequence, entry.candidate, entry.artifact)
-
-
-def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None:
-    """Raise LedgerError when a version's number does not mean the model any more that it meant in `models`."""
-    if other := registry.ledger.state().other(models):
-        raise LedgerError(f"{other}: the ledger was put back since; start anew from what it says now")
-
-
-def _headline(evaluation: Evaluation) -> str:
-    return ", ".join(f"{name} {evaluation.metrics[name].value:.3f}" for name in HEADLINE if name in evaluation.metrics)
-
-
-def judged(run: Run, evidence: str) -> Decision:
-    """Return what the run's policy says of evidence that `evaluate` kept. Raises ConfigError, EvaluationError."""
-
-    return judge(run.evidence(evidence), load_policy(run.settings.policy))
-
-
-def _recorded(run: Run, decision: Decision, evidence: str) -> dict[str, Any]:
-    """What the ledger keeps of a decision: all of it, its evidence, and how much of the held-out budget it used."""
-    comparison = run.evidence(evidence).comparison
-    return {**decision.to_dict(), "evidence": evidence, "compared_patients": comparison.patients if comparison else 0}
-
-
-def _why_waits(decision: Decision) -> str:
-    unmet = [c.why for c in decision.clauses if c.stage in ("promote", "release") and c.passed is False]
-    return " ".join(unmet) or "a person decides."
-
-
-def _settled(run: Run, candidate: str) -> str:
-    """Say what was decided of a candidate when nothing about it is left to decide, else ""."""
-
-    state, entries = run.registry().ledger.state(), run.registry().ledger.entries()
-    policy = load_policy(run.settings.policy).digest
-    for entry in reversed(entries):
-        if entry.candidate != candidate or entry.kind not in ("registered", "refused"):
-            continue
-        if entry.kind == "refused":
-            same = entry.champion_before == state.champion and entry.decision["policy"] == policy
-            return f"candidate {candidate[:12]} was refused against the same champion" if same else ""
-        unfinished = (
-            run.settings.promotion == "auto"
-            and state.challenger == entry.version
-            and state.champion == entry.champion_before
-            and entry.decision["automatic"]
-        )
-        role = " and is the champion" if entry.version == state.champion else ""
-        return "" if unfinished else f"candidate {candidate[:12]} was registered as version {entry.version}{role}"
-    return ""
 
 
 def _deliveries(run: Run, history: History, left_out: list[str] | None) -> list[Delivery]:

@@ -44,7 +44,7 @@ def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     if committed.snapshot:
         trained = night.train(run, committed.snapshot, progress)
         returned["trained"] = trained.to_dict()
-        if not trained.settled:
+        if not trained.concluded:
             returned |= _after_training(run, trained, progress)
     return conclude(run, Steps(deliveries, committed.to_dict(), **returned))
 
@@ -113,8 +113,8 @@ def _message(summary: Mapping[str, Any], trained: Returned, registered: Returned
     parts = parts or ["No new deliveries."]
     if not summary["snapshot"]:
         parts.append("Nothing to train on: no delivery was ever accepted.")
-    elif trained and trained["settled"]:
-        parts.append(f"Nothing new to decide: {trained['settled']}.")
+    elif trained and trained["concluded"]:
+        parts.append(f"Nothing new to decide: {trained['concluded']}.")
     elif summary["decision"]:
         parts += summary["decision"]["reasons"]
     if registered:

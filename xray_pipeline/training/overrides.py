@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from typing import Any
 
+from xray_pipeline.base import shipped
 from xray_pipeline.base.errors import ConfigError
 
 SHORT = {"lr": "learning_rate"}
@@ -62,4 +62,4 @@ def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package, sorted."""
-    return sorted(f.name.removesuffix(".toml") for f in (files("xray_pipeline.training") / "recipes").iterdir())
+    return shipped.names("training", "recipes")

@@ -6,15 +6,14 @@ A recipe's digest is part of the candidate's, so every value that changes the we
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.shipped import read_toml
 from xray_pipeline.training.augmentation import Augmentation
 from xray_pipeline.training.overrides import merged
 
@@ -79,18 +78,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
 
     Raises ConfigError, naming key and value, for what is unknown or out of range.
     """
-    shipped = files("xray_pipeline.training") / "recipes"
-    try:
-        if name_or_path.endswith(".toml"):
-            text = Path(name_or_path).read_text(encoding="utf-8")
-        else:
-            text = (shipped / f"{Path(name_or_path).name}.toml").read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except OSError as error:
-        names = ", ".join(sorted(f.name.removesuffix(".toml") for f in shipped.iterdir()))
-        raise ConfigError(f"no recipe {name_or_path!r}: give a .toml file or one of {names}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {name_or_path!r} is not TOML: {error}") from error
+    _, content = read_toml("training", "recipes", "recipe", name_or_path)
     try:
         return Recipe.model_validate({"name": Path(name_or_path).stem, **merged(content, overrides or {})})
     except ValidationError as error:

@@ -1,0 +1,67 @@
+"""The policy applied to kept evidence, what the ledger keeps of that, and whether anything is left to decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.gate.policy import decide, load_policy
+
+if TYPE_CHECKING:
+    from xray_pipeline.evaluation.metrics import Evaluation
+    from xray_pipeline.gate.policy import Decision
+    from xray_pipeline.night.run import Run
+    from xray_pipeline.registry.mlflow_registry import Registry
+
+
+def judged(run: Run, evidence: str) -> Decision:
+    """Return what the run's policy says of evidence that `evaluate` kept. Raises ConfigError, EvaluationError."""
+    return decide(run.evidence(evidence), load_policy(run.settings.policy))
+
+
+def recorded(run: Run, decision: Decision, evidence: str) -> dict[str, Any]:
+    """Return what the ledger keeps of a decision: all of it, its evidence, and how much of the held-out budget it
+    used."""
+    comparison = run.evidence(evidence).comparison
+    return {**decision.to_dict(), "evidence": evidence, "compared_patients": comparison.patients if comparison else 0}
+
+
+def why_waits(decision: Decision) -> str:
+    """Say why a registered version is not promoted at once."""
+    unmet = [c.why for c in decision.clauses if c.stage in ("promote", "release") and c.passed is False]
+    return " ".join(unmet) or "a person decides."
+
+
+def headline(evaluation: Evaluation) -> str:
+    """Return an evaluation's headline metrics in one line."""
+    return ", ".join(f"{name} {evaluation.metrics[name].value:.3f}" for name in HEADLINE if name in evaluation.metrics)
+
+
+def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None:
+    """Raise LedgerError when a version's number does not mean the model any more that it meant in `models`."""
+    if other := registry.ledger.state().other(models):
+        raise LedgerError(f"{other}: the ledger was put back since; start anew from what it says now")
+
+
+def concluded(run: Run, candidate: str) -> str:
+    """Say what was decided of a candidate when nothing about it is left to decide, else ""."""
+    ledger = run.registry().ledger
+    state = ledger.state()
+    decided = [e for e in ledger.entries() if e.candidate == candidate and e.kind in ("registered", "refused")]
+    if not decided:
+        return ""
+    newest = decided[-1]
+    if newest.kind == "refused":
+        policy = load_policy(run.settings.policy).digest
+        same = newest.champion_before == state.champion and newest.decision["policy"] == policy
+        return f"candidate {candidate[:12]} was refused against the same champion" if same else ""
+    unfinished = (
+        run.settings.promotion == "auto"
+        and state.challenger == newest.version
+        and state.champion == newest.champion_before
+        and newest.decision["automatic"]
+    )
+    role = " and is the champion" if newest.version == state.champion else ""
+    return "" if unfinished else f"candidate {candidate[:12]} was registered as version {newest.version}{role}"

@@ -59,8 +59,13 @@ def part(difference: float = 0.01, patients: int = 100, dimension: str = "view",
     return Slice(dimension, value, patients, patients, False, {"accuracy": at(0.9)}, {"accuracy": at(0.9)}, found)
 
 
-FIRST = Evidence(model("new"), None, False, None, "s" * 64, "auto", None, None, alarms=())
-STRAINED = (part(dimension="stress"), part(-0.9, dimension="baseline"))
+def border(auc: float) -> Slice:
+    """What the candidate says of the border alone."""
+    return replace(part(-0.9, dimension="baseline"), candidate={"auc": at(auc)})
+
+
+STRAINED = (part(dimension="stress"), border(0.55))
+FIRST = Evidence(model("new"), None, False, None, "s" * 64, "auto", None, None, STRAINED, alarms=())
 BETTER = Evidence(
     *(model("new", accuracy=0.93), model("old"), True, versus(), "s" * 64, "auto", 0.0, (part(),), STRAINED),
     alarms=(),
@@ -204,6 +209,9 @@ def test_a_metric_that_is_missing_or_no_number_is_refused(who: str, name: str, b
         ({"slices": (part(math.nan),)}, "4.7"),
         ({"slices": (part(patients=29),)}, "4.7"),
         ({"stress": STRAINED[1:]}, "4.8"),
+        ({"stress": STRAINED[:1]}, "4.11"),
+        ({"stress": (*STRAINED[:1], border(math.nan))}, "4.11"),
+        ({"stress": (*STRAINED[:1], part(dimension="baseline"))}, "4.11"),
         ({"alarms": None}, "4.9"),
         ({"alarms": ("2026-11-24: pixels",)}, "4.9"),
         ({"changed": None}, "4.10"),
@@ -238,6 +246,7 @@ anything = st.builds(
     st.sampled_from(["auto", "approve", "", "never"]),
     numbers,
     st.none() | st.lists(st.builds(part, numbers, st.integers(0, 100))).map(tuple),
+    stress=st.none() | st.just(STRAINED),
     alarms=st.none() | st.lists(st.text()).map(tuple),
     changed=st.none() | st.lists(st.sampled_from(PARTS) | st.text()).map(tuple),
     acknowledged=st.lists(st.text()).map(tuple),
@@ -311,6 +320,32 @@ def test_a_first_model_waits_too_while_an_alarm_stands() -> None:
     assert (found.verdict, found.automatic, failed(found)) == ("registered", False, ["4.9"])
 
 
+@pytest.mark.parametrize("evidence", [FIRST, BETTER], ids=["first", "better"])
+def test_a_model_that_reads_the_border_is_warned_of(evidence: Evidence) -> None:
+    quiet, loud = (decide(replace(evidence, stress=(*STRAINED[:1], border(x))), DEFAULT) for x in (0.7, 0.875))
+    assert (quiet.automatic, quiet.warnings) == (True, ())
+    assert (loud.automatic, failed(loud)) == (True, [])
+    (said,) = loud.warnings
+    assert said.startswith("On the border alone, without lungs, the candidate's AUC is 0.875")
+    assert f"Warning: {said}" in loud.reasons
+    assert Decision.from_dict(json.loads(json.dumps(loud.to_dict()))).warnings == loud.warnings
+
+
+def test_a_policy_may_stop_a_model_that_reads_the_border(tmp_path: Path) -> None:
+    path = tmp_path / "strict.toml"
+    path.write_text(DEFAULT.source.replace("stop_above = 1.0", "stop_above = 0.8"))
+    for auc, stopped in ((0.79, []), (0.81, ["4.11"])):
+        found = decide(replace(BETTER, stress=(*STRAINED[:1], border(auc))), load_policy(str(path)))
+        assert (found.verdict, failed(found), len(found.warnings)) == ("registered", stopped, 1 - len(stopped))
+
+
+def test_a_policy_is_asked_whether_it_has_a_clause(tmp_path: Path) -> None:
+    path = tmp_path / "lenient.toml"
+    path.write_text(_without(DEFAULT.source, "no-drift"))
+    assert DEFAULT.asks("no-drift")
+    assert not load_policy(str(path)).asks("no-drift")
+
+
 def test_a_decision_keeps_who_settled_an_alarm() -> None:
     said = "a: labels, acknowledged by alice on 2026-11-24: a new ward"
     evidence = Evidence.from_dict(replace(FIRST, acknowledged=(said,)).to_dict())
@@ -348,7 +383,7 @@ def test_a_better_candidate_is_never_judged_worse(
             champion=champion,
             comparison=versus(p),
             slices=(part(difference),),
-            stress=(part(difference, dimension="stress", value="blur"),),
+            stress=(part(difference, dimension="stress", value="blur"), STRAINED[1]),
         )
         return decide(
             replace(evidence, champion_known=False, champion=None, comparison=None) if first else evidence, DEFAULT
@@ -499,7 +534,7 @@ def test_a_policy_may_ask_for_robustness_and_no_drift(
     tmp_path: Path, stress: Any, alarms: Any, stopped: list[str]
 ) -> None:
     path = tmp_path / "strict.toml"
-    path.write_text(_without(DEFAULT.source, "stress", "no-drift") + OPTIONAL)
+    path.write_text(_without(DEFAULT.source, "stress", "no-drift", "border-only") + OPTIONAL)
     found = decide(replace(BETTER, stress=stress, alarms=alarms), load_policy(str(path)))
     assert failed(found) == stopped
 
@@ -529,8 +564,8 @@ def _without(source: str, *rules: str) -> str:
         ("at_least = 0.80", "at_least = -1", "clause 3.3 .first-auc.: at_least is -1"),
         ("at_least = 0.80", "at_least = true", "clause 3.3 .first-auc.: at_least is True"),
         ('number = "4.7"', 'number = "4.6"', "uses the number '4.6' more than once"),
-        ("version = 3", "", "a policy has a name, a version"),
-        ("version = 3", "version = 3\nlenient = true", "a policy has a name, a version"),
+        ("version = 4", "", "a policy has a name, a version"),
+        ("version = 4", "version = 4\nlenient = true", "a policy has a name, a version"),
         ("[[clause]]", "[[clause", "is not TOML"),
         ('"software",', '"classes",', "clause 4.10 .changes.: no 'classes' to allow"),
         ("allowed = [", "permitted = [", "clause 4.10 .changes. takes no numbers"),

@@ -26,7 +26,7 @@ class Clause:
     """One clause of a decision: what it asks (`threshold`), what was found (`actual`) and whether it held.
 
     `passed` is None where the clause does not apply, such as a floor for first models when there is a champion. `why`
-    says it in a sentence.
+    says it in a sentence, which a person should read where `warning` says so, though the clause holds.
     """
 
     number: str
@@ -36,6 +36,7 @@ class Clause:
     actual: float | str | None
     passed: bool | None
     why: str
+    warning: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Decision(Plain):
     snapshot: str
     level: float = 0.0
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should read though no clause stops for it, a sentence each."""
+        return tuple(f"{clause.why} (clause {clause.number})" for clause in self.clauses if clause.warning)
+
 
 @dataclass(frozen=True)
 class PolicyClause:
@@ -78,6 +84,10 @@ class Policy:
     clauses: tuple[PolicyClause, ...]
     digest: str
     source: str
+
+    def asks(self, rule: str) -> bool:
+        """Whether it has a clause of that rule, such as "no-drift"."""
+        return any(clause.rule == rule for clause in self.clauses)
 
 
 def load_policy(name_or_path: str) -> Policy:
@@ -105,7 +115,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         may_promote=may_promote,
         automatic=may_promote and evidence.promotion == "auto",
         clauses=clauses,
-        reasons=_reasons(clauses, registered, may_promote, evidence),
+        reasons=_reasons(clauses, registered, may_promote),
         policy=policy.digest,
         policy_name=f"{policy.name} {policy.version}",
         candidate=evidence.candidate.model_digest if evidence.candidate else "",
@@ -120,29 +130,29 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
 
 def _judged(clause: PolicyClause, evidence: Evidence) -> Clause:
     rule = RULES[clause.rule]
-    found = rule.judge(evidence, clause.numbers)
-    applies = rule.stage not in ("register", "promote") if not evidence.champion_known else rule.stage != "first"
-    passed = found.passed if applies else None
-    why = found.why if applies else f"Does not apply {'with' if evidence.champion_known else 'without'} a champion."
-    return Clause(
-        clause.number, rule.stage, clause.text, found.threshold, found.actual if applies else None, passed, why
-    )
+    finding = rule.judge(evidence, clause.numbers)
+    about = (clause.number, rule.stage, clause.text, finding.threshold)
+    if rule.stage in (("first",) if evidence.champion_known else ("register", "promote")):
+        why = f"Does not apply {'with' if evidence.champion_known else 'without'} a champion."
+        return Clause(*about, actual=None, passed=None, why=why)
+    return Clause(*about, finding.actual, finding.passed, finding.why, finding.warning)
 
 
-def _reasons(clauses: tuple[Clause, ...], registered: bool, may_promote: bool, evidence: Evidence) -> tuple[str, ...]:
+def _reasons(clauses: tuple[Clause, ...], registered: bool, may_promote: bool) -> tuple[str, ...]:
     def of(*stages: Stage, passed: bool) -> list[str]:
         return [
             f"{clause.why} (clause {clause.number})"
             for clause in clauses
-            if clause.stage in stages and clause.passed is passed
+            if clause.stage in stages and clause.passed is passed and not clause.warning
         ]
 
+    warnings = [f"Warning: {clause.why} (clause {clause.number})" for clause in clauses if clause.warning]
     if not registered:
-        return ("Refused.", *of("evidence", "register", "first", passed=False))
+        return ("Refused.", *of("evidence", "register", "first", passed=False), *warnings)
     head = ["Registered.", *of("register", "first", passed=True)]
     if not may_promote:
-        return (*head, "Not to be promoted.", *of("promote", "release", passed=False))
-    return (*head, "May be promoted.", *of("promote", "release", passed=True))
+        return (*head, "Not to be promoted.", *of("promote", "release", passed=False), *warnings)
+    return (*head, "May be promoted.", *of("promote", "release", passed=True), *warnings)
 
 
 def _policy(content: Mapping[str, Any], source: str) -> Policy:

@@ -44,12 +44,16 @@ them: models of other classes are never compared."""
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found (`actual`) beside what it asks (`threshold`), and in a sentence."""
+    """What a rule found (`actual`) beside what it asks (`threshold`), and in a sentence.
+
+    `warning`: a person should read the sentence, though the clause holds.
+    """
 
     passed: bool
     actual: float | str | None
     threshold: float | str | None
     why: str
+    warning: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,23 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
     return judge
 
 
+def _border_only(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+    """Judge whether the candidate tells the classes apart where no lung is left, by the lower end of the interval."""
+    warn, stop = numbers["warn_above"], numbers["stop_above"]
+    baseline = [part for part in evidence.stress or () if part.dimension == "baseline"]
+    auc = baseline[0].candidate.get("auc") if baseline else None
+    low = number_of(auc.low) if auc else None
+    if auc is None or low is None:
+        return Finding(False, None, warn, "What the candidate says of the border alone was not measured.")
+    passed, warned = low <= stop, low > warn
+    why = (
+        f"On the border alone, without lungs, the candidate's AUC is {auc.value:.3f}, at least {low:.3f} beyond doubt; "
+        f"{'more' if warned else 'not more'} than {stop if not passed else warn:g} "
+    )
+    reads = "says that letters, collimation or position tell it the class." if warned else "is asked for a warning."
+    return Finding(passed, low, warn, why + reads, warning=passed and warned)
+
+
 def _changes(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
     allowed = ", ".join(part for part in PARTS if numbers.get(part)) or "nothing"
     if evidence.changed is None:
@@ -302,6 +323,7 @@ RULES: Mapping[str, Rule] = {
     "ece-rise": Rule("promote", _drop("ece", -1), ("at_most",)),
     "slices": Rule("promote", _parts("slices", "accuracy"), ("at_most", "min_patients")),
     "stress": Rule("promote", _parts("stress", "auc"), ("at_most", "min_patients")),
+    "border-only": Rule("release", _border_only, ("warn_above", "stop_above")),
     "changes": Rule("promote", _changes, parts=PARTS),
     "no-drift": Rule("release", _alarms),
     "approval": Rule("release", _approval, required=True),

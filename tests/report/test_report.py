@@ -296,7 +296,7 @@ def test_one_digest_names_the_candidate_but_for_lineage_and_data(two: Made, page
 
 def test_the_header_warns_of_alarms_and_of_a_model_that_reads_the_border(two: Made, page: str) -> None:
     evidence = two.report.evidence
-    assert warnings(evidence) == []
+    assert warnings(two.report.decision, evidence) == []
     assert '<p class="warning">' not in page
     parts = tuple(
         replace(part, candidate={**part.candidate, "auc": Interval(0.875, low, 0.95)})
@@ -305,7 +305,8 @@ def test_the_header_warns_of_alarms_and_of_a_model_that_reads_the_border(two: Ma
         for low in (0.81,)
         for part in evidence.stress or ()
     )
-    told = replace(two.report, evidence=replace(evidence, alarms=("monday: pixels",), stress=parts))
+    loud, default = replace(evidence, alarms=("monday: pixels",), stress=parts), load_policy("default")
+    told = replace(two.report, evidence=loud, decision=decide(loud, default))
     bad = render(told)
     head = bad[bad.index("<h1>") : bad.index('<section class="verdict')]
     assert head.count('<p class="warning">') == 2
@@ -313,7 +314,7 @@ def test_the_header_warns_of_alarms_and_of_a_model_that_reads_the_border(two: Ma
     assert "AUC 0.875" in head
     assert "Drift alarm: monday: pixels." in model_card(told)
     unsure = replace(evidence, stress=tuple(replace(p, candidate={"auc": Interval(0.9, 0.6, 1.0)}) for p in parts))
-    assert warnings(unsure) == []
+    assert warnings(decide(unsure, default), unsure) == []
 
 
 def test_without_pictures_all_else_stays(two: Made, page: str) -> None:

@@ -270,12 +270,15 @@ def _border_only(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
     if auc is None or low is None:
         return Finding(False, None, warn, "What the candidate says of the border alone was not measured.")
     passed, warned = low <= stop, low > warn
-    why = (
-        f"On the border alone, without lungs, the candidate's AUC is {auc.value:.3f}, at least {low:.3f} beyond doubt; "
-        f"{'more' if warned else 'not more'} than {stop if not passed else warn:g} "
-    )
-    reads = "says that letters, collimation or position tell it the class." if warned else "is asked for a warning."
-    return Finding(passed, low, warn, why + reads, warning=passed and warned)
+    shown = f"(AUC {auc.value:.3f}, at least {low:.3f} beyond doubt; .5 is chance)"
+    if warned or not passed:
+        why = (
+            f"Shortcut: with only the border of a radiograph left, the candidate still tells the classes apart {shown}."
+            " Letters, collimation or position give the class away; see Stress."
+        )
+    else:
+        why = f"With only the border of a radiograph left, the candidate does not tell the classes apart {shown}."
+    return Finding(passed, low, min(warn, stop), why, warning=passed and warned)
 
 
 def _changes(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:

@@ -77,7 +77,7 @@ def _context(report: Report) -> dict[str, Any]:
         "theirs": evidence.champion,
         "tone": "bad" if decision.verdict == "refused" else "good" if decision.may_promote else "mixed",
         "headline": headline(decision),
-        "warnings": warnings(evidence),
+        "warnings": warnings(decision, evidence),
         "words": [*in_words(evidence), *_cuts(report)],
         "reasons": [reason for reason in decision.reasons if "(clause " in reason],
         "level": f"{100 * LEVEL:.0f} %",

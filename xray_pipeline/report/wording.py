@@ -6,18 +6,13 @@ Each sentence holds for every value it may be given, also at the ends: nobody ri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xray_pipeline.evaluation import stress
 from xray_pipeline.evaluation.bootstrap import Interval
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation
 from xray_pipeline.evaluation.sweep import Cuts
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision
-
-BORDER_TELLS = 0.7
-"""AUC on the border alone, at the lower end of its interval, from which the header warns: letters tell the classes."""
 
 
 def candidate_of(evidence: Evidence) -> Evaluation:
@@ -149,15 +144,8 @@ def cuts_in_words(cuts: Cuts, threshold: tuple[float, float]) -> str:
     )
 
 
-def warnings(evidence: Evidence) -> Sequence[str]:
-    """What a reader must know before the decision: drift alarms that stand, and a model that reads the border."""
+def warnings(decision: Decision, evidence: Evidence) -> list[str]:
+    """What a reader must know before the decision: drift alarms that stand, and what the policy warns of."""
     alarms = evidence.alarms or ()
     told = [f"Drift alarm: {alarm}. Nobody had acknowledged it when this was decided." for alarm in alarms]
-    for part in evidence.stress or ():
-        border = part.candidate.get("auc")
-        if part.value == stress.BASELINE and border and border.low > BORDER_TELLS:
-            told.append(
-                "Shortcut: with only the border of a radiograph left, the candidate still tells the classes apart (AUC "
-                f"{border.value:.3f}, .5 is chance). Letters, collimation or position give the class away; see Stress."
-            )
-    return told
+    return [*told, *decision.warnings]

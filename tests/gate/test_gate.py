@@ -340,13 +340,6 @@ def test_a_policy_may_stop_a_model_that_reads_the_border(tmp_path: Path) -> None
         assert (found.verdict, failed(found), len(found.warnings)) == ("registered", stopped, 1 - len(stopped))
 
 
-def test_a_policy_is_asked_whether_it_has_a_clause(tmp_path: Path) -> None:
-    path = tmp_path / "lenient.toml"
-    path.write_text(_without(DEFAULT.source, "no-drift"))
-    assert DEFAULT.asks("no-drift")
-    assert not load_policy(str(path)).asks("no-drift")
-
-
 def test_a_decision_keeps_who_settled_an_alarm() -> None:
     said = "a: labels, acknowledged by alice on 2026-11-24: a new ward"
     evidence = Evidence.from_dict(replace(FIRST, acknowledged=(said,)).to_dict())

@@ -85,10 +85,6 @@ class Policy:
     digest: str
     source: str
 
-    def asks(self, rule: str) -> bool:
-        """Whether it has a clause of that rule, such as "no-drift"."""
-        return any(clause.rule == rule for clause in self.clauses)
-
 
 def load_policy(name_or_path: str) -> Policy:
     """Read the policy of that name shipped here, or the TOML file at that path.

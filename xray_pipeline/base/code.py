@@ -17,9 +17,9 @@ _SUFFIXES = (".py", ".toml")
 @functools.cache
 def code_digest(*rooms: str) -> str:
     """Return the SHA-256 over name and content of the modules, recipes and policies of some rooms, sorted by name."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(path for room in rooms for path in (_PACKAGE / room).rglob("*") if path.suffix in _SUFFIXES):
         content = path.read_bytes()
-        found.update(f"{path.relative_to(_PACKAGE).as_posix()}\0{len(content)}\0".encode())
-        found.update(content)
-    return found.hexdigest()
+        digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()

@@ -38,9 +38,9 @@ def canonical(content: object) -> bytes:
 def exactly(store: Store, key: str, digest: str, named_by: str) -> bytes:
     """Read an object whose SHA-256 `named_by` says. Raises Damaged for other bytes, and as `Store.read` does."""
     data = store.read(key)
-    if (found := digest_of(data)) != digest:
+    if (actual := digest_of(data)) != digest:
         raise Damaged(
-            f"{key} in {store.uri} has digest {found[:12]}, {named_by} names {digest[:12]}; restore it from a backup"
+            f"{key} in {store.uri} has digest {actual[:12]}, {named_by} names {digest[:12]}; restore it from a backup"
         )
     return data
 
@@ -94,7 +94,7 @@ def damaged(store: Store) -> list[str]:
 
     Raises StorageUnavailable.
     """
-    found = []
+    broken = []
     for folder in ("dataset/snapshots", "evidence", "predictions", "stress", "candidates", "intake", "suspects"):
         for entry in store.list(folder):
             name = entry.key.rpartition("/")[2]
@@ -105,8 +105,8 @@ def damaged(store: Store) -> list[str]:
                 else:
                     exactly(store, entry.key, name.partition(".")[0], "its name")
             except DatasetError as error:
-                found.append(str(error))
-    return sorted(found)
+                broken.append(str(error))
+    return sorted(broken)
 
 
 def read_all(store: Store, keys: Sequence[str]) -> list[bytes]:
@@ -119,14 +119,14 @@ def read_all(store: Store, keys: Sequence[str]) -> list[bytes]:
 
 def _object(data: bytes, version: int, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{what} is damaged: it is not JSON ({error}); restore it from a backup") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Damaged(f"{what} is damaged: it is no JSON object; restore it from a backup")
-    if found.get("format") != version:
-        raise DatasetError(f"{what} has format {found.get('format', 'none')!r}; this version reads {version}")
-    return found
+    if content.get("format") != version:
+        raise DatasetError(f"{what} has format {content.get('format', 'none')!r}; this version reads {version}")
+    return content
 
 
 class Outcome:

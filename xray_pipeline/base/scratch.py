@@ -60,8 +60,8 @@ def on_disk(place: Path) -> Iterator[None]:
         if not trouble:
             raise
         named = [getattr(error, name, None) for name in ("filename2", "filename")]
-        found = [place, _temporary(), *(Path(name).parent for name in named if isinstance(name, str))]
-        disk = next(filter(_is_full, found), place)
+        disks = [place, _temporary(), *(Path(name).parent for name in named if isinstance(name, str))]
+        disk = next(filter(_is_full, disks), place)
         raise StorageUnavailable(
             f"the disk of {disk}: {trouble}; make room there, or set XRAY_CACHE, XRAY_HOME or TMPDIR to another"
         ) from error

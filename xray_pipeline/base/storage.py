@@ -138,8 +138,8 @@ def sweep(settings: Settings) -> None:
     folders = [DirectoryStore.of(settings.store).uri]
     incoming = "" if settings.incoming.startswith("s3://") else DirectoryStore.of(settings.incoming).uri
     while folders:
-        with contextlib.suppress(OSError), os.scandir(folders.pop()) as found:
-            for item in found:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as items:
+            for item in items:
                 if item.name.startswith(TEMPORARY):
                     if stale(Path(item.path)):
                         os.unlink(item.path)
@@ -156,15 +156,15 @@ def check_writes_once(store: Store) -> None:
     key = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     store.write(key, b"first")
     try:
-        kept = not store.write_if_absent(key, b"second") and store.read(key) == b"first"
+        once = not store.write_if_absent(key, b"second") and store.read(key) == b"first"
         store.delete(key)
-        kept = kept and store.write_if_absent(key, b"third")
+        once = once and store.write_if_absent(key, b"third")
         how = "a second write replaces the first, or a first one is refused"
     except StorageError as error:
-        kept, how = False, str(error)
+        once, how = False, str(error)
     finally:
         store.delete(key)
-    if not kept:
+    if not once:
         raise StorageError(
             f"{store.uri} does not keep what is written once ({how}): two nights at once would both take one place in "
             f"the ledger; use an S3 service that heeds If-None-Match, or a file system with hard links "
@@ -236,8 +236,8 @@ class DirectoryStore(Store):
         while folders:
             folder = folders.pop()
             try:
-                with os.scandir(self.root / folder) as found:
-                    items = sorted(found, key=lambda item: item.name)
+                with os.scandir(self.root / folder) as entries:
+                    items = sorted(entries, key=lambda item: item.name)
             except OSError as error:
                 if not isinstance(error, FileNotFoundError):  # gone since it was seen: not there
                     yield self._closed(error, folder, f"{folder}/", closed and folder != start)
@@ -264,8 +264,8 @@ class DirectoryStore(Store):
 
     def folders(self) -> Sequence[str]:
         try:
-            with os.scandir(self.root) as found:
-                return sorted(item.name for item in found if item.is_dir(follow_symlinks=False))
+            with os.scandir(self.root) as entries:
+                return sorted(item.name for item in entries if item.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
         except OSError as error:

@@ -42,17 +42,17 @@ def nearest(asked: Prints, known: Prints, workers: int = 0, itself: bool = False
     With `itself` the two are the same and nothing is its own copy. `workers` threads search (0: one per core). Only the
     64 nearest by hash are looked at, so that a delivery of nothing but copies takes no quadratic time.
     """
-    found = np.full(len(asked), -1, np.int64)
+    nearest_of = np.full(len(asked), -1, np.int64)
     if not len(asked) or not len(known):
-        return found
+        return nearest_of
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         near = _candidates(asked, known, itself, pool)
         for start, stop in itertools.pairwise(_ROUNDS):
-            pairs = [(q, n) for q in np.flatnonzero(found < 0).tolist() for n in near[q][start:stop].tolist()]
+            pairs = [(q, n) for q in np.flatnonzero(nearest_of < 0).tolist() for n in near[q][start:stop].tolist()]
             for question, place in _copies(pairs, asked, known, pool):
-                if found[question] < 0:
-                    found[question] = place
-    return found
+                if nearest_of[question] < 0:
+                    nearest_of[question] = place
+    return nearest_of
 
 
 def every(asked: Prints, known: Prints, workers: int = 0) -> list[tuple[int, int]]:

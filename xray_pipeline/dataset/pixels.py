@@ -113,11 +113,11 @@ class RowCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 with array.open("xb") as file:
-                    kept = np.ascontiguousarray(rows, self.dtype)
+                    packed = np.ascontiguousarray(rows, self.dtype)
                     # Not np.save: on a full disk it raises an error that does not say so.
-                    header = np.lib.format.header_data_from_array_1_0(kept)
+                    header = np.lib.format.header_data_from_array_1_0(packed)
                     np.lib.format.write_array_header_1_0(file, header)
-                    file.write(kept.data.cast("B"))
+                    file.write(packed.data.cast("B"))
                     file.flush()
                     os.fsync(file.fileno())
                 index = {"digests": list(digests), "checksum": self._checksum(list(digests), array)}
@@ -128,11 +128,11 @@ class RowCache:
 
     def _checksum(self, digests: list[str], array: Path) -> int:
         """Return the CRC-32 of which rows of which cache these are and of the file they are in."""
-        found = zlib.crc32(json.dumps([self.folder.name, digests]).encode())
+        checksum = zlib.crc32(json.dumps([self.folder.name, digests]).encode())
         with array.open("rb", buffering=0) as file:
             while block := file.read(BLOCK):
-                found = zlib.crc32(block, found)
-        return found
+                checksum = zlib.crc32(block, checksum)
+        return checksum
 
     def _refresh(self) -> None:
         first = not self._loaded

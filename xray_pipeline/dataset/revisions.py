@@ -58,14 +58,14 @@ def decisive(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
     Those of copies only can not, so that nothing is trained for them. One that ends a label conflict can.
     """
-    found: list[str] = []
+    keys: list[str] = []
     disputed: set[tuple[str, str]] = set()
     for key in sorted(tables, key=part_of):
         table, name = tables[key], part_of(key)[0]
         if table["reason"].isin(("", CONFLICT)).any() or any((name, file) in disputed for file in table["file"]):
-            found.append(key)
+            keys.append(key)
         disputed.update((name, file) for file in table.loc[table["reason"] == CONFLICT, "file"])
-    return sorted(found)
+    return sorted(keys)
 
 
 def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:

@@ -25,7 +25,7 @@ from xray_pipeline.report.places import CARD, PAGE, report_key
 from xray_pipeline.training.candidate import Candidate
 
 
-def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, decision: Decision) -> str:
+def write_report(run: Run, registry: Registry, both: Pair, evidence: Evidence, decision: Decision) -> str:
     """Render the page and the model card, keep both in the store and with the MLflow run; return the page's key.
 
     Raises RegistryUnavailable, StorageUnavailable.
@@ -37,7 +37,7 @@ def write_report(run: Run, registry: Registry, both: Pair, found: Evidence, deci
     shown = report.Report(
         subject=_subject(run, registry, both),
         decision=decision,
-        evidence=found,
+        evidence=evidence,
         labels=both.rows["label"].tolist(),
         candidate=both.tables[0],
         champion=both.tables[1] if both.champion is not None else None,
@@ -93,15 +93,15 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
     """
     store, dataset, last = run.store(), Dataset(run.settings), _last_snapshot(registry, both)
     seen = set(dataset.open_snapshot(last).manifests) if last else set()
-    found = []
+    arrivals = []
     for key in new_deliveries(run, registry, both):
         verdict, counts = checked(store, key), accounting([dataset.manifest(key)])
         notes = (*(verdict.warnings if verdict else ()), *_standing(run, key))
-        found.append(report.Arrival(key, True, counts.pop("accepted", 0), counts, notes, tonight=key not in seen))
+        arrivals.append(report.Arrival(key, True, counts.pop("accepted", 0), counts, notes, tonight=key not in seen))
     for verdict in rejected(run.settings):
         notes = (without_names(verdict.why), *verdict.warnings)
-        found.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))
-    return tuple(found)
+        arrivals.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))
+    return tuple(arrivals)
 
 
 def without_names(why: str) -> str:

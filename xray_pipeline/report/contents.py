@@ -82,10 +82,10 @@ class Report:
 
     def models(self) -> list[tuple[str, Floats, Evaluation]]:
         """Candidate and, if there is one, champion: name, probabilities [N, C], evaluation."""
-        found = [("candidate", self.candidate, candidate_of(self.evidence))]
+        models = [("candidate", self.candidate, candidate_of(self.evidence))]
         if self.champion is not None and self.evidence.champion is not None:
-            found.append(("champion", self.champion, self.evidence.champion))
-        return found
+            models.append(("champion", self.champion, self.evidence.champion))
+        return models
 
     def differing(self) -> int:
         """How many radiographs the two models name differently; 0 without a champion."""

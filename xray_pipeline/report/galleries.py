@@ -48,7 +48,7 @@ def suspects(report: Report) -> list[dict[str, Any]]:
         "mislabel": ("Probable mislabels", "A model trained without the patient is sure of another class."),
         "outlier": ("Outliers", "Unlike the radiographs of all other patients."),
     }
-    found = []
+    sections = []
     for kind, (title, text) in kinds.items():
         cards = [
             {
@@ -60,5 +60,5 @@ def suspects(report: Report) -> list[dict[str, Any]]:
             for suspect, pixels in report.suspects.shown
             if suspect.kind == kind
         ]
-        found.append({"title": title, "text": text, "count": report.suspects.counts.get(kind, 0), "cards": cards})
-    return found
+        sections.append({"title": title, "text": text, "count": report.suspects.counts.get(kind, 0), "cards": cards})
+    return sections

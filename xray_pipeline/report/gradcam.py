@@ -41,7 +41,7 @@ def maps(
     side = pixels.shape[-1]
     seen = network.crop or side  # the network looks at a centre crop; what lies outside it can't count
     margin = (side - seen) // 2
-    found = []
+    batches = []
     for start in range(0, len(pixels), batch_size):
         # Floats that ask for a gradient: the network's own weights may be frozen.
         batch = torch.from_numpy(np.array(pixels[start : start + batch_size], dtype=np.float32)).to(device)
@@ -52,8 +52,8 @@ def maps(
         most = fine.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
         scaled = np.zeros((len(batch), side, side), dtype=np.float32)
         scaled[:, margin : margin + seen, margin : margin + seen] = (fine / most)[:, 0].float().cpu().numpy()
-        found.append(scaled)
-    return np.concatenate(found) if found else np.empty((0, side, side), dtype=np.float32)
+        batches.append(scaled)
+    return np.concatenate(batches) if batches else np.empty((0, side, side), dtype=np.float32)
 
 
 def _last_picture(network: Network, pixels: Tensor) -> nn.Module | None:

@@ -37,9 +37,9 @@ class Axis:
     def dots(self, part: Slice, metric: str) -> list[tuple[str, float, float, float]]:
         """Return for candidate and champion: who, and low end, value and high end in percent of the axis."""
         return [
-            (who, self._at(found.low), self._at(found.value), self._at(found.high))
+            (who, self._at(interval.low), self._at(interval.value), self._at(interval.high))
             for who, measured in (("first", part.candidate), ("second", part.champion))
-            if (found := measured.get(metric)) is not None
+            if (interval := measured.get(metric)) is not None
         ]
 
     def _at(self, value: float) -> float:
@@ -83,7 +83,7 @@ def by_class(evidence: Evidence) -> list[dict[str, Any]]:
 
 def dimensions(slices: Sequence[Slice]) -> list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
     """Each dimension with the slices shown at once (the worst, of many) and those to unfold."""
-    axis, found = Axis.of(slices, "accuracy"), []
+    axis, shown = Axis.of(slices, "accuracy"), []
     for dimension in dict.fromkeys(part.dimension for part in slices):
         parts = [part for part in slices if part.dimension == dimension]
         if [part.value for part in parts] == ["unknown"]:
@@ -91,8 +91,8 @@ def dimensions(slices: Sequence[Slice]) -> list[tuple[str, list[dict[str, Any]],
         if len(parts) > LISTED:
             parts.sort(key=lambda part: part.candidate["accuracy"].value)
         rows = [_slice(part, axis, "accuracy") for part in parts]
-        found.append((dimension, rows[:LISTED], rows[LISTED:]))
-    return found
+        shown.append((dimension, rows[:LISTED], rows[LISTED:]))
+    return shown
 
 
 def unknown(slices: Sequence[Slice]) -> list[str]:
@@ -120,12 +120,12 @@ def _slice(part: Slice, axis: Axis, metric: str) -> dict[str, Any]:
 def stressed(slices: Sequence[Slice]) -> list[dict[str, Any]]:
     """Each perturbation, with what it changes of the AUC."""
     untouched = {part.value: part for part in slices}.get(stress.UNTOUCHED)
-    axis, found = Axis.of(slices, "auc"), []
+    axis, rows = Axis.of(slices, "auc"), []
     for part in slices:
         row = _slice(part, axis, "auc")
         row["change"] = "-"
         if untouched and part is not untouched and "auc" in part.candidate and "auc" in untouched.candidate:
             row["change"] = f"{part.candidate['auc'].value - untouched.candidate['auc'].value:+z.3f}"
         row["baseline"] = part.value == stress.BASELINE
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows

@@ -351,7 +351,7 @@ def test_every_slice_is_there_small_ones_marked(two: Made, page: str) -> None:
         if part.dimension == "delivery":
             assert f">{part.value} <span" in page
     assert page.count("few patients</span>") >= 15
-    assert "3 more, all with a higher accuracy" in page
+    assert "3 more, none with a lower accuracy" in page
     assert "Not known for any radiograph: scanner, sex, age group." in page
 
 
@@ -369,7 +369,7 @@ def test_what_came_in_is_shown(page: str) -> None:
     assert came == {"night-14": ["this night"], "night-13": ["earlier"], "bad": ["waits"]}
     for text in ("2 duplicate", "Two probable mislabels.", "3 copy-across-split", "rejected", "No class PNEUMONA."):
         assert text in night
-    assert "Leaks kept out: 3," in night
+    assert "Leaks kept out: 3;" in night
     assert "Drift: not measured." in night
     assert "scheduled-1" in page
 

@@ -18,14 +18,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from xray_pipeline.base.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 from xray_pipeline.base.scratch import stale
-
-if TYPE_CHECKING:
-    from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.settings import Settings
 
 Kind = Literal["file", "symlink", "special", "closed"]
 

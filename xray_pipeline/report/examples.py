@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +12,10 @@ import pandas as pd
 
 from xray_pipeline.evaluation.cases import Floats
 from xray_pipeline.evaluation.predictions import Pixels, Read
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.report import gradcam
 
-if TYPE_CHECKING:
-    from xray_pipeline.models.classifier import Classifier
-
-
 Images = npt.NDArray[np.uint8]
-
-
 Maps = npt.NDArray[np.float32]
 
 

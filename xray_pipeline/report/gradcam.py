@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,7 @@ import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from xray_pipeline.models.backbones import Network
+from xray_pipeline.models.backbones import Network
 
 log = logging.getLogger(__name__)
 

@@ -202,7 +202,7 @@ def _confidence(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
     said = "no earlier use" if not uses else f"{uses:.1f} earlier uses" if uses >= 0.05 else "under 0.1 earlier uses"
     why = (
         f"Confidence that the candidate is more accurate: {1 - p:.4f}; asked after {said} of the held-out patients: "
-        f"{1 - most:.5f}."
+        f"{1 - most:.4f}."
     )
     return Finding(p <= most, 1 - p, 1 - most, why)
 

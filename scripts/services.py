@@ -1,7 +1,6 @@
 """A real MLflow server and `airflow standalone` on 127.0.0.1, for the demo, the screenshots and the browser tests.
 
-Both run in sessions of their own and are ended by session: `standalone` leaves its scheduler and API server behind when
-only it is told to stop.
+Both are ended by their sessions: `standalone` leaves its scheduler and API server behind when only it is told to stop.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
+
+from xray_pipeline.base.children import child
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {
@@ -83,16 +83,21 @@ def running(folder: Path, settings: dict[str, str], told: Callable[[str], None] 
         "PATH": f"{_airflow_without_log_servers(folder)}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with (
-        _on_signals(_leave, signal.SIGTERM, signal.SIGHUP),
-        _process(_mlflow_command(folder, mlflow_port), folder / "mlflow.log", environment) as server,
-    ):
-        told("starting the MLflow server")
-        with _process(["airflow", "standalone"], folder / "airflow.log", environment) as standalone:
-            _wait(f"{mlflow}/health", server, folder / "mlflow.log")
+    with _on_signals(_leave, signal.SIGTERM, signal.SIGHUP), ExitStack() as services:
+        try:
+            server = services.enter_context(
+                logged(_mlflow_command(folder, mlflow_port), folder / "mlflow.log", environment)
+            )
+            told("starting the MLflow server")
+            standalone = services.enter_context(logged(["airflow", "standalone"], folder / "airflow.log", environment))
+            wait_for(f"{mlflow}/health", server, folder / "mlflow.log")
             told("starting Airflow")
-            _wait(f"{airflow}/api/v2/monitor/health", standalone, folder / "airflow.log", _is_healthy)
+            wait_for(f"{airflow}/api/v2/monitor/health", standalone, folder / "airflow.log", is_healthy)
             yield Stack(folder, mlflow, airflow, user, password, environment)
+        finally:
+            # A second Ctrl-C must not leave half of them behind.
+            with _on_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                services.close()
 
 
 def _mlflow_command(folder: Path, port: int) -> list[str]:
@@ -137,28 +142,17 @@ def _airflow_without_log_servers(folder: Path) -> Path:
 
 
 @contextmanager
-def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent, start_new_session=True
-        )
-    try:
+def logged(
+    command: Sequence[str | Path], log: Path, environment: Mapping[str, str], grace: float = 5, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, as `child` does, whose output goes to the end of a log and which works in the log's folder."""
+    with (
+        log.open("ab") as output,
+        child(
+            command, grace, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent, **options
+        ) as process,
+    ):
         yield process
-    finally:
-        end_session(process)
-
-
-def end_session(process: subprocess.Popen[bytes], seconds: float = 5) -> None:
-    """End every process of the session that `process` leads: SIGTERM, and SIGKILL for what is left."""
-    # A second Ctrl-C must not leave half of them behind.
-    with _on_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            members = _session(process.pid)
-            for member in members:
-                with suppress(psutil.NoSuchProcess):
-                    member.send_signal(number)
-            psutil.wait_procs(members, timeout=seconds)
-        process.wait()
 
 
 @contextmanager
@@ -176,38 +170,29 @@ def _leave(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
-def _session(leader: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == leader:
-                found.append(process)
-        except ProcessLookupError:
-            continue
-    return found
+def is_healthy(answer: httpx.Response) -> bool:
+    """Whether Airflow says of all its parts that they are well."""
+    return answer.status_code == 200 and all(
+        answer.json()[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor")
+    )
 
 
-def _is_healthy(answer: httpx.Response) -> bool:
-    parts = answer.json()
-    return all(parts[name]["status"] == "healthy" for name in ("metadatabase", "scheduler", "dag_processor"))
-
-
-def _wait(
+def wait_for(
     url: str,
     process: subprocess.Popen[bytes],
     log: Path,
-    ready: Callable[[httpx.Response], bool] = lambda _: True,
+    ready: Callable[[httpx.Response], bool] = lambda answer: answer.status_code == 200,
     seconds: float = 240,
 ) -> None:
+    """Wait until a server answers as it should. Raises Failed with the end of its log when it ends or does not."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if process.poll() is not None:
             raise Failed(f"{log.stem} ended with {process.returncode}: {tail(log)}")
         with suppress(httpx.HTTPError):  # not up yet
-            answer = httpx.get(url, timeout=5)
-            if answer.status_code == 200 and ready(answer):
+            if ready(httpx.get(url, timeout=5)):
                 return
-        time.sleep(0.3)
+        time.sleep(0.2)
     raise Failed(f"{log.stem} did not answer at {url} within {seconds:.0f} s: {tail(log)}")
 
 

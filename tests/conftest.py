@@ -15,7 +15,8 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 from candidates import grown  # noqa: F401  (a fixture)
 from commands import xray  # noqa: F401  (a fixture)
-from mlflow_server import mlflow_server  # noqa: F401  (a fixture)
+from mlflow_server import empty_mlflow, mlflow_server  # noqa: F401  (fixtures)
+from once import once  # noqa: F401  (a fixture)
 from s3_server import S3Server, run_s3, s3_credentials
 
 from xray_pipeline.base.settings import Settings

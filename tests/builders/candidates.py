@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow_server import lay_database
+from once import Once
 from pydantic import SecretStr
 from samples import jpeg, picture
 
@@ -20,13 +22,25 @@ from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.recipe import load_recipe
 
-SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "none", "side": 64, "epochs": 3, "views": 1}
+SMALL: dict[str, Any] = {"backbone": "shufflenet_v2_x0_5", "weights": "none", "side": 64, "epochs": 3, "views": 1}
+
+
+KEY = "of the tests, and no secret"
+DELIVERED = "delivered"
 
 
 @pytest.fixture
-def grown(settings: Settings) -> Settings:
+def grown(settings: Settings, once: Once, empty_mlflow: Path) -> Settings:
     """A dataset of 80 patients whose classes differ: ill chests have a bright patch. The split is always the same."""
-    settings = settings.model_copy(update={"patient_key": SecretStr("of the tests, and no secret")})
+    made = once("grown", _grow)
+    for kept, name in (("store", "store"), (DELIVERED, "incoming")):
+        shutil.copytree(made / kept, settings.home / name)
+    lay_database(empty_mlflow, settings.home)
+    return settings.model_copy(update={"patient_key": SecretStr(KEY)})
+
+
+def _grow(home: Path) -> None:
+    settings = Settings(home=home, settle_seconds=0, patient_key=SecretStr(KEY))
     for label, bright in (("NORMAL", 0), ("PNEUMONIA", 120)):
         folder = Path(settings.incoming) / "first" / label
         folder.mkdir(parents=True)
@@ -40,7 +54,9 @@ def grown(settings: Settings) -> Settings:
     for key in night.find_deliveries(run):
         night.check_delivery(run, key)
         night.commit_deliveries(run, [key])
-    return settings
+    (home / "incoming").rename(
+        home / DELIVERED
+    )  # the store knows where its delivery lay: a copy must not find it there
 
 
 def trained(settings: Settings, **overrides: Any) -> training.Candidate:

@@ -13,24 +13,22 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
-import psutil
 import pytest
 from mlflow_server import run_postgres, running
 from ports import free_port
 from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, run_s3, s3_credentials
-from services import QUIET, Airflow, Failed, Stack, tail
+from services import QUIET, Airflow, Failed, Stack, is_healthy, logged, tail, wait_for
 
+from xray_pipeline.base import children
 from xray_pipeline.base.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,11 +61,7 @@ class Worker:
 
     def kill(self) -> None:
         """Kill the worker and all that it started at once, as a machine that loses power."""
-        members = [self.process.pid, *(child.pid for child in psutil.Process(self.process.pid).children(True))]
-        for pid in members:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        children.end(self.process)
 
 
 @dataclass
@@ -78,6 +72,7 @@ class Cluster:
     s3: S3Server
     settings: dict[str, str]
     databases: dict[str, str]
+    machines: ExitStack
     workers: dict[str, Worker] = field(default_factory=dict)
 
     @property
@@ -113,7 +108,9 @@ class Cluster:
         }
         command = ["celery", "worker", "-q", queue, "-c", "1", "-H", f"{name}@localhost", "--skip-serve-logs"]
         quick = ["--without-gossip", "--without-mingle", "--pid", str(folder / "pid")]
-        process = _start(command + quick, folder / "worker.log", environment)
+        process = self.machines.enter_context(
+            logged([BIN / "airflow", *command, *quick], folder / "worker.log", environment)
+        )
         self.workers[name] = Worker(name, queue, folder, process)
         return self.workers[name]
 
@@ -165,13 +162,9 @@ def run_cluster(folder: Path, settings: Mapping[str, str]) -> Iterator[Cluster]:
                 "XRAY_SCHEDULE": "none",
                 **settings,
             }
-            with _airflow(folder, _named(database, "airflow"), broker, shared) as stack:
-                cluster = Cluster(stack, s3, shared, {name: _named(database, name) for name in ("airflow", "mlflow")})
-                try:
-                    yield cluster
-                finally:
-                    for worker in cluster.workers.values():
-                        _end(worker.process)
+            databases = {name: _named(database, name) for name in ("airflow", "mlflow")}
+            with _airflow(folder, databases["airflow"], broker, shared) as stack, ExitStack() as machines:
+                yield Cluster(stack, s3, shared, databases, machines)
 
 
 @contextmanager
@@ -198,15 +191,15 @@ def _airflow(folder: Path, database: str, broker: str, shared: Mapping[str, str]
         "scheduler": ["scheduler", "--skip-serve-logs"],
         "dag-processor": ["dag-processor"],
     }
-    processes = [_start(command, home / f"{name}.log", environment) for name, command in parts.items()]
-    try:
-        address = f"http://127.0.0.1:{port}"
-        stack = Stack(folder, shared["XRAY_TRACKING_URI"], address, user, password, environment)
-        _wait_healthy(address, processes, home)
-        yield stack
-    finally:
-        for process in processes:
-            _end(process)
+    address = f"http://127.0.0.1:{port}"
+    with ExitStack() as running_parts:
+        started = [
+            (running_parts.enter_context(logged([BIN / "airflow", *command], log, environment)), log)
+            for log, command in ((home / f"{name}.log", command) for name, command in parts.items())
+        ]
+        for process, log in started:
+            wait_for(f"{address}/api/v2/monitor/health", process, log, is_healthy)
+        yield Stack(folder, shared["XRAY_TRACKING_URI"], address, user, password, environment)
 
 
 def _airflow_settings(home: Path, database: str, broker: str, port: int, passwords: Path) -> dict[str, str]:
@@ -249,14 +242,8 @@ def _redis(folder: Path) -> Iterator[str]:
     port, password = free_port(), secrets.token_urlsafe(12)
     config = folder / "redis.conf"
     config.write_text(f'bind 127.0.0.1\nport {port}\ndir {folder}\nsave ""\nrequirepass {password}\n')
-    with (folder / "redis.log").open("wb") as log:
-        process = subprocess.Popen(
-            ["redis-server", config], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
+    with logged(["redis-server", config], folder / "redis.log", os.environ):
         yield f"redis://:{password}@127.0.0.1:{port}/0"
-    finally:
-        _end(process)
 
 
 def _create_databases(uri: str, *names: str) -> None:
@@ -274,37 +261,3 @@ def _named(uri: str, database: str) -> str:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _start(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [BIN / "airflow", *command], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent,
-            start_new_session=True,
-        )  # fmt: skip
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started, by pid: SIGTERM, then SIGKILL for what is left after 5 seconds."""
-    if process.poll() is None:
-        leader = psutil.Process(process.pid)
-        members = [leader, *leader.children(recursive=True)]
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for member in members:
-                with suppress(psutil.NoSuchProcess):
-                    member.send_signal(number)
-            psutil.wait_procs(members, timeout=5)
-    process.wait()
-
-
-def _wait_healthy(address: str, processes: list[subprocess.Popen[bytes]], home: Path, seconds: float = 240) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if any(process.poll() is not None for process in processes):
-            break
-        with suppress(httpx.HTTPError):
-            parts = httpx.get(f"{address}/api/v2/monitor/health", timeout=5).json()
-            if all(parts[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor")):
-                return
-        time.sleep(0.3)
-    raise Failed("Airflow did not come up:\n" + "\n".join(f"{log.name}: {tail(log)}" for log in home.glob("*.log")))

@@ -5,21 +5,24 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from once import Once
 from ports import free_port
+from services import QUIET, Failed, logged, tail, wait_for
+
+from xray_pipeline.models.mlflow_client import MlflowClient
 
 ROOT = Path(__file__).resolve().parents[2]
+DATABASE = "mlflow.db"
 
 
 @dataclass(frozen=True)
@@ -38,40 +41,16 @@ class MlflowServer:
 
 @contextmanager
 def running(command: Sequence[str], health: str, log: Path, seconds: float = 120) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a process group of its own until the block ends; wait for `health` to answer first.
-
-    A watcher in the group reads from us and ends the group when we die, even by SIGKILL.
-    """
+    """Run a server of MLflow's until the block ends; wait for `health` to answer first."""
     environment = {
         **os.environ,
+        **QUIET,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow starts uvicorn by name
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            ["sh", "-c", _WATCHED, "sh", *command], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True, env=environment, cwd=log.parent,
-        )  # fmt: skip
-    try:
-        _wait(health, process, log, seconds)
+    with logged(command, log, environment, grace=0) as process:
+        wait_for(health, process, log, seconds=seconds)
         yield process
-    finally:
-        end_group(process)
-
-
-_WATCHED = 'exec 3<&0; (read line <&3; kill -9 0) & exec "$@" </dev/null 3<&-'
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all that it started, by its group."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    finally:
-        process.wait()
 
 
 @contextmanager
@@ -81,7 +60,7 @@ def run_mlflow(folder: Path, port: int | None = None, database: str = "") -> Ite
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", database or f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--backend-store-uri", database or f"sqlite:///{folder / DATABASE}"),
         *("--artifacts-destination", str(folder / "artifacts")),
     ]
     uri = f"http://127.0.0.1:{port}"
@@ -106,37 +85,34 @@ def run_postgres() -> Iterator[str]:
         )  # fmt: skip
         options = ["-p", str(port), "-c", f"unix_socket_directories={folder}", "-c", "listen_addresses=127.0.0.1"]
         command = [programs[-1] / "postgres", "-D", folder / "data", *options, "-c", "fsync=off"]
-        with (folder / "postgres.log").open("wb") as log:
-            process = subprocess.Popen(
-                command, user=user, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
+        log = folder / "postgres.log"
+        with logged(command, log, os.environ, grace=0, user=user) as process:
             ready = [programs[-1] / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
             until = time.monotonic() + 120
             while subprocess.run(ready, check=False).returncode != 0:
                 if process.poll() is not None or time.monotonic() > until:
-                    raise RuntimeError(f"PostgreSQL does not answer: {(folder / 'postgres.log').read_text()[-2000:]}")
+                    raise Failed(f"PostgreSQL does not answer: {tail(log)}")
                 time.sleep(0.1)
             yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
-        finally:
-            end_group(process)
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def empty_mlflow(once: Once) -> Path:
+    """The file of a database in which nothing is logged: to make one takes many migrations, to copy it nothing."""
+    folder = once("empty-mlflow", lambda made: MlflowClient(f"sqlite:///{made / DATABASE}").search_experiments())
+    return folder / DATABASE
+
+
+def lay_database(empty: Path, folder: Path) -> None:
+    """Lay an empty database where an installation in `folder` has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(empty, folder / DATABASE)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[MlflowServer]:
     """One real MLflow server for all tests; each test uses a registered model of its own."""
-    with run_mlflow(tmp_path_factory.mktemp("mlflow")) as server:
+    folder = tmp_path_factory.mktemp("mlflow")
+    lay_database(empty_mlflow, folder)
+    with run_mlflow(folder) as server:
         yield server
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}: {log.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError(f"{url} did not answer within {seconds:.0f} s: {log.read_text()[-2000:]}")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from ports import free_port
+from services import logged, wait_for
 
 ACCESS_KEY, SECRET_KEY, BUCKET = "tester", "tester-secret", "hospital"
 
@@ -57,35 +55,18 @@ def run_s3(folder: Path) -> Iterator[S3Server]:
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
         *("-s3", f"-s3.port={s3}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
     ]
-    with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    endpoint, log = f"http://127.0.0.1:{s3}", folder / "weed.log"
     try:
-        endpoint = f"http://127.0.0.1:{s3}"
-        _wait(endpoint, process, folder / "weed.log")
-        _make_bucket(endpoint)
-        yield S3Server(endpoint, process)
+        with logged(command, log, os.environ, grace=0) as process:
+            wait_for(endpoint, process, log, ready=lambda answer: True)  # 403, as nobody is logged in
+            _make_bucket(endpoint)
+            yield S3Server(endpoint, process)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         for port in (
             p + grpc for p in (master, volume, filer, s3) for grpc in (0, 10000)
         ):  # it puts sockets there, whatever TMPDIR says
             for socket_file in Path("/tmp").glob(f"seaweedfs-*{port}.sock"):
                 socket_file.unlink(missing_ok=True)
-
-
-def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(1200):
-        if process.poll() is not None:
-            raise RuntimeError(f"SeaweedFS ended with {process.returncode}: {log.read_text()[-2000:]}")
-        try:
-            urllib.request.urlopen(endpoint, timeout=1)
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"SeaweedFS did not answer within 120 s: {log.read_text()[-2000:]}")
 
 
 def _make_bucket(endpoint: str) -> None:

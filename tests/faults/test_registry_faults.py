@@ -5,7 +5,6 @@ After each, the same checker that `xray verify` uses finds I1, I2, I3 and I6 int
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import uuid
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy, at, once, run_proxy
+from forks import FORKS, forked
 from mlflow_server import MlflowServer, run_mlflow, run_postgres
 from small_models import Candidate, logged
 
@@ -28,8 +28,6 @@ from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["xray_pipeline.registry.decisions"])  # imports once: each process then starts at once
 
 
 @pytest.fixture(autouse=True)
@@ -206,7 +204,7 @@ def _child(conn: Any, work: Callable[..., Entry], arguments: tuple[Any, ...]) ->
 def killed_at(proxy: FaultProxy, number: int, fault: str, work: Callable[..., Entry], *arguments: Any) -> bool:
     """Run `work` in a process that is killed at its change of this number in MLflow; say whether it came that far."""
     ours, theirs = FORKS.Pipe()
-    process = FORKS.Process(target=_child, args=(theirs, work, arguments))
+    process = forked(_child, theirs, work, arguments)
     process.start()
     proxy.victim, proxy.decide = ours.recv(), at(number, fault)
     ours.send("go")
@@ -260,7 +258,7 @@ def race(rounds: int, works: list[tuple[Callable[..., str], tuple[Any, ...]]], p
     pipes, racers = [], []
     for work, arguments in works:
         ours, theirs = FORKS.Pipe()
-        racers.append(FORKS.Process(target=_racer, args=(theirs, rounds, work, arguments)))
+        racers.append(forked(_racer, theirs, rounds, work, arguments))
         racers[-1].start()
         theirs.close()  # else nobody notices when that process dies
         pipes.append(ours)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from candidates import SMALL
 from commands import Run as Command
 from laid import FILES, ingest, lay
 from s3_server import BUCKET, S3Server
@@ -195,7 +196,7 @@ def test_a_night_puts_back_what_it_meets_and_stops_where_it_can_not(grown: Setti
     paths = sorted(Path(grown.store, "dataset", "radiographs").rglob("*.*"))
     flip(paths[0])
     paths[1].unlink()
-    run = Run(grown, {"epochs": 1})
+    run = Run(grown, {**SMALL, "epochs": 1})
     shutil.move(grown.incoming, grown.home / "away")
     with pytest.raises(RadiographDamaged, match="run `xray repair`"):
         night.train(run, snapshot.digest)

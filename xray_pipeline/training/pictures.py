@@ -24,16 +24,20 @@ def spread(labels: Sequence[str], count: int = SHOWN) -> list[int]:
 
 
 def gallery(pixels: npt.NDArray[np.uint8], titles: Sequence[str], wrong: Sequence[bool] = ()) -> Figure:
-    """Draw grey pixels [N, S, S] with a title each; those that are `wrong` have a red one."""
+    """Draw grey pixels [N, S, S] in rows of four with a title each; those that are `wrong` have a red one.
+
+    All lie on one plot: to lay out and draw a plot for each takes seconds.
+    """
     rows = max(1, -(-len(pixels) // COLUMNS))
-    figure = Figure(figsize=(2.4 * COLUMNS, 2.7 * rows), layout="constrained")
-    axes = np.ravel(figure.subplots(rows, COLUMNS))
-    for axis in axes:
-        axis.set_axis_off()
+    figure = Figure(figsize=(2.4 * COLUMNS, 2.7 * rows))
+    plot = figure.add_axes((0, 0, 1, 1), xlim=(0, COLUMNS), ylim=(rows, 0), autoscale_on=False)
+    plot.set_axis_off()
     for at, (picture, title) in enumerate(zip(pixels, titles, strict=True)):
-        axes[at].imshow(picture, cmap="gray", vmin=0, vmax=255)
+        row, column = divmod(at, COLUMNS)
+        edges = (column + 0.03, column + 0.97, row + 0.98, row + 0.14)  # left, right, bottom, top
+        plot.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=edges, aspect="auto")
         bad = bool(wrong) and wrong[at]
-        axes[at].set_title(title, fontsize=8, color="#b00020" if bad else "black")
+        plot.text(column + 0.5, row + 0.12, title, fontsize=8, ha="center", color="#b00020" if bad else "black")
     return figure
 
 

@@ -28,6 +28,7 @@ def test_the_offline_default_equals_the_reference_network() -> None:
     """timm's own network with the package's weights gives features that tell an image from its negative."""
     backbone = backbones.load("efficientnet_lite0")
     assert backbone.features == 1280
+    assert backbone.weights_digest == "3397d49c531fce5bfef9b6f0fff47d04d12f09dc71cd27bb04946ab00ff8f16e"
     pixels = torch.arange(2 * 64 * 64).reshape(2, 1, 64, 64) % 256
     with torch.inference_mode():
         features = backbone.module.eval()(backbones.normalise(pixels, backbone.mean, backbone.std))
@@ -48,7 +49,9 @@ def test_random_weights_are_always_the_same() -> None:
     assert backbones.load(SMALL, "none").weights_digest == backbones.load(SMALL, "none").weights_digest
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg16", "densenet121", "mobilenet_v2", "efficientnet_b0", SMALL])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vgg16", "densenet121", "mobilenet_v2", "efficientnet_b0", "googlenet", SMALL]
+)
 def test_torchvision_classifiers_lose_only_their_last_layer(name: str) -> None:
     backbone = backbones.build(name)
     with torch.inference_mode():

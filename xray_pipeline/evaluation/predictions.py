@@ -20,9 +20,7 @@ from xray_pipeline.evaluation.cases import Floats, check_probabilities
 
 log = logging.getLogger(__name__)
 
-
 Read = Callable[[str, str], bytes]
-
 
 _SCORE_BLOCK = 512  # radiographs scored between two commits of predictions
 
@@ -80,16 +78,16 @@ def predictions(
 
     As `score`, for any function from a block of rows to probabilities [len(block), C] that the folder's name names.
     """
-    columns = [f"p_{name}" for name in classes]
-    tables = [_kept(folder, columns, store)]
+    columns = _columns(classes)
+    tables = [_whole_parts(folder, columns, store)]
     missing = rows[~rows["digest"].isin(tables[0].index)].drop_duplicates("digest")
     if len(missing):
         log.info("%s %d of %d radiographs; the rest is kept from earlier", what, len(missing), len(rows))
     for start in range(0, len(missing), _SCORE_BLOCK):
         block = missing.iloc[start : start + _SCORE_BLOCK]
-        found = compute(block)
-        check_probabilities(found, len(block), len(classes))
-        table = pd.DataFrame(found, columns=columns, index=pd.Index(block["digest"], name="digest"))
+        probabilities = compute(block)
+        check_probabilities(probabilities, len(block), len(classes))
+        table = pd.DataFrame(probabilities, columns=columns, index=pd.Index(block["digest"], name="digest"))
         buffer = io.BytesIO()
         table.reset_index().to_parquet(buffer, index=False)
         data = buffer.getvalue()
@@ -100,18 +98,28 @@ def predictions(
     return pd.concat(tables).loc[list(rows["digest"])].reset_index()
 
 
-def _kept(folder: str, columns: Sequence[str], store: Store) -> pd.DataFrame:
+def recorded(model: str, classes: Sequence[str], rows: pd.DataFrame, store: Store) -> Floats | None:
+    """Return what `score` recorded of a model, by its digest: [N, C] for `rows`; None where it lacks one of them."""
+    table = _whole_parts(f"predictions/{model}", _columns(classes), store)
+    return table.loc[list(rows["digest"])].to_numpy() if rows["digest"].isin(table.index).all() else None
+
+
+def _columns(classes: Sequence[str]) -> list[str]:
+    return [f"p_{name}" for name in classes]
+
+
+def _whole_parts(folder: str, columns: Sequence[str], store: Store) -> pd.DataFrame:
     """Read every whole part; drop the others. Two runs may have scored the same radiograph: the first part counts."""
     parts = [pd.DataFrame({c: pd.Series(dtype=float) for c in columns}, index=pd.Index([], dtype=str, name="digest"))]
     for key in sorted(entry.key for entry in store.list(folder)):
         try:
             data = exactly(store, key, key.rpartition("/")[2].removesuffix(".parquet"), "its name")
-            found = read_parquet(data).set_index("digest")[list(columns)]
-            check_probabilities(found.to_numpy(), len(found), len(columns))
+            part = read_parquet(data).set_index("digest")[list(columns)]
+            check_probabilities(part.to_numpy(), len(part), len(columns))
         except (Damaged, EvaluationError, ArrowInvalid, OSError, KeyError) as error:
             log.warning("%s is broken; its radiographs are scored again: %s", key, error)
             store.delete(key)
         else:
-            parts.append(found)
-    found = pd.concat(parts)
-    return found[~found.index.duplicated()]
+            parts.append(part)
+    table = pd.concat(parts)
+    return table[~table.index.duplicated()]

@@ -60,8 +60,7 @@ class Network(nn.Module):
     `crop` is the side of the centre crop taken before the backbone (0: none). With `levels` the head also sees the mean
     and standard deviation of every channel of every block group: texture that the last layer, made for photographs, has
     thrown away. Parameters live under `backbone.` and `head.`; what `mean` and `std` say is fixed and not part of the
-    state. Everything is channels last: twice as fast for
-    depthwise convolutions on a CPU, and what tensor cores want.
+    state. Everything is channels last: twice as fast for depthwise convolutions on a CPU, and what tensor cores want.
     """
 
     def __init__(self, backbone: Backbone, classes: int, crop: int = 0, levels: bool = False) -> None:
@@ -134,24 +133,15 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     return torch.addcmul(shift, pixels.float(), scale).contiguous(memory_format=torch.channels_last)
 
 
-def names() -> list[str]:
-    """Return the names of all backbones, sorted: efficientnet_lite0 and torchvision's classifiers."""
-    return sorted(["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)])
-
-
 def build(name: str) -> Backbone:
     """Return a backbone by name with arbitrary weights, for weights that are loaded next. Raises ConfigError."""
     if name == "efficientnet_lite0":
         return _lite0()
-    if name not in names():
+    if name not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigError(f"backbone {name!r} is not known; use efficientnet_lite0 or a torchvision classifier's name")
-    extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    side_outputs = {"init_weights": True, "aux_logits": False}  # only pretraining uses them
+    extra = side_outputs if name in ("googlenet", "inception_v3") else {}
     module = torchvision.models.get_model(name, weights=None, **extra)
-    if getattr(module, "aux_logits", False):  # side outputs that only pretraining uses
-        module.aux_logits = False
-        for side_output in ("AuxLogits", "aux1", "aux2"):
-            if hasattr(module, side_output):
-                setattr(module, side_output, None)
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     return Backbone(name, module, _drop_classifier(module), preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
 
@@ -161,8 +151,8 @@ def load(name: str, weights: str = "", read: Callable[[str], bytes] | None = Non
 
     `weights` is "" (the name's own ImageNet weights), a torchvision weights name such as "IMAGENET1K_V2", "none"
     (random, always the same), or a path or s3:// URI of a state dict, followed by "#sha256=<64 hex>"; nothing is
-    ever unpickled beyond tensors. Raises ConfigError for an unknown name, WeightsError for weights that are
-    missing, unreadable, of another network, or not what their digest says.
+    ever unpickled beyond tensors. Raises ConfigError for an unknown name, WeightsError for weights that are missing,
+    unreadable, of another network, or not what their digest says.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -187,15 +177,15 @@ def stages(module: nn.Module) -> list[list[nn.Module]]:
     A stage is a block group (a `layerN` of a ResNet, a member of `features` or `blocks` elsewhere); single layers
     belong to the group before them, the stem is the first stage. Only parts with parameters count.
     """
-    found: list[list[nn.Module]] = []
+    groups: list[list[nn.Module]] = []
     for single, part in _parts(module):
         if not any(True for _ in part.parameters()):
             continue
-        if single and found:
-            found[-1].append(part)
+        if single and groups:
+            groups[-1].append(part)
         else:
-            found.append([part])
-    return found
+            groups.append([part])
+    return groups
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[bool, nn.Module]]:
@@ -268,7 +258,6 @@ def _file_state(name: str, weights: str, read: Callable[[str], bytes]) -> Mappin
     match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
     if not match:
         raise ConfigError(f"weights {place!r} need their digest: add #sha256=<64 hexadecimal digits>")
-
     try:
         data = read(place)
     except (StorageError, OSError) as error:
@@ -297,31 +286,14 @@ def _tensors(data: bytes, expected: str, what: str) -> Mapping[str, Tensor]:
 def _lite0_file() -> bytes:
     try:
         files = importlib.metadata.files(LITE0_PACKAGE) or []
-        path = next(Path(str(file.locate())) for file in files if file.name == LITE0_FILE)
-        return path.read_bytes()
+        return next(file for file in files if file.name == LITE0_FILE).read_binary()
     except (importlib.metadata.PackageNotFoundError, StopIteration, OSError) as error:
         raise WeightsError(f"{LITE0_FILE} is missing: install {LITE0_PACKAGE}==0.1.0 ({error})") from error
 
 
-_LITE0_STAGE_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # MBConv blocks a stage, EfficientNet-B0's layout
-_LITE0_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-_LITE0_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_LITE0_BLOCK = {
-    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"},
-    **{"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"},
-}
-
-
 def _timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of EfficientNet-PyTorch to timm's names; the classifier is left out."""
-    place = [f"blocks.{stage}.{block}" for stage, count in enumerate(_LITE0_STAGE_BLOCKS) for block in range(count)]
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] == "_blocks":
-            index = int(parts[1])
-            names_ = _LITE0_BLOCK if index else _LITE0_FIRST
-            renamed[".".join([place[index], names_[parts[2]], *parts[3:]])] = value
-        elif parts[0] in _LITE0_TOP:
-            renamed[".".join([_LITE0_TOP[parts[0]], *parts[1:]])] = value
-    return renamed
+    """Rename the tensors of EfficientNet-PyTorch, which lists the same layers in the same order as timm does.
+
+    The classifier, which comes last, is left out. `_assign` compares the shapes.
+    """
+    return dict(zip(_lite0().module.state_dict(), state.values(), strict=False))

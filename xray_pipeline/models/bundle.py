@@ -30,19 +30,23 @@ import yaml
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from xray_pipeline.base.errors import ConfigError, ModelRefused
 from xray_pipeline.base.scratch import scratch
-from xray_pipeline.models.classifier import FACTS, RESERVED, WEIGHTS, _facts, _sha256, model_digest
+from xray_pipeline.models.classifier import FACTS, RESERVED, WEIGHTS, file_digest, model_digest, read_facts
 from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 
 log = logging.getLogger(__name__)
-
 
 # What a logged model holds: all that makes pixels of bytes, and what assembles the network.
 _TRAVELLERS = (
     *("__init__.py", "base/__init__.py", "base/errors.py", "base/logs.py", "images/*.py"),
     *("models/__init__.py", "models/backbones.py", "models/classifier.py"),
+)
+_PACKAGES = (
+    *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "pyarrow"),
+    *("simplejpeg", "pydicom", "python-gdcm", "pyjpegls"),
 )
 # Modules by their form: a model that an earlier version logged came with that version's.
 _CODE = re.compile(r"code/xray_pipeline/([a-z_]+/)?[a-z_]+\.py")
@@ -62,7 +66,7 @@ def inventory(folder: Path) -> dict[str, str]:
 
     Raises ModelRefused for a symbolic link or anything else that is not a regular file.
     """
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for root, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(root) / name
@@ -71,8 +75,8 @@ def inventory(folder: Path) -> dict[str, str]:
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise ModelRefused(f"{place!r} in the model is a link or special file; a model holds plain files only")
             if stat.S_ISREG(mode) and place != _WRITTEN_ON_LOAD:
-                found[place] = _sha256(path)
-    return dict(sorted(found.items()))
+                files[place] = file_digest(path)
+    return dict(sorted(files.items()))
 
 
 def artifact_digest(files: Mapping[str, str]) -> str:
@@ -121,25 +125,16 @@ def _check_content(path: Path, place: str) -> None:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Check that a file is one safetensors table from the first byte to the last: no room for anything else."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100_000_000):
-            raise ModelRefused(f"{path.name} is not a safetensors file; it was not loaded")
-        try:
-            table = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"]
-            whole = 8 + length + max(ends, default=0) == size
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ModelRefused(f"{path.name} has no safetensors table; it was not loaded") from error
-    if not whole:
-        raise ModelRefused(f"{path.name} holds bytes its table does not name; it was not loaded")
+    """Check that a file is tensors from the first byte to the last: safetensors opens no file with room for more."""
+    try:
+        with safe_open(path, "numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelRefused(f"{path.name} is not a file of tensors alone ({error}); it was not loaded") from error
 
 
 def _check_description(path: Path) -> None:
     """Check that MLmodel asks for our source file and no other loader: the pickle loader is named there, too."""
-
     try:
         description = yaml.safe_load(path.read_text())
         flavors = description["flavors"]
@@ -159,7 +154,6 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
     files, taken from what MLflow gives back) and `xray.files` (the inventory itself). Raises ModelRefused when what
     comes back is not what went in, ConfigError without an active run.
     """
-
     if mlflow.active_run() is None:
         raise ConfigError("log_model needs an active MLflow run; start one around it")
     digest = model_digest(folder)
@@ -170,7 +164,7 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
             python_model=str(staged / "served.py"),
             artifacts={"classifier": str(staged / "classifier")},
             code_paths=[str(staged / "xray_pipeline")],
-            signature=_signature(_facts(folder)["classes"]),
+            signature=_signature(read_facts(folder)["classes"]),
             pip_requirements=requirements(),
             input_example=_example(),
         )
@@ -190,12 +184,6 @@ def log_model(folder: Path, tags: Mapping[str, str] | None = None) -> str:
 def requirements() -> list[str]:
     """Return the packages a logged model needs, each pinned to what is installed here."""
     return [f"{name}=={importlib.metadata.version(name)}" for name in _PACKAGES]
-
-
-_PACKAGES = (
-    *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "pyarrow"),
-    *("simplejpeg", "pydicom", "python-gdcm", "pyjpegls"),
-)
 
 
 def _stage(temporary: Path, folder: Path) -> Path:
@@ -219,7 +207,6 @@ def _signature(classes: Sequence[str]) -> Any:
 
 def _example() -> Any:
     """Return a request as a client sends it: one made-up image, so that MLflow's pages show how to ask."""
-
     ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
     png = io.BytesIO()
     Image.fromarray(ramp).save(png, "PNG")

@@ -1,4 +1,4 @@
-"""A network with what turns its logits into a label."""
+"""A network with what turns its logits into a label, and the two files that it is saved as."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ from xray_pipeline.images import radiograph
 from xray_pipeline.models.backbones import Network, build
 
 FORMAT = 1
-
-
 FACTS, WEIGHTS = "model.json", "model.safetensors"
-
-
 RESERVED = ("label", "model_version", "error")
 """Columns of an answer beside the classes."""
 
@@ -77,14 +73,14 @@ class Classifier:
             raise EvaluationError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 [N, {self.side}, {self.side}]")
         self.network.eval()
         device = self.network.head.weight.device
-        found = np.empty((len(pixels), len(self.classes)))
+        answers = np.empty((len(pixels), len(self.classes)))
         with torch.inference_mode():
             for start in range(0, len(pixels), batch_size):
                 # A copy: a memory map is read-only, and torch warns about that.
                 batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device)
                 logits = self.network(batch).double()
-                found[start : start + batch_size] = torch.softmax(logits / self.temperature, dim=1).cpu().numpy()
-        return found
+                answers[start : start + batch_size] = torch.softmax(logits / self.temperature, dim=1).cpu().numpy()
+        return answers
 
     def label(self, probabilities: np.ndarray) -> list[str]:
         """Return one class name per row of probabilities [N, C]."""
@@ -113,8 +109,10 @@ class Classifier:
                 decoded.append(self.pixels(data))
             except RadiographError as error:
                 errors[index] = str(error)
-        found = self.probabilities(np.stack(decoded), len(decoded)) if decoded else np.empty((0, len(self.classes)))
-        answered = iter([Answer(tuple(row), name) for row, name in zip(found.tolist(), self.label(found), strict=True)])
+        if not decoded:
+            return [Answer((), "", error) for error in errors.values()]
+        rows = self.probabilities(np.stack(decoded), len(decoded))
+        answered = iter([Answer(tuple(row), name) for row, name in zip(rows.tolist(), self.label(rows), strict=True)])
         return [Answer((), "", errors[i]) if i in errors else next(answered) for i in range(len(files))]
 
     def save(self, folder: Path) -> str:
@@ -158,7 +156,7 @@ class Classifier:
                 f"the model in {folder} has digest {digest[:12]}, recorded is {expect_digest[:12]}; "
                 f"restore it from a backup or register it anew"
             )
-        facts = _facts(folder)
+        facts = read_facts(folder)
         weights = (folder / WEIGHTS).read_bytes()
         if hashlib.sha256(weights).hexdigest() != facts["weights"]:
             raise ModelRefused(f"{folder / WEIGHTS} is not the file that {FACTS} was written for")
@@ -176,18 +174,19 @@ def model_digest(folder: Path) -> str:
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise ModelRefused(f"{folder} holds no {name}; it is not a model this version can load")
-        lines.append(f"{_sha256(path)}  {name}\n")
+        lines.append(f"{file_digest(path)}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return what a saved classifier's model.json says. Raises ModelRefused for no facts, or a format not known."""
     try:
         facts = json.loads((folder / FACTS).read_bytes())
-        found = facts["format"]
+        format = facts["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelRefused(f"{folder / FACTS} is not the description of a model: {error}") from error
-    if found != FORMAT:
-        raise ModelRefused(f"{folder / FACTS} has format {found!r}; this version reads {FORMAT}")
+    if format != FORMAT:
+        raise ModelRefused(f"{folder / FACTS} has format {format!r}; this version reads {FORMAT}")
     return dict(facts)
 
 
@@ -202,6 +201,7 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
     return cls(network, facts["backbone"], tuple(facts["classes"]), *answers)
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

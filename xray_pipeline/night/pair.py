@@ -69,11 +69,3 @@ def pair(run: Run, registry: Registry, digest: str, champion: int | None, progre
             scores = predictions.score(model, rows, cache, dataset.read, store, progress)
         tables.append(scores[[f"p_{name}" for name in model.classes]].to_numpy())
     return Pair(candidate, champion, snapshot, rows, models, tables)
-
-
-def sample(run: Run, registry: Registry, digest: str, count: int) -> tuple[pd.DataFrame, np.ndarray, Dataset]:
-    """Return `count` held-out rows of a candidate's snapshot, spread over it, what it said of them [count, C], and
-    the dataset that holds them. Raises as `pair` does."""
-    both = pair(run, registry, digest, None)
-    chosen = np.unique(np.linspace(0, len(both.rows) - 1, count).astype(int))
-    return both.rows.iloc[chosen], both.tables[0][chosen], Dataset(run.settings)

@@ -33,11 +33,13 @@ from xray_pipeline.base.children import child
 from xray_pipeline.base.errors import EvaluationError, ModelRefused
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation import predictions
 from xray_pipeline.models import mlflow_client as tracking
 from xray_pipeline.night import pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
-from xray_pipeline.training.candidate import Candidate
+from xray_pipeline.training.candidate import Candidate, find_candidate
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +64,11 @@ class Trial:
 def try_candidate(run: Run, registry: Registry, candidate: Candidate) -> Trial:
     """Serve a candidate's logged model before it has a version. Raises ModelRefused, EvaluationError, RegistryError."""
     model = registry.download(candidate.model_uri)  # audited before any of its code runs
-    return _tried(run, registry, candidate.digest, (str(model), candidate.model_digest), ALIKE)
+    return _tried(run, registry, candidate, (str(model), candidate.model_digest), ALIKE)
 
 
 def try_version(run: Run, candidate: str, version: int) -> float:
-    """Serve a registered version; return the largest difference to the kept predictions (0..1).
+    """Serve a registered version; return the largest difference to what was judged (0..1).
 
     Raises EvaluationError when the server does not come up, ModelRefused when it answers otherwise or names another
     version, or when its files are not what was registered, RegistryError.
@@ -74,11 +76,18 @@ def try_version(run: Run, candidate: str, version: int) -> float:
     registry = run.registry()
     registry.download(version)
     served = (f"models:/{run.settings.model_name}/{version}", str(version))
-    return _tried(run, registry, candidate, served, TOLERANCE).largest_difference
+    return _tried(run, registry, find_candidate(run.store(), candidate), served, TOLERANCE).largest_difference
 
 
-def _tried(run: Run, registry: Registry, candidate: str, served: tuple[str, str], tolerance: float) -> Trial:
-    rows, expected, dataset = pair.sample(run, registry, candidate, RADIOGRAPHS)
+def _tried(run: Run, registry: Registry, candidate: Candidate, served: tuple[str, str], tolerance: float) -> Trial:
+    dataset = Dataset(run.settings)
+    rows = dataset.rows(dataset.open_snapshot(candidate.snapshot))
+    rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
+    places = np.unique(np.linspace(0, len(rows) - 1, RADIOGRAPHS).astype(int))
+    expected = predictions.recorded(candidate.model_digest, run.settings.classes, rows.iloc[places], run.store())
+    if expected is None:  # lost or damaged since: the model is asked again
+        expected = pair.pair(run, registry, candidate.digest, None).tables[0][places]
+    rows = rows.iloc[places]
     files = [dataset.read(row.digest, row.suffix) for row in rows.itertuples()]
     model, version = served
     with serving(run.settings, model) as address:
@@ -102,12 +111,12 @@ def compared(
     """
     for index, answer in enumerate(answers):
         if answer.get("model_version") != version or answer.get("error"):
-            said = {name: answer.get(name) for name in ("model_version", "error")}
-            raise ModelRefused(f"the model server answered {said} for radiograph {index}, asked about {version[:12]}")
-    found = np.array([[answer[name] for name in classes] for answer in answers], dtype=np.float64)
-    if found.shape != expected.shape:
-        raise ModelRefused(f"the model server gave {found.shape} probabilities where {expected.shape} were evaluated")
-    off = np.abs(found - expected).max(axis=1)
+            about = {name: answer.get(name) for name in ("model_version", "error")}
+            raise ModelRefused(f"the model server answered {about} for radiograph {index}, asked about {version[:12]}")
+    said = np.array([[answer[name] for name in classes] for answer in answers], dtype=np.float64)
+    if said.shape != expected.shape:
+        raise ModelRefused(f"the model server gave {said.shape} probabilities where {expected.shape} were evaluated")
+    off = np.abs(said - expected).max(axis=1)
     if not (off <= tolerance).all():
         raise ModelRefused(
             f"the model server on {version[:12]} answers {int((~(off <= tolerance)).sum())} of {len(off)} held-out "
@@ -121,9 +130,8 @@ def compared(
 def serving(settings: Settings, model: str, seconds: float = BOOT_SECONDS) -> Iterator[str]:
     """Run `mlflow models serve` on a model until the block or this process ends; yield its address on this machine.
 
-    `model` is a version as models:/NAME/VERSION, or an audited folder.
-
-    Raises EvaluationError with the end of its log when it does not answer within `seconds`.
+    `model` is a version as models:/NAME/VERSION, or an audited folder. Raises EvaluationError with the end of
+    its log when it does not answer within `seconds`.
     """
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
@@ -160,12 +168,12 @@ def ask(address: str, files: Sequence[bytes]) -> list[dict[str, Any]]:
     body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}).encode()
     request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
-            found: list[dict[str, Any]] = json.load(answer)["predictions"]
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
+            answers: list[dict[str, Any]] = json.load(reply)["predictions"]
     except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         said = error.read()[:300].decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else error
         raise EvaluationError(f"the model server could not answer: {said or type(error).__name__}") from error
-    return found
+    return answers
 
 
 def _free_port() -> int:

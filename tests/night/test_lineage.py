@@ -111,7 +111,7 @@ def test_without_the_champions_record_nothing_is_said_of_what_changed(store: Sto
 def test_training_records_the_code_it_ran(store: Store) -> None:
     import torch
 
-    assert training.environment(torch.device("cpu"), "w")["code"] == code_digest(*training.MAKERS)
+    assert training.environment(torch.device("cpu"), "w", "torch")["code"] == code_digest(*training.MAKERS)
     assert len(code_digest("base")) == 64
 
 

@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     notify_email: Words = Field((), description="addresses, through Airflow's connection smtp_default")
     night_hours: float = Field(6, gt=0, description="a night that takes longer is reported as missed")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    engine: Literal["auto", "torch"] = Field(
+        "auto", description="what computes features on a CPU; auto: OpenVINO; torch: slower, for what OpenVINO can't do"
+    )
     train_processes: int = Field(0, ge=0, description="processes that train a network; 0: one per GPU, else one")
     workers: int = Field(0, ge=0, description="threads for reading and decoding; 0: one per core")
     stress_images: int = Field(100, ge=10, description="held-out radiographs scored under each perturbation")

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused, RadiographError
 from xray_pipeline.images import radiograph
 from xray_pipeline.models.backbones import Network, build
+from xray_pipeline.models.engine import Engine, engine_for
 
 FORMAT = 1
 FACTS, WEIGHTS = "model.json", "model.safetensors"
@@ -64,21 +66,24 @@ class Classifier:
                 f"side {self.side} above 0"
             )
 
+    @cached_property
+    def _engine(self) -> Engine:
+        return engine_for(self.network)
+
     def probabilities(self, pixels: np.ndarray, batch_size: int = 16) -> np.ndarray:
         """Return probabilities float64 [N, C], rows summing to 1, of square pixels uint8 [N, side, side].
 
-        Runs on the device the network is on. Raises EvaluationError for pixels of another shape or type.
+        The engine of the device the network is on computes them; it compiles the network as it is at the first call.
+        Raises EvaluationError for pixels of another shape or type, and as the engine does.
         """
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (self.side, self.side):
             raise EvaluationError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 [N, {self.side}, {self.side}]")
-        self.network.eval()
-        device = self.network.head.weight.device
         answers = np.empty((len(pixels), len(self.classes)))
         with torch.inference_mode():
             for start in range(0, len(pixels), batch_size):
                 # A copy: a memory map is read-only, and torch warns about that.
-                batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(device)
-                logits = self.network(batch).double()
+                batch = torch.from_numpy(np.array(pixels[start : start + batch_size]))
+                logits = self.network.head(self._engine.features(batch)).double()
                 answers[start : start + batch_size] = torch.softmax(logits / self.temperature, dim=1).cpu().numpy()
         return answers
 

@@ -113,7 +113,7 @@ def changed(store: Store, candidate: Candidate, champion: str) -> tuple[str, ...
     now, then = ours[-1], theirs[-1]
     if now.get("weights") != then.get("weights") or _start(store, candidate, now_recipe, ours) != began:
         found.add("starting weights")
-    if (now.get("code"), now.get("versions")) != (then.get("code"), then.get("versions")):
+    if any(now.get(name) != then.get(name) for name in ("code", "versions", "engine")):
         found.add("software")
     return tuple(sorted(found))
 

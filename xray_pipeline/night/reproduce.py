@@ -2,7 +2,8 @@
 
 Nothing that was kept is trusted: pixels and features are computed anew in a folder that goes with the run. Nothing is
 registered, logged or changed. The trade-off: it takes as long as training from an empty cache. It runs on a CPU with as
-many threads as the record names, because only there are equal inputs promised equal bits.
+many threads and the engine that the record names, because only so are equal inputs promised equal bits; an engine that
+is not installed is replaced by torch, and named.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Backbone
 from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.models.engine import Wanted, engine_name
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
 from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.features import feature_dtype
 from xray_pipeline.training.fitting import Trainer
 from xray_pipeline.training.recipe import Recipe
 from xray_pipeline.training.start import digest_from, start_of
@@ -116,7 +119,9 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
         return _outcome(about, candidate, expected, None, record.differences)
     with scratch("reproduce-", settings.cache) as folder, _threads(record.environment):
         rules = settings.rules.model_copy(update=asdict(expected.limits))
-        again = settings.model_copy(update={"cache": folder / "cache", "device": "cpu", "rules": rules})
+        engine = _engine(record.environment)
+        update = {"cache": folder / "cache", "device": "cpu", "engine": engine, "rules": rules}
+        again = settings.model_copy(update=update)
         trainer = Trainer(record.recipe, record.backbone, dataset, record.rows, again, progress, record.start)
         try:
             trainer.fit(Checkpoints(open_store(folder / "checkpoints")), _forgotten)
@@ -216,7 +221,9 @@ def _differing(
     recipe: Recipe,
     start: Classifier | None,
 ) -> list[str]:
-    now = training.environment(torch.device("cpu"), backbone.weights_digest)
+    cpu = torch.device("cpu")
+    engine = engine_name(cpu, feature_dtype(recipe, cpu), _engine(environment))
+    now = training.environment(cpu, backbone.weights_digest, engine)
     found = []
     for name, recorded in environment.items():
         if name in ("versions", "threads"):
@@ -231,6 +238,11 @@ def _differing(
     if digest != candidate.digest and not found:
         found.append(f"candidate digest: {digest[:12]}, recorded {candidate.digest[:12]}")
     return found
+
+
+def _engine(environment: Mapping[str, Any]) -> Wanted:
+    """Return the engine to compute features with: torch, too, for a record from before there was another."""
+    return "auto" if str(environment.get("engine")).startswith("openvino") else "torch"
 
 
 def _short(value: object) -> str:

@@ -91,14 +91,18 @@ MAKERS = ("base", "images", "dataset", "models", "training")
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that training depends on."""
-    names = ("torch", "torchvision", "timm", "numpy")
+    names = ("torch", "torchvision", "timm", "numpy", "openvino")
     return {"xray-retrain": xray_pipeline.__version__, **{name: importlib.metadata.version(name) for name in names}}
 
 
-def environment(device: torch.device, weights_digest: str, processes: int = 1) -> dict[str, Any]:
-    """Return what beside snapshot and recipe can change the weights' bits, for `xray reproduce`."""
+def environment(device: torch.device, weights_digest: str, engine: str, processes: int = 1) -> dict[str, Any]:
+    """Return what beside snapshot and recipe can change the weights' bits, for `xray reproduce`.
+
+    `engine` is the name of the one that computes features.
+    """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "engine": engine,
         "cpu": torch.backends.cpu.get_cpu_capability() + (" bfloat16" if has_bfloat16() else ""),
         "threads": torch.get_num_threads(),
         "weights": weights_digest,
@@ -181,7 +185,8 @@ def _trained(
     checkpoints = Checkpoints(folder.child("checkpoints"))
     trainer = Trainer(recipe, backbone, dataset, rows, settings, progress, start)
     processes = launching.processes(recipe, settings, trainer.device)
-    _note_environment(folder, environment(trainer.device, backbone.weights_digest, processes))
+    engine = trainer.extracted.engine.name
+    _note_environment(folder, environment(trainer.device, backbone.weights_digest, engine, processes))
     with _system_metrics(run_id):
         if processes > 1:
             launching.fit(trainer, checkpoints, run_id, processes)

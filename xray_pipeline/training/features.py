@@ -1,9 +1,9 @@
 """What a backbone says of radiographs, computed once each and kept by digest.
 
-Keys name all that decides the numbers: backbone, weights, what the network sees, package versions and the kind of
-device. So a head is trained, and a candidate on the same frozen backbone is scored, without looking at an old
-radiograph again, whatever the size of the dataset. The trade-off: 4 bytes a feature, radiograph and view on disk, and
-a new version of torch computes all of them anew.
+Keys name all that decides the numbers: backbone, weights, what the network sees, the engine with its version and
+precision, package versions and the kind of device. So a head is trained, and a candidate on the same frozen backbone is
+scored, without looking at an old radiograph again, whatever the size of the dataset. The trade-off: 4 bytes a feature,
+radiograph and view on disk, and a new version of torch or of the engine computes all of them anew.
 """
 
 from __future__ import annotations
@@ -29,23 +29,31 @@ from xray_pipeline.dataset.pixels import SHARD, MappedRows, PixelCache, Read, Ro
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
 from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.models.engine import Engine, engine_for
 from xray_pipeline.training import augmentation
 from xray_pipeline.training.augmentation import Augmentation
 from xray_pipeline.training.device import Precision, batch_for, halving
+from xray_pipeline.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
-MULTIPLE = 8
-"""Batches are filled up to a multiple of this: one radiograph alone may take another path through a convolution."""
 BLOCK_BYTES = 8 * 2**20
 IN_MEMORY = 2**30
 """Standardised features beyond this many bytes are read from a scratch file in each pass."""
 
 
+def feature_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
+    """Return the type that features are computed in, None: float32, as a model is served.
+
+    A recipe that asks for bfloat16 gets it where the device has it, even on a CPU.
+    """
+    return Precision(device, "bfloat16" if recipe.precision == "bfloat16" else "float32").dtype
+
+
 class Features:
-    """Features float32 [F] of radiographs, for one network; computed in float32 unless a precision is given."""
+    """Features float32 [F] of radiographs, for one network; by the engine for it in float32 unless one is given."""
 
     def __init__(
         self,
@@ -54,15 +62,15 @@ class Features:
         weights_digest: str,
         pixels: PixelCache,
         folder: Path,
-        precision: Precision | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.network, self.pixels, self.folder = network, pixels, folder
-        self.precision = precision or Precision(network.head.weight.device, "float32")
+        self.engine = engine or engine_for(network)
         self.facts = [
             *(backbone, weights_digest, pixels.side, network.crop, network.levels, network.mean, network.std),
             *(importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")),
             f"{network.head.weight.device.type} {torch.backends.cpu.get_cpu_capability()}",
-            *([str(self.precision.dtype)] if self.precision.dtype else []),
+            self.engine.name,
         ]
 
     def cache(self, view: int = 0, drawn: Augmentation | None = None) -> RowCache:
@@ -104,13 +112,10 @@ class Features:
         pixels = torch.from_numpy(self.pixels.get(digests)).unsqueeze(1)
         if view and drawn:
             pixels = augmentation.view(drawn, pixels, self.pixels.side, digests, view)
-        short = -len(digests) % MULTIPLE
+        short = -len(digests) % self.engine.multiple
         pixels = torch.cat([pixels, pixels[:1].expand(short, -1, -1, -1)])
-        device = self.network.head.weight.device
-        self.network.eval()
-        with torch.inference_mode(), self.precision.cast():
-            found = halving(lambda part: self.network.features(part.to(device)).float().cpu(), pixels, MULTIPLE)
-        return np.asarray(found[: len(digests)].numpy())
+        computed = halving(lambda part: self.engine.features(part).cpu(), pixels, self.engine.multiple)
+        return np.asarray(computed[: len(digests)].numpy())
 
 
 class KeptScorer:
@@ -141,7 +146,8 @@ def kept_scorer(model: Classifier, settings: Settings) -> KeptScorer | None:
     """Return how to score a model by features that training has kept on this machine; None when it kept none."""
     pixels = PixelCache(settings.cache, model.side)
     weights = backbones.digest_of(model.network.backbone)
-    features = Features(model.network, model.backbone, weights, pixels, settings.cache)
+    engine = engine_for(model.network, wanted=settings.engine)
+    features = Features(model.network, model.backbone, weights, pixels, settings.cache, engine)
     return KeptScorer(model, features) if features.cache().folder.is_dir() else None
 
 

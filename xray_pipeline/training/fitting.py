@@ -38,11 +38,12 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.images.radiograph import Limits
 from xray_pipeline.models.backbones import Backbone, Network
 from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.models.engine import engine_for
 from xray_pipeline.training import pictures
 from xray_pipeline.training.calibration import operating_threshold, temperature
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import Precision, batch_for, halved, halving, is_out_of_memory, pick_device
-from xray_pipeline.training.features import Features, Standardised
+from xray_pipeline.training.features import Features, Standardised, feature_dtype
 from xray_pipeline.training.feeding import Feeder, generator_of
 from xray_pipeline.training.head_fit import HeadFit
 from xray_pipeline.training.parallel import ALONE, Group
@@ -81,10 +82,9 @@ class Trainer:
         self.network.to(self.device)
         group.joined(self.network)
         self.pixels = PixelCache(settings.cache, recipe.side)
-        # As it is served, in float32, unless the recipe asks for less even on a CPU.
-        precision = Precision(self.device, "bfloat16" if recipe.precision == "bfloat16" else "float32")
+        engine = engine_for(self.network, feature_dtype(recipe, self.device), settings.engine)
         self.extracted = Features(
-            self.network, recipe.backbone, backbone.weights_digest, self.pixels, settings.cache, precision
+            self.network, recipe.backbone, backbone.weights_digest, self.pixels, settings.cache, engine
         )
         self.history: list[dict[str, float]] = []
         self.saved = time.monotonic()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,23 @@ def test_the_recorded_threads_are_used(grown: Settings) -> None:
         torch.set_num_threads(before)
     assert reproduce(grown, 1).reproduced
     assert torch.get_num_threads() == before
+
+
+def test_the_recorded_engine_is_used(grown: Settings) -> None:
+    registered(grown.model_copy(update={"engine": "torch"}))
+    found = reproduce(grown, 1)
+    assert (found.reproduced, found.inputs) == (True, ())
+
+
+def test_another_engine_than_the_recorded_one_is_named(grown: Settings) -> None:
+    candidate = registered(grown)
+    store = DirectoryStore(Path(grown.store) / "candidates" / candidate.digest)
+    environment = records.read(store, "environment.json", list[dict[str, Any]])
+    assert environment[0]["engine"] == f"openvino {version('openvino')} float32"
+    environment[0]["engine"] = "openvino 2025.1.0 float32"
+    records.write(store, "environment.json", environment)
+    (said,) = reproduce(grown, 1).inputs
+    assert said == f"engine: openvino {version('openvino')} float32, recorded openvino 2025.1.0 float32"
 
 
 def test_it_names_what_went_in_and_came_out_differently(grown: Settings) -> None:

@@ -5,8 +5,8 @@ it is torch. OpenVINO gets one radiograph at a time, each computed by a single t
 threads. So neither the radiographs around one nor the number of threads changes a bit of its features. The trade-off: a
 second of CPU to compile a network, which pays from 50 radiographs on.
 
-The network reaches OpenVINO as torch's trace, read by OpenVINO's own frontend: `openvino.convert_model`, which does the
-same, would report its use over the Internet.
+The network reaches OpenVINO as torch's trace, read by OpenVINO's own frontend. OpenVINO reports over the Internet that
+it is imported and what it converts, by a package that it works without; that package is kept from being imported.
 
 This file travels with each logged model, so a server answers by the engine that it has.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.models.backbones import Network, digest_of
 
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] - None: importing it fails
 try:
     import openvino
     from openvino.frontend import FrontEndManager

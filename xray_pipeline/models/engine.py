@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.models.backbones import Network, digest_of
 
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] - None: importing it fails
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it fails
 try:
     import openvino
     from openvino.frontend import FrontEndManager

@@ -16,7 +16,7 @@ dataset yet | reads only |
 | decide | the policy's verdict; a refusal is recorded | yes |
 | register | one version per candidate, alias `challenger` | yes |
 | promote | alias `champion`, only with promotion `auto` and the policy's consent | yes |
-| conclude | says what the night did | reads only |
+| conclude | says what the night did and keeps its record, also when a task failed | yes |
 
 **Triggering by hand:** every field of the form may stay empty; empty means the configured value. A night without
 deliveries and without a new recipe ends green and changes nothing. A rejected delivery shows red in `check_delivery`
@@ -169,10 +169,14 @@ def promote(registered: dict[str, Any]) -> dict[str, Any]:
     return promoted
 
 
-@task(trigger_rule="none_failed")
+@task(
+    trigger_rule="all_done",
+    on_success_callback=notices.digest(),
+    on_failure_callback=[notices.failed_by_itself, *notices.digest()],
+)
 def conclude(
-    deliveries: list[str],
-    committed: dict[str, Any],
+    deliveries: list[str] | None,
+    committed: dict[str, Any] | None,
     trained: dict[str, Any] | None,
     evaluated: dict[str, Any] | None,
     decided: dict[str, Any] | None,
@@ -181,8 +185,13 @@ def conclude(
 ) -> dict[str, Any]:
     from xray_pipeline.night import summary
 
-    steps = summary.Steps(deliveries, committed, trained, evaluated, decided, registered, promoted)
-    said = summary.conclude(_run(), steps)
+    steps = summary.Steps(deliveries or (), committed, trained, evaluated, decided, registered, promoted)
+    context = get_current_context()
+    course = airflow_links.course(context)
+    said = summary.conclude(_run(), steps, course)
+    context["ti"].xcom_push(airflow_links.IN_WORDS, said["in_words"])
+    if course.failed:
+        raise AirflowFailException(f"{airflow_links.FAILED_ELSEWHERE} in {', '.join(course.failed)}; see its log")
     if said["unchecked"]:
         raise AirflowFailException(
             f"not taken, see check_delivery and commit_deliveries: {', '.join(said['unchecked'])}; "

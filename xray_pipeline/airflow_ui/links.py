@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperatorLink
@@ -17,13 +18,20 @@ from xray_pipeline.base.settings import Settings
 if TYPE_CHECKING:
     from airflow.sdk import Asset
 
+    from xray_pipeline.night.summary import Course
+
 PREFIX = "/xray"
 """Where the pages of the plugin are mounted."""
 BASE = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
 HISTORY = f"{BASE}/plugin/xray-champion"
+DELIVERIES = f"{BASE}/plugin/xray-deliveries"
 _ASKED = "ti.xcom_pull(task_ids='prepare')"
 REPORT_OF_REQUEST = f"{BASE}{PREFIX}/reports/{{{{ {_ASKED}['candidate'] }}}}/{{{{ {_ASKED}['champion'] or 'none' }}}}"
 """Jinja template of the report that a request of xray_promote is about."""
+
+IN_WORDS = "in_words"
+"""The XCom of `conclude` that tells the night in one line, also of a night that failed."""
+FAILED_ELSEWHERE = "the night failed"
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -44,6 +52,27 @@ def asked_version(context: Mapping[str, Any], registered: Asset) -> tuple[int | 
     if newest.get("promotes"):
         return None, "", f"the night that registered version {newest['version']} promotes it itself"
     return int(newest["version"]), str(newest.get("candidate", "")), ""
+
+
+def course(context: Mapping[str, Any]) -> Course:
+    """Return how the tasks of this run went so far: minutes, and the names of those that failed.
+
+    A red `check_delivery` is a delivery that was rejected, or one that `conclude` finds unchecked: no failed night.
+    """
+    from xray_pipeline.night.summary import Course
+
+    run, task = context["dag_run"], context["ti"].task_id
+    ended = context["ti"].get_task_breadcrumbs(run.dag_id, run.run_id)
+    night = Course(run.start_date.astimezone(UTC).isoformat(timespec="seconds"))
+    for one in ended:
+        name = one["task_id"]
+        if name != task and one.get("duration"):
+            night.minutes[name] = round(night.minutes.get(name, 0.0) + one["duration"] / 60, 3)
+        if one["state"] == "failed" and name not in ("check_delivery", task):
+            night.failed[name] = ""
+    if "find_deliveries" in night.failed:
+        night.failed.pop("commit_deliveries", None)
+    return night
 
 
 class _Link(BaseOperatorLink):

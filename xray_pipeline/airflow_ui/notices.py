@@ -18,6 +18,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
+from xray_pipeline.airflow_ui.links import FAILED_ELSEWHERE, IN_WORDS
 from xray_pipeline.base.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS = 10.0
-FAILED = "{{ ti.dag_id }}: task {{ ti.task_id }} failed; see its log."
+PAGE = "{{ ti.log_url }}"
+FAILED = "{{ ti.dag_id }}: task {{ ti.task_id }} failed: {{ exception }} " + PAGE
 
 
 class WebhookNotifier(BaseNotifier):
@@ -70,6 +72,19 @@ def _run_of(context: Context) -> tuple[str, str]:
 def notifiers(event: str, text: str) -> list[BaseNotifier]:
     """Return a notifier for each way that the settings name; `text` is a Jinja template over the task's context."""
     return [notifier(**arguments) for notifier, arguments in _wanted(event, text)]
+
+
+def digest() -> list[BaseNotifier]:
+    """Return notifiers of what each night did, in one line; none unless XRAY_NOTIFY_DIGEST asks for it."""
+    text = f"{{{{ ti.xcom_pull(task_ids='conclude', key='{IN_WORDS}') }}}} {PAGE}"
+    return notifiers("night", text) if Settings().notify_digest else []
+
+
+def failed_by_itself(context: Context) -> None:
+    """Tell that `conclude` failed, unless that is because another task did, which told so itself."""
+    if not str(context.get("exception", "")).startswith(FAILED_ELSEWHERE):
+        for notifier in notifiers("failed", FAILED):
+            notifier(context)
 
 
 def _wanted(event: str, text: str) -> list[tuple[type[BaseNotifier], dict[str, Any]]]:

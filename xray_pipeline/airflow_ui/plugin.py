@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow.plugins_manager import AirflowPlugin
 
@@ -19,6 +19,23 @@ if TYPE_CHECKING:
 
 ROOT = urlsplit(BASE).path.rstrip("/")
 """The path Airflow itself is served under."""
+
+
+ICONS = {
+    "Nights": "M20 14.5A8.5 8.5 0 1 1 9.5 4a7 7 0 0 0 10.5 10.5Z",
+    "Deliveries": "M4 13v6h16v-6M4 13l3-8h10l3 8M4 13h5l1.5 2.5h3L15 13h5",
+    "Champion": "M7 4h10v5a5 5 0 0 1-10 0zM7 5H4a3 3 0 0 0 3 5M17 5h3a3 3 0 0 1-3 5M12 14v4M8 20h8",
+}
+"""The pages in the navigation, each with the path of its icon on 24 x 24."""
+
+
+def _icon(drawn: str, colour: str) -> str:
+    """Return an icon as an address that holds it."""
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" width="24" height="24" fill="none" '
+        f'stroke="{colour}" stroke-width="1.8" stroke-linecap="round" stroke-linejoin="round"><path d="{drawn}"/></svg>'
+    )
+    return f"data:image/svg+xml,{quote(svg)}"
 
 
 class XrayPlugin(AirflowPlugin):
@@ -33,15 +50,18 @@ class XrayPlugin(AirflowPlugin):
             "url_route": "xray-report",
         }
     ]
-    # A frame of Airflow's can't open links; this page has many.
+    # A frame of Airflow's can't open links; these pages have many.
     react_apps = [  # noqa: RUF012
         {
-            "name": "Champion",
-            "bundle_url": f"{ROOT}{PREFIX}/champion.js",
+            "name": name,
+            "bundle_url": f"{ROOT}{PREFIX}/page.js?of={name.lower()}",
             "destination": "nav",
-            "url_route": "xray-champion",
+            "url_route": f"xray-{name.lower()}",
             "nav_top_level": True,
+            "icon": _icon(drawn, "#1c2430"),
+            "icon_dark_mode": _icon(drawn, "#e6eaf0"),
         }
+        for name, drawn in ICONS.items()
     ]
 
     @cached_property

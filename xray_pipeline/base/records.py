@@ -95,11 +95,12 @@ def damaged(store: Store) -> list[str]:
     Raises StorageUnavailable.
     """
     broken = []
-    for folder in ("dataset/snapshots", "evidence", "predictions", "stress", "candidates", "intake", "suspects"):
+    sealed = ("candidates", "intake", "suspects", "nights/records")
+    for folder in ("dataset/snapshots", "evidence", "predictions", "stress", "nights/months", *sealed):
         for entry in store.list(folder):
             name = entry.key.rpartition("/")[2]
             try:
-                if folder in ("candidates", "intake", "suspects"):
+                if folder in sealed:
                     if name.endswith(".json") and name not in ("recipe.json", "expectations.json"):
                         unsealed(store.read(entry.key), f"{entry.key} in {store.uri}")
                 else:

@@ -145,6 +145,7 @@ class Settings(BaseSettings):
     notify_webhook: SecretStr = Field(SecretStr(""), description="http(s) address that gets notifications as JSON")
     notify_slack: SecretStr = Field(SecretStr(""), description="address of a Slack incoming webhook")
     notify_email: Words = Field((), description="addresses, through Airflow's connection smtp_default")
+    notify_digest: bool = Field(False, description="also tell in one line what each night did")
     night_hours: float = Field(6, gt=0, description="a night that takes longer is reported as missed")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     engine: Literal["auto", "torch"] = Field(

@@ -81,6 +81,25 @@ def of_delivery(store: Store, key: str) -> tuple[str, ...]:
     return tuple(sorted(raised))
 
 
+def raised(store: Store, seen: dict[tuple[str, str], bool]) -> list[str]:
+    """Return the keys of all deliveries, committed or not, that ever raised an alarm, sorted; settled ones too.
+
+    `seen` remembers, between calls, whether an object of that name and version holds one. Raises DatasetError,
+    StorageUnavailable.
+    """
+    files = {(entry.key, entry.version) for entry in store.list("intake") if entry.key.endswith((CHECKED, FEATURES))}
+    new = sorted(files - seen.keys())
+    for one, data in zip(new, records.read_all(store, [key for key, _ in new]), strict=True):
+        seen[one] = bool(records.opened(data, dict[str, Any], f"{one[0]} in {store.uri}")["alarms"])
+    return sorted({key.split("/")[1] for key, version in files if seen[key, version]})
+
+
+def p_values(store: Store, key: str) -> dict[str, float]:
+    """Return the p value of each channel of a delivery that was measured. Raises DatasetError, StorageUnavailable."""
+    channels = [channel for result in _kept(store, key) for channel in result["channels"]]
+    return {channel["name"]: channel["p"] for channel in channels if channel["p"] is not None}
+
+
 def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
     """Settle the alarms of a delivery that stand now; return delivery, alarms, who, why and at.
 

@@ -1,32 +1,43 @@
-"""The night as a whole: all steps in one call, and what is said of them at the end."""
+"""The night as a whole: all steps in one call, and what is said and kept of them at the end."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+from xray_pipeline.base.errors import LedgerError, RegistryUnavailable, XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store
+from xray_pipeline.base.text import shortened
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake.verdicts import Checked
-from xray_pipeline.night import health
+from xray_pipeline.night import health, nights
 from xray_pipeline.night import steps as night
+from xray_pipeline.night.identity import compare
+from xray_pipeline.night.nights import Arrival, Figure, Model, Night
 from xray_pipeline.night.run import Run, Trained, kept_evidence
+from xray_pipeline.registry.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 Returned = Mapping[str, Any] | None
+CHARTED = ("accuracy", "auc")
+"""The metrics that a night's record keeps."""
+LONGEST = 500  # characters of a sentence in a record
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What each step of a night returned, as JSON-able values; None for a step that had nothing to do."""
+    """What each step of a night returned, as JSON-able values; None for one that had nothing to do, or failed."""
 
-    deliveries: Sequence[str]
-    committed: Mapping[str, Any]
+    deliveries: Sequence[str] = ()
+    committed: Returned = None
     trained: Returned = None
     evaluated: Returned = None
     decided: Returned = None
@@ -34,57 +45,170 @@ class Steps:
     promoted: Returned = None
 
 
+@dataclass(frozen=True)
+class Course:
+    """How a night went: when it began (ISO 8601), minutes by task, and what is known of each task that failed."""
+
+    started: str
+    minutes: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
 def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
-    """Run the whole night and return what `conclude` says. Raises what its steps raise."""
-    health.before_night(run)
-    deliveries = night.find_deliveries(run)
-    night.check_deliveries(run, deliveries, progress)
-    committed = night.commit_deliveries(run, deliveries, progress)
-    returned: dict[str, Mapping[str, Any]] = {}
-    if committed.snapshot:
+    """Run the whole night and return what `conclude` says. Raises what its steps raise, after it recorded the night."""
+    course, returned = Course(nights.moment()), dict[str, Any]()
+    try:
+        _run_steps(run, progress, course, returned)
+    except XrayError:
+        try:
+            conclude(run, Steps(**returned), course)
+        except XrayError as error:  # the night's own error says more
+            log.warning("the night is not recorded: %s", error)
+        raise
+    return conclude(run, Steps(**returned), course)
+
+
+def _run_steps(run: Run, progress: Progress | None, course: Course, returned: dict[str, Any]) -> None:
+    """Run one step after the other; put what each returned into `returned`, by field of `Steps`."""
+    with _timed(course, "find_deliveries"):
+        health.before_night(run)
+        returned["deliveries"] = night.find_deliveries(run)
+    with _timed(course, "check_delivery"):
+        night.check_deliveries(run, returned["deliveries"], progress)
+    with _timed(course, "commit_deliveries"):
+        committed = night.commit_deliveries(run, returned["deliveries"], progress)
+    returned["committed"] = committed.to_dict()
+    if not committed.snapshot:
+        return
+    with _timed(course, "train"):
         trained = night.train(run, committed.snapshot, progress)
-        returned["trained"] = trained.to_dict()
-        if not trained.concluded:
-            returned |= _after_training(run, trained, progress)
-    return conclude(run, Steps(deliveries, committed.to_dict(), **returned))
+    returned["trained"] = trained.to_dict()
+    if not trained.concluded:
+        _judge_candidate(run, trained, progress, course, returned)
 
 
-def _after_training(run: Run, trained: Trained, progress: Progress | None) -> dict[str, Mapping[str, Any]]:
-    evaluated = night.evaluate(run, trained, progress)
-    decided = night.decide(run, evaluated)
-    returned: dict[str, Mapping[str, Any]] = {"evaluated": evaluated.to_dict(), "decided": decided.to_dict()}
-    if decided.verdict == "registered":
+def _judge_candidate(
+    run: Run, trained: Trained, progress: Progress | None, course: Course, returned: dict[str, Any]
+) -> None:
+    with _timed(course, "evaluate"):
+        evaluated = night.evaluate(run, trained, progress)
+    returned["evaluated"] = evaluated.to_dict()
+    with _timed(course, "decide"):
+        decided = night.decide(run, evaluated)
+    returned["decided"] = decided.to_dict()
+    if decided.verdict != "registered":
+        return
+    with _timed(course, "register"):
         registered = night.register(run, decided)
-        returned["registered"] = registered.to_dict()
-        if not registered.waits:
+    returned["registered"] = registered.to_dict()
+    if not registered.waits:
+        with _timed(course, "promote"):
             returned["promoted"] = night.promote(run, registered).to_dict()
-    return returned
 
 
-def conclude(run: Run, steps: Steps) -> dict[str, Any]:
-    """Say what the night did.
+@contextmanager
+def _timed(course: Course, task: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    except XrayError as error:
+        course.failed[task] = str(error)
+        raise
+    finally:
+        course.minutes[task] = round((time.monotonic() - began) / 60, 3)
 
-    Keys: deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version, alias and
-    message. Raises StorageError.
+
+def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
+    """Say what the night did, and keep its record.
+
+    Keys: deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version, alias,
+    message and in_words. Raises RegistryError and DatasetError where nothing may be written, StorageError.
     """
-    store, committed, evaluated, decided = run.store(), steps.committed, steps.evaluated, steps.decided
+    store, committed, evaluated, decided = run.store(), steps.committed or {}, steps.evaluated, steps.decided
     judged = {key: verdicts.checked(store, key) for key in steps.deliveries}
     evidence = kept_evidence(store, evaluated["evidence"]) if evaluated else {}
     champion = _metrics_of(evidence.get("champion"))
     summary: dict[str, Any] = {
         "deliveries": [_delivery(store, verdict) for verdict in judged.values() if verdict],
         "unchecked": [key for key, verdict in judged.items() if verdict is None],
-        **{name: committed[name] for name in ("snapshot", "images", "patients")},
-        "held_out": {"images": committed["held_out_images"], "patients": committed["held_out_patients"]},
+        "snapshot": committed.get("snapshot", ""),
+        **{name: committed.get(name, 0) for name in ("images", "patients")},
+        "held_out": {name: committed.get(f"held_out_{name}", 0) for name in ("images", "patients")},
         "candidate": _metrics_of(evidence.get("candidate")),
         "champion": {"version": evaluated["champion"], **champion} if evaluated and champion else None,
         "decision": _decision(decided, steps.promoted) if decided else None,
         "version": steps.registered["version"] if steps.registered else None,
         "alias": "champion" if steps.promoted else "challenger" if steps.registered else "",
     }
-    summary["message"] = _message(summary, steps.trained, steps.registered)
+    summary["message"] = _message(summary, steps, course)
     log.info("%s", summary["message"])
+    record = _record(run, summary, steps, course, evidence)
+    summary["in_words"] = nights.in_words(record)
+    _before_writing(run, course)
+    nights.keep(store, record)
+    log.info("%s", summary["in_words"])
     return summary
+
+
+def _before_writing(run: Run, course: Course) -> None:
+    """Compare store and registry. A night that failed is recorded without a registry that answers, if the store is one.
+
+    Raises as `identity.compare` does.
+    """
+    try:
+        compare(run)
+    except RegistryUnavailable:
+        if not (course.failed and Dataset(run.settings).begun()):
+            raise
+
+
+def _record(run: Run, summary: Mapping[str, Any], steps: Steps, course: Course, evidence: Mapping[str, Any]) -> Night:
+    try:
+        state = Ledger(run.store()).state()
+        in_production, since = state.champion, state.since.at if state.since else ""
+    except LedgerError as error:  # the night failed by it
+        log.warning("the night's record names no champion: %s", error)
+        in_production, since = None, ""
+    arrivals = [
+        Arrival(**{**one, "why": shortened(one["why"], LONGEST)}, drift=alarms.p_values(run.store(), one["name"]))
+        for one in summary["deliveries"]
+    ]
+    return Night(
+        run=run.name,
+        who=run.who,
+        started=course.started,
+        ended=nights.moment(),
+        deliveries=(*arrivals, *(Arrival(key, "unchecked") for key in summary["unchecked"])),
+        radiographs=summary["images"],
+        patients=summary["patients"],
+        candidate=_model(evidence.get("candidate"), summary["version"]),
+        champion=_model(evidence.get("champion"), steps.evaluated["champion"] if steps.evaluated else None),
+        verdict=steps.decided["verdict"] if steps.decided else "",
+        version=summary["version"],
+        alias=summary["alias"],
+        why=shortened(_why(summary, steps), LONGEST),
+        in_production=in_production,
+        since=since,
+        failed={task: shortened(why, LONGEST) for task, why in course.failed.items()},
+        minutes=course.minutes,
+    )
+
+
+def _model(evaluation: Mapping[str, Any] | None, version: int | None) -> Model | None:
+    if not evaluation:
+        return None
+    metrics = {name: evaluation["metrics"][name] for name in CHARTED if evaluation["metrics"].get(name)}
+    figures = {name: Figure(metric["value"], metric["low"], metric["high"]) for name, metric in metrics.items()}
+    return Model(version, evaluation["n"], figures)
+
+
+def _why(summary: Mapping[str, Any], steps: Steps) -> str:
+    """Say why the night decided as it did, or why there was nothing to decide."""
+    if steps.decided:
+        return " ".join(steps.decided["reasons"])
+    if steps.trained:
+        return f"nothing new to decide: {steps.trained['concluded']}" if steps.trained["concluded"] else ""
+    return "" if summary["snapshot"] else "nothing to train on: no delivery was ever accepted"
 
 
 def _delivery(store: Store, verdict: Checked) -> dict[str, Any]:
@@ -102,8 +226,11 @@ def _decision(decided: Mapping[str, Any], promoted: Returned) -> dict[str, Any]:
     return {"verdict": decided["verdict"], "promoted": bool(promoted), "reasons": list(decided["reasons"])}
 
 
-def _message(summary: Mapping[str, Any], trained: Returned, registered: Returned) -> str:
+def _message(summary: Mapping[str, Any], steps: Steps, course: Course) -> str:
     parts = [
+        f"The night failed in {task}{f': {why}' if why else '; see its log'}." for task, why in course.failed.items()
+    ]
+    parts += [
         f"Delivery {d['name']} {d['state']}: {d['accepted']} accepted, {sum(d['quarantined'].values())} quarantined."
         + (f" {d['why']}" if d["why"] else "")
         + (f" Drift alarm: {' and '.join(d['alarms'])}." if d["alarms"] else "")
@@ -111,13 +238,13 @@ def _message(summary: Mapping[str, Any], trained: Returned, registered: Returned
     ]
     parts += [f"Delivery {key} not taken: not checked, or changed since." for key in summary["unchecked"]]
     parts = parts or ["No new deliveries."]
-    if not summary["snapshot"]:
+    if steps.committed and not summary["snapshot"]:
         parts.append("Nothing to train on: no delivery was ever accepted.")
-    elif trained and trained["concluded"]:
-        parts.append(f"Nothing new to decide: {trained['concluded']}.")
+    elif steps.trained and steps.trained["concluded"]:
+        parts.append(f"Nothing new to decide: {steps.trained['concluded']}.")
     elif summary["decision"]:
         parts += summary["decision"]["reasons"]
-    if registered:
+    if steps.registered:
         parts.append(f"Version {summary['version']} is {summary['alias']}.")
     return " ".join(parts)
 

@@ -20,6 +20,8 @@ from xray_pipeline.command import answers
 from xray_pipeline.dataset.parquet import read_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.night.nights import in_words, outcome
+from xray_pipeline.night.nights import read as read_nights
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.report.page import without_pictures
 from xray_pipeline.training.candidate import find_candidate
@@ -99,6 +101,28 @@ def test_nights(nights: Nights) -> None:
     assert len(json.dumps(said)) < 4096
     champion_scored_only_new(nights)
     report_tells(nights, second)
+
+    states, said = nights.run(recipe="no-such-recipe")
+    assert (states["find_deliveries"], states["train"], states["conclude"]) == ("failed", "upstream_failed", "failed")
+    records_tell(nights)
+
+
+def records_tell(nights: Nights) -> None:
+    """Of all five nights, the failed one too, newest first."""
+    past = read_nights(open_store(nights.settings.store, nights.settings))
+    assert past.damaged == ()
+    kinds = [outcome(night) for night in past.nights]
+    assert kinds[0] == "failed"
+    assert kinds[1] in ("promoted", "refused")
+    assert kinds[2:] == ["quiet", "promoted", "quiet"]
+    failed, newest, quiet, first, empty = past.nights
+    assert in_words(failed).startswith("failed in find_deliveries; no deliveries; champion 1 since ")
+    assert "rejected: misspelt" in in_words(newest)
+    assert newest.run
+    assert set(newest.minutes) >= {"find_deliveries", "check_delivery", "commit_deliveries", "train", "evaluate"}
+    assert "registered as version 1, is the champion" in in_words(first)
+    assert "nothing new to decide: candidate" in in_words(quiet)
+    assert "nothing to train on: no delivery was ever accepted; no champion yet" in in_words(empty)
 
 
 def champion_scored_only_new(nights: Nights) -> None:

@@ -1,0 +1,165 @@
+"""A night's record: written once, checked when it is read, told in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from s3_server import BUCKET, S3Server
+
+from xray_pipeline.base.errors import StorageUnavailable
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.night import nights, summary
+from xray_pipeline.night.nights import Arrival, Figure, Model, Night
+from xray_pipeline.night.run import Run
+
+AT = "2026-03-05T02:00:00+00:00"
+QUIET = Night("run 1", "schedule", AT, AT, why="nothing new to decide", in_production=7, since="2026-03-03T02:40:00Z")
+TAKEN = (Arrival("a", "ingested", 400, {"truncated": 9}), Arrival("b", "ingested", 12), Arrival("c", "ingested"))
+
+
+def model(version: int | None, accuracy: float) -> Model:
+    return Model(version, 1200, {"accuracy": Figure(accuracy, accuracy - 0.01, accuracy + 0.01)})
+
+
+JUDGED = replace(QUIET, deliveries=TAKEN, candidate=model(None, 0.961), champion=model(7, 0.967), verdict="refused")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path)
+
+
+def on_day(day: int, month: int = 3) -> Night:
+    at = f"2026-{month:02d}-{day:02d}T02:00:00+00:00"
+    return replace(QUIET, run=f"run of {at}", started=at, ended=at)
+
+
+@pytest.mark.parametrize(
+    ("night", "kind", "words"),
+    [
+        (QUIET, "quiet", "no deliveries; nothing new to decide; champion 7 since 3 March"),
+        (
+            JUDGED,
+            "refused",
+            "3 deliveries, 412 accepted, 9 quarantined; candidate .961 refused against .967; champion 7 since 3 March",
+        ),
+        (
+            replace(QUIET, deliveries=(Arrival("misspelt", "rejected", why="an unknown class"),)),
+            "rejected",
+            "1 delivery, 0 accepted, 0 quarantined; rejected: misspelt; nothing new to decide; "
+            "champion 7 since 3 March",
+        ),
+        (
+            replace(QUIET, deliveries=(Arrival("a", "ingested", 5, alarms=("pixels", "labels")),)),
+            "ingested",
+            "1 delivery, 5 accepted, 0 quarantined; drift alarm: a (pixels, labels); nothing new to decide; "
+            "champion 7 since 3 March",
+        ),
+        (
+            replace(QUIET, failed={"train": "no batch size fits the device"}, why=""),
+            "failed",
+            "failed in train: no batch size fits the device; no deliveries; champion 7 since 3 March",
+        ),
+        (
+            replace(JUDGED, verdict="registered", version=8, alias="challenger", candidate=model(8, 0.97)),
+            "registered",
+            "3 deliveries, 412 accepted, 9 quarantined; candidate .970 against .967, registered as version 8, waits; "
+            "champion 7 since 3 March",
+        ),
+        (
+            replace(QUIET, candidate=model(1, 0.9), verdict="registered", version=1, alias="champion", in_production=1),
+            "promoted",
+            "no deliveries; candidate .900, registered as version 1, is the champion; champion 1 since 3 March",
+        ),
+        (
+            replace(QUIET, why="nothing to train on", in_production=None, since=""),
+            "quiet",
+            "no deliveries; nothing to train on; no champion yet",
+        ),
+        (
+            replace(QUIET, since="2025-12-24T02:00:00+00:00"),
+            "quiet",
+            "no deliveries; nothing new to decide; champion 7 since 24 December 2025",
+        ),
+    ],
+)
+def test_a_night_is_told_in_words(night: Night, kind: str, words: str) -> None:
+    assert nights.outcome(night) == kind
+    assert nights.in_words(night) == words
+
+
+def test_nights_are_read_newest_first(store: Store) -> None:
+    for night in (on_day(5), on_day(28, month=2), on_day(6)):
+        nights.keep(store, night)
+    assert [night.started[:10] for night in nights.read(store).nights] == ["2026-03-06", "2026-03-05", "2026-02-28"]
+
+
+def test_a_record_is_read_as_it_was_written(store: Store) -> None:
+    nights.keep(store, JUDGED)
+    assert nights.read(store).nights == (JUDGED,)
+
+
+def test_concluding_again_with_nothing_else_to_say_adds_nothing(store: Store) -> None:
+    nights.keep(store, JUDGED)
+    nights.keep(store, replace(JUDGED, ended="2026-03-05T03:00:00+00:00"))
+    assert nights.read(store).nights == (JUDGED,)
+    assert len(list(store.list(nights.RECORDS))) == 1
+
+
+def test_of_a_night_that_failed_and_was_cleared_the_last_record_counts(store: Store) -> None:
+    nights.keep(store, replace(QUIET, failed={"train": ""}))
+    nights.keep(store, JUDGED)
+    nights.keep(store, replace(JUDGED, run="run 1", started="2026-03-05T09:00:00+00:00"))  # Airflow starts it anew
+    assert [night.started for night in nights.read(store).nights] == ["2026-03-05T09:00:00+00:00"]
+    assert len(list(store.list(nights.RECORDS))) == 3
+
+
+def test_the_months_files_may_be_deleted(store: Store) -> None:
+    for day in (5, 6):
+        nights.keep(store, on_day(day))
+    before = nights.read(store)
+    [month] = store.list(nights.MONTHS)
+    store.delete(month.key)
+    assert nights.read(store) == before
+    nights.keep(store, on_day(7))
+    assert len(list(store.list(nights.MONTHS))) == 1
+    assert len(nights.read(store).nights) == 3
+
+
+def test_a_changed_months_file_is_not_believed(store: Store) -> None:
+    nights.keep(store, JUDGED)
+    [month] = store.list(nights.MONTHS)
+    store.write(month.key, store.read(month.key).replace(b'"refused"', b'"allowed"'))
+    assert nights.read(store).nights == (JUDGED,)
+
+
+def test_a_damaged_record_is_named_and_hides_no_other(store: Store) -> None:
+    nights.keep(store, on_day(5))
+    [record] = store.list(nights.RECORDS)
+    store.write(record.key, store.read(record.key).replace(b"nothing new", b"something new"))
+    [month] = store.list(nights.MONTHS)
+    store.delete(month.key)
+    nights.keep(store, on_day(6))
+    past = nights.read(store)
+    assert [night.started[:10] for night in past.nights] == ["2026-03-06"]
+    [said] = past.damaged
+    assert record.key in said
+
+
+def test_nights_are_kept_on_s3(s3: S3Server) -> None:
+    store = open_store(f"s3://{BUCKET}/nights-of-a-test", Settings(s3_endpoint=s3.endpoint))
+    for day in range(1, 13):
+        nights.keep(store, on_day(day))
+    assert [night.started[8:10] for night in nights.read(store).nights][:2] == ["12", "11"]
+    assert len(list(store.list(nights.MONTHS))) == 1
+
+
+def test_a_night_that_fails_leaves_its_record(settings: Settings) -> None:
+    with pytest.raises(StorageUnavailable, match="no folder"):
+        summary.whole(Run(settings, who="alice"))  # nobody made the incoming folder
+    [night] = nights.read(open_store(settings.store)).nights
+    assert (night.who, list(night.failed), night.in_production) == ("alice", ["find_deliveries"], None)
+    assert nights.in_words(night).startswith("failed in find_deliveries: ")

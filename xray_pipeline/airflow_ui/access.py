@@ -1,0 +1,21 @@
+"""Who may see a page and who may start what from it: Airflow's own login and rights, nothing beside them."""
+
+from __future__ import annotations
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.core_api.security import requires_access_dag
+
+RETRAIN, PROMOTE, ROLLBACK, DELIVERY = "xray_retrain", "xray_promote", "xray_rollback", "xray_delivery"
+
+CAN_READ_RUN = requires_access_dag("GET", DagAccessEntity.XCOM)  # the DAG of the address
+CAN_READ_NIGHT = requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=RETRAIN)
+CAN_READ_PROMOTIONS = requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=PROMOTE)
+
+
+def may_start(user: BaseUser, dag_id: str) -> bool:
+    """Whether Airflow lets this person start a run; it is asked again when the run is started."""
+    return get_auth_manager().is_authorized_dag(
+        method="POST", access_entity=DagAccessEntity.RUN, details=DagDetails(id=dag_id), user=user
+    )

@@ -1,0 +1,49 @@
+"""The page *Nights*: what each night did, in one line, and a year of them as charts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import Query
+from fastapi.responses import HTMLResponse
+
+from xray_pipeline.airflow_ui import charts, drawing, links
+from xray_pipeline.base.errors import StorageUnavailable
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.night import nights
+from xray_pipeline.night.nights import Night
+
+SPANS = (30, 90, 365)
+
+
+def show(
+    span: Annotated[Literal["30", "90", "365"], Query()] = "30",
+    before: Annotated[str, Query(pattern=r"^[0-9T:+-]{19,32}$")] = "",
+) -> HTMLResponse:
+    """Show `span` nights that began before a moment (default: the newest), with charts of them."""
+    settings = Settings()
+    try:
+        past = nights.read(open_store(settings.store, settings))
+    except StorageUnavailable as error:
+        return drawing.page("notice.html.j2", 503, title="The nights can't be read", text=str(error))
+    wanted = [night for night in past.nights if not before or night.started < before]
+    shown = wanted[: int(span)]
+    return drawing.page(
+        "nights.html.j2",
+        name=settings.model_name,
+        damaged=past.damaged,
+        spans=SPANS,
+        span=int(span),
+        before=before,
+        older=shown[-1].started if len(wanted) > len(shown) else "",
+        charts=charts.of_nights(shown) if shown else [],
+        rows=[_row(night) for night in shown],
+    )
+
+
+def _row(night: Night) -> dict[str, Any]:
+    run = f"{links.BASE}/dags/xray_retrain/runs/{quote(night.run)}" if night.run else ""
+    words, minutes = nights.in_words(night), sum(night.minutes.values())
+    return {"night": night, "kind": nights.outcome(night), "words": words, "minutes": minutes, "page": run}

@@ -85,7 +85,9 @@ def settle(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     trigger_rule="none_failed",
     outlets=[CHAMPION],
     on_success_callback=notices.notifiers(
-        "promoted", "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion."
+        "promoted",
+        "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion, by "
+        "{{ (ti.xcom_pull(task_ids='settle') or {}).get('who', 'the policy') }}. " + notices.PAGE,
     ),
 )
 def promote(request: dict[str, Any] | None, settled: dict[str, Any] | None) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def promote(request: dict[str, Any] | None, settled: dict[str, Any] | None) -> d
     schedule=REGISTERED,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
+    allowed_run_types=["asset_triggered", "manual"],
     params={
         "version": Param(
             None, type=["null", "integer"], minimum=1, title="Version", description="empty: the challenger"
@@ -137,7 +140,8 @@ def xray_promote() -> None:
         # Required by the form because it is an empty string; `settle` asks for a real reason.
         params={"reason": Param("", type="string", title="Reason, kept in the ledger")},
         notifiers=notices.notifiers(
-            "approval wanted", "Version {{ ti.xcom_pull(task_ids='prepare')['version'] }} waits for approval."
+            "approval wanted",
+            "Version {{ ti.xcom_pull(task_ids='prepare')['version'] }} waits for approval. " + airflow_links.REQUEST,
         ),
         retries=0,
     )

@@ -18,9 +18,9 @@ dataset yet | reads only |
 | promote | alias `champion`, only with promotion `auto` and the policy's consent | yes |
 | conclude | says what the night did and keeps its record, also when a task failed | yes |
 
-**Triggering by hand:** every field of the form may stay empty; empty means the configured value. A night without
-deliveries and without a new recipe ends green and changes nothing. A rejected delivery shows red in `check_delivery`
-each night until it is mended or taken away.
+**Triggering by hand:** each field of the form shows what is configured or, empty, leaves it to the recipe. A night
+without deliveries and without a new recipe ends green and changes nothing. A rejected delivery shows red in
+`check_delivery` each night until it is mended or taken away.
 """
 
 from __future__ import annotations
@@ -49,25 +49,56 @@ POD = {"executor_config": {"pod_template_file": SETTINGS.gpu_pod_template}} if S
 GPU: dict[str, Any] = {"queue": "gpu", "pool": "gpu", **POD}
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 
+OWN = f"Empty: what the recipe says ({SETTINGS.recipe}, unless another is named above)."
 PARAMS = {
-    "incoming": Param(None, type=["null", "string"], title="Incoming folder", description="folder or s3:// prefix"),
-    "recipe": Param(None, type=["null", "string"], title="Recipe", examples=overrides.recipe_names()),
-    "backbone": Param(None, type=["null", "string"], title="Backbone", examples=["efficientnet_lite0", "resnet18"]),
-    "epochs": Param(None, type=["null", "integer"], minimum=1, maximum=1000, title="Epochs"),
-    "seed": Param(None, type=["null", "integer"], minimum=0, title="Seed"),
+    "incoming": Param(
+        SETTINGS.incoming,
+        type=["null", "string"],
+        title="Incoming folder",
+        description="Folder or s3:// prefix whose sub-folders are deliveries.",
+    ),
+    "recipe": Param(
+        SETTINGS.recipe,
+        type=["null", "string"],
+        title="Recipe",
+        description="How to train: one of the list, or a TOML file's path.",
+        examples=list(dict.fromkeys([SETTINGS.recipe, *overrides.recipe_names()])),
+    ),
+    "backbone": Param(
+        None, type=["null", "string"], title="Backbone", description=OWN, examples=overrides.backbone_names()
+    ),
+    # A number field of the form turns -3 into its minimum without a word; text is refused.
+    "epochs": Param(
+        None,
+        type=["null", "string", "integer"],
+        pattern="^([1-9][0-9]{0,2}|1000)$",
+        minimum=1,
+        maximum=1000,
+        title="Epochs",
+        description=f"1 to 1000. {OWN}",
+    ),
+    "seed": Param(
+        None,
+        type=["null", "string", "integer"],
+        pattern="^[0-9]{1,9}$",
+        minimum=0,
+        title="Seed",
+        description=f"A whole number, 0 or more. {OWN}",
+    ),
     "overrides": Param(
         None,
         type=["null", "string"],
         format="multiline",
         title="Other values of the recipe",
-        description="KEY=VALUE a line (lr=0.01, augmentation.flip=0.5), or a JSON object",
+        description="KEY=VALUE a line (lr=0.01, augmentation.flip=0.5), or a JSON object. Empty: none.",
     ),
     "promotion": Param(
-        None,
-        type=["null", "string"],
-        enum=[None, "approve", "auto"],
+        SETTINGS.promotion,
+        type="string",
+        enum=["approve", "auto"],
+        values_display={"approve": "approve: a person decides", "auto": "auto: at once, what the policy allows"},
         title="Promotion",
-        description="auto: promote at once what the policy allows; approve: a person decides",
+        description="Who makes a better candidate the champion.",
     ),
 }
 
@@ -76,7 +107,8 @@ def _run() -> Run:
     from xray_pipeline.night.run import Run
 
     context = get_current_context()
-    return Run.of(context["params"], context["dag_run"].triggering_user_name or "schedule", context["run_id"])
+    values = airflow_links.as_numbers(context["params"], "epochs", "seed")
+    return Run.of(values, context["dag_run"].triggering_user_name or "schedule", context["run_id"])
 
 
 @task
@@ -136,9 +168,7 @@ def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
 
 @task(
     outlets=[REGISTERED],
-    on_skipped_callback=notices.notifiers(
-        "refused", "The candidate is refused: {{ ti.xcom_pull(task_ids='decide')['reasons'] | join(' ') }}"
-    ),
+    on_skipped_callback=notices.notifiers("refused", notices.REFUSED),
 )
 def register(decided: dict[str, Any]) -> dict[str, Any]:
     from xray_pipeline.night import steps as night
@@ -155,7 +185,8 @@ def register(decided: dict[str, Any]) -> dict[str, Any]:
 @task(
     outlets=[CHAMPION],
     on_success_callback=notices.notifiers(
-        "promoted", "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion; nobody was asked."
+        "promoted",
+        "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion; nobody was asked. " + notices.PAGE,
     ),
 )
 def promote(registered: dict[str, Any]) -> dict[str, Any]:
@@ -205,6 +236,7 @@ def conclude(
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
+    allowed_run_types=["scheduled", "manual"],
     params=PARAMS,
     tags=["xray", "nightly"],
     doc_md=__doc__,

@@ -24,6 +24,7 @@ CHAMPION = Asset("xray-champion")
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
+    allowed_run_types=["manual"],
     params={
         "version": Param(
             None, type=["null", "integer"], minimum=1, title="Version", description="empty: the previous champion"
@@ -41,7 +42,10 @@ def xray_rollback() -> None:
     @task(
         outlets=[CHAMPION],
         on_success_callback=notices.notifiers(
-            "rolled back", "Version {{ ti.xcom_pull(task_ids='rollback')['version'] }} is the champion again."
+            "rolled back",
+            "Version {{ ti.xcom_pull(task_ids='rollback')['version'] }} is the champion again, by "
+            "{{ ti.xcom_pull(task_ids='rollback')['who'] }}: {{ ti.xcom_pull(task_ids='rollback')['why'] }} "
+            + notices.PAGE,
         ),
     )
     def rollback() -> dict[str, Any]:

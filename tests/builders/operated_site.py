@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from playwright.sync_api import Browser, Page
 from services import Airflow, Stack
 from webhook import Webhook
 
@@ -24,3 +25,15 @@ class Site:
     def events(self) -> list[str]:
         """The notifications so far."""
         return [str(sent["event"]) for sent in self.webhook.received]
+
+
+def logged_in(browser: Browser, site: Site, name: str) -> Page:
+    """Open a page of one of the users."""
+    page = browser.new_page(viewport={"width": 1400, "height": 820})
+    page.set_default_timeout(60_000)
+    page.goto(site.stack.airflow)
+    page.get_by_role("textbox", name="Username").fill(name)
+    page.locator("input[type=password]").fill(site.passwords[name])
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("link", name="Dags").first.wait_for()
+    return page

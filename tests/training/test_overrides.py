@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.models import backbones
 from xray_pipeline.night.run import Run
-from xray_pipeline.training.overrides import parse, parse_text
+from xray_pipeline.training.overrides import backbone_names, parse, parse_text
 from xray_pipeline.training.recipe import load_recipe
 
 
@@ -54,3 +55,7 @@ def test_who_starts_a_night_does_not_choose_its_policy(form: dict[str, str]) -> 
     assert run.settings.policy == "default"
     with pytest.raises(ConfigError, match="policy"):
         run.recipe()
+
+
+def test_the_forms_list_of_backbones_is_whole() -> None:
+    assert backbone_names() == backbones.names()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.hitl import HITLDetail
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.state import TaskInstanceState
@@ -20,6 +23,7 @@ from xray_pipeline.base.errors import DatasetError, LedgerError, ObjectNotFound,
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.intake import alarms
 from xray_pipeline.registry import story
 from xray_pipeline.registry.ledger import Entry, Ledger, State
 
@@ -27,15 +31,18 @@ WAITING = (TaskInstanceState.DEFERRED, TaskInstanceState.AWAITING_INPUT)
 ROWS = 50
 
 
-def show(session: SessionDep, before: Annotated[int | None, Query(ge=1, le=99_999_999)] = None) -> HTMLResponse:
+def show(
+    session: SessionDep, user: GetUserDep, before: Annotated[int | None, Query(ge=1, le=99_999_999)] = None
+) -> HTMLResponse:
     """Show champion, challenger, what waits for approval, and the decisions before entry `before`, newest first."""
     settings = Settings()
+    store = open_store(settings.store, settings)
     try:
         ledger = _ledger(settings.store)
         state, entries = ledger.state(), ledger.entries()
-    except (LedgerError, StorageUnavailable) as error:
-        return drawing.page("notice.html.j2", 503, title="The ledger can't be read", text=str(error))
-    store = open_store(settings.store, settings)
+        standing = _standing(store)
+    except (LedgerError, DatasetError, StorageUnavailable) as error:
+        return drawing.page("notice.html.j2", 503, title="The ledger or an alarm can't be read", text=str(error))
     last = min(before - 1, len(entries)) if before else len(entries)
     shown = entries[max(0, last - ROWS) : last]
     return drawing.page(
@@ -44,6 +51,11 @@ def show(session: SessionDep, before: Annotated[int | None, Query(ge=1, le=99_99
         state=state,
         champion=_role(state.champion, state.since, state, store),
         challenger=_role(state.challenger, state.registered.get(state.challenger or 0), state, store),
+        barred=_barred(state),
+        together=_together(state, store),
+        standing=standing,
+        deliveries=links.DELIVERIES,
+        forms=_forms(state, user),
         pending=_pending(session, ledger),
         rows=[_row(entry, state, store) for entry in reversed(shown)],
         older=shown[0].sequence if shown and shown[0].sequence > 1 else None,
@@ -70,7 +82,7 @@ def _role(version: int | None, entry: Entry | None, state: State, store: Store) 
         "entry": entry,
         "run": links.run_page(settings, registered.candidate) if registered else "",
         "report": _report_address(registered, store) if registered else "",
-        "metrics": _metrics(registered, store) if registered else {},
+        "metrics": _headline(_evidence(registered, store).get("candidate")) if registered else {},
     }
 
 
@@ -94,16 +106,64 @@ def _report_address(entry: Entry, store: Store) -> str:
     return f"{links.BASE}{links.PREFIX}/reports/{entry.candidate}/{entry.champion_before or 'none'}"
 
 
-def _metrics(entry: Entry, store: Store) -> dict[str, dict[str, float]]:
-    """Return the metrics that a version was registered with."""
+def _evidence(entry: Entry, store: Store) -> dict[str, Any]:
+    """Return the evidence that a version was registered on, empty where it can't be read: the page is of more."""
     from xray_pipeline.night.run import kept_evidence
 
     try:
-        evidence = kept_evidence(store, entry.decision["evidence"])
-    except (KeyError, ObjectNotFound, DatasetError):  # the page is of more than this
+        return kept_evidence(store, entry.decision["evidence"])
+    except (KeyError, ObjectNotFound, DatasetError):
         return {}
-    metrics = evidence["candidate"]["metrics"]
+
+
+def _headline(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+    metrics = evaluation["metrics"] if evaluation else {}
     return {name: metrics[name] for name in HEADLINE if name in metrics}
+
+
+def _together(state: State, store: Store) -> dict[str, Any] | None:
+    """Return both models' figures on the same held-out radiographs, None where the present two were never compared."""
+    registered = state.registered.get(state.challenger or 0)
+    if registered is None or registered.champion_before != state.champion:
+        return None
+    evidence = _evidence(registered, store)
+    if not (evidence.get("champion") and evidence.get("comparison")):
+        return None
+    candidate, comparison = evidence["candidate"], evidence["comparison"]
+    return {
+        "champion": _headline(evidence["champion"]),
+        "challenger": _headline(candidate),
+        "differences": comparison["differences"],
+        "radiographs": candidate["n"],
+        "patients": candidate["patients"],
+        "at": registered.at,
+    }
+
+
+def _barred(state: State) -> str:
+    """Say why the policy does not let the challenger be promoted, as it was registered; "" when it does."""
+    registered = state.registered.get(state.challenger or 0)
+    if registered is None or registered.decision.get("may_promote", True):
+        return ""
+    return " ".join(registered.decision.get("reasons", ())) or "the policy in force does not allow it"
+
+
+_seen: dict[tuple[str, str], bool] = {}
+
+
+def _standing(store: Store) -> dict[str, tuple[str, ...]]:
+    """Return the channels of each delivery whose drift alarms nobody has settled."""
+    found = {key: alarms.of_delivery(store, key) for key in alarms.raised(store, _seen)}
+    return {key: channels for key, channels in found.items() if channels}
+
+
+def _forms(state: State, user: BaseUser) -> dict[str, Any]:
+    """Return what each form offers: versions, newest first; none where Airflow does not let this person start it."""
+    others = sorted((version for version in state.registered if version != state.champion), reverse=True)
+    return {
+        "promote": others if access.may_start(user, access.PROMOTE) else [],
+        "rollback": list(reversed(state.previous)) if access.may_start(user, access.ROLLBACK) else [],
+    }
 
 
 def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ PREFIX = "/xray"
 """Where the pages of the plugin are mounted."""
 BASE = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
 HISTORY = f"{BASE}/plugin/xray-champion"
+REQUEST = f"{BASE}/dags/xray_promote/runs/{{{{ ti.run_id | urlencode }}}}/tasks/approve/required_actions"
+"""Jinja template of the page where a request of xray_promote is answered."""
 DELIVERIES = f"{BASE}/plugin/xray-deliveries"
 _ASKED = "ti.xcom_pull(task_ids='prepare')"
 REPORT_OF_REQUEST = f"{BASE}{PREFIX}/reports/{{{{ {_ASKED}['candidate'] }}}}/{{{{ {_ASKED}['champion'] or 'none' }}}}"
@@ -52,6 +54,12 @@ def asked_version(context: Mapping[str, Any], registered: Asset) -> tuple[int | 
     if newest.get("promotes"):
         return None, "", f"the night that registered version {newest['version']} promotes it itself"
     return int(newest["version"]), str(newest.get("candidate", "")), ""
+
+
+def as_numbers(params: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the values of a form with those that it gives as text as whole numbers; what is empty stays so."""
+    numbers = {name: int(params[name]) for name in names if params.get(name) not in (None, "")}
+    return {**params, **numbers}
 
 
 def course(context: Mapping[str, Any]) -> Course:

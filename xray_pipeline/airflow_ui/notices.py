@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 SECONDS = 10.0
 PAGE = "{{ ti.log_url }}"
+_OF_DECIDE = "ti.xcom_pull(task_ids='decide')"
+REFUSED = f"The candidate is refused: {{{{ {_OF_DECIDE}['reasons'] | join(' ') if {_OF_DECIDE} else '' }}}} {PAGE}"
 FAILED = "{{ ti.dag_id }}: task {{ ti.task_id }} failed: {{ exception }} " + PAGE
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from typing import Any
 
 from xray_pipeline.base import shipped
@@ -63,3 +64,8 @@ def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package, sorted."""
     return shipped.names("training", "recipes")
+
+
+def backbone_names() -> list[str]:
+    """Return the names of the backbones, sorted, as `models.backbones.names` does without importing torch."""
+    return (files("xray_pipeline.training") / "backbones.txt").read_text(encoding="utf-8").split()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import phantom
 import pytest
-from operated_site import Site
+from operated_site import Site, logged_in
 from PIL import Image
 from playwright.sync_api import Browser, FloatRect, Page, expect, sync_playwright
 from services import Airflow, running
@@ -27,12 +27,12 @@ FLAGS = [
 ]
 expect.set_options(timeout=60_000)  # of its own it waits 5 seconds, which an app that loads may take
 
-DAGS = ("xray_retrain", "xray_promote", "xray_rollback")
+DAGS = ("xray_retrain", "xray_promote", "xray_rollback", "xray_delivery")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Both services with two deliveries to come; users admin, who may approve, and clerk, who may not."""
+    """Both services with two deliveries to come; users admin, who may approve, clerk, who may not, and a viewer."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "incoming").mkdir()
     phantom.lay(folder / "waiting", deliveries=2, patients=300, seed=0)
@@ -51,7 +51,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "XRAY_APPROVERS": '["admin"]',
             "XRAY_NOTIFY_WEBHOOK": webhook.uri,
             "XRAY_NIGHT_HOURS": "0.002",  # no night is that fast, so each is reported
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,clerk:op",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,clerk:op,viewer:viewer",
         }
         with running(folder, settings) as stack:
             airflow = Airflow(stack)
@@ -73,14 +73,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def page(browser: Browser, site: Site) -> Page:
     """A page of somebody logged in to Airflow as admin."""
-    page = browser.new_page(viewport={"width": 1400, "height": 820})
-    page.set_default_timeout(60_000)
-    page.goto(site.stack.airflow)
-    page.get_by_role("textbox", name="Username").fill("admin")
-    page.locator("input[type=password]").fill(site.stack.password)
-    page.get_by_role("button", name="Sign in").click()
-    page.get_by_role("link", name="Dags").first.wait_for()
-    return page
+    return logged_in(browser, site, "admin")
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from operated_site import Site
-from playwright.sync_api import Locator, Page, expect
+from operated_site import Site, logged_in
+from playwright.sync_api import Browser, Locator, Page, expect
 from services import Failed
 
 pytestmark = pytest.mark.timeout(900)  # whole nights, on whatever cores there are
@@ -69,11 +69,15 @@ def send(dialog: Locator, site: Site, dag: str) -> str:
     return newest_run(site, dag, before + 1)
 
 
-def champion_page(page: Page, site: Site) -> Locator:
-    page.goto(f"{site.stack.airflow}/plugin/xray-champion")
-    shown = page.get_by_test_id("xray-champion")
-    shown.get_by_role("heading", name="chest-xray").wait_for()
+def plugin_page(page: Page, site: Site, name: str, heading: str) -> Locator:
+    page.goto(f"{site.stack.airflow}/plugin/xray-{name}")
+    shown = page.get_by_test_id(f"xray-{name.partition('#')[0]}")
+    shown.get_by_role("heading", name=heading).first.wait_for()
     return shown
+
+
+def champion_page(page: Page, site: Site) -> Locator:
+    return plugin_page(page, site, "champion", "chest-xray")
 
 
 def test_a_night_is_started_through_the_form(page: Page, site: Site, shoot: Shoot) -> None:
@@ -107,6 +111,40 @@ def test_the_run_shows_its_report(page: Page, site: Site, shoot: Shoot) -> None:
     shoot("airflow-report.png")
 
 
+def test_nights_are_told_and_drawn(page: Page, site: Site, shoot: Shoot) -> None:
+    shown = plugin_page(page, site, "nights", "Nights of chest-xray")
+    expect(shown.locator("tbody tr")).to_have_count(2)
+    expect(shown.locator("tbody tr").first).to_contain_text("1 delivery, ")
+    expect(shown.locator("tbody tr").first).to_contain_text("registered as version 2, waits; champion 1 since")
+    assert shown.locator("svg").count() >= 4
+    shoot("airflow-nights.png")
+
+
+def test_a_delivery_is_looked_at_and_judged_anew(page: Page, site: Site, shoot: Shoot) -> None:
+    shown = plugin_page(page, site, "deliveries", "Deliveries")
+    expect(shown.locator("tbody tr")).to_have_count(2)
+    shoot("airflow-deliveries.png")
+    shown.get_by_role("link", name="2026-01-02").click()
+    shown.get_by_role("heading", name="Delivery 2026-01-02").wait_for()
+    shown.frame_locator("iframe").get_by_text("2026-01-02").first.wait_for()
+    shown.get_by_label("Reason").last.fill("a rule changed")
+    shoot("airflow-delivery.png")
+    shown.get_by_role("button", name="Judge anew").click()
+    shown.get_by_role("link", name="Started").wait_for()
+    run = newest_run(site, "xray_delivery")
+    succeeded(site, "xray_delivery", run)
+    assert site.airflow.returned("xray_delivery", run, "act")["delivery"] == "2026-01-02"
+
+
+def test_a_viewer_may_look_and_not_act(browser: Browser, site: Site) -> None:
+    page = logged_in(browser, site, "viewer")
+    shown = plugin_page(page, site, "deliveries#2026-01-02", "Delivery 2026-01-02")
+    expect(shown.get_by_text("You may look")).to_be_visible()
+    expect(shown.get_by_role("button")).to_have_count(0)
+    expect(champion_page(page, site).get_by_role("button")).to_have_count(0)
+    page.close()
+
+
 def waiting_request(site: Site) -> str:
     """Wait for xray_promote to ask; return the run's id."""
     run = newest_run(site, "xray_promote", 2)  # the first night promoted by itself
@@ -137,6 +175,8 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
     expect(shown.locator(".role.champion")).to_contain_text("Version 1")
     expect(shown.locator(".role.challenger")).to_contain_text("Version 2")
     expect(shown.get_by_role("link", name="Approve or reject version 2")).to_be_visible()
+    expect(shown.get_by_text("Both on the same")).to_be_visible()
+    expect(shown.locator(".role.challenger .difference").first).to_contain_text("+")
     shoot("airflow-champion.png")
 
     with page.context.expect_page() as opened:
@@ -185,7 +225,11 @@ def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
     form = open_form(page, site, "xray_rollback")
     form.locator("[name='element_reason']").fill("complaints from ward 3")
     shoot("airflow-rollback.png")
-    succeeded(site, "xray_rollback", send(form, site, "xray_rollback"))
+    shown = champion_page(page, site)
+    shown.get_by_label("Reason").fill("complaints from ward 3")
+    shown.get_by_role("button", name="Roll back").click()
+    shown.get_by_role("link", name="Started").wait_for()
+    succeeded(site, "xray_rollback", newest_run(site, "xray_rollback", 2))
     shown = champion_page(page, site)
     expect(shown.locator(".role.champion")).to_contain_text("Version 1")
     expect(shown.locator("tbody tr").first).to_contain_text("rolled-back version 1")
@@ -217,7 +261,10 @@ def test_the_asset_graph_carries_the_versions(page: Page, site: Site) -> None:
     ]
 
 
-@pytest.mark.parametrize("path", ["champion", "champion.js", f"reports/{'0' * 64}/none", "runs/xray_retrain/x"])
+@pytest.mark.parametrize(
+    "path",
+    ["champion", "nights", "deliveries", "deliveries/x", "page.js", f"reports/{'0' * 64}/none", "runs/xray_retrain/x"],
+)
 def test_pages_ask_for_airflows_login(site: Site, path: str) -> None:
     address = f"{site.stack.airflow}/xray/{path}"
     assert httpx.get(address, timeout=60).status_code == 401
@@ -231,6 +278,9 @@ def test_pages_ask_for_airflows_login(site: Site, path: str) -> None:
         "reports/..%2F..%2Fledger/1",
         f"reports/{'0' * 64}/..%2F..",
         "runs/..%2F..%2Fetc/passwd",
+        "deliveries/nobody-brought-it",
+        "deliveries/..%2F..%2Fledger/intake",
+        "nights?span=31",
         "champion?before=../../etc",
         "docs",
         "openapi.json",

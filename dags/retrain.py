@@ -214,12 +214,14 @@ def conclude(
     registered: dict[str, Any] | None,
     promoted: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    from xray_pipeline.airflow_ui import measurements
     from xray_pipeline.night import summary
 
     steps = summary.Steps(deliveries or (), committed, trained, evaluated, decided, registered, promoted)
     context = get_current_context()
     course = airflow_links.course(context)
     said = summary.conclude(_run(), steps, course)
+    measurements.send(said, course.minutes)
     context["ti"].xcom_push(airflow_links.IN_WORDS, said["in_words"])
     if course.failed:
         raise AirflowFailException(f"{airflow_links.FAILED_ELSEWHERE} in {', '.join(course.failed)}; see its log")

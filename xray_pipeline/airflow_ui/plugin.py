@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from airflow.plugins_manager import AirflowPlugin
 
+from xray_pipeline.airflow_ui import run_note
 from xray_pipeline.airflow_ui.links import BASE, PREFIX
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class XrayPlugin(AirflowPlugin):
             "url_route": "xray-report",
         }
     ]
+    listeners = [run_note]  # noqa: RUF012
     # A frame of Airflow's can't open links; these pages have many.
     react_apps = [  # noqa: RUF012
         {

@@ -143,7 +143,7 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     summary["message"] = _message(summary, steps, course)
     log.info("%s", summary["message"])
     record = _record(run, summary, steps, course, evidence)
-    summary["in_words"] = nights.in_words(record)
+    summary["in_words"] = f"{nights.outcome(record)}: {nights.in_words(record)}"
     _before_writing(run, course)
     nights.keep(store, record)
     log.info("%s", summary["in_words"])
@@ -170,8 +170,7 @@ def _record(run: Run, summary: Mapping[str, Any], steps: Steps, course: Course, 
         log.warning("the night's record names no champion: %s", error)
         in_production, since = None, ""
     arrivals = [
-        Arrival(**{**one, "why": shortened(one["why"], LONGEST)}, drift=alarms.p_values(run.store(), one["name"]))
-        for one in summary["deliveries"]
+        Arrival(**{**delivery, "why": shortened(delivery["why"], LONGEST)}) for delivery in summary["deliveries"]
     ]
     return Night(
         run=run.name,
@@ -208,7 +207,8 @@ def _why(summary: Mapping[str, Any], steps: Steps) -> str:
         return " ".join(steps.decided["reasons"])
     if steps.trained:
         return f"nothing new to decide: {steps.trained['concluded']}" if steps.trained["concluded"] else ""
-    return "" if summary["snapshot"] else "nothing to train on: no delivery was ever accepted"
+    empty = steps.committed is not None and not summary["snapshot"]
+    return "nothing to train on: no delivery was ever accepted" if empty else ""
 
 
 def _delivery(store: Store, verdict: Checked) -> dict[str, Any]:
@@ -219,6 +219,7 @@ def _delivery(store: Store, verdict: Checked) -> dict[str, Any]:
         "quarantined": dict(verdict.quarantined),
         "why": verdict.why,
         "alarms": list(alarms.of_delivery(store, verdict.key)),
+        "drift": alarms.p_values(store, verdict.key),
     }
 
 

@@ -49,3 +49,27 @@ def test_metrics_go_to_the_collector_only_when_turned_on(
     subprocess.run(command, env={**os.environ, **settings}, check=True, capture_output=True, timeout=200)
     assert any(message.startswith(b"/v1/metrics") and b"retrain" in message for message in received) is on
     assert on or not received
+
+
+SEND = """
+from airflow.sdk._shared.observability.metrics import stats
+from airflow.sdk.observability.metrics import stats_utils
+from xray_pipeline.airflow_ui import measurements
+stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+arrival = {"accepted": 40, "quarantined": {"truncated": 2}, "drift": {"pixels": 0.25}}
+scored = {"accuracy": {"value": 0.961, "low": 0.95, "high": 0.97}}
+said = {"champion": scored, "candidate": None, "deliveries": [arrival]}
+measurements.send(said, {"train": 31.5})
+"""
+
+
+def test_a_nights_figures_are_metrics_too(airflow_db: None, collector: tuple[str, list[bytes]]) -> None:
+    address, received = collector
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    environment = {**os.environ, **settings, "AIRFLOW__METRICS__OTEL_ON": "True"}
+    subprocess.run([sys.executable, "-c", SEND], env=environment, check=True, capture_output=True, timeout=200)
+    sent = b"".join(received)
+    for name in (b"xray.accuracy", b"xray.accepted", b"xray.quarantined", b"xray.drift_p", b"xray.minutes"):
+        assert name in sent
+    assert b"truncated" in sent
+    assert b"xray.auc" not in sent

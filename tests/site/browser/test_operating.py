@@ -118,6 +118,10 @@ def test_nights_are_told_and_drawn(page: Page, site: Site, shoot: Shoot) -> None
     expect(shown.locator("tbody tr").first).to_contain_text("registered as version 2, waits; champion 1 since")
     assert shown.locator("svg").count() >= 4
     shoot("airflow-nights.png")
+    notes = [
+        run["note"] for run in site.airflow.call("GET", "/dags/xray_retrain/dagRuns?order_by=run_after")["dag_runs"]
+    ]
+    assert notes[1].startswith("registered: 1 delivery, ")
 
 
 def test_a_delivery_is_looked_at_and_judged_anew(page: Page, site: Site, shoot: Shoot) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from xray_pipeline.night.nights import Model, Night
 
-WIDTH, HEIGHT = 360.0, 180.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 352.0, 10.0, 156.0
 COLOURS = 6
 """Kinds of bars that have a colour of their own; the others are one."""

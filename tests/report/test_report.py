@@ -312,6 +312,8 @@ def test_the_header_warns_of_alarms_and_of_a_model_that_reads_the_border(two: Ma
     assert head.count('<p class="warning">') == 2
     assert "Drift alarm: monday: pixels." in head
     assert "AUC 0.875" in head
+    assert "0.875" not in bad[bad.index('<section class="verdict') : bad.index("<nav")]  # said once
+    assert '<td class="outcome mixed">! warning</td>' in bad
     assert "Drift alarm: monday: pixels." in model_card(told)
     unsure = replace(evidence, stress=tuple(replace(p, candidate={"auc": Interval(0.9, 0.6, 1.0)}) for p in parts))
     assert warnings(decide(unsure, default), unsure) == []

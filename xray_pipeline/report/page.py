@@ -79,7 +79,7 @@ def _context(report: Report) -> dict[str, Any]:
         "headline": headline(decision),
         "warnings": warnings(decision, evidence),
         "words": [*in_words(evidence), *_cuts(report)],
-        "reasons": [reason for reason in decision.reasons if "(clause " in reason],
+        "reasons": [reason for reason in decision.reasons if "(clause " in reason and not reason.startswith("Warning")],
         "level": f"{100 * LEVEL:.0f} %",
         "metrics": tables.metrics(evidence),
         "by_class": tables.by_class(evidence),

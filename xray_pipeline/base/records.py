@@ -89,27 +89,6 @@ def unsealed(data: bytes, what: str) -> Any:
     return content
 
 
-def damaged(store: Store) -> list[str]:
-    """Read all that is named by its digest or sealed, radiographs aside; say of each file that is not whole what it is.
-
-    Raises StorageUnavailable.
-    """
-    broken = []
-    sealed = ("candidates", "intake", "suspects", "nights/records")
-    for folder in ("dataset/snapshots", "evidence", "predictions", "stress", "nights/months", *sealed):
-        for entry in store.list(folder):
-            name = entry.key.rpartition("/")[2]
-            try:
-                if folder in sealed:
-                    if name.endswith(".json") and name not in ("recipe.json", "expectations.json"):
-                        unsealed(store.read(entry.key), f"{entry.key} in {store.uri}")
-                else:
-                    exactly(store, entry.key, name.partition(".")[0], "its name")
-            except DatasetError as error:
-                broken.append(str(error))
-    return sorted(broken)
-
-
 def read_all(store: Store, keys: Sequence[str]) -> list[bytes]:
     """Read many small objects, at once where each costs a round trip. Raises as `Store.read` does."""
     if isinstance(store, DirectoryStore) or len(keys) < 10:

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xray_pipeline.base import records
 from xray_pipeline.base.errors import ConfigError, DatasetError, DeliveryError, EvaluationError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
@@ -177,7 +176,7 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
     Of the stored radiographs a `quick` look reads some, drawn by lot. Raises RegistryUnavailable, StorageUnavailable.
     """
     from xray_pipeline.intake import books as bookkeeping
-    from xray_pipeline.night import repair
+    from xray_pipeline.night import damage, repair
     from xray_pipeline.night.run import Run
     from xray_pipeline.registry import verify as checks
     from xray_pipeline.registry.mlflow_registry import Registry
@@ -193,7 +192,7 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
             findings.append(checks.Finding(name, *look()))
         except DatasetError as error:  # the others are looked at all the same
             findings.append(checks.Finding(name, False, str(error)))
-    broken = records.damaged(open_store(settings.store, settings))
+    broken = damage.damaged(run.store())
     findings += [checks.Finding("store", False, text) for text in broken]
     findings += [] if broken else [checks.Finding("store", True, "records, evidence and predictions are as written")]
     return [asdict(finding) for finding in findings]

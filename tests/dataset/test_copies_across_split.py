@@ -18,7 +18,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import check as intake
 from xray_pipeline.intake import deliveries
 from xray_pipeline.intake.commit import commit
-from xray_pipeline.intake.compare_rows import rejudge
+from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.verdicts import Intake
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
@@ -277,7 +277,7 @@ def test_judging_again_changes_nothing(tmp_path: Path, given: Settings) -> None:
         f"{side}/NORMAL/{n}.jpg": near(n % 5, i) for i, side in enumerate(("train", "val", "test")) for n in range(5)
     }
     table = judged(lay(tmp_path, files), given).table
-    assert to_parquet(rejudge(table, EMPTY, given), {}) == to_parquet(table, {})
+    assert to_parquet(mark_conflicts(table, EMPTY, given), {}) == to_parquet(table, {})
     one = given.model_copy(update={"workers": 1})
     assert to_parquet(judged(tmp_path, one).table, {}) == to_parquet(table, {})
 

@@ -618,7 +618,7 @@ import sys, time
 from xray_pipeline.intake import check as intake, deliveries, expectations
 from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.base.settings import Settings
-expectations._core()
+expectations.version()
 settings = Settings(home=sys.argv[1], settle_seconds=0)
 def say(done, total, what):
     if done % 500 == 0:

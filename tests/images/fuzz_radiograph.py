@@ -40,13 +40,14 @@ from samples import compressed, dicom, element, items, jpeg, picture, png, with_
 
 from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.images.jpeg import segments
-from xray_pipeline.images.radiograph import RULES, Limits, decode, normalise
+from xray_pipeline.images.radiograph import Limits, decode, normalise
+from xray_pipeline.intake.rules import QUARANTINED
 
 LIMITS = Limits(max_file_bytes=5_000_000, max_pixels=4_000_000, min_side=8)
 SLOW = 20.0  # seconds one case may take, on a busy machine
 GROWTH = 150  # MB that the process may grow by; a decoded image, of 4 million pixels at most, is there in a few copies
 SHARED = Path(os.environ.get("XRAY_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-CODES = frozenset(("accepted", *(rule.code for rule in RULES if rule.outcome == "quarantined")))
+CODES = frozenset(("accepted", *QUARANTINED))
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -16,9 +16,9 @@ from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
-from xray_pipeline.intake import rules_page as written_rules
+from xray_pipeline.intake import rules_page
 from xray_pipeline.intake.books import balance, quarantine, verify
-from xray_pipeline.intake.rules import judged_by
+from xray_pipeline.intake.rules import judging_digest
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.night.steps import rejudge
@@ -400,7 +400,7 @@ def test_nothing_of_another_check_is_left_beside_an_addition(settings: Settings,
     assert json.loads((store / "checked.json").read_bytes())["content"]["fit"] is False
     assert rejudge(run, name)["accepted"] == int(taken)
     kept = json.loads((store / "checked.json").read_bytes())["content"]
-    assert (kept["fit"], kept["rules"]) == (True, judged_by(run.settings, Dataset(settings).patient_key()))
+    assert (kept["fit"], kept["rules"]) == (True, judging_digest(run.settings, Dataset(settings).patient_key()))
     files = {path.name for path in store.iterdir()}
     assert files == {"checked.json", "table.parquet"} | (
         {"drift.json", "expectations.json", "page.html"} if taken else set()
@@ -422,4 +422,4 @@ def test_verify_tells_a_radiograph_that_was_taken_twice(committed: Run) -> None:
 
 def test_the_written_rules_are_those_of_the_code() -> None:
     kept = (ROOT / "docs" / "intake-rules.md").read_text()
-    assert kept == written_rules.page(), "run `xray rules > docs/intake-rules.md`"
+    assert kept == rules_page.page(), "run `xray rules > docs/intake-rules.md`"

@@ -42,10 +42,10 @@ from xray_pipeline.intake import scan as reading
 from xray_pipeline.intake.books import balance
 from xray_pipeline.intake.check import check
 from xray_pipeline.intake.commit import commit
-from xray_pipeline.intake.compare_rows import rejudge
+from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery, find
 from xray_pipeline.intake.layout import Place, escape, places, unescape
-from xray_pipeline.intake.rules import RULES
+from xray_pipeline.intake.rules import QUARANTINED
 from xray_pipeline.intake.verdicts import Intake
 
 KEY = b"key of the tests"
@@ -931,11 +931,11 @@ def test_in_given_mode_a_file_needs_a_side(tmp_path: Path, settings: Settings) -
 def test_rejudging_against_a_grown_dataset(tmp_path: Path, settings: Settings) -> None:
     table = judged(lay(tmp_path, two_classes()), settings).table
     digest = table["digest"][0]
-    again = rejudge(table, Past(labels={digest: "NORMAL"}), settings)
+    again = mark_conflicts(table, Past(labels={digest: "NORMAL"}), settings)
     assert list(again["reason"]) == ["duplicate", ""]
     assert list(table["reason"]) == ["", ""]
-    assert rejudge(again, Past(labels={digest: "NORMAL"}), settings).equals(again)
-    assert rejudge(table, EMPTY, settings).equals(table)
+    assert mark_conflicts(again, Past(labels={digest: "NORMAL"}), settings).equals(again)
+    assert mark_conflicts(table, EMPTY, settings).equals(table)
 
 
 # what is never opened
@@ -1068,8 +1068,7 @@ def test_every_file_is_accounted_for(tmp_path: Path, settings: Settings) -> None
     result = judged(lay(tmp_path, files), settings)
     assert set(result.table["file"]) == set(files)
     assert result.result["accepted"] + sum(result.result["quarantined"].values()) == len(files)
-    known = {rule.code for rule in RULES if rule.outcome == "quarantined"}
-    assert set(result.table.loc[result.table["verdict"] == "quarantined", "reason"]) <= known
+    assert set(result.table.loc[result.table["verdict"] == "quarantined", "reason"]) <= QUARANTINED.keys()
     sizes = dict(zip(result.table["file"], result.table["size"], strict=True))
     assert sizes == {file: len(data) for file, data in files.items()}
 

@@ -113,7 +113,8 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     from xray_pipeline.evaluation.cases import Answers, prepare
     from xray_pipeline.evaluation.metrics import evaluate
     from xray_pipeline.intake import check as intake
-    from xray_pipeline.intake import deliveries, expectations
+    from xray_pipeline.intake import deliveries
+    from xray_pipeline.intake.tallies import png_depths
     from xray_pipeline.registry.mlflow_registry import Registry
 
     registry = Registry(settings)
@@ -142,7 +143,7 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
         **metrics,
         "by_class": result["by_class"],
         "quarantined": accounting([table[~table.index.isin(rows.index)]]),
-        "png_bits": expectations.png_depths(rows),
+        "png_bits": png_depths(rows),
     }
 
 
@@ -241,10 +242,10 @@ def _probabilities(
     import numpy as np
 
     from xray_pipeline.images import radiograph
-    from xray_pipeline.intake import rules
+    from xray_pipeline.images.raster import Limits
     from xray_pipeline.intake import scan as reading
 
-    store, limits = open_store(uri, settings), rules.limits(settings.rules)
+    store, limits = open_store(uri, settings), Limits.of(settings.rules)
 
     def pixels(file: str, bits: int) -> np.ndarray:
         return radiograph.square(radiograph.decode(reading.reread(store, file, limits, bits).data), model.side)

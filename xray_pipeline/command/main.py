@@ -132,9 +132,9 @@ def acknowledge(
 @app.command()
 def rules() -> None:
     """Print the rules of the intake as Markdown (docs/intake-rules.md)."""
-    from xray_pipeline.intake import rules_page as written_rules
+    from xray_pipeline.intake import rules_page
 
-    typer.echo(written_rules.page(), nl=False)
+    typer.echo(rules_page.page(), nl=False)
 
 
 @app.command()
@@ -204,12 +204,11 @@ def evaluate(
         for name, value in result.items()
         if isinstance(value, dict) and "low" in value
     ]
-    from xray_pipeline.intake.rules import RULES
+    from xray_pipeline.intake.rules import QUARANTINED
 
-    texts = {rule.code: rule.text for rule in RULES}
     out = {reason: count for reason, count in result["quarantined"].items() if reason != "system-file"}
     lines.append(f"{sum(out.values())} of {result['n'] + sum(out.values())} files are left out")
-    lines += [f"  {count} {reason}: {texts[reason]}" for reason, count in out.items()]
+    lines += [f"  {count} {reason}: {QUARANTINED[reason].rule}" for reason, count in out.items()]
     scaled = [f"{count} of {bits} bits" for bits, count in result["png_bits"].items() if bits != "16"]
     lines += [f"16-bit PNGs that hold fewer bits, scaled to the whole range: {', '.join(scaled)}"] if scaled else []
     _print(result, as_json, lines)

@@ -20,13 +20,13 @@ import pydicom.config
 from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.images.dicom_display import displayed, numbers
 from xray_pipeline.images.dicom_elements import (
-    _LONG_VRS,
-    _SHORT_VRS,
     BIG_ENDIAN,
     DEFLATED,
     IMPLICIT,
+    LONG_VRS,
     NATIVE,
     PIXEL_DATA,
+    SHORT_VRS,
     Elements,
 )
 from xray_pipeline.images.dicom_frames import DECODERS
@@ -68,9 +68,9 @@ def _head(data: bytes, at: int) -> _Head | None:
     little, order = head[1] == 0, "<" if head[1] == 0 else ">"
     group, number = struct.unpack_from(order + "HH", head)
     implicit, vr = False, head[4:6]
-    if vr in _SHORT_VRS:
+    if vr in SHORT_VRS:
         size = 8 + int(struct.unpack_from(order + "H", head, 6)[0])
-    elif vr in _LONG_VRS and len(head) == 12:
+    elif vr in LONG_VRS and len(head) == 12:
         size = 12 + int(struct.unpack_from(order + "I", head, 8)[0])
     else:
         implicit, size = True, 8 + int(struct.unpack_from(order + "I", head, 4)[0])

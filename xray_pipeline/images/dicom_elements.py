@@ -11,21 +11,18 @@ from xray_pipeline.base.errors import RadiographError
 from xray_pipeline.images.dicom_display import numbers
 from xray_pipeline.images.dicom_words import read
 
-_UNDEFINED = 0xFFFFFFFF
-
-
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-
-
-_SHORT_VRS = frozenset((
+PIXEL_DATA = 0x7FE00010
+EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
+NATIVE = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED))
+"""Transfer syntaxes of uncompressed pixels."""
+LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+SHORT_VRS = frozenset((
     *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS"),
     *(b"ST", b"TM", b"UI", b"UL", b"US"),
 ))  # fmt: skip
-
-
+_UNDEFINED = 0xFFFFFFFF
 _ITEM, _DELIMITER = 0xFFFEE000, struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
-
-
 _MAX_ELEMENTS, _MAX_DEPTH, _MAX_ITEMS = 100_000, 64, 16
 
 
@@ -128,7 +125,7 @@ class Elements:
         """Return (length of the value, where it starts)."""
         if self._nested_implicit or tag == _ITEM:
             return int(struct.unpack_from(self._order + "I", self.data, self.stop + 4)[0]), self.stop + 8
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             if self.stop + 12 > len(self.data):
                 raise self._broken("the DICOM file ends inside an element", "truncated")
             return int(struct.unpack_from(self._order + "I", self.data, self.stop + 8)[0]), self.stop + 12
@@ -186,15 +183,3 @@ class Elements:
         if item is None:
             return Code()
         return Code(item.text(0x00080102), item.text(0x00080100), item.words(0x00080104))
-
-
-PIXEL_DATA = 0x7FE00010
-
-
-DEFLATED, IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
-
-
-EXPLICIT = "1.2.840.10008.1.2.1"
-
-
-NATIVE = frozenset((IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED))

@@ -3,13 +3,13 @@
 Content decides, never a file's name. Each format is first taken apart by a small walker of ours that checks sizes and
 structure without decoding anything; a decoder (libjpeg-turbo, Pillow's PNG plugin, pydicom's pixel decoders) then sees
 only the parts that hold pixels: no EXIF, no text chunk, no patient tag. What is stored keeps a JPEG's compressed pixels
-byte for byte and is otherwise lossless PNG. `RULES` is every rule there is.
+byte for byte and is otherwise lossless PNG. `intake/rules.toml` has every reason for which a file is refused, in words.
 
 Trade-offs. Colour management is ignored (an ICC profile or gamma chunk is dropped), as training sees grey levels only.
 A JPEG of three components is taken at its luminance. Damaged entropy data is noticed when a code is none, when a scan
 or a part between restart markers comes out short or over some bytes long, or when one is missing. Damage after which
 the count comes out right, as after most single flipped bits, is not: some blocks of the radiograph are then wrong. The
-depth of a 16-bit PNG is what its brightest pixel says, unless somebody said it (`formats/png.py`). A DICOM image
+depth of a 16-bit PNG is what its brightest pixel says, unless somebody said it (`images/png.py`). A DICOM image
 without a window is stretched from its darkest to its brightest value, as viewers do, unless it has 8 bits. This module
 travels with the registered model, so it imports nothing of the package but its formats and errors: training and serving
 make pixels by the same code.
@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,120 +32,8 @@ from xray_pipeline.images.jpeg import read_jpeg
 from xray_pipeline.images.png import PNG, png_bytes, read_png
 from xray_pipeline.images.raster import Facts, Limits, Pixels, Read
 
-__all__ = ["RULES", "Facts", "Limits", "Normalised", "Pixels", "Rule", "decode", "load", "normalise", "sniff", "square"]
-
-Outcome = Literal["quarantined", "normalised"]
-
-
-class Rule(NamedTuple):
-    """One written rule: its code, whether the file is quarantined or normalised, and the rule in words."""
-
-    code: str
-    outcome: Outcome
-    text: str
-
-
-RULES: Final[tuple[Rule, ...]] = (
-    Rule("empty", "quarantined", "the file has no bytes"),
-    Rule("too-large", "quarantined", "the file is larger than the rules allow; it isn't read"),
-    Rule("not-an-image", "quarantined", "the content is not JPEG, PNG or DICOM, whatever the name says"),
-    Rule("archive", "quarantined", "archives (zip, tar, gzip, ...) are never unpacked"),
-    Rule("executable", "quarantined", "a program, or a DICOM file whose preamble starts as one (MZ, ELF, #!)"),
-    Rule("polyglot", "quarantined", "a DICOM file whose preamble makes it a second kind of file"),
-    Rule("truncated", "quarantined", "the file, or the compressed pixels in it, ends before the image does"),
-    Rule("corrupt", "quarantined", "the file breaks its own format, or its decoder gave up"),
-    Rule("undecodable", "quarantined", "the decoder crashed on the file or did not finish; it runs in a process apart"),
-    Rule(
-        "trailing-garbage",
-        "quarantined",
-        "bytes follow the end of the image. Behind a JPEG or PNG up to 16 zeros, blanks and line ends may; of DICOM "
-        "zeros may, and after uncompressed pixels whatever is less than a second image and starts as no other file "
-        "(PS3.5 8.1.1); they are left out",
-    ),
-    Rule("bomb", "quarantined", "the header claims more pixels than allowed, or data inflates beyond the size limit"),
-    Rule("too-small", "quarantined", "the shorter side has fewer pixels than the rules ask for"),
-    Rule("extreme-aspect", "quarantined", "the longer side is too many times the shorter one"),
-    Rule(
-        "unsupported-jpeg",
-        "quarantined",
-        "a JPEG process viewers don't share (lossless, arithmetic, 12 bits, ...), or colours sampled in an odd way",
-    ),
-    Rule("cmyk", "quarantined", "four-component (printing) JPEG"),
-    Rule("coloured", "quarantined", "over 0.1 % of the pixels are visibly coloured, palettes included"),
-    Rule("deep-colour", "quarantined", "16 bits with colour or alpha channels; grey levels would be lost"),
-    Rule("wrong-depth", "quarantined", "a 16-bit PNG has a pixel brighter than the bits that were said for it hold"),
-    Rule("bilevel", "quarantined", "one bit per pixel"),
-    Rule("transparent", "quarantined", "a pixel is not fully opaque"),
-    Rule("animated", "quarantined", "animated PNG"),
-    Rule("blank", "quarantined", "every pixel has the same value"),
-    Rule("no-pixels", "quarantined", "DICOM without pixel data (report, directory, plan, ...)"),
-    Rule("multi-frame", "quarantined", "DICOM of several frames, or with pixels for more than one image"),
-    Rule(
-        "colour-dicom",
-        "quarantined",
-        "DICOM of other than one MONOCHROME1, MONOCHROME2 or PALETTE COLOR sample or three RGB or YBR ones, or without "
-        "its palette; grey images in colour are normalised, coloured ones are `coloured`",
-    ),
-    Rule("unsupported-pixels", "quarantined", "DICOM pixels of other than 8 or 16 allocated bits, or floating point"),
-    Rule(
-        "unsupported-transfer-syntax",
-        "quarantined",
-        "DICOM encoding without a decoder here, or not named and not evident from the data",
-    ),
-    Rule(
-        "wrong-modality",
-        "quarantined",
-        "DICOM Modality is given and is no projection radiograph's (CR, DX, RG, RF, OT, SC; in use, too: DR, XR, RX)",
-    ),
-    Rule(
-        "lateral-view",
-        "quarantined",
-        "DICOM view (position, code, orientation, descriptions, body part) is lateral or oblique, by the words below",
-    ),
-    Rule("not-chest", "quarantined", "DICOM body part, or coded region, is given and is not the chest, by words below"),
-    Rule("not-human", "quarantined", "DICOM gives a species other than human, or a description names an animal"),
-    Rule("for-processing", "quarantined", "DICOM presentation intent is FOR PROCESSING: raw detector data"),
-    Rule("uneven-pixels", "quarantined", "DICOM pixels are not as high as wide (PixelAspectRatio)"),
-    Rule("burned-in-annotation", "quarantined", "DICOM BurnedInAnnotation is YES: text of a patient may be visible"),
-    Rule("metadata", "normalised", "EXIF, ICC, comments, text and every DICOM tag are left out of what is stored"),
-    Rule("jpeg-kept", "normalised", "an upright grey JPEG keeps its compressed pixels byte for byte"),
-    Rule("grey-colour", "normalised", "colour files of grey images become grey (JPEG: the luminance), DICOM as well"),
-    Rule("grey-palette", "normalised", "a palette of greys becomes grey"),
-    Rule("opaque-alpha", "normalised", "a fully opaque alpha channel is dropped"),
-    Rule("orientation", "normalised", "EXIF orientation is applied; a turned JPEG becomes PNG"),
-    Rule(
-        "png-depth",
-        "normalised",
-        "a 16-bit PNG whose brightest pixel fits fewer bits is scaled to the whole range, by the fewest of 10, 12 and "
-        "14 bits that hold it (what fits 8 is an 8-bit image), unless the column `bits` of labels.csv or else "
-        "XRAY_RULES__PNG_BITS says how many. This is safe: a true 16-bit radiograph never stays below a quarter of its "
-        "range. A dark image may still be taken for fewer bits than it has; a delivery of mixed depths says so",
-    ),
-    Rule("depth", "normalised", "16 bits are kept; DICOM of over 8 bits stored becomes 16-bit PNG, others 8-bit"),
-    Rule(
-        "display",
-        "normalised",
-        "DICOM: modality LUT (XA and XRF: none) or rescale, then the first VOI LUT or window that is whole and shows"
-        " anything, else darkest to brightest; a LUT's darkest and brightest entries are black and white",
-    ),
-    Rule(
-        "display-numbers",
-        "normalised",
-        "DICOM: numbers with a decimal comma, blanks or NULs are read; what is no number (N/A, NaN, inf), and a LUT"
-        " that is not as long as it says, count as absent",
-    ),
-    Rule(
-        "monochrome1",
-        "normalised",
-        "DICOM MONOCHROME1 is inverted, so that black is air; PresentationLUTShape is left aside",
-    ),
-    Rule("padding", "normalised", "DICOM pixel padding is shown black and does not count for the brightness range"),
-    Rule(
-        "evident",
-        "normalised",
-        "where a DICOM header and its data disagree, or the header says nothing, the data says how it is encoded",
-    ),
-)
+ENDINGS: Final = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".dcm", ".dicom")
+"""How files of the formats are usually named. Nothing follows from it for what a file is."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +61,7 @@ def sniff(data: bytes) -> str | None:
 def normalise(data: bytes, limits: Limits) -> Normalised:
     """Return the radiograph that a file holds, as it is stored. The same bytes always give the same result.
 
-    Raises RadiographError with one of the quarantined `RULES`; the detail holds no patient data.
+    Raises RadiographError with a code of `intake/rules.toml`; the detail holds no patient data.
     """
     read = _read(data, limits)
     stored = read.jpeg or png_bytes(read.pixels)

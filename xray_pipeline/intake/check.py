@@ -12,7 +12,6 @@ never shown, because it may name a patient.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -25,9 +24,9 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.table import Row, by_file, of_rows
-from xray_pipeline.intake import drift, expectations
-from xray_pipeline.intake.compare_rows import rejudge
-from xray_pipeline.intake.deliveries import Delivery, _fingerprint, _unseen, listing
+from xray_pipeline.intake import drift
+from xray_pipeline.intake.conflicts import mark_conflicts
+from xray_pipeline.intake.deliveries import Delivery, Inventory, fingerprint_of, listing, unseen
 from xray_pipeline.intake.layout import (
     BOOKKEEPING,
     LABELS,
@@ -35,11 +34,9 @@ from xray_pipeline.intake.layout import (
     is_litter,
     places,
 )
-from xray_pipeline.intake.rules import _UNREAD, NOT_COUNTED
+from xray_pipeline.intake.rules import NOT_COUNTED, UNREAD
 from xray_pipeline.intake.scan import Reader, journal_of, scan, still_there
-from xray_pipeline.intake.verdicts import Intake
-
-log = logging.getLogger(__name__)
+from xray_pipeline.intake.verdicts import Intake, judge
 
 _MOST_ABSENT: Final = 10_000  # files that labels.csv names in vain and that get a row, where they reject the delivery
 
@@ -53,7 +50,7 @@ def check(
     acknowledged: Collection[str] = (),
     data_docs: Path | None = None,
 ) -> Intake:
-    """Read and judge every new file of a delivery. `acknowledged` names the drift alarms that a person has settled.
+    """Read and judge every new file of a delivery; `acknowledged` names the drift alarms that a person acknowledged.
 
     Writes nothing but the journal that the scan of a large delivery keeps in `settings.cache` until it is through, and
     Great Expectations' Data Docs into the folder `data_docs` when that is given.
@@ -64,8 +61,8 @@ def check(
     store = open_store(delivery.uri, settings)
     entries = listing(store)
     seen = history.seen(delivery.name)[1]
-    new = _unseen(entries, seen)
-    if _fingerprint(new, entries) != delivery.fingerprint:
+    new = unseen(entries, seen)
+    if fingerprint_of(new, entries) != delivery.fingerprint:
         raise DeliveryError(f"delivery {delivery.key} changed since it was found; it is judged once it has settled")
     said, missing, odd = places(store, entries, settings.classes, f"delivery {delivery.key}")
     # Once, by the first part that missed it.
@@ -79,41 +76,33 @@ def check(
     with journal_of(delivery.uri, delivery.fingerprint, delivery.files, settings, patient_key) as journal:
         read = of_rows(scan(reader, new, journal, settings.workers, delivery.key, progress))
     named = of_rows(Row(name, 0, "", reason="missing", detail="named in labels.csv only") for name in absent)
-    table = rejudge(by_file(still_there(read, store), named), history, settings)
+    table = mark_conflicts(by_file(still_there(read, store), named), history, settings)
     if closed := sum(entry.kind == "closed" and not is_litter(entry.key) for entry in new):
         odd.append(f"{closed:,} folders or files can't be looked at; what is in them is taken once it can be.")
+    if nothing_new := delivery.part > 1 and _nothing_new(table, seen):
+        odd.append(
+            f"Nothing is new in {len(table):,} added files: they are copies of radiographs there already, "
+            f"litter, or quarantined and of a name and size seen before; they are listed and not looked at again."
+        )
     bookkeeping = sorted(entry.key for entry in entries if entry.key in BOOKKEEPING)
-    found = drift.of_table(table, history.reference(), settings.rules)
-    nothing_new = delivery.part > 1 and _nothing_new(table, seen)
+    unlike = drift.of_table(table, history.reference(), settings.rules)
     asked = _undemanding(settings) if nothing_new else settings
-    notes = [*odd, _said(table)] if nothing_new else odd
-    outcome = expectations.judge(delivery, table, asked, bookkeeping, found, acknowledged, data_docs, notes)
-    accepted = int((table["verdict"] == "accepted").sum())
-    log.info("delivery %s: %d of %d files accepted", delivery.key, accepted, len(table))
-    return Intake(delivery, table, outcome.fit, outcome.failures, outcome.result, outcome.page, outcome.warnings, found)
+    return judge(Inventory(delivery, table, bookkeeping, odd), asked, unlike, acknowledged, data_docs)
 
 
 def _nothing_new(table: pd.DataFrame, seen: frozenset[tuple[str, int, str]]) -> bool:
     """Whether an addition brings only copies, litter, and quarantined files of a name and size seen before.
 
-    Such files (a delivery copied anew, a late duplicate) are settled by a manifest that lists them; rejected, they
-    would be so every night. What could not be read is not settled: it may be new.
+    Such files (a delivery copied anew, a late duplicate) are done with once a manifest lists them; rejected, they
+    would be so every night. What could not be read is not done with: it may be new.
     """
     before = {(file, size) for file, size, _ in seen}
     rows = table[["file", "size", "reason"]].itertuples(index=False, name=None)
     return all(
-        reason in NOT_COUNTED or (reason not in ("", *_UNREAD) and (file, size) in before)
-        for file, size, reason in rows
+        reason in NOT_COUNTED or (reason not in ("", *UNREAD) and (file, size) in before) for file, size, reason in rows
     )
 
 
 def _undemanding(settings: Settings) -> Settings:
     rules = settings.rules.model_copy(update={"min_files": 0, "max_quarantined_share": 1.0, "max_leak_share": 1.0})
     return settings.model_copy(update={"rules": rules})
-
-
-def _said(table: pd.DataFrame) -> str:
-    return (
-        f"Nothing is new in {len(table):,} added files: they are copies of radiographs there already, "
-        f"litter, or quarantined and of a name and size seen before; they are listed and not looked at again."
-    )

@@ -22,8 +22,8 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.store import Dataset, Manifest
-from xray_pipeline.intake.compare_rows import rejudge
-from xray_pipeline.intake.rules import limits
+from xray_pipeline.images.raster import Limits
+from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.scan import reread
 from xray_pipeline.intake.verdicts import Intake
 
@@ -47,7 +47,7 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
             log.info("delivery %s is committed", key)
             break
         history = dataset.history().without(intake.delivery.name, set(intake.table["file"]))
-        table = rejudge(intake.table, history, dataset.settings)
+        table = mark_conflicts(intake.table, history, dataset.settings)
         _store_radiographs(dataset, intake, table, progress)
         data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
         if dataset.append(key, data, len(commits)):
@@ -58,7 +58,7 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
 
 def _store_radiographs(dataset: Dataset, intake: Intake, table: pd.DataFrame, progress: Progress | None) -> None:
     settings = dataset.settings
-    delivery, rules = open_store(intake.delivery.uri, settings), limits(settings.rules)
+    delivery, rules = open_store(intake.delivery.uri, settings), Limits.of(settings.rules)
     accepted = table[table["verdict"] == "accepted"]
 
     def changed(row: Any, how: str) -> DeliveryError:

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
+import pandas as pd
+
 from xray_pipeline.base.errors import DeliveryError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import CLOSED, Entry, Store, open_store
 from xray_pipeline.dataset.history import History
+from xray_pipeline.images.radiograph import ENDINGS
 from xray_pipeline.intake.layout import BOOKKEEPING, LABELS, SUCCESS, class_named, escape, is_litter, side_named
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,17 @@ class Delivery:
     def key(self) -> str:
         """The name of this part's manifest."""
         return self.name if self.part == 1 else f"{self.name}+{self.part}"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a delivery was found to hold: `table` has a `Row` for each file, `bookkeeping` names the files that need
+    none (labels.csv, _SUCCESS), and `notes` say in sentences what is odd about it."""
+
+    delivery: Delivery
+    table: pd.DataFrame
+    bookkeeping: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def find(
@@ -134,14 +148,11 @@ def _is_content(entry: Entry) -> bool:
     return entry.key not in BOOKKEEPING and not is_litter(entry.key)
 
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
-
-
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def _is_of_a_delivery(loose: Entry) -> bool:
-    return loose.key in BOOKKEEPING or loose.key.lower().endswith(_IMAGES)
+    return loose.key in BOOKKEEPING or loose.key.lower().endswith(ENDINGS)
 
 
 def _check_not_a_delivery(uri: str, loose: list[Entry], parts: list[str]) -> None:
@@ -194,21 +205,23 @@ def _describe(
 ) -> Delivery | None:
     name = _safe_name(folder)
     parts, seen = history.seen(name)
-    new = _unseen(entries, seen)
+    new = unseen(entries, seen)
     if all(is_litter(entry.key) for entry in new):
         return None
     size = sum(entry.size for entry in new)
     changed = _last_change(entries, now)
     settled = now - changed >= settle_seconds or _is_marked(entries, parts, changed)
-    return Delivery(name, uri, parts + 1, len(new), size, _fingerprint(new, entries), settled, changed)
+    return Delivery(name, uri, parts + 1, len(new), size, fingerprint_of(new, entries), settled, changed)
 
 
-def _unseen(entries: list[Entry], seen: frozenset[tuple[str, int, str]]) -> list[Entry]:
+def unseen(entries: list[Entry], seen: frozenset[tuple[str, int, str]]) -> list[Entry]:
+    """Return the files of a delivery that are none of those `seen` before, bookkeeping left out."""
     files = (entry for entry in entries if entry.key not in BOOKKEEPING)
     return [entry for entry in files if (escape(entry.key), entry.size, entry.version) not in seen]
 
 
-def _fingerprint(new: list[Entry], entries: list[Entry]) -> str:
+def fingerprint_of(new: list[Entry], entries: list[Entry]) -> str:
+    """Return the SHA-256 of the listing of what is new in a delivery, and of its labels.csv."""
     counted = [*new, *(entry for entry in entries if entry.key == LABELS)]
     lines = sorted(json.dumps([escape(entry.key), entry.size, entry.version, entry.kind]) for entry in counted)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

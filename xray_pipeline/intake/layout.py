@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from xray_pipeline.base.errors import AccessDenied, DeliveryError
 from xray_pipeline.base.storage import Entry, Store
+from xray_pipeline.images.radiograph import ENDINGS
 from xray_pipeline.intake.matching import folded as _folded
 from xray_pipeline.intake.matching import match
 
@@ -44,7 +45,7 @@ class Place(NamedTuple):
     detail: str = ""
 
 
-_IMAGES: Final = r"\.(?:jpe?g|jpe|jfif|png|dcm|dicom)"
+_IMAGES: Final = rf"(?:{'|'.join(map(re.escape, ENDINGS))})"
 _LITTER = re.compile(
     # Folders: hidden ones, and those that operating systems, network disks and unpackers make.
     r"(?:^|/)(?:\.(?!\.?/)[^/]+|__MACOSX|__pycache__|\$RECYCLE\.BIN|RECYCLER|System Volume Information|lost\+found|"

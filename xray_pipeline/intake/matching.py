@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.images.radiograph import ENDINGS
 
-_EXTENSION = re.compile(r"(\.(jpe?g|jpe|jfif|png|dcm|dicom|ima|tiff?|bmp))+$", re.I)
+_EXTENSION = re.compile(rf"({'|'.join(map(re.escape, (*ENDINGS, '.ima', '.tif', '.tiff', '.bmp')))})+$", re.I)
 _OF_A_DISK = re.compile(r"[\w+.-]+:|/|~|\.\./", re.A)  # a drive, an address, a root: never a path inside a delivery
 
 _Spelled = Callable[[str], str]

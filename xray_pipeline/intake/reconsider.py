@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Set
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xray_pipeline.base.errors import DatasetError, DeliveryError
 from xray_pipeline.base.progress import Progress
@@ -17,15 +17,12 @@ from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, in_force, part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import Row, by_file, of_rows
-from xray_pipeline.intake import alarms, deliveries, drift, expectations, verdicts
-from xray_pipeline.intake import check as intake
+from xray_pipeline.intake import alarms, deliveries, drift, verdicts
+from xray_pipeline.intake.check import check
 from xray_pipeline.intake.commit import commit
-from xray_pipeline.intake.deliveries import listing
+from xray_pipeline.intake.deliveries import Delivery, Inventory, listing
 from xray_pipeline.intake.layout import escape, is_litter
-from xray_pipeline.intake.rules import judged_by
-
-if TYPE_CHECKING:
-    from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake.rules import judging_digest
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +89,7 @@ def _judged(
         return delivery, of_rows(())
     history = dataset.history().without(delivery.name, {file[0] for file in waiting}, listed - waiting.keys())
     delivery = deliveries.at(delivery.uri, settings, history, time.time())
-    found = intake.check(delivery, settings, history, dataset.patient_key(), progress).table
+    found = check(delivery, settings, history, dataset.patient_key(), progress).table
     return delivery, found[[file in waiting for file in files_of(found)]]
 
 
@@ -121,17 +118,16 @@ def _commit(
 
     store, key = open_store(settings.store, settings), addition.key
     taken = table[table["verdict"] == "accepted"].reset_index(drop=True)
-    found = verdicts.Intake(addition, table, True, (), {}, "")
+    intake = verdicts.Intake(addition, table, True, (), {}, "")
     if len(taken):
         unlike = drift.of_table(taken, dataset.history().reference(), settings.rules)
         alarms.keep(store, key, addition.fingerprint, unlike)
         acknowledged = alarms.acknowledged(store, key, addition.fingerprint)
-        verdict = expectations.judge(addition, taken, settings, (), unlike, acknowledged)
-        if not verdict.fit:
-            return {"fit": False, "why": " ".join(verdict.failures)}
-        found = verdicts.Intake(addition, table, True, (), verdict.result, verdict.page, verdict.warnings, unlike)
-    verdicts.keep(store, found, judged_by(settings, dataset.patient_key()))
-    manifest = commit(dataset, found, progress)
+        intake = replace(verdicts.judge(Inventory(addition, taken), settings, unlike, acknowledged), table=table)
+        if not intake.fit:
+            return {"fit": False, "why": " ".join(intake.failures)}
+    verdicts.keep(store, intake, judging_digest(settings, dataset.patient_key()))
+    manifest = commit(dataset, intake, progress)
     if set(files_of(dataset.manifest(key))) != set(files_of(table)):
         raise DatasetError(f"part {key} of delivery {addition.name} was committed by another run; run it again")
     log.info("delivery %s: %d files accepted, %d settled in a label conflict", key, len(taken), len(table) - len(taken))

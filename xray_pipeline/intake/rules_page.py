@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.images import dicom_words
-from xray_pipeline.intake import expectations, rules
+from xray_pipeline.intake import expectations
+from xray_pipeline.intake.rules import NORMALISED, QUARANTINED
 
 HEAD = """# What the intake asks of a file and of a delivery
 
@@ -29,13 +30,13 @@ model that is trained afterwards takes them along.
 def page() -> str:
     """Return all rules as Markdown: files, what is normalised, deliveries, and the settings that decide."""
 
-    quarantined = [(f"`{r.code}`", r.text) for r in rules.RULES if r.outcome == "quarantined"]
-    normalised = [(f"`{r.code}`", r.text) for r in rules.RULES if r.outcome == "normalised"]
+    quarantined = [(f"`{code}`", reason.rule, reason.advice) for code, reason in QUARANTINED.items()]
+    normalised = [(f"`{what}`", rule) for what, rule in NORMALISED.items()]
     return "\n".join(
         [
             HEAD,
             "## A file is quarantined\n",
-            _table(("reason", "rule"), quarantined),
+            _table(("reason", "rule", "what to do"), quarantined),
             "## A file is normalised\n",
             _table(("what", "rule"), normalised),
             WORDS,

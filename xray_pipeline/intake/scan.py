@@ -31,11 +31,12 @@ from xray_pipeline.dataset.fingerprints import fingerprint
 from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.table import Row, quarantined
 from xray_pipeline.images import appearance, radiograph
-from xray_pipeline.images.radiograph import Limits, Normalised
+from xray_pipeline.images.radiograph import Normalised
+from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake.deliveries import listing
 from xray_pipeline.intake.journal import Journal
 from xray_pipeline.intake.layout import LITTER, Place, escape, unescape
-from xray_pipeline.intake.rules import judged_by, limits
+from xray_pipeline.intake.rules import judging_digest
 
 _JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
 
@@ -64,7 +65,7 @@ def _seen_as(entry: Entry) -> str:
 
 def journal_of(uri: str, fingerprint: str, files: int, settings: Settings, patient_key: bytes) -> Journal:
     """Return the journal of a scan of `files` files; `fingerprint` tells the listing."""
-    depends = (uri, fingerprint, judged_by(settings, patient_key))
+    depends = (uri, fingerprint, judging_digest(settings, patient_key))
     return Journal(settings.cache / "intake", depends, enabled=files >= _JOURNAL_FROM)
 
 
@@ -118,7 +119,7 @@ class Reader:
 
     def __init__(self, store: Store, settings: Settings, patient_key: bytes, said: Mapping[str, Place]) -> None:
         self._store, self._settings, self._key, self._said = store, settings, patient_key, said
-        self._limits = limits(settings.rules)
+        self._limits = Limits.of(settings.rules)
         try:
             self._pattern = re.compile(settings.rules.patient_pattern)
         except re.error as error:

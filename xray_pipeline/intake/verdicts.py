@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,9 +18,10 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.parquet import accounting, from_parquet, to_parquet
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.intake import alarms, expectations
-from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake import alarms, delivery_page, expectations
+from xray_pipeline.intake.deliveries import Delivery, Inventory
 from xray_pipeline.intake.drift import Drift
+from xray_pipeline.intake.tallies import near_copies
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,8 @@ class Intake:
 class Checked(Outcome):
     """The verdict on one delivery, kept in the store beside its intake table and page.
 
-    `rules` is the digest of all that it depends on beside the files and the dataset (`rules.judged_by`), "" when it
-    is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one.
+    `rules` is the digest of all that it depends on beside the files and the dataset (`rules.judging_digest`), "" when
+    it is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one.
     """
 
     key: str
@@ -62,16 +64,51 @@ class Checked(Outcome):
     table: str = ""
 
 
-def _unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
-    """Keep and return the verdict on a delivery that can't be judged at all."""
+def judge(
+    inventory: Inventory,
+    settings: Settings,
+    drift: Drift | None,
+    acknowledged: Collection[str] = (),
+    data_docs: Path | None = None,
+) -> Intake:
+    """Judge a delivery as a whole by its rows. The arguments are those of `expectations.validate`.
 
+    Raises OSError when Data Docs can't be written.
+    """
+    delivery, table = inventory.delivery, inventory.table
+    findings = expectations.validate(table, settings, drift, acknowledged, delivery.key, data_docs)
+    broken = [finding for finding in findings if not finding.success]
+    failures, warnings = (
+        tuple(finding.complaint for finding in broken if finding.stops is stops) for stops in (True, False)
+    )
+    counts = accounting([table])
+    result = {
+        "delivery": delivery.key,
+        "fingerprint": delivery.fingerprint,
+        "rules": settings.rules.digest(),
+        "success": not failures,
+        "great_expectations": expectations.version(),
+        "expectations": [asdict(finding) for finding in findings],
+        "rows": len(table),
+        "accepted": counts.pop("accepted", 0),
+        "quarantined": counts,
+        "near_copies": near_copies(table),
+        "bookkeeping": list(inventory.bookkeeping),
+        "drift": drift.to_dict() if drift else None,
+    }
+    page = delivery_page.page(inventory, findings, drift)
+    return Intake(delivery, table, not failures, failures, result, page, (*warnings, *inventory.notes), drift)
+
+
+def unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
+    """Keep and return the verdict on a delivery that can't be judged at all; `rules` is as in `Checked`."""
     key = delivery.key
     if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
         rules = ""
     result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
     for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
         store.delete(f"intake/{key}/{name}")
-    store.write(f"intake/{key}/page.html", expectations.unjudged(delivery, str(error)).encode())
+    store.write(f"intake/{key}/page.html", delivery_page.unjudged(delivery, str(error)).encode())
     records.write(store, f"intake/{key}/checked.json", result.to_dict())
     return result
 
@@ -105,11 +142,13 @@ def keep(store: Store, found: Intake, rules: str) -> Checked:
     return result
 
 
-def _stands(earlier: Checked, delivery: Delivery, rules: str) -> bool:
+def stands(earlier: Checked, delivery: Delivery, rules: str) -> bool:
+    """Whether a verdict was made on these files and by these rules (as in `Checked`)."""
     return bool(rules) and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
 
 
-def _arriving(delivery: Delivery, settings: Settings) -> str:
+def arriving(delivery: Delivery, settings: Settings) -> str:
+    """Say that a delivery has not settled, and when it will."""
     ago = max(0.0, time.time() - delivery.changed)
     return (
         f"delivery {delivery.key} changed {ago:,.0f} s ago and may still be arriving; it is taken once it has not "
@@ -167,7 +206,8 @@ def _holds_files(uri: str, settings: Settings) -> bool:
         return True
 
 
-def _verdict(result: Checked) -> str:
+def in_words(result: Checked) -> str:
+    """Say a verdict in one line."""
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(result.quarantined.items())) or "none"
     head = f"{'fit' if result.fit else 'REJECTED'}; {result.accepted} files accepted; quarantined: {counts}"
     return "; ".join([head, *filter(None, [result.why]), *result.warnings])

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused, RadiographError
 from xray_pipeline.images import radiograph
+from xray_pipeline.images.raster import Limits
 from xray_pipeline.models.backbones import Network, build
 from xray_pipeline.models.engine import Engine, engine_for
 
@@ -52,7 +53,7 @@ class Classifier:
     side: int
     threshold: float = 0.5
     temperature: float = 1.0
-    limits: radiograph.Limits = field(default_factory=radiograph.Limits)
+    limits: Limits = field(default_factory=Limits)
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -202,7 +203,7 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
     network.load_state_dict(safetensors.torch.load(weights))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     said: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.get("limits", {}).items()}
-    answers = (facts["side"], facts["threshold"], facts["temperature"], radiograph.Limits(**said))
+    answers = (facts["side"], facts["threshold"], facts["temperature"], Limits(**said))
     return cls(network, facts["backbone"], tuple(facts["classes"]), *answers)
 
 

@@ -29,8 +29,9 @@ from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.parquet import from_parquet
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.intake import rules, verdicts
+from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake import scan as reading
+from xray_pipeline.intake import verdicts
 from xray_pipeline.night import identity
 from xray_pipeline.night.run import Run
 
@@ -191,7 +192,7 @@ def _troubles(dataset: Dataset, places: Iterable[Place], progress: Progress | No
 
 def _put_back(dataset: Dataset, one: DamagedRadiograph, originals: Iterable[tuple[Store, Any]]) -> bool:
     """Make a radiograph anew from the first of some rows (each with its delivery's store) that gives its digest."""
-    limits = rules.limits(dataset.settings.rules)
+    limits = Limits.of(dataset.settings.rules)
     for delivery, row in originals:
         # Rules that came since don't matter: what comes out is proven. But no file may take more memory than it did.
         room = max(limits.max_pixels, row.width * row.height)

@@ -19,21 +19,20 @@ from xray_pipeline.base.storage import open_store, require_folder
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.evidence import FORMAT, evidence_key
-from xray_pipeline.intake import alarms, deliveries, reconsider
+from xray_pipeline.intake import alarms, deliveries, reconsider, verdicts
 from xray_pipeline.intake import check as intakes
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.deliveries import Delivery
-from xray_pipeline.intake.rules import judged_by
+from xray_pipeline.intake.rules import judging_digest
 from xray_pipeline.intake.verdicts import (
     Checked,
     Intake,
-    _arriving,
-    _stands,
-    _unjudged,
-    _verdict,
     checked,
     checked_table,
+    in_words,
     keep,
+    stands,
+    unjudged,
 )
 from xray_pipeline.night import compose_report, gather, judging, repair, trial
 from xray_pipeline.night import pair as comparing
@@ -82,9 +81,9 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
 
 
 def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
-    store, rules = run.store(), judged_by(run.settings, Dataset(run.settings).patient_key())
-    verdicts = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
-    return {d.key for d, verdict in verdicts if verdict and not verdict.fit and _stands(verdict, d, rules)}
+    store, rules = run.store(), judging_digest(run.settings, Dataset(run.settings).patient_key())
+    judged_before = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
+    return {d.key for d, verdict in judged_before if verdict and not verdict.fit and stands(verdict, d, rules)}
 
 
 def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
@@ -104,13 +103,13 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     delivery = next((d for d in _deliveries(run, history, []) if d.key == key), None)
     if delivery is None:
         raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
-    arriving = "" if delivery.settled else _arriving(delivery, run.settings)
+    arriving = "" if delivery.settled else verdicts.arriving(delivery, run.settings)
     if named and arriving:
         raise DeliveryError(arriving)
     earlier, patient_key = checked(store, key), dataset.patient_key()
-    rules = "" if arriving else judged_by(run.settings, patient_key)
-    if earlier and not named and _stands(earlier, delivery, rules) and "unreadable" not in earlier.quarantined:
-        log.info("delivery %s was judged before and has not changed: %s", key, _verdict(earlier))
+    rules = "" if arriving else judging_digest(run.settings, patient_key)
+    if earlier and not named and stands(earlier, delivery, rules) and "unreadable" not in earlier.quarantined:
+        log.info("delivery %s was judged before and has not changed: %s", key, in_words(earlier))
         return earlier
     store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
     try:
@@ -124,10 +123,10 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
             if earlier and earlier.fit:  # it was taken away above
                 records.write(store, f"intake/{key}/checked.json", earlier.to_dict(), if_absent=True)
             raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
-        result = _unjudged(store, delivery, rules, error)
+        result = unjudged(store, delivery, rules, error)
     else:
         result = keep(store, intake, rules)
-    log.info("delivery %s: %s", key, _verdict(result))
+    log.info("delivery %s: %s", key, in_words(result))
     return result
 
 

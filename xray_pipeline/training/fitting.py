@@ -35,7 +35,7 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import MappedRows, PixelCache
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.images.radiograph import Limits
+from xray_pipeline.images.raster import Limits
 from xray_pipeline.models.backbones import Backbone, Network
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.engine import engine_for

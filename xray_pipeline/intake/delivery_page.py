@@ -1,0 +1,99 @@
+"""The page that shows why a delivery is fit or rejected: one HTML file that names rows by number, never a path or a
+patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pandas as pd
+
+from xray_pipeline.base.pages import template
+from xray_pipeline.dataset.split import SIDES
+from xray_pipeline.dataset.table import of_rows
+from xray_pipeline.intake import tallies
+from xray_pipeline.intake.deliveries import Delivery, Inventory
+from xray_pipeline.intake.drift import Drift
+from xray_pipeline.intake.expectations import Finding
+from xray_pipeline.intake.layout import LITTER
+from xray_pipeline.intake.rules import QUARANTINED
+
+_EXAMPLES: Final = 12  # row numbers shown for one reason
+
+
+def page(inventory: Inventory, findings: Sequence[Finding], drift: Drift | None) -> str:
+    """Return the page of a delivery that was judged by these findings."""
+    return _rendered(inventory, findings, drift)
+
+
+def unjudged(delivery: Delivery, why: str) -> str:
+    """Return the page of a delivery that can't be judged as a whole; it holds no file's row."""
+    return _rendered(Inventory(delivery, of_rows([])), (), None, why)
+
+
+def _rendered(inventory: Inventory, findings: Sequence[Finding], drift: Drift | None, why: str = "") -> str:
+    table = inventory.table
+    accepted = table[table["verdict"] == "accepted"]
+    broken = [finding for finding in findings if not finding.success]
+    failures, warnings = ([finding for finding in broken if finding.stops is stops] for stops in (True, False))
+    split = pd.crosstab(accepted["label"], accepted["side"]).reindex(columns=list(SIDES), fill_value=0)
+    return template("intake", "delivery.html.j2").render(
+        delivery=inventory.delivery,
+        why=why,
+        fit=not (failures or why),
+        findings=findings,
+        failures=failures,
+        warnings=warnings,
+        alarmed=any(finding.channel for finding in warnings),
+        drift=drift,
+        files=len(table) - int((table["reason"] == LITTER).sum()),
+        accepted=len(accepted),
+        patients=accepted["patient"].nunique(),
+        reasons=_reasons(table[table["verdict"] != "accepted"]),
+        near=tallies.near_copies(table),
+        examples=_EXAMPLES,
+        sides=SIDES,
+        split=[(str(label), [int(count) for count in row]) for label, row in split.iterrows()],
+        patients_by_side=[int(accepted.loc[accepted["side"] == side, "patient"].nunique()) for side in SIDES],
+        kinds=_kinds(accepted),
+        scaled=[(bits, count) for bits, count in tallies.png_depths(accepted).items() if bits != "16"],
+        sizes=_sizes(accepted),
+        known=_known(accepted),
+        bookkeeping=inventory.bookkeeping,
+        notes=inventory.notes,
+    )
+
+
+def _reasons(quarantined: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return each reason with its rule, what to do about it, how many files have it and the first of their rows."""
+    by_reason = sorted(quarantined.groupby("reason"), key=lambda item: (-len(item[1]), str(item[0])))
+    return [
+        {
+            "code": str(code),
+            **QUARANTINED[str(code)]._asdict(),
+            "count": len(rows),
+            "rows": [int(row) for row in rows.index[:_EXAMPLES]],
+        }
+        for code, rows in by_reason
+    ]
+
+
+def _kinds(accepted: pd.DataFrame) -> list[tuple[str, str, int, int]]:
+    grouped = accepted.groupby(["format", "mode", "bits"]).size()
+    return [(str(kind[0]), str(kind[1]), int(kind[2]), int(count)) for kind, count in grouped.items()]
+
+
+def _sizes(accepted: pd.DataFrame) -> list[tuple[str, int, int, int]]:
+    """Return (what, smallest, median, largest) in pixels; nothing without accepted files."""
+    if accepted.empty:
+        return []
+    return [
+        (name, int(accepted[name].min()), int(accepted[name].median()), int(accepted[name].max()))
+        for name in ("width", "height")
+    ]
+
+
+def _known(accepted: pd.DataFrame) -> list[tuple[str, int]]:
+    """Return how many accepted files say what of the exposure and the patient."""
+    known = [(column, int((accepted[column] != "").sum())) for column in ("view", "sex", "scanner")]
+    return [*known, ("age", int(accepted["age_years"].notna().sum()))]

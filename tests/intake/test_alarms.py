@@ -40,7 +40,7 @@ def test_an_alarm_stands_until_it_is_acknowledged(store: DirectoryStore) -> None
     assert (said["alarms"], said["who"], said["why"]) == (["pixels"], "alice", "a new detector, checked")
     assert alarms.standing(store, ["a"]) == ()
     on = said["at"][:10]
-    assert alarms.settled(store, ["a", "b"]) == (f"a: pixels, acknowledged by alice on {on}: a new detector, checked",)
+    assert alarms.acknowledgements(store, ["a", "b"]) == (f"a: pixels, acknowledged by alice on {on}: a new detector, checked",)
     with pytest.raises(DeliveryError, match="takes a reason"):
         alarms.acknowledge(store, "a", "alice", " ")
     with pytest.raises(DeliveryError, match="nothing to acknowledge"):
@@ -64,7 +64,7 @@ def test_an_acknowledgement_is_for_exactly_those_files(store: DirectoryStore) ->
     assert alarms.acknowledged(store, "a", "f") == ("pixels",)
     assert alarms.acknowledged(store, "a", "g") == ()
     alarms.keep(store, "a", "g", found())
-    assert alarms.settled(store, ["a"]) == ()
+    assert alarms.acknowledgements(store, ["a"]) == ()
 
 
 def test_what_was_never_compared_is_not_no_alarm(store: DirectoryStore) -> None:

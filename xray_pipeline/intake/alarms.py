@@ -2,7 +2,7 @@
 
     intake/<key>/drift.json              what the check found: pixels, labels
     intake/<key>/drift-features.json     what the training machine found: frozen features
-    intake/<key>/acknowledged-<n>.json   who settled which alarms of exactly these files, when and why; write-once
+    intake/<key>/acknowledged-<n>.json   who acknowledged which alarms of exactly these files, when and why; write-once
 
 An acknowledgement is for the alarms that stood when it was given: one that comes later stands again. The trade-off: a
 delivery that changes before it is committed loses its acknowledgements, because they were for other files.
@@ -25,59 +25,59 @@ if TYPE_CHECKING:
 CHECKED, FEATURES = "drift.json", "drift-features.json"
 
 
-def keep(store: Store, key: str, fingerprint: str, found: Drift | None, name: str = CHECKED) -> None:
-    """Keep what was found of a delivery with that listing, of its features what was found first.
+def keep(store: Store, key: str, fingerprint: str, drift: Drift | None, name: str = CHECKED) -> None:
+    """Keep what was measured of a delivery with that listing, of its features what was measured first.
 
     Features are compared once: with which deliveries depends on the snapshot that the one who is first looks at. Raises
     StorageUnavailable.
     """
-    if found is not None:
-        content = {"fingerprint": fingerprint, **found.to_dict()}
+    if drift is not None:
+        content = {"fingerprint": fingerprint, **drift.to_dict()}
         records.write(store, f"intake/{key}/{name}", content, if_absent=name == FEATURES)
 
 
 def acknowledged(store: Store, key: str, fingerprint: str) -> tuple[str, ...]:
-    """Return the channels whose alarms a person has settled for exactly these files, sorted."""
-    settled = {name for kept in _acknowledgements(store, key, fingerprint) for name in kept["alarms"]}
-    return tuple(sorted(settled))
+    """Return the channels whose alarms a person has acknowledged for exactly these files, sorted."""
+    given = [given for given in _given(store, key) if given["fingerprint"] == fingerprint]
+    return tuple(sorted({name for one in given for name in one["alarms"]}))
 
 
 def measured(store: Store, key: str, name: str = CHECKED) -> bool:
-    """Whether it is known what that measurement found."""
+    """Whether that measurement was made."""
     return store.exists(f"intake/{key}/{name}")
 
 
 def standing(store: Store, keys: Iterable[str]) -> tuple[str, ...] | None:
-    """Return the alarms of committed deliveries that nobody has settled, each as "delivery: channels".
+    """Return the alarms of committed deliveries that nobody has acknowledged, each as "delivery: channels".
 
     None when the features of one of them were never compared: what is not known is not "no alarm".
     """
-    found = []
+    said = []
     for key in keys:
         if not measured(store, key, FEATURES):
             return None
         if names := of_delivery(store, key):
-            found.append(f"{key}: {' and '.join(names)}")
-    return tuple(found)
+            said.append(f"{key}: {' and '.join(names)}")
+    return tuple(said)
 
 
-def settled(store: Store, keys: Iterable[str]) -> tuple[str, ...]:
-    """Return who settled which alarms of these deliveries and why, a sentence each without its full stop."""
-    found = []
+def acknowledgements(store: Store, keys: Iterable[str]) -> tuple[str, ...]:
+    """Return who acknowledged which alarms of these deliveries and why, a sentence each without its full stop."""
+    said = []
     for key in keys:
-        judged = {kept["fingerprint"] for kept in _kept(store, key)}
-        for given in _acknowledgements(store, key):
-            if given["fingerprint"] in judged:
+        fingerprints = {drift["fingerprint"] for drift in _measurements(store, key)}
+        for given in _given(store, key):
+            if given["fingerprint"] in fingerprints:
                 by = f"acknowledged by {given['who']} on {given['at'][:10]}"
-                found.append(f"{key}: {' and '.join(given['alarms'])}, {by}: {given['why'].rstrip('. ')}")
-    return tuple(found)
+                said.append(f"{key}: {' and '.join(given['alarms'])}, {by}: {given['why'].rstrip('. ')}")
+    return tuple(said)
 
 
 def of_delivery(store: Store, key: str) -> tuple[str, ...]:
-    """Return the channels of one delivery whose alarms nobody has settled, sorted."""
+    """Return the channels of one delivery whose alarms nobody has acknowledged, sorted."""
     raised: set[str] = set()
-    for kept in _kept(store, key):
-        raised |= set(kept["alarms"]) - set(acknowledged(store, key, kept["fingerprint"]))
+    for drift in _measurements(store, key):
+        raised |= set(drift["alarms"]) - set(acknowledged(store, key, drift["fingerprint"]))
     return tuple(sorted(raised))
 
 
@@ -101,7 +101,7 @@ def p_values(store: Store, key: str) -> dict[str, float]:
 
 
 def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
-    """Settle the alarms of a delivery that stand now; return delivery, alarms, who, why and at.
+    """Acknowledge the alarms of a delivery that stand now; return delivery, alarms, who, why and at.
 
     A rejected delivery is judged anew by the next check. Raises DeliveryError when no alarm stands or `why` is empty.
     """
@@ -110,8 +110,8 @@ def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
     names = of_delivery(store, key)
     if not names:
         raise DeliveryError(f"no drift alarm of delivery {key} stands; there is nothing to acknowledge")
-    fingerprint = _kept(store, key)[0]["fingerprint"]
-    number = len(_acknowledgements(store, key)) + 1
+    fingerprint = _measurements(store, key)[0]["fingerprint"]
+    number = len(_given(store, key)) + 1
     given = {"alarms": list(names), "who": who, "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     content, name = {"fingerprint": fingerprint, **given}, f"intake/{key}/acknowledged-{number}.json"
     if not records.write(store, name, content, if_absent=True):
@@ -124,12 +124,12 @@ def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
     return {"delivery": key, **given}
 
 
-def _kept(store: Store, key: str) -> list[dict[str, Any]]:
+def _measurements(store: Store, key: str) -> list[dict[str, Any]]:
     names = (f"intake/{key}/{name}" for name in (CHECKED, FEATURES))
     return [records.read(store, name, dict[str, Any]) for name in names if store.exists(name)]
 
 
-def _acknowledgements(store: Store, key: str, fingerprint: str | None = None) -> list[dict[str, Any]]:
+def _given(store: Store, key: str) -> list[dict[str, Any]]:
+    """Return the acknowledgements of a delivery, those of its earlier files too."""
     names = sorted(e.key for e in store.list(f"intake/{key}") if e.key.startswith(f"intake/{key}/acknowledged-"))
-    found = [records.read(store, name, dict[str, Any]) for name in names]
-    return [kept for kept in found if fingerprint in (None, kept["fingerprint"])]
+    return [records.read(store, name, dict[str, Any]) for name in names]

@@ -1,7 +1,7 @@
 """Every file of every delivery, exactly once: the balance of a table, the quarantine as a list, judging it anew.
 
 A file's standing verdict is that of the last manifest that has it: a file that was quarantined may be accepted by a
-later part of its delivery, after a rule changed or a label conflict was settled; the manifest that quarantined it stays
+later part of its delivery, after a rule changed or a label conflict ended; the manifest that quarantined it stays
 as it was. Files are named by delivery and row, because a path may name a patient; only who asks for paths gets them.
 The trade-off: listing the quarantine reads every manifest, as everything about the dataset does.
 """
@@ -97,14 +97,14 @@ def quarantine(settings: Settings, delivery: str = "", reason: str = "", paths: 
     )
     if delivery and not keys and not rejected:
         raise DeliveryError(f"no delivery {delivery} is committed or rejected; `xray check` judges one that waits")
-    found = []
+    listed = []
     for key, row in itertools.chain(_standing(tables, keys), _kept_out(store, rejected, bool(keys))):
         if reason in ("", row.reason):
             said = {"delivery": key, "row": int(row.Index), "reason": row.reason, "detail": row.detail}
             said["committed"] = key in keys
             path = {"file": row.file} if paths else {}
-            found.append({**said, "size": int(row.size), "source_digest": row.source_digest, **path})
-    return found
+            listed.append({**said, "size": int(row.size), "source_digest": row.source_digest, **path})
+    return listed
 
 
 def _standing(tables: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -140,9 +140,9 @@ def verify(settings: Settings) -> tuple[bool, str]:
     files: set[tuple[Any, ...]] = set()
     for key in dataset.manifests():
         table = dataset.manifest(key)
-        found = balance(table)
-        if not found.holds:
-            return False, f"the rows of manifest {key} do not add up: {asdict(found)}"
+        added_up = balance(table)
+        if not added_up.holds:
+            return False, f"the rows of manifest {key} do not add up: {asdict(added_up)}"
         accepted = table["verdict"] == "accepted"
         digests.update(table.loc[accepted, "digest"])
         rows = [(part_of(key)[0], *file) for file in files_of(table)]
@@ -165,7 +165,7 @@ def split(settings: Settings) -> tuple[bool, str]:
         accepted = table.loc[table["verdict"] == "accepted", ["patient", "side"]].drop_duplicates()
         for patient, side in accepted.itertuples(index=False, name=None):
             sides.setdefault(patient, set()).add(side)
-    both = sum(len(found) > 1 for found in sides.values())
+    both = sum(len(taken) > 1 for taken in sides.values())
     if both:
         return False, f"{both} patients are on two sides of the split"
     return True, f"{len(sides)} patients, each on one side of the split"

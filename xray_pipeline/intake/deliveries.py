@@ -103,11 +103,11 @@ def find(
     if not any(_is_laid_out(entries, classes) for entries in whole.values()):
         _check_not_a_delivery(incoming.uri, loose, parts)
     beside = [f"{incoming.uri}: {text}" for text in _left_out(loose, parts, unsafe)]
-    found = []
+    new = []
     for folder, entries in whole.items():
         delivery = _describe(folder, incoming.child(folder).uri, entries, history, settle_seconds, now)
         if delivery is not None:
-            found.append(delivery)
+            new.append(delivery)
         elif not any(map(_is_content, entries)) and not history.seen(_safe_name(folder))[0]:
             beside.append(f"delivery {_safe_name(folder)} holds no file to check, only bookkeeping or litter")
     if left_out is None:
@@ -115,7 +115,7 @@ def find(
             log.warning("%s", text)
     else:
         left_out += beside
-    return sorted(found, key=lambda delivery: delivery.name)
+    return sorted(new, key=lambda delivery: delivery.name)
 
 
 def _by_folder(entries: Iterable[Entry]) -> tuple[dict[str, list[Entry]], list[Entry], int]:
@@ -189,15 +189,15 @@ def at(uri: str, settings: Settings, history: History, now: float) -> Delivery:
         entries = listing(store)
     except ObjectNotFound as error:
         raise DeliveryError(f"{store.uri} is a file; a delivery is a folder, name that") from error
-    found = _describe(folder, store.uri, entries, history, settings.settle_seconds, now)
-    if found is None:
+    delivery = _describe(folder, store.uri, entries, history, settings.settle_seconds, now)
+    if delivery is None:
         known = "it is empty; does it exist?"
         if entries:
             known = "it has only bookkeeping or litter, no file to judge"
         if any(map(_is_content, entries)):
             known = "every file in it is in the dataset already"
         raise DeliveryError(f"{store.uri} holds nothing to check: {known}")
-    return found
+    return delivery
 
 
 def _describe(
@@ -245,7 +245,7 @@ def _safe_name(folder: str) -> str:
     """Return a folder's name as it can stand in keys: no control characters, no `+` (it counts parts), 160 bytes."""
     raw = os.fsencode(folder)
     try:
-        name = _UNSAFE.sub(lambda found: quote(found[0], safe=""), raw.decode())
+        name = _UNSAFE.sub(lambda unsafe: quote(unsafe[0], safe=""), raw.decode())
     except UnicodeDecodeError:
         name = quote(raw)
     if len(name.encode()) <= 160:

@@ -30,7 +30,7 @@ from xray_pipeline.base.settings import IntakeRules
 from xray_pipeline.images import appearance
 
 CHANNELS: Final = ("pixels", "labels", "features")
-MOST_NEW, MOST_KEPT = 1000, 2000  # radiographs compared
+MOST_NEW, MOST_KNOWN = 1000, 2000  # radiographs compared
 AGE_GROUPS: Final = {1.0: "under 1", 6.0: "1 to 5", 18.0: "6 to 17", 65.0: "18 to 64", float("inf"): "65 and over"}
 """Groups of patients' ages by the age in years that ends each."""
 _DRAWS_AT_LEVEL = 10  # expected draws beyond the level, which sets how many are made
@@ -56,7 +56,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Drift:
-    """What was found of one delivery: patients compared on both sides, and each channel."""
+    """How one delivery compares with the dataset: patients compared on both sides, and each channel."""
 
     patients: int
     dataset_patients: int
@@ -89,33 +89,33 @@ def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -
     `reference` has the columns digest, patient, label, statistics and age_years. Rows without statistics (of manifests
     that an earlier version wrote) don't count.
     """
-    new, kept = _measured(table[table["verdict"] == "accepted"]), _measured(reference)
-    if why := not_enough(new["patient"].nunique(), kept["patient"].nunique(), rules):
-        return _unsaid(new, kept, ("pixels", "labels"), why, rules)
-    new, kept = sampled(new, MOST_NEW), sampled(kept, MOST_KEPT)
-    draws = Draws(new["patient"], kept["patient"], level_of(rules), seed_of(new["digest"], kept["digest"]))
-    here, there = (appearance.from_text(rows["statistics"]) for rows in (new, kept))
-    found = (
+    new, known = _measured(table[table["verdict"] == "accepted"]), _measured(reference)
+    if why := not_enough(new["patient"].nunique(), known["patient"].nunique(), rules):
+        return _unsaid(new, known, ("pixels", "labels"), why, rules)
+    new, known = sampled(new, MOST_NEW), sampled(known, MOST_KNOWN)
+    draws = Draws(new["patient"], known["patient"], level_of(rules), seed_of(new["digest"], known["digest"]))
+    here, there = (appearance.from_text(rows["statistics"]) for rows in (new, known))
+    channels = (
         Channel("pixels", draws.vectors(here, there), level_of(rules), moved(here, there, appearance.NAMES)),
-        Channel("labels", draws.labels(_groups(new), _groups(kept)), level_of(rules), _mix(new, kept)),
+        Channel("labels", draws.labels(_groups(new), _groups(known)), level_of(rules), _mix(new, known)),
     )
-    return Drift(new["patient"].nunique(), kept["patient"].nunique(), found)
+    return Drift(new["patient"].nunique(), known["patient"].nunique(), channels)
 
 
 def _measured(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[np.array([appearance.is_text(text) for text in rows["statistics"]], dtype=bool)]
 
 
-def of_features(new: pd.DataFrame, kept: pd.DataFrame, vectors: Mapping[str, Vectors], rules: IntakeRules) -> Drift:
+def of_features(new: pd.DataFrame, known: pd.DataFrame, vectors: Mapping[str, Vectors], rules: IntakeRules) -> Drift:
     """Compare rows (columns digest, patient) by the feature vectors [F] of their digests."""
-    if why := not_enough(new["patient"].nunique(), kept["patient"].nunique(), rules):
-        return _unsaid(new, kept, ("features",), why, rules)
-    new, kept = sampled(new, MOST_NEW), sampled(kept, MOST_KEPT)
-    draws = Draws(new["patient"], kept["patient"], level_of(rules), seed_of(new["digest"], kept["digest"]))
-    both = [np.stack([vectors[digest] for digest in rows["digest"]]) for rows in (new, kept)]
+    if why := not_enough(new["patient"].nunique(), known["patient"].nunique(), rules):
+        return _unsaid(new, known, ("features",), why, rules)
+    new, known = sampled(new, MOST_NEW), sampled(known, MOST_KNOWN)
+    draws = Draws(new["patient"], known["patient"], level_of(rules), seed_of(new["digest"], known["digest"]))
+    both = [np.stack([vectors[digest] for digest in rows["digest"]]) for rows in (new, known)]
     text = "the frozen features of the training radiographs"
     channel = Channel("features", draws.vectors(*both), level_of(rules), text)
-    return Drift(new["patient"].nunique(), kept["patient"].nunique(), (channel,))
+    return Drift(new["patient"].nunique(), known["patient"].nunique(), (channel,))
 
 
 def not_enough(patients: int, dataset_patients: int, rules: IntakeRules) -> str:
@@ -127,9 +127,9 @@ def not_enough(patients: int, dataset_patients: int, rules: IntakeRules) -> str:
     return ""
 
 
-def _unsaid(new: pd.DataFrame, kept: pd.DataFrame, names: Sequence[str], why: str, rules: IntakeRules) -> Drift:
+def _unsaid(new: pd.DataFrame, known: pd.DataFrame, names: Sequence[str], why: str, rules: IntakeRules) -> Drift:
     channels = tuple(Channel(name, None, level_of(rules), why) for name in names)
-    return Drift(new["patient"].nunique(), kept["patient"].nunique(), channels)
+    return Drift(new["patient"].nunique(), known["patient"].nunique(), channels)
 
 
 def seed_of(*digests: Iterable[str]) -> int:
@@ -155,9 +155,9 @@ class Draws:
     The first draw is the delivery itself; the level says how many others are made.
     """
 
-    def __init__(self, new: Iterable[str], kept: Iterable[str], level: float, seed: int) -> None:
+    def __init__(self, new: Iterable[str], known: Iterable[str], level: float, seed: int) -> None:
         # New radiographs of a known patient count as another patient's: alarms become rarer by it, never more frequent.
-        ids = [*(f"new {patient}" for patient in new), *(f"kept {patient}" for patient in kept)]
+        ids = [*(f"new {patient}" for patient in new), *(f"known {patient}" for patient in known)]
         self._codes, names = pd.factorize(np.array(ids, dtype=object), sort=True)
         self._count = len(names)
         self._here = np.array([name.startswith("new ") for name in names])
@@ -165,9 +165,9 @@ class Draws:
         self._resamples = round(_DRAWS_AT_LEVEL / level) - 1
         self._seed = seed
 
-    def vectors(self, new: Vectors, kept: Vectors) -> float:
+    def vectors(self, new: Vectors, known: Vectors) -> float:
         """Return p for the energy distance of two clouds of vectors [N, K] and [M, K], each number standardised."""
-        distances = _centred(np.concatenate([new, kept]))
+        distances = _centred(np.concatenate([new, known]))
         order = np.argsort(self._codes, kind="stable")
         starts = np.searchsorted(self._codes[order], np.arange(self._count))
         by_patient = np.add.reduceat(distances[order], starts, axis=0)
@@ -185,9 +185,9 @@ class Draws:
 
         return self._p(energy)
 
-    def labels(self, new: Iterable[str], kept: Iterable[str]) -> float:
+    def labels(self, new: Iterable[str], known: Iterable[str]) -> float:
         """Return p for the chi-square distance of two mixes of labels, which may be any groups."""
-        codes, names = pd.factorize(np.array([*new, *kept], dtype=object))
+        codes, names = pd.factorize(np.array([*new, *known], dtype=object))
         table = np.zeros((self._count, len(names)))
         np.add.at(table, (self._codes, codes), 1)
         shares = table.sum(0) / table.sum()
@@ -225,10 +225,10 @@ def _centred(vectors: Vectors) -> NDArray[np.float32]:
     return np.asarray(distances - means - means[:, None] + distances.mean(), dtype=np.float32)
 
 
-def moved(new: Vectors, kept: Vectors, names: Sequence[str], most: int = 3) -> str:
+def moved(new: Vectors, known: Vectors, names: Sequence[str], most: int = 3) -> str:
     """Say which numbers differ most, in standard deviations of the dataset."""
-    spread = np.maximum(kept.std(0), 1e-6)
-    shift = (new.mean(0) - kept.mean(0)) / spread
+    spread = np.maximum(known.std(0), 1e-6)
+    shift = (new.mean(0) - known.mean(0)) / spread
     largest = np.argsort(-np.abs(shift), kind="stable")[:most]
     return "largest differences, in standard deviations: " + ", ".join(
         f"{names[i]} {min(99.0, max(-99.0, shift[i])):+.1f}" for i in largest
@@ -245,16 +245,16 @@ def _groups(rows: pd.DataFrame) -> list[str]:
     return [f"{label}, {age_group(age)}" for label, age in zip(rows["label"], rows["age_years"], strict=True)]
 
 
-def _mix(new: pd.DataFrame, kept: pd.DataFrame) -> str:
+def _mix(new: pd.DataFrame, known: pd.DataFrame) -> str:
     """Say how the classes are mixed on both sides, and the ages where any is known."""
-    found = _shares(new["label"], kept["label"])
-    if new["age_years"].notna().any() or kept["age_years"].notna().any():
-        ages = (rows["age_years"].map(age_group).replace("", "unknown") for rows in (new, kept))
-        found += "; ages: " + _shares(*ages)
-    return found
+    mix = _shares(new["label"], known["label"])
+    if new["age_years"].notna().any() or known["age_years"].notna().any():
+        ages = (rows["age_years"].map(age_group).replace("", "unknown") for rows in (new, known))
+        mix += "; ages: " + _shares(*ages)
+    return mix
 
 
-def _shares(new: pd.Series, kept: pd.Series) -> str:
-    here, there = (values.value_counts(normalize=True) for values in (new, kept))
+def _shares(new: pd.Series, known: pd.Series) -> str:
+    here, there = (values.value_counts(normalize=True) for values in (new, known))
     names = sorted({*here.index, *there.index})
     return ", ".join(f"{n} {here.get(n, 0.0):.0%} here, {there.get(n, 0.0):.0%} in the dataset" for n in names)

@@ -77,12 +77,12 @@ _ESCAPED = re.compile(r"[\x00-\x1f\x7f\\\udc80-\udcff]")
 
 def escape(key: str) -> str:
     """Return a key as it stands in the table: undecodable bytes, control characters and backslashes as \\xNN."""
-    return _ESCAPED.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", key)
+    return _ESCAPED.sub(lambda odd: f"\\x{ord(odd[0]) & 0xFF:02x}", key)
 
 
 def unescape(file: str) -> str:
     """Undo `escape`."""
-    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), file.encode())
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda hexed: bytes.fromhex(hexed[1].decode()), file.encode())
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -124,8 +124,8 @@ def places(
     for name, file in renamed.items():
         listed[file] = listed.pop(name)
     absent = Place(reason="not-listed", detail=f"not in {LABELS}")
-    found = {file: _against_folder(file, listed.get(file, absent), classes) for file in files}
-    return found | out, sorted(name for name in listed if name not in known), said + taken
+    of_files = {file: _against_folder(file, listed.get(file, absent), classes) for file in files}
+    return of_files | out, sorted(name for name in listed if name not in known), said + taken
 
 
 def _out(entry: Entry) -> Place | None:
@@ -141,7 +141,7 @@ def _out(entry: Entry) -> Place | None:
 
 
 def _by_folder(files: list[str], entries: Sequence[Entry], classes: Sequence[str], where: str) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     unknown: set[tuple[str, ...]] = set()
     for file in files:
         folders = file.split("/")[:-1]
@@ -149,23 +149,23 @@ def _by_folder(files: list[str], entries: Sequence[Entry], classes: Sequence[str
         if given is not None:
             folders = folders[1:]
         if not folders:
-            found[file] = Place(given=given or "", reason="no-class", detail="the file lies in no class folder")
+            places[file] = Place(given=given or "", reason="no-class", detail="the file lies in no class folder")
         elif (label := class_named(folders[0], classes)) is None:
             unknown.add((*folders, *file.split("/")[-1:]) if file.endswith(f"/{LABELS}") else tuple(folders))
         else:
-            found[file] = Place(label, given or "")
+            places[file] = Place(label, given or "")
     if unknown:
-        beside = any(place.label for place in found.values())
+        beside = any(place.label for place in places.values())
         raise DeliveryError(_unknown_folders(sorted(unknown), classes, where, beside))
     kinds = [entry.kind for entry in entries]
-    if not any(place.label for place in found.values()) and "closed" not in kinds:
+    if not any(place.label for place in places.values()) and "closed" not in kinds:
         links = kinds.count("symlink")
         linked = f"; {links} symbolic links in it are never followed, deliver real folders" if links else ""
         raise DeliveryError(
             f"{where} has neither a folder for a class ({', '.join(classes)}) nor {LABELS}; "
             f"lay it out as CLASS/*, {{train,val,test}}/CLASS/* or a flat folder with {LABELS}{linked}"
         )
-    return found
+    return places
 
 
 _SPLITS = {
@@ -224,8 +224,8 @@ def _nearest(name: str, wanted: Iterable[str], least: float = 0.6) -> str:
 def _unknown_class(names: list[str], classes: Sequence[str], what: str, sides: Mapping[str, str] = {}) -> str:
     """Say what is wrong; a name that is like no class, or side, is kept back, as it may be a patient's."""
     known = f"the classes are {', '.join(classes)}"
-    near = {name: found for name in names if (found := sides.get(name) or _nearest(name, classes))}
-    said = [f"{escape(name)!r}; did you mean {found}?" for name, found in near.items()]
+    near = {name: meant for name in names if (meant := sides.get(name) or _nearest(name, classes))}
+    said = [f"{escape(name)!r}; did you mean {meant}?" for name, meant in near.items()]
     if said:
         return f"a {what} is named {' And one '.join(said[:5])} ({known})"
     return f"a {what} is named like no class ({len(names)} of them); {known}; rename it, or set XRAY_CLASSES"

@@ -62,15 +62,15 @@ def match(names: Sequence[str], files: Sequence[str], alone: bool, where: str) -
     leading folders of a name are left aside where they are of a disk; of every name when `alone`: none is a file.
     `where` names the delivery. Raises DeliveryError where several files or names fit.
     """
-    found: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     said = []
     for aside, spelled, by_end in _READINGS:
         if not aside or aside == _FOLDERS:  # the first of its kind: what the last would not find none of them does
-            alone = alone and not found
+            alone = alone and not file_of
             near = _near(names, files, by_end)
-        taken = set(found.values())
+        taken = set(file_of.values())
         left = [file for file in files if file not in taken] if near else []
-        asked = [n for n in near if n not in found and (alone or not by_end or _OF_A_DISK.match(n))]
+        asked = [n for n in near if n not in file_of and (alone or not by_end or _OF_A_DISK.match(n))]
         fits, unclear = _fits(asked, left, spelled, by_end) if left else ({}, 0)
         if unclear:
             raise DeliveryError(
@@ -78,13 +78,13 @@ def match(names: Sequence[str], files: Sequence[str], alone: bool, where: str) -
                 f"{aside or 'Unicode forms'} left aside {unclear:,} of its names fit several files, or one file with "
                 f"other names; write each path as it is inside the delivery: folders with /, the case, the extension"
             )
-        found |= fits
+        file_of |= fits
         if fits and aside:
             said.append(
                 f"labels.csv names {len(fits):,} files otherwise than they are named in the delivery: each fits one "
                 f"with {aside} left aside, and is taken for it."
             )
-    return found, said
+    return file_of, said
 
 
 def _near(names: Sequence[str], files: Sequence[str], by_end: bool) -> list[str]:
@@ -110,15 +110,15 @@ def _fits(names: Sequence[str], files: Sequence[str], spelled: _Spelled, by_end:
     paths = [(file, _path(spelled(file))) for file in files]
     whole = _index(("/".join(path), file) for file, path in paths)
     ends = _index(("/".join(path[-some:]), file) for file, path in paths for some in lengths if 0 < some <= len(path))
-    found: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for name in names:
         path = _path(spelled(name))
         tails = ("/".join(path[start:]) for start in range(len(path) if by_end else 1))
         fit = next((whole[tail] for tail in tails if tail in whole), ends.get("/".join(path[shared:])))
         if fit is not None:
-            found[name] = fit
-    claims = Counter(found.values())
-    return found, sum(not file or claims[file] > 1 for file in found.values())
+            file_of[name] = fit
+    claims = Counter(file_of.values())
+    return file_of, sum(not file or claims[file] > 1 for file in file_of.values())
 
 
 def _common(one: list[str], two: list[str]) -> list[str]:
@@ -128,10 +128,10 @@ def _common(one: list[str], two: list[str]) -> list[str]:
 
 def _index(keys: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the file of each key, "" where there are several."""
-    found: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for key, file in keys:
-        found[key] = file if found.get(key, file) == file else ""
-    return found
+        file_of[key] = file if file_of.get(key, file) == file else ""
+    return file_of
 
 
 def _path(name: str) -> list[str]:

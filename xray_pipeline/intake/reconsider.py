@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def rejudge(settings: Settings, name: str, progress: Progress | None = None) -> dict[str, Any]:
     """Judge the quarantined files of a committed delivery anew, under the rules and the dataset of now.
 
-    What is accepted now becomes an addition to the delivery with a manifest of its own, and so does what settles a
+    What is accepted now becomes an addition to the delivery with a manifest of its own, and so does what ends a
     label conflict: a file of it that is out for another reason now, or gone from the delivery. The manifests there are
     stay as they are, and what else is quarantined stays there. New files of the delivery are left to the next night and
     decide nothing here.
@@ -53,23 +53,23 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None) -> 
     waiting = _waiting(tables)
     delivery, judged = _judged(settings, dataset, delivery, waiting, listed, progress)
     taken = judged[judged["verdict"] == "accepted"].reset_index(drop=True)
-    settling, gone = _settling(judged, waiting), _gone(waiting, listed)
+    ended, gone = _out_of_conflict(judged, waiting), _gone(waiting, listed)
     still = accounting([judged[judged["verdict"] != "accepted"]])
     outcome |= {"judged": len(judged), "gone": len(gone), "quarantined": still}
-    if not (len(taken) or len(settling) or len(gone)):
+    if not (len(taken) or len(ended) or len(gone)):
         return {**outcome, "why": "every one of them is quarantined again" if len(judged) else nothing}
-    table = by_file(taken, settling, gone)
+    table = by_file(taken, ended, gone)
     addition = replace(delivery, part=len(tables) + 1, files=len(table), bytes=int(table["size"].sum()))
     return {**outcome, **_commit(settings, dataset, addition, table, len(gone), progress)}
 
 
 def _waiting(tables: Mapping[str, Any]) -> dict[File, str]:
     """Return the files of one delivery whose quarantine stands, litter aside, with its reason."""
-    stands, found = in_force(tables), dict[File, str]()
+    stands, waiting = in_force(tables), dict[File, str]()
     for key, table in tables.items():
         out = table[stands[key] & (table["verdict"] != "accepted")]
-        found |= {file: why for file, why in zip(files_of(out), out["reason"], strict=True) if not is_litter(file[0])}
-    return found
+        waiting |= {file: why for file, why in zip(files_of(out), out["reason"], strict=True) if not is_litter(file[0])}
+    return waiting
 
 
 def _judged(
@@ -89,14 +89,14 @@ def _judged(
         return delivery, of_rows(())
     history = dataset.history().without(delivery.name, {file[0] for file in waiting}, listed - waiting.keys())
     delivery = deliveries.at(delivery.uri, settings, history, time.time())
-    found = check(delivery, settings, history, dataset.patient_key(), progress).table
-    return delivery, found[[file in waiting for file in files_of(found)]]
+    table = check(delivery, settings, history, dataset.patient_key(), progress).table
+    return delivery, table[[file in waiting for file in files_of(table)]]
 
 
-def _settling(judged: Any, waiting: Mapping[File, str]) -> Any:
+def _out_of_conflict(judged: Any, waiting: Mapping[File, str]) -> Any:
     """Return the rows that are still out, but no longer for the label conflict that their path is in."""
     disputed = {file[0] for file, reason in waiting.items() if reason == CONFLICT}
-    # Only what was read, or that labels.csv no longer names, can settle a conflict: not a file that can't be opened.
+    # Only what was read, or that labels.csv no longer names, can end a conflict: not a file that can't be opened.
     known = (judged["digest"] != "") | (judged["reason"] == "not-listed")
     out = (judged["verdict"] != "accepted") & (judged["reason"] != CONFLICT)
     return judged[judged["file"].isin(disputed) & known & out]
@@ -130,12 +130,14 @@ def _commit(
     manifest = commit(dataset, intake, progress)
     if set(files_of(dataset.manifest(key))) != set(files_of(table)):
         raise DatasetError(f"part {key} of delivery {addition.name} was committed by another run; run it again")
-    log.info("delivery %s: %d files accepted, %d settled in a label conflict", key, len(taken), len(table) - len(taken))
+    log.info(
+        "delivery %s: %d files accepted, %d no longer in a label conflict", key, len(taken), len(table) - len(taken)
+    )
     why = f"{gone} in a label conflict are gone from the delivery and no longer count" if gone else ""
     return {"key": key, "accepted": manifest.accepted, "why": why}
 
 
 def _find(settings: Settings, name: str) -> Any:
     incoming = open_store(settings.incoming, settings)
-    found = deliveries.find(incoming, EMPTY, settings.settle_seconds, time.time(), settings.classes, [])
-    return next((delivery for delivery in found if delivery.name == name), None)
+    waiting = deliveries.find(incoming, EMPTY, settings.settle_seconds, time.time(), settings.classes, [])
+    return next((delivery for delivery in waiting if delivery.name == name), None)

@@ -51,10 +51,10 @@ def scan(
         return Row(*known) if known else reader.row(entry)
 
     ordered = sorted(new, key=lambda entry: escape(entry.key))
-    for number, (entry, found) in enumerate(zip(ordered, _in_order(row, ordered, workers), strict=True), 1):
-        if found.source_digest:
-            journal.add(_seen_as(entry), ("", *found[1:]))  # without the file's name
-        yield found._replace(file=escape(entry.key))
+    for number, (entry, read) in enumerate(zip(ordered, _in_order(row, ordered, workers), strict=True), 1):
+        if read.source_digest:
+            journal.add(_seen_as(entry), ("", *read[1:]))  # without the file's name
+        yield read._replace(file=escape(entry.key))
         if progress:
             progress(number, len(new), f"checking {key}")
 
@@ -100,7 +100,7 @@ def still_there(table: pd.DataFrame, store: Store) -> pd.DataFrame:
     seen = table[["file", "size", "version"]].itertuples(name=None)
     off = {row: now.get(file) for row, file, *was in seen if now.get(file) != tuple(was)}
     if off:
-        reasons = ["changed" if found else "vanished" for found in off.values()]
+        reasons = ["changed" if there else "vanished" for there in off.values()]
         table.loc[list(off), ["verdict", "side"]] = ["quarantined", ""]
         table.loc[list(off), "reason"] = reasons
         table.loc[list(off), "detail"] = [_GONE[reason] for reason in reasons]
@@ -155,10 +155,10 @@ class Reader:
             return quarantined(row, "changed", f"listed with {row.size:,} bytes, read {len(data):,}")
         try:
             said = replace(self._limits, png_bits=place.bits) if place.bits else self._limits
-            found = radiograph.normalise(data, said)
+            normalised = radiograph.normalise(data, said)
         except RadiographError as error:
             return quarantined(row._replace(format=radiograph.sniff(data) or ""), error.reason, error.detail)
-        facts = found.facts
+        facts = normalised.facts
         patient = self._patient(facts.patient_id, place.patient_id, row)
         row = row._replace(
             format=facts.format,
@@ -171,10 +171,10 @@ class Reader:
             age_years=float("nan") if facts.age_years is None else facts.age_years,
             scanner=facts.scanner,
             patient=patient,
-            digest=found.digest,
-            suffix=found.suffix,
-            statistics=appearance.to_text(appearance.measure(found.pixels)),
-            **fingerprint(found.pixels)._asdict(),
+            digest=normalised.digest,
+            suffix=normalised.suffix,
+            statistics=appearance.to_text(appearance.measure(normalised.pixels)),
+            **fingerprint(normalised.pixels)._asdict(),
         )
         s = self._settings
         side = side_of(patient, place.given, s.split_mode, s.split_validation, s.split_held_out)

@@ -113,17 +113,17 @@ def unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError)
     return result
 
 
-def keep(store: Store, found: Intake, rules: str) -> Checked:
+def keep(store: Store, intake: Intake, rules: str) -> Checked:
     """Keep and return the verdict on a delivery, in place of any before; `rules` is as in `Checked`.
 
     Raises StorageError.
     """
 
-    delivery, key = found.delivery, found.delivery.key
+    delivery, key = intake.delivery, intake.delivery.key
     contents = {
-        "table.parquet": to_parquet(found.table, {"delivery": delivery.name}),
-        "expectations.json": records.canonical(found.result) if found.result else b"",
-        "page.html": found.page.encode(),
+        "table.parquet": to_parquet(intake.table, {"delivery": delivery.name}),
+        "expectations.json": records.canonical(intake.result) if intake.result else b"",
+        "page.html": intake.page.encode(),
     }
     store.delete(f"intake/{key}/checked.json")
     for name, content in contents.items():
@@ -131,13 +131,13 @@ def keep(store: Store, found: Intake, rules: str) -> Checked:
             store.write(f"intake/{key}/{name}", content)
         else:
             store.delete(f"intake/{key}/{name}")
-    if found.drift is None:
+    if intake.drift is None:
         store.delete(f"intake/{key}/{alarms.CHECKED}")
-    alarms.keep(store, key, delivery.fingerprint, found.drift)
-    counts = accounting([found.table])
-    accepted, why = counts.pop("accepted", 0), " ".join(found.failures)
+    alarms.keep(store, key, delivery.fingerprint, intake.drift)
+    counts = accounting([intake.table])
+    accepted, why = counts.pop("accepted", 0), " ".join(intake.failures)
     table = records.digest_of(contents["table.parquet"])
-    result = Checked(key, asdict(delivery), rules, found.fit, accepted, counts, why, found.warnings, table)
+    result = Checked(key, asdict(delivery), rules, intake.fit, accepted, counts, why, intake.warnings, table)
     records.write(store, f"intake/{key}/checked.json", result.to_dict())
     return result
 

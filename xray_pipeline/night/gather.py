@@ -52,7 +52,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
         ),
         alarms=alarms.standing(run.store(), both.snapshot.manifests),
         changed=_changed(run, registry, both),
-        acknowledged=alarms.settled(run.store(), new_deliveries(run, registry, both)),
+        acknowledged=alarms.acknowledgements(run.store(), new_deliveries(run, registry, both)),
     )
 
 

@@ -115,8 +115,8 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     try:
         if arriving:  # it grew since it was found
             raise DeliveryError(arriving)
-        settled = alarms.acknowledged(store, key, delivery.fingerprint)
-        intake = intakes.check(delivery, run.settings, history, patient_key, progress, settled)
+        acknowledged = alarms.acknowledged(store, key, delivery.fingerprint)
+        intake = intakes.check(delivery, run.settings, history, patient_key, progress, acknowledged)
         repair.heal(dataset, open_store(delivery.uri, run.settings), intake.table, history.labels)
     except DeliveryError as error:
         if key in dataset.manifests():

@@ -93,7 +93,7 @@ def test_features_are_compared_once(store: DirectoryStore) -> None:
 def test_two_who_acknowledge_at_once_are_told(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     alarms.keep(store, "a", "f", found("pixels"))
     store.write("intake/a/acknowledged-1.json", b"{}")
-    monkeypatch.setattr(alarms, "_acknowledgements", lambda *_: [])
+    monkeypatch.setattr(alarms, "_given", lambda *_: [])
     with pytest.raises(DeliveryError, match="at this moment"):
         alarms.acknowledge(store, "a", "alice", "looked")
 

@@ -40,7 +40,9 @@ def test_an_alarm_stands_until_it_is_acknowledged(store: DirectoryStore) -> None
     assert (said["alarms"], said["who"], said["why"]) == (["pixels"], "alice", "a new detector, checked")
     assert alarms.standing(store, ["a"]) == ()
     on = said["at"][:10]
-    assert alarms.acknowledgements(store, ["a", "b"]) == (f"a: pixels, acknowledged by alice on {on}: a new detector, checked",)
+    assert alarms.acknowledgements(store, ["a", "b"]) == (
+        f"a: pixels, acknowledged by alice on {on}: a new detector, checked",
+    )
     with pytest.raises(DeliveryError, match="takes a reason"):
         alarms.acknowledge(store, "a", "alice", " ")
     with pytest.raises(DeliveryError, match="nothing to acknowledge"):

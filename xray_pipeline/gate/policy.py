@@ -85,6 +85,10 @@ class Policy:
     digest: str
     source: str
 
+    def has(self, rule: str) -> bool:
+        """Whether a clause of this policy applies that rule."""
+        return any(clause.rule == rule for clause in self.clauses)
+
 
 def load_policy(name_or_path: str) -> Policy:
     """Read the policy of that name shipped here, or the TOML file at that path.

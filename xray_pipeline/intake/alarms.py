@@ -11,9 +11,10 @@ delivery that changes before it is committed loses its acknowledgements, because
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, DeliveryError
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from xray_pipeline.intake.drift import Drift
 
 CHECKED, FEATURES = "drift.json", "drift-features.json"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a drift alarm of a delivery means: a person has acknowledged those of the channels `acknowledged`, and with
+    `holds_up` the policy in force promotes nothing that was trained on a delivery while another one of it stands."""
+
+    acknowledged: Collection[str] = ()
+    holds_up: bool = False
+
+
+NONE_ACKNOWLEDGED: Final = Terms()
 
 
 def keep(store: Store, key: str, fingerprint: str, drift: Drift | None, name: str = CHECKED) -> None:
@@ -59,6 +72,20 @@ def standing(store: Store, keys: Iterable[str]) -> tuple[str, ...] | None:
         if names := of_delivery(store, key):
             said.append(f"{key}: {' and '.join(names)}")
     return tuple(said)
+
+
+def lines(store: Store, keys: Iterable[str], holds_up: bool) -> tuple[str, ...]:
+    """Say the alarms of deliveries that stand, a line each, which starts with "Drift alarm:".
+
+    `holds_up` is as in `Terms`. Raises StorageUnavailable, DatasetError.
+    """
+    until = "it holds up promotion until acknowledged" if holds_up else "nobody has acknowledged it"
+    standing = {key: of_delivery(store, key) for key in keys}
+    return tuple(
+        f"Drift alarm: {key} differs from the dataset in {' and '.join(names)}; {until}."
+        for key, names in standing.items()
+        if names
+    )
 
 
 def acknowledgements(store: Store, keys: Iterable[str]) -> tuple[str, ...]:

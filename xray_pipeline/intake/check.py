@@ -12,7 +12,6 @@ never shown, because it may name a patient.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +23,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.table import Row, by_file, of_rows
-from xray_pipeline.intake import drift
+from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery, Inventory, fingerprint_of, listing, unseen
 from xray_pipeline.intake.layout import (
@@ -47,10 +46,10 @@ def check(
     history: History,
     patient_key: bytes,
     progress: Progress | None = None,
-    acknowledged: Collection[str] = (),
+    terms: Terms = NONE_ACKNOWLEDGED,
     data_docs: Path | None = None,
 ) -> Intake:
-    """Read and judge every new file of a delivery; `acknowledged` names the drift alarms that a person acknowledged.
+    """Read and judge every new file of a delivery; `terms` say what a drift alarm of it means.
 
     Writes nothing but the journal that the scan of a large delivery keeps in `settings.cache` until it is through, and
     Great Expectations' Data Docs into the folder `data_docs` when that is given.
@@ -85,9 +84,8 @@ def check(
             f"litter, or quarantined and of a name and size seen before; they are listed and not looked at again."
         )
     bookkeeping = sorted(entry.key for entry in entries if entry.key in BOOKKEEPING)
-    unlike = drift.of_table(table, history.reference(), settings.rules)
     asked = _undemanding(settings) if nothing_new else settings
-    return judge(Inventory(delivery, table, bookkeeping, odd), asked, unlike, acknowledged, data_docs)
+    return judge(Inventory(delivery, table, history.reference(), bookkeeping, odd), asked, terms, data_docs)
 
 
 def _nothing_new(table: pd.DataFrame, seen: frozenset[tuple[str, int, str]]) -> bool:

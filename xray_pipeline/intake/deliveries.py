@@ -74,10 +74,12 @@ class Delivery:
 @dataclass(frozen=True)
 class Inventory:
     """What a delivery was found to hold: `table` has a `Row` for each file, `bookkeeping` names the files that need
-    none (labels.csv, _SUCCESS), and `notes` say in sentences what is odd about it."""
+    none (labels.csv, _SUCCESS), and `notes` say in sentences what is odd about it. `reference` is of the dataset
+    (`History.reference`)."""
 
     delivery: Delivery
     table: pd.DataFrame
+    reference: pd.DataFrame
     bookkeeping: Sequence[str] = ()
     notes: Sequence[str] = ()
 

@@ -3,35 +3,40 @@ patient."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from xray_pipeline.base.pages import template
+from xray_pipeline.dataset.near_copies import SIDE
 from xray_pipeline.dataset.split import SIDES
 from xray_pipeline.dataset.table import of_rows
+from xray_pipeline.images.png import png_bytes
 from xray_pipeline.intake import tallies
 from xray_pipeline.intake.deliveries import Delivery, Inventory
 from xray_pipeline.intake.drift import Drift
 from xray_pipeline.intake.expectations import Finding
+from xray_pipeline.intake.histograms import histograms
 from xray_pipeline.intake.layout import LITTER
 from xray_pipeline.intake.rules import QUARANTINED
 
 _EXAMPLES: Final = 12  # row numbers shown for one reason
 
 
-def page(inventory: Inventory, findings: Sequence[Finding], drift: Drift | None) -> str:
-    """Return the page of a delivery that was judged by these findings."""
-    return _rendered(inventory, findings, drift)
-
-
 def unjudged(delivery: Delivery, why: str) -> str:
     """Return the page of a delivery that can't be judged as a whole; it holds no file's row."""
-    return _rendered(Inventory(delivery, of_rows([])), (), None, why)
+    nothing = of_rows([])
+    return page(Inventory(delivery, nothing, nothing), (), Drift(0, 0, ()), why=why)
 
 
-def _rendered(inventory: Inventory, findings: Sequence[Finding], drift: Drift | None, why: str = "") -> str:
+def page(inventory: Inventory, findings: Sequence[Finding], drift: Drift, holds_up: bool = False, why: str = "") -> str:
+    """Return the page of a delivery that was judged by these findings, or not at all, and `why`.
+
+    `holds_up` is as in `alarms.Terms`.
+    """
     table = inventory.table
     accepted = table[table["verdict"] == "accepted"]
     broken = [finding for finding in findings if not finding.success]
@@ -43,13 +48,15 @@ def _rendered(inventory: Inventory, findings: Sequence[Finding], drift: Drift | 
         fit=not (failures or why),
         findings=findings,
         failures=failures,
-        warnings=warnings,
-        alarmed=any(finding.channel for finding in warnings),
+        warnings=[finding for finding in warnings if not finding.channel],
+        alarms=[finding for finding in warnings if finding.channel],
+        holds_up=holds_up,
         drift=drift,
         files=len(table) - int((table["reason"] == LITTER).sum()),
         accepted=len(accepted),
         patients=accepted["patient"].nunique(),
         reasons=_reasons(table[table["verdict"] != "accepted"]),
+        histograms=histograms(accepted, inventory.reference),
         near=tallies.near_copies(table),
         examples=_EXAMPLES,
         sides=SIDES,
@@ -65,17 +72,26 @@ def _rendered(inventory: Inventory, findings: Sequence[Finding], drift: Drift | 
 
 
 def _reasons(quarantined: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return each reason with its rule, what to do about it, how many files have it and the first of their rows."""
+    """Return each reason with its rule, what to do about it, how many files have it, and the first of their rows, each
+    with its thumbnail where the file could be decoded."""
     by_reason = sorted(quarantined.groupby("reason"), key=lambda item: (-len(item[1]), str(item[0])))
     return [
         {
             "code": str(code),
             **QUARANTINED[str(code)]._asdict(),
             "count": len(rows),
-            "rows": [int(row) for row in rows.index[:_EXAMPLES]],
+            "rows": [(int(row), _picture(text)) for row, text in rows["thumbnail"].head(_EXAMPLES).items()],
         }
         for code, rows in by_reason
     ]
+
+
+def _picture(thumbnail: str) -> str:
+    """Return a row's thumbnail as an address that holds the picture itself, "" where there is none."""
+    if not thumbnail:
+        return ""
+    pixels = np.frombuffer(base64.b64decode(thumbnail), np.uint8).reshape(SIDE, SIDE)
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(pixels)).decode()}"
 
 
 def _kinds(accepted: pd.DataFrame) -> list[tuple[str, str, int, int]]:

@@ -69,7 +69,8 @@ class Drift:
 
     def to_dict(self) -> dict[str, Any]:
         """Return this as JSON-able values."""
-        return {**asdict(self), "alarms": list(self.alarms)}
+        channels = [asdict(channel) for channel in self.channels]
+        return {**asdict(self), "channels": channels, "alarms": list(self.alarms)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -89,7 +90,7 @@ def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -
     `reference` has the columns digest, patient, label, statistics and age_years. Rows without statistics (of manifests
     that an earlier version wrote) don't count.
     """
-    new, known = _measured(table[table["verdict"] == "accepted"]), _measured(reference)
+    new, known = measured(table[table["verdict"] == "accepted"]), measured(reference)
     if why := not_enough(new["patient"].nunique(), known["patient"].nunique(), rules):
         return _unsaid(new, known, ("pixels", "labels"), why, rules)
     new, known = sampled(new, MOST_NEW), sampled(known, MOST_KNOWN)
@@ -102,7 +103,8 @@ def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -
     return Drift(new["patient"].nunique(), known["patient"].nunique(), channels)
 
 
-def _measured(rows: pd.DataFrame) -> pd.DataFrame:
+def measured(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows whose pixels were measured."""
     return rows[np.array([appearance.is_text(text) for text in rows["statistics"]], dtype=bool)]
 
 

@@ -69,7 +69,7 @@ class _Expectation:
 def validate(
     table: pd.DataFrame,
     settings: Settings,
-    drift: Drift | None,
+    drift: Drift,
     acknowledged: Collection[str],
     run_name: str,
     data_docs: Path | None = None,
@@ -97,7 +97,7 @@ def version() -> str:
     return str(_great_expectations().__version__)
 
 
-def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[str]) -> dict[str, pd.DataFrame]:
+def _batches(table: pd.DataFrame, drift: Drift, acknowledged: Collection[str]) -> dict[str, pd.DataFrame]:
     accepted = table[table["verdict"] == "accepted"]
     counted, files = (len(table) - int(table["reason"].isin(out).sum()) for out in (NOT_COUNTED, [LITTER]))
     leaks = int(table["reason"].isin(_LEAKS).sum())
@@ -109,7 +109,7 @@ def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[
         "leak_share": leaks / files if files else 0.0,
         "png_depths": len(png_depths(accepted)),
     }
-    for channel in drift.channels if drift else ():
+    for channel in drift.channels:
         # What can't be said, or was acknowledged by a person, is no reason to stop.
         passed = channel.p is None or channel.name in acknowledged
         summary[f"drift_{channel.name}"] = 1.0 if passed else channel.p
@@ -121,7 +121,7 @@ def _batches(table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[
 
 
 def _expectations(
-    settings: Settings, table: pd.DataFrame, drift: Drift | None, acknowledged: Collection[str]
+    settings: Settings, table: pd.DataFrame, drift: Drift, acknowledged: Collection[str]
 ) -> list[_Expectation]:
     return [
         *_of_files(settings),
@@ -205,7 +205,7 @@ _ALIKE: Final = {
 """What is expected of each drift channel, and what is so when that does not hold."""
 
 
-def _of_drift(drift: Drift | None, rules: IntakeRules, acknowledged: Collection[str]) -> list[_Expectation]:
+def _of_drift(drift: Drift, rules: IntakeRules, acknowledged: Collection[str]) -> list[_Expectation]:
     stops = rules.drift == "stop"
 
     def says(channel: Channel) -> Callable[[float], str]:
@@ -226,7 +226,7 @@ def _of_drift(drift: Drift | None, rules: IntakeRules, acknowledged: Collection[
             _ALIKE[channel.name][1],
             channel.name,
         )
-        for channel in (drift.channels if drift else ())
+        for channel in drift.channels
     ]
 
 

@@ -17,7 +17,8 @@ from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, in_force, part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import Row, by_file, of_rows
-from xray_pipeline.intake import alarms, deliveries, drift, verdicts
+from xray_pipeline.intake import alarms, deliveries, verdicts
+from xray_pipeline.intake.alarms import Terms
 from xray_pipeline.intake.check import check
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.deliveries import Delivery, Inventory, listing
@@ -27,13 +28,13 @@ from xray_pipeline.intake.rules import judging_digest
 log = logging.getLogger(__name__)
 
 
-def rejudge(settings: Settings, name: str, progress: Progress | None = None) -> dict[str, Any]:
+def rejudge(settings: Settings, name: str, progress: Progress | None = None, holds_up: bool = False) -> dict[str, Any]:
     """Judge the quarantined files of a committed delivery anew, under the rules and the dataset of now.
 
     What is accepted now becomes an addition to the delivery with a manifest of its own, and so does what ends a
     label conflict: a file of it that is out for another reason now, or gone from the delivery. The manifests there are
     stay as they are, and what else is quarantined stays there. New files of the delivery are left to the next night and
-    decide nothing here.
+    decide nothing here. `holds_up` is as in `alarms.Terms`.
     Returns key ("" when nothing changed), judged, accepted, gone, quarantined (counts by reason), fit and why: a
     delivery whose folder is gone changes nothing. Raises DeliveryError when the delivery was never committed or can't
     be judged as a whole, DatasetError, StorageError.
@@ -60,7 +61,7 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None) -> 
         return {**outcome, "why": "every one of them is quarantined again" if len(judged) else nothing}
     table = by_file(taken, ended, gone)
     addition = replace(delivery, part=len(tables) + 1, files=len(table), bytes=int(table["size"].sum()))
-    return {**outcome, **_commit(settings, dataset, addition, table, len(gone), progress)}
+    return {**outcome, **_commit(settings, dataset, addition, table, len(gone), progress, holds_up)}
 
 
 def _waiting(tables: Mapping[str, Any]) -> dict[File, str]:
@@ -112,7 +113,13 @@ def _gone(waiting: Mapping[File, str], listed: Set[File]) -> Any:
 
 
 def _commit(
-    settings: Settings, dataset: Dataset, addition: Delivery, table: Any, gone: int, progress: Progress | None
+    settings: Settings,
+    dataset: Dataset,
+    addition: Delivery,
+    table: Any,
+    gone: int,
+    progress: Progress | None,
+    holds_up: bool,
 ) -> dict[str, Any]:
     """Commit an addition unless what is accepted in it is unfit; return what changes in the outcome of `rejudge`."""
 
@@ -120,10 +127,10 @@ def _commit(
     taken = table[table["verdict"] == "accepted"].reset_index(drop=True)
     intake = verdicts.Intake(addition, table, True, (), {}, "")
     if len(taken):
-        unlike = drift.of_table(taken, dataset.history().reference(), settings.rules)
-        alarms.keep(store, key, addition.fingerprint, unlike)
-        acknowledged = alarms.acknowledged(store, key, addition.fingerprint)
-        intake = replace(verdicts.judge(Inventory(addition, taken), settings, unlike, acknowledged), table=table)
+        terms = Terms(alarms.acknowledged(store, key, addition.fingerprint), holds_up)
+        inventory = Inventory(addition, taken, dataset.history().reference())
+        intake = replace(verdicts.judge(inventory, settings, terms), table=table)
+        alarms.keep(store, key, addition.fingerprint, intake.drift)
         if not intake.fit:
             return {"fit": False, "why": " ".join(intake.failures)}
     verdicts.keep(store, intake, judging_digest(settings, dataset.patient_key()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from xray_pipeline.base.errors import AccessDenied, Damaged, DeliveryError, Obje
 from xray_pipeline.base.records import Outcome
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.text import shortened
 from xray_pipeline.dataset.parquet import accounting, from_parquet, to_parquet
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.intake import alarms, delivery_page, expectations
+from xray_pipeline.intake import alarms, delivery_page, drift, expectations
+from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
 from xray_pipeline.intake.deliveries import Delivery, Inventory
 from xray_pipeline.intake.drift import Drift
 from xray_pipeline.intake.tallies import near_copies
@@ -67,16 +69,16 @@ class Checked(Outcome):
 def judge(
     inventory: Inventory,
     settings: Settings,
-    drift: Drift | None,
-    acknowledged: Collection[str] = (),
+    terms: Terms = NONE_ACKNOWLEDGED,
     data_docs: Path | None = None,
 ) -> Intake:
-    """Judge a delivery as a whole by its rows. The arguments are those of `expectations.validate`.
+    """Judge a delivery as a whole by its rows; `data_docs` is as in `expectations.validate`.
 
     Raises OSError when Data Docs can't be written.
     """
     delivery, table = inventory.delivery, inventory.table
-    findings = expectations.validate(table, settings, drift, acknowledged, delivery.key, data_docs)
+    unlike = drift.of_table(table, inventory.reference, settings.rules)
+    findings = expectations.validate(table, settings, unlike, terms.acknowledged, delivery.key, data_docs)
     broken = [finding for finding in findings if not finding.success]
     failures, warnings = (
         tuple(finding.complaint for finding in broken if finding.stops is stops) for stops in (True, False)
@@ -94,10 +96,10 @@ def judge(
         "quarantined": counts,
         "near_copies": near_copies(table),
         "bookkeeping": list(inventory.bookkeeping),
-        "drift": drift.to_dict() if drift else None,
+        "drift": unlike.to_dict(),
     }
-    page = delivery_page.page(inventory, findings, drift)
-    return Intake(delivery, table, not failures, failures, result, page, (*warnings, *inventory.notes), drift)
+    page = delivery_page.page(inventory, findings, unlike, terms.holds_up)
+    return Intake(delivery, table, not failures, failures, result, page, (*warnings, *inventory.notes), unlike)
 
 
 def unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
@@ -207,7 +209,11 @@ def _holds_files(uri: str, settings: Settings) -> bool:
 
 
 def in_words(result: Checked) -> str:
-    """Say a verdict in one line."""
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(result.quarantined.items())) or "none"
-    head = f"{'fit' if result.fit else 'REJECTED'}; {result.accepted} files accepted; quarantined: {counts}"
-    return "; ".join([head, *filter(None, [result.why]), *result.warnings])
+    """Say a verdict in one line of at most 120 characters: what became of the files, or why all are rejected."""
+    if not result.fit:
+        return shortened(f"Delivery {result.key} is rejected: {result.why}", 120)
+    reasons = sorted(result.quarantined.items(), key=lambda counted: -counted[1])
+    out = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+    files = f"{result.accepted:,} files accepted, {sum(result.quarantined.values()):,} quarantined"
+    said = f"Delivery {result.key} is fit: {files}"
+    return shortened(f"{said} ({out})." if out else f"{said}.", 120)

@@ -27,6 +27,7 @@ from xray_pipeline.base.storage import check_writes_once, open_store, reader, re
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.policy import load_policy
+from xray_pipeline.intake import alarms
 from xray_pipeline.models import backbones
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.run import Run
@@ -81,6 +82,7 @@ def check(settings: Settings, now: datetime | None = None) -> list[Health]:
         "key": lambda: _patient_key(settings),
         "recipe": lambda: _recipe(settings),
         "device": lambda: _device(settings),
+        "drift": lambda: _drift(settings),
     }
     if settings.airflow_url:
         parts["airflow"] = lambda: _airflow(settings)
@@ -174,6 +176,14 @@ def _recipe(settings: Settings, run: Run | None = None) -> str:
 
 def _device(settings: Settings) -> str:
     return f"{settings.device}: {pick_device(settings.device)} is there"
+
+
+def _drift(settings: Settings) -> str:
+    keys = Dataset(settings).manifests()
+    holds_up = load_policy(settings.policy).has("no-drift")
+    if lines := alarms.lines(open_store(settings.store, settings), keys, holds_up):
+        raise _Ill(" ".join(lines))
+    return f"no drift alarm of {len(keys)} committed {'delivery' if len(keys) == 1 else 'deliveries'} stands"
 
 
 def _airflow(settings: Settings) -> str:

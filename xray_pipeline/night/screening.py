@@ -24,6 +24,7 @@ from xray_pipeline.base.storage import Store, reader
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import suspects
 from xray_pipeline.evaluation.suspects import Suspect
+from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.intake import alarms, drift
 from xray_pipeline.models import backbones
 from xray_pipeline.night.run import Run
@@ -48,11 +49,14 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
     vectors = _features(run, dataset, rows, recipe, progress)
     by_digest = dict(zip(rows["digest"], vectors, strict=True))
     before = [key for key in snapshot.manifests if key not in new]
+    holds_up = load_policy(run.settings.policy).has("no-drift")
     for key in new:
         kept = rows[rows["delivery"].isin(before)]
         found = drift.of_features(rows[rows["delivery"] == key], kept, by_digest, run.settings.rules)
         alarms.keep(store, key, dataset.fingerprint(key), found, alarms.FEATURES)
-        log.log(logging.WARNING if found.alarms else logging.INFO, "delivery %s: %s", key, _says(found))
+        log.info("delivery %s: %s", key, _says(found))
+        for line in alarms.lines(store, [key], holds_up):
+            log.warning("%s", line)
         before.append(key)
     worst = suspects.find(rows, vectors, run.settings.classes)
     log.info("%d suspects among %d radiographs of snapshot %s", len(worst), len(rows), snapshot.digest[:12])
@@ -72,8 +76,7 @@ def listed(store: Store, snapshot: str) -> tuple[Suspect, ...] | None:
 
 def _says(found: drift.Drift) -> str:
     channel = found.channels[0]
-    p = channel.text if channel.p is None else f"features p = {channel.p:.4f}"
-    return f"drift alarm, {p}" if channel.alarm else f"no drift alarm, {p}"
+    return channel.text if channel.p is None else f"its features compared with the dataset's: p = {channel.p:.4f}"
 
 
 def _features(

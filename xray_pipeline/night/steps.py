@@ -109,14 +109,15 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     earlier, patient_key = checked(store, key), dataset.patient_key()
     rules = "" if arriving else judging_digest(run.settings, patient_key)
     if earlier and not named and stands(earlier, delivery, rules) and "unreadable" not in earlier.quarantined:
-        log.info("delivery %s was judged before and has not changed: %s", key, in_words(earlier))
+        log.info("judged before, and nothing has changed since")
+        log.info("%s", in_words(earlier))
         return earlier
     store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
     try:
         if arriving:  # it grew since it was found
             raise DeliveryError(arriving)
-        acknowledged = alarms.acknowledged(store, key, delivery.fingerprint)
-        intake = intakes.check(delivery, run.settings, history, patient_key, progress, acknowledged)
+        terms = alarms.Terms(alarms.acknowledged(store, key, delivery.fingerprint), _alarms_hold_up(run))
+        intake = intakes.check(delivery, run.settings, history, patient_key, progress, terms)
         repair.heal(dataset, open_store(delivery.uri, run.settings), intake.table, history.labels)
     except DeliveryError as error:
         if key in dataset.manifests():
@@ -126,8 +127,15 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         result = unjudged(store, delivery, rules, error)
     else:
         result = keep(store, intake, rules)
-    log.info("delivery %s: %s", key, in_words(result))
+    for line in (*result.warnings, *alarms.lines(store, [key], _alarms_hold_up(run))):
+        log.warning("%s", line)
+    log.info("%s", in_words(result))
     return result
+
+
+def _alarms_hold_up(run: Run) -> bool:
+    """Whether the policy in force promotes nothing while a drift alarm stands."""
+    return load_policy(run.settings.policy).has("no-drift")
 
 
 def check_deliveries(
@@ -197,7 +205,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
 def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, Any]:
     """Judge what is quarantined of a committed delivery anew, as `reconsider.rejudge` does and with what it raises."""
     compare(run)
-    outcome = reconsider.rejudge(run.settings, name, progress)
+    outcome = reconsider.rejudge(run.settings, name, progress, _alarms_hold_up(run))
     vouch(run)
     return outcome
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xray_pipeline.base.errors import DatasetError
-from xray_pipeline.images.radiograph import Pixels
+from xray_pipeline.images.raster import Pixels
 
 SIDE: Final = 40  # of a thumbnail, in pixels
 _ENOUGH = 200  # pixels along the shorter side that a thumbnail is made from; of more, every second, third, ... is taken

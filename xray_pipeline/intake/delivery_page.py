@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from xray_pipeline.base.pages import template
-from xray_pipeline.dataset.near_copies import SIDE
+from xray_pipeline.dataset.fingerprints import SIDE
 from xray_pipeline.dataset.split import SIDES
 from xray_pipeline.dataset.table import of_rows
 from xray_pipeline.images.png import png_bytes

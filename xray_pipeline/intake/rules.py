@@ -17,7 +17,7 @@ from xray_pipeline.intake.layout import LITTER
 _PACKAGE = Path(__file__).parents[1]
 _JUDGES = (
     "images/*.py",
-    *("dataset/near_copies.py", "dataset/split.py"),
+    *("dataset/fingerprints.py", "dataset/likeness.py", "dataset/near_copies.py", "dataset/split.py"),
     *("intake/conflicts.py", "intake/layout.py", "intake/matching.py", "intake/scan.py"),
 )
 

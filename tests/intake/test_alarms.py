@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake.drift import Channel, Drift
+from xray_pipeline.night import health
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 
@@ -127,8 +129,45 @@ def test_an_inverted_scanner_is_warned_of_and_still_taken(grown: Settings) -> No
     assert "Pixels do not look like the dataset's: p = 0.000" in checked.warnings[0]
     assert alarms.of_delivery(run.store(), "second") == ("pixels",)
     page = run.store().read("intake/second/page.html").decode()
-    assert "Drift alarm." in page
+    assert "Drift alarm:" in page
+    assert "nothing trained on it is promoted" in page
     assert "! warns" in page
+
+
+def test_a_drift_alarm_is_a_warning_of_its_own_and_the_verdict_the_last_line(
+    grown: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    deliver(grown, "second", range(100, 125), inverted=True)
+    with caplog.at_level("INFO", "xray_pipeline"):
+        judged(grown)
+    (alarm,) = [record for record in caplog.records if record.message.startswith("Drift alarm:")]
+    last = caplog.records[-1].message
+    assert alarm.levelname == "WARNING"
+    assert "second differs from the dataset in pixels" in alarm.message
+    assert last == "Delivery second is fit: 25 files accepted, 0 quarantined."
+    assert max(len(alarm.message), len(last)) <= 120
+
+
+def test_a_promise_is_made_only_by_a_policy_that_keeps_it(grown: Settings, tmp_path: Path) -> None:
+    """A site whose policy has no clause on drift is not told that promotion is held up."""
+    shipped = files("xray_pipeline.gate").joinpath("policies", "default.toml").read_text(encoding="utf-8")
+    clauses = shipped.split("[[clause]]")
+    (tmp_path / "own.toml").write_text("[[clause]]".join(one for one in clauses if '"no-drift"' not in one))
+    deliver(grown, "second", range(100, 125), inverted=True)
+    own = grown.model_copy(update={"policy": str(tmp_path / "own.toml")})
+    run, _ = judged(own)
+    page = run.store().read("intake/second/page.html").decode()
+    assert "Drift alarm:" in page
+    assert "promoted" not in page
+    night.commit_deliveries(run, ["second"])
+    (said,) = [part for part in health.check(own) if part.part == "drift"]
+    assert not said.well
+    assert said.text == "Drift alarm: second differs from the dataset in pixels; nobody has acknowledged it."
+    (said,) = [part for part in health.check(grown) if part.part == "drift"]
+    assert said.text.endswith("; it holds up promotion until acknowledged.")
+    alarms.acknowledge(run.store(), "second", "alice", "a new detector")
+    (said,) = [part for part in health.check(grown) if part.part == "drift"]
+    assert (said.well, said.text) == (True, "no drift alarm of 2 committed deliveries stands")
 
 
 def test_a_policy_may_stop_it_until_a_person_lets_it_in(grown: Settings) -> None:

@@ -85,7 +85,7 @@ class Policy:
     digest: str
     source: str
 
-    def has(self, rule: str) -> bool:
+    def asks(self, rule: str) -> bool:
         """Whether a clause of this policy applies that rule."""
         return any(clause.rule == rule for clause in self.clauses)
 

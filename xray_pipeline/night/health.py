@@ -30,6 +30,7 @@ from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.intake import alarms
 from xray_pipeline.models import backbones
 from xray_pipeline.night.identity import compare
+from xray_pipeline.night.judging import alarms_hold_up
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -180,7 +181,7 @@ def _device(settings: Settings) -> str:
 
 def _drift(settings: Settings) -> str:
     keys = Dataset(settings).manifests()
-    holds_up = load_policy(settings.policy).has("no-drift")
+    holds_up = alarms_hold_up(settings)
     if lines := alarms.lines(open_store(settings.store, settings), keys, holds_up):
         raise _Ill(" ".join(lines))
     return f"no drift alarm of {len(keys)} committed {'delivery' if len(keys) == 1 else 'deliveries'} stands"

@@ -10,6 +10,7 @@ from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.gate.policy import decide, load_policy
 
 if TYPE_CHECKING:
+    from xray_pipeline.base.settings import Settings
     from xray_pipeline.evaluation.metrics import Evaluation
     from xray_pipeline.gate.policy import Decision
     from xray_pipeline.night.run import Run
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 def judged(run: Run, evidence: str) -> Decision:
     """Return what the run's policy says of evidence that `evaluate` kept. Raises ConfigError, EvaluationError."""
     return decide(run.evidence(evidence), load_policy(run.settings.policy))
+
+
+def alarms_hold_up(settings: Settings) -> bool:
+    """Return whether the policy in force promotes nothing while a drift alarm stands. Raises ConfigError."""
+    return load_policy(settings.policy).asks("no-drift")
 
 
 def recorded(run: Run, decision: Decision, evidence: str) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from xray_pipeline.base.storage import Store, reader
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import suspects
 from xray_pipeline.evaluation.suspects import Suspect
-from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.intake import alarms, drift
 from xray_pipeline.models import backbones
+from xray_pipeline.night.judging import alarms_hold_up
 from xray_pipeline.night.run import Run
 from xray_pipeline.training.fitting import Trainer
 from xray_pipeline.training.recipe import Recipe
@@ -49,7 +49,7 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
     vectors = _features(run, dataset, rows, recipe, progress)
     by_digest = dict(zip(rows["digest"], vectors, strict=True))
     before = [key for key in snapshot.manifests if key not in new]
-    holds_up = load_policy(run.settings.policy).has("no-drift")
+    holds_up = alarms_hold_up(run.settings)
     for key in new:
         kept = rows[rows["delivery"].isin(before)]
         found = drift.of_features(rows[rows["delivery"] == key], kept, by_digest, run.settings.rules)

@@ -116,7 +116,9 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     try:
         if arriving:  # it grew since it was found
             raise DeliveryError(arriving)
-        terms = alarms.Terms(alarms.acknowledged(store, key, delivery.fingerprint), _alarms_hold_up(run))
+        terms = alarms.Terms(
+            alarms.acknowledged(store, key, delivery.fingerprint), judging.alarms_hold_up(run.settings)
+        )
         intake = intakes.check(delivery, run.settings, history, patient_key, progress, terms)
         repair.heal(dataset, open_store(delivery.uri, run.settings), intake.table, history.labels)
     except DeliveryError as error:
@@ -127,15 +129,10 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         result = unjudged(store, delivery, rules, error)
     else:
         result = keep(store, intake, rules)
-    for line in (*result.warnings, *alarms.lines(store, [key], _alarms_hold_up(run))):
+    for line in (*result.warnings, *alarms.lines(store, [key], judging.alarms_hold_up(run.settings))):
         log.warning("%s", line)
     log.info("%s", in_words(result))
     return result
-
-
-def _alarms_hold_up(run: Run) -> bool:
-    """Whether the policy in force promotes nothing while a drift alarm stands."""
-    return load_policy(run.settings.policy).has("no-drift")
 
 
 def check_deliveries(
@@ -205,7 +202,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
 def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, Any]:
     """Judge what is quarantined of a committed delivery anew, as `reconsider.rejudge` does and with what it raises."""
     compare(run)
-    outcome = reconsider.rejudge(run.settings, name, progress, _alarms_hold_up(run))
+    outcome = reconsider.rejudge(run.settings, name, progress, judging.alarms_hold_up(run.settings))
     vouch(run)
     return outcome
 

@@ -37,7 +37,8 @@ from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import radiograph
-from xray_pipeline.intake import deliveries, rules
+from xray_pipeline.images.raster import Limits
+from xray_pipeline.intake import deliveries
 from xray_pipeline.intake import scan as reading
 from xray_pipeline.intake.books import balance
 from xray_pipeline.intake.check import check
@@ -627,7 +628,7 @@ def test_labels_csv_may_say_the_depth_of_a_16_bit_png(tmp_path: Path, settings: 
         found = rows(result)
         assert (found["a.png"].bits, found["a.png"].verdict) == (bits, "accepted")
         assert found["b.png"].bits == (14 if bits == 16 else 12)
-        again = reading.reread(open_store(tmp_path), "a.png", rules.limits(settings.rules), found["a.png"].bits)
+        again = reading.reread(open_store(tmp_path), "a.png", Limits.of(settings.rules), found["a.png"].bits)
         assert again.digest == found["a.png"].digest
     for said in ("7", "17", "12 bits", "-1", "12.5"):
         lay(tmp_path, {"labels.csv": text.format(said).encode()})
@@ -997,7 +998,7 @@ def test_odd_names_stay_apart(tmp_path: Path, settings: Settings) -> None:
     }
     store = open_store(folder)
     for row in result.table.itertuples():
-        assert reading.reread(store, row.file, rules.limits(settings.rules)).digest == row.digest
+        assert reading.reread(store, row.file, Limits.of(settings.rules)).digest == row.digest
     assert result.table["file"].map(lambda file: file.encode().decode() == file).all()
 
 

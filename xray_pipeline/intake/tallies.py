@@ -8,8 +8,8 @@ import pandas as pd
 
 from xray_pipeline.dataset.revisions import CONFLICT
 
-NEAR_COPIES: Final = {"copy-across-split": "across_split", CONFLICT: "two_labels", "": "same_side"}
-"""What became of a file that has a near copy, by the reason in its row."""
+_NEAR_COPIES: Final = {"copy-across-split": "across the split", CONFLICT: "two labels", "": "same side"}
+"""What is said of a file that has a near copy, by the reason in its row."""
 _LISTED = 1000  # near copies listed in a result
 
 
@@ -30,7 +30,7 @@ def near_copies(table: pd.DataFrame) -> dict[str, Any]:
     `listed` has the first 1,000 as {"row", "of", "verdict", "why"}: `of` is "row N" (of this delivery) or "dataset
     <digest, 12 digits>", and `why` says which of the three it is.
     """
-    near = table[(table["near_copy"] != "") & table["reason"].isin(list(NEAR_COPIES))]
+    near = table[(table["near_copy"] != "") & table["reason"].isin(list(_NEAR_COPIES))]
     compared = table[(table["verdict"] == "accepted") | (table["near_copy"] != "") | (table["reason"] == CONFLICT)]
     row_of = {digest: f"row {row}" for row, digest in compared["digest"][::-1].items()}
     first = near.head(_LISTED)
@@ -39,8 +39,9 @@ def near_copies(table: pd.DataFrame) -> dict[str, Any]:
             "row": int(row),
             "of": row_of.get(copy, f"dataset {copy[:12]}"),
             "verdict": verdict,
-            "why": NEAR_COPIES[reason].replace("_", " "),
+            "why": _NEAR_COPIES[reason],
         }
         for row, copy, verdict, reason in first[["near_copy", "verdict", "reason"]].itertuples(name=None)
     ]
-    return {name: int((near["reason"] == reason).sum()) for reason, name in NEAR_COPIES.items()} | {"listed": listed}
+    across, differing, same = (int((near["reason"] == reason).sum()) for reason in _NEAR_COPIES)
+    return {"across_split": across, "two_labels": differing, "same_side": same, "listed": listed}

@@ -52,7 +52,7 @@ def show_one(key: Key, user: GetUserDep) -> HTMLResponse:
         return drawing.page(
             "delivery.html.j2",
             row=_row(store, key, key in committed),
-            settled=alarms.settled(store, [key]),
+            settled=alarms.acknowledgements(store, [key]),
             intake=f"{links.BASE}{links.PREFIX}/deliveries/{quote(key, safe='')}/intake",
             airflow=f"{links.DELIVERIES}#{quote(key, safe='')}",
             may=access.may_start(user, access.DELIVERY),

@@ -123,7 +123,7 @@ def raised(store: Store, seen: dict[tuple[str, str], bool]) -> list[str]:
 
 def p_values(store: Store, key: str) -> dict[str, float]:
     """Return the p value of each channel of a delivery that was measured. Raises DatasetError, StorageUnavailable."""
-    channels = [channel for result in _kept(store, key) for channel in result["channels"]]
+    channels = [channel for result in _measurements(store, key) for channel in result["channels"]]
     return {channel["name"]: channel["p"] for channel in channels if channel["p"] is not None}
 
 

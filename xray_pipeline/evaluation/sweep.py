@@ -53,8 +53,10 @@ class Cuts:
 
     @property
     def decide(self) -> bool:
-        """Whether the cuts, not the ranking, made the difference: who ranks better names fewer radiographs right."""
-        return (self.own[0] - self.own[1]) * (self.auc[0] - self.auc[1]) < 0
+        """Whether the cuts, not the ranking, made the difference: who ranks better names fewer radiographs right at
+        their own cuts, and not at .5."""
+        own, half, auc = (first - second for first, second in (self.own, self.half, self.auc))
+        return own * auc < 0 <= half * auc
 
 
 def compare_cuts(

@@ -127,15 +127,16 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     store, committed, evaluated, decided = run.store(), steps.committed or {}, steps.evaluated, steps.decided
     judged = {key: verdicts.checked(store, key) for key in steps.deliveries}
     evidence = kept_evidence(store, evaluated["evidence"]) if evaluated else {}
-    champion = _metrics_of(evidence.get("champion"))
+    pair = evaluated or {"candidate": "", "champion": None, "models": {}}
+    learnt = pair["models"].get(str(pair["champion"]), ("",))[0]
     summary: dict[str, Any] = {
         "deliveries": [_delivery(store, verdict) for verdict in judged.values() if verdict],
         "unchecked": [key for key, verdict in judged.items() if verdict is None],
         "snapshot": committed.get("snapshot", ""),
         **{name: committed.get(name, 0) for name in ("images", "patients")},
         "held_out": {name: committed.get(f"held_out_{name}", 0) for name in ("images", "patients")},
-        "candidate": _metrics_of(evidence.get("candidate")),
-        "champion": {"version": evaluated["champion"], **champion} if evaluated and champion else None,
+        "candidate": _scores(evidence.get("candidate"), digest=pair["candidate"]),
+        "champion": _scores(evidence.get("champion"), version=pair["champion"], digest=learnt),
         "decision": _decision(decided, steps.promoted) if decided else None,
         "version": steps.registered["version"] if steps.registered else None,
         "alias": "champion" if steps.promoted else "challenger" if steps.registered else "",
@@ -250,8 +251,9 @@ def _message(summary: Mapping[str, Any], steps: Steps, course: Course) -> str:
     return " ".join(parts)
 
 
-def _metrics_of(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _scores(evaluation: Mapping[str, Any] | None, **model: object) -> dict[str, Any] | None:
+    """What was measured of a model, after which one it is: the digest that names a candidate everywhere."""
     if not evaluation:
         return None
     metrics = {name: evaluation["metrics"].get(name) for name in HEADLINE}
-    return {"digest": evaluation["model_digest"], "threshold": evaluation["threshold"], **metrics}
+    return {**model, "threshold": evaluation["threshold"], **metrics}

@@ -98,6 +98,8 @@ def test_nights(nights: Nights) -> None:
     assert states["conclude"] == "success"
     assert said["decision"]["verdict"] in ("registered", "refused")
     assert said["champion"]["version"] == 1
+    named = [entry.candidate for entry in Registry(nights.settings).ledger.entries() if entry.kind != "promoted"]
+    assert [said["champion"]["digest"], said["candidate"]["digest"]] == [named[0], named[-1]]
     assert len(json.dumps(said)) < 4096
     champion_scored_only_new(nights)
     report_tells(nights, second)
@@ -153,6 +155,7 @@ def report_tells(nights: Nights, second: str) -> None:
     for name, text in (("report.html", without_pictures(page)), ("model-card.md", card)):
         assert Path(client.download_artifacts(trained.run_id, name)).read_text(encoding="utf-8") == text
     assert "none: from the command line" not in card  # but the Airflow run
+    assert {"- weights: `the backbone's own`", "- augmentation.flip: `0.0`"} <= set(card.splitlines())
     environment = records.read(store, f"candidates/{entry.candidate}/environment.json", list[dict[str, Any]])[0]
     for text in (page, card):
         assert "misspelt" in text

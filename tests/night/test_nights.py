@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, S3Server
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.gate.evidence import FORMAT, evidence_key
 from xray_pipeline.night import nights, summary
 from xray_pipeline.night.nights import Arrival, Figure, Model, Night
 from xray_pipeline.night.run import Run
@@ -163,3 +165,15 @@ def test_a_night_that_fails_leaves_its_record(settings: Settings) -> None:
     [night] = nights.read(open_store(settings.store)).nights
     assert (night.who, list(night.failed), night.in_production) == ("alice", ["find_deliveries"], None)
     assert nights.in_words(night).startswith("failed in find_deliveries: ")
+
+
+def test_a_candidate_is_named_by_the_digest_that_the_ledger_has(settings: Settings) -> None:
+    run, figures = Run(settings), {"value": 0.9, "low": 0.8, "high": 1.0}
+    measured = {"model_digest": "f" * 64, "n": 60, "threshold": 0.5, "metrics": {"accuracy": figures}}
+    data = records.canonical({"format": FORMAT, "candidate": measured, "champion": measured})
+    key = evidence_key("c" * 64, records.digest_of(data))
+    run.store().write(key, data)
+    evaluated = {"candidate": "c" * 64, "evidence": key, "champion": 7, "models": {"7": ["d" * 64, "a" * 64]}}
+    said = summary.conclude(run, summary.Steps(evaluated=evaluated), summary.Course(AT, {}))
+    assert (said["candidate"]["digest"], said["candidate"]["accuracy"]) == ("c" * 64, figures)
+    assert (said["champion"]["version"], said["champion"]["digest"]) == (7, "d" * 64)

@@ -1,6 +1,10 @@
 SHELL := bash
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
+# One more than there are processors, as tests wait for servers too; more than 4 need much memory.
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
+# What costs nothing, where Python has it: 3.12 and later.
+COVERAGE_CORE = $(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-browser lint format bench bench-cluster bench-quality fuzz audit screenshots lock clean secrets up down smoke backup restore test-compose
@@ -15,10 +19,11 @@ demo: setup ## two nights on Airflow and MLflow; DATA=<folder> for your own imag
 	@$(BIN)/python scripts/demo.py $(if $(DATA),--data "$(DATA)")
 
 test-fast: lint ## set-up, lint, types, the tests that start no server
-	$(BIN)/pytest --numprocesses 2 -m "not slow" $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
 
-test: lint ## set-up, lint, types, all tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: lint ## set-up, lint, types, all tests; the slowest and what they cover are printed
+	COVERAGE_CORE=$(COVERAGE_CORE) $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		--durations 30 --cov --cov-report term:skip-covered $(ARGS)
 
 test-browser: setup ## operate it in headless Chromium, on real Airflow and MLflow (part of `make test`)
 	$(BIN)/pytest tests/site/browser $(ARGS)
@@ -69,7 +74,7 @@ lock: setup ## pin what pyproject.toml asks for in requirements.lock; ARGS=--upg
 		--no-emit-find-links --extra dev pyproject.toml --output-file requirements.lock $(ARGS)
 
 clean: ## remove the demo's files and caches; .venv stays
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* dist
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@if [ -e xray-demo/.xray-demo ]; then rm -rf xray-demo; fi
 

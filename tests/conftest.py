@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from commands import xray  # noqa: F401  (a fixture)
 from mlflow_server import empty_mlflow, mlflow_server  # noqa: F401  (fixtures)
 from once import once  # noqa: F401  (a fixture)
 from s3_server import S3Server, run_s3, s3_credentials
+from stores import store  # noqa: F401  (a fixture)
+from two_nights import two_nights  # noqa: F401  (a fixture)
 
 from xray_pipeline.base.settings import Settings
 
@@ -32,16 +36,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="save the pictures in docs/")
 
 
-SLOW_ROOMS = ("command", "deploy", "faults", "night", "registry", "site", "training")
-SERVERS = {"airflow_db", "grown", "mlflow_server", "s3", "xray"}
+SERVERS = {"airflow_db", "grown", "guarded", "mlflow_server", "models", "s3", "two_nights", "xray"}
+SLOW_ROOMS = {"command", "faults", "site"}
+LONGEST = ("site", "faults", "registry", "training", "night", "models")
+"""Rooms whose files take minutes: they go first, so that no worker is left with one at the end."""
+
+
+def pytest_configure() -> None:
+    """Draw the seed of what happens at random in tests; the workers inherit it."""
+    os.environ.setdefault("TEST_SEED", str(secrets.randbelow(2**32)))
+    # MLflow looks for it with each of its calls, and pytest makes a search that finds nothing take 10 ms.
+    sys.modules.setdefault("dbruntime", None)
+
+
+def pytest_report_header() -> str:
+    return f"random kills: TEST_SEED={os.environ['TEST_SEED']} brings the same ones again"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts a server, MLflow's database or a command as slow: `make test-fast` leaves it out."""
+    """Mark what starts a server, MLflow's database or a command as slow, and put the longest rooms first."""
     for item in items:
-        room = item.path.relative_to(ROOT / "tests").parts[0]
-        if room in SLOW_ROOMS or SERVERS & set(getattr(item, "fixturenames", ())):
+        if room_of(item) in SLOW_ROOMS or SERVERS & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    order = {room: place for place, room in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(room_of(item), len(order)))
+
+
+def room_of(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT / "tests").parts[0]
 
 
 @pytest.fixture(scope="session")

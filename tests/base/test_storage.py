@@ -24,15 +24,6 @@ from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 
 
-@pytest.fixture(params=["directory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "directory":
-        return open_store(tmp_path / "root")
-    server: S3Server = request.getfixturevalue("s3")
-    prefix = f"{request.node.name}-{os.getpid()}".replace("[", "-").replace("]", "")
-    return open_store(f"s3://{BUCKET}/{prefix}", Settings(s3_endpoint=server.endpoint))
-
-
 def test_read_returns_what_was_written(store: Store) -> None:
     store.write("a/b.bin", b"one")
     store.write("a/b.bin", b"two")

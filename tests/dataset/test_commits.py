@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import pytest
-from s3_server import BUCKET, S3Server
 
 from xray_pipeline.base.errors import Damaged, DatasetError
 from xray_pipeline.base.records import canonical
-from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.commits import IDENTITY, IDENTITY_FORMAT, Commits, Identity
 
 OURS = canonical(msgspec.to_builtins(Identity(IDENTITY_FORMAT, ["NORMAL"], "patient", 0.15, 0.2, "0" * 16)))
-
-
-@pytest.fixture(params=["directory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "directory":
-        return open_store(tmp_path / "root")
-    server: S3Server = request.getfixturevalue("s3")
-    prefix = f"{tmp_path.name}-{tmp_path.parent.name}".replace("[", "-").replace("]", "")
-    return open_store(f"s3://{BUCKET}/{prefix}", Settings(s3_endpoint=server.endpoint))
 
 
 @pytest.fixture

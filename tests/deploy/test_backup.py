@@ -16,6 +16,7 @@ from s3_server import BUCKET, S3Server, run_s3, s3_credentials
 
 OBJECTS = Path(__file__).resolve().parents[2] / "deploy" / "compose" / "objects.py"
 MIB = 1 << 20
+pytestmark = pytest.mark.slow
 
 
 def tool(server: S3Server, *command: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:

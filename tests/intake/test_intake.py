@@ -1189,7 +1189,8 @@ def test_keys_that_are_no_paths_are_never_read(tmp_path: Path, settings: Setting
     ("kind", "files", "limit"),
     [
         ("directory", 60, 15_000_000),  # 60 files hold 29 MB, decoded as much again
-        ("s3", 130, 55_000_000),  # and 130 64 MB; 25 MB are the clients', 15 MB answers that were read
+        # And 130 64 MB; 25 MB are the clients', 15 MB answers that were read.
+        pytest.param("s3", 130, 55_000_000, marks=pytest.mark.slow),
     ],
     ids=["directory", "s3"],
 )

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import phantom
 import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate, logged
+from two_nights import SETTINGS
 from typer.testing import CliRunner, Result
 
 from xray_pipeline.base import records
@@ -23,7 +23,7 @@ from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import judging, promotion, summary
+from xray_pipeline.night import judging, promotion
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.promotion import Request
 from xray_pipeline.night.run import Run
@@ -35,7 +35,6 @@ from xray_pipeline.report import places
 from xray_pipeline.training import candidate as training
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
-SITE = Path(__file__).parents[1] / "site"
 ADMIN = {"id": "admin", "name": "admin"}
 
 
@@ -218,22 +217,10 @@ def test_a_story_that_a_crash_left_untold_is_told_by_the_next_change(asked: Aske
 
 
 @pytest.fixture(scope="module")
-def nights(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def nights(two_nights: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Run:
     home = tmp_path_factory.mktemp("home")
-    quick: dict[str, Any] = {
-        "recipe": str(SITE / "browser" / "quick.toml"),
-        "policy": str(SITE / "browser" / "lenient.toml"),
-        "patient_key": "demo key, not a secret",
-    }
-    where: dict[str, Any] = {"home": home, "tracking_uri": mlflow_server.uri, "model_name": f"m{uuid.uuid4().hex}"}
-    settings = Settings(**where, **quick, settle_seconds=0, bootstrap=200, stress_images=10, device="cpu")
-    weak = {"epochs": 1, "levels": False, "penalty": 100_000}
-    waiting = phantom.lay(home / "waiting", deliveries=2, patients=300, seed=0)
-    (home / "incoming").mkdir()
-    for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), (weak, {}), strict=True):
-        delivery.rename(home / "incoming" / delivery.name)
-        summary.whole(Run(settings.model_copy(update={"promotion": promotes}), overrides, "schedule"))
-    return Run(settings, who="alice")
+    two_nights(home)
+    return Run(Settings(home=home, **SETTINGS), who="alice")
 
 
 def xray(run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
@@ -256,7 +243,7 @@ def test_a_version_is_asked_about_with_its_evidence(nights: Run) -> None:
 def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(nights: Run, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     no_drift = '\n[[clause]]\nnumber = "4.9"\nrule = "no-drift"\ntext = "No drift alarm stands."\n'
-    policy.write_text((SITE / "browser" / "lenient.toml").read_text() + no_drift)
+    policy.write_text(Path(SETTINGS["policy"]).read_text() + no_drift)
     nights = replace(nights, settings=nights.settings.model_copy(update={"policy": str(policy)}))
     store, asked = nights.store(), promotion.request(nights)
     snapshot = Dataset(nights.settings).snapshot()

@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import phantom
 import pytest
+from two_nights import AFTER_FIRST, SETTINGS
 from typer.testing import CliRunner, Result
 
 from xray_pipeline.base import records
@@ -22,7 +21,7 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import main as cli
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import promotion, summary
+from xray_pipeline.night import promotion
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.registry import chronology
@@ -33,15 +32,6 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 NO_DRIFT = '\n[[clause]]\nnumber = "4.9"\nrule = "no-drift"\ntext = "No drift alarm stands."\n'
 RUN: set[str] = set()
-SETTINGS: dict[str, Any] = {
-    "recipe": str(ROOT / "tests" / "site" / "browser" / "quick.toml"),
-    "policy": str(ROOT / "tests" / "site" / "browser" / "lenient.toml"),
-    "patient_key": "demo key, not a secret",
-    "settle_seconds": 0,
-    "bootstrap": 100,
-    "stress_images": 10,
-    "device": "cpu",
-}
 
 
 def commands(heading: str = "") -> list[str]:
@@ -55,21 +45,6 @@ def commands(heading: str = "") -> list[str]:
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other process runs here, so a difference need not be looked at twice."""
     monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
-
-
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of an installation after two nights: version 1 is champion, version 2 waits."""
-    home = tmp_path_factory.mktemp("home")
-    weak = {"epochs": 1, "levels": False, "penalty": 100_000}
-    waiting = phantom.lay(home / "waiting", deliveries=2, patients=200, seed=0)
-    (home / "incoming").mkdir()
-    for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), (weak, {}), strict=True):
-        delivery.rename(home / "incoming" / delivery.name)
-        summary.whole(Run(Settings(home=home, **SETTINGS, promotion=promotes), overrides, "schedule"))
-        if not (home / "after-first.db").exists():
-            shutil.copy(home / "mlflow.db", home / "after-first.db")
-    return home
 
 
 class Site:
@@ -139,11 +114,8 @@ class Site:
 
 
 @pytest.fixture
-def site(nights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    for name in ("store", "incoming", "cache"):
-        shutil.copytree(nights / name, tmp_path / name)
-    for name in ("mlflow.db", "after-first.db"):
-        shutil.copy(nights / name, tmp_path)
+def site(two_nights: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    two_nights(tmp_path)
     return Site(tmp_path, monkeypatch)
 
 
@@ -167,7 +139,7 @@ def test_a_version_is_approved_and_gone_back_from(site: Site) -> None:
 
 def test_an_alarm_is_settled(site: Site) -> None:
     policy = site.home / "policy.toml"
-    policy.write_text((ROOT / "tests" / "site" / "browser" / "lenient.toml").read_text() + NO_DRIFT)
+    policy.write_text(Path(SETTINGS["policy"]).read_text() + NO_DRIFT)
     site.monkeypatch.setenv("XRAY_POLICY", str(policy))
     key = sorted(path.name for path in (site.home / "incoming").iterdir())[-1]
     checked = Path(site.settings.store) / "intake" / key / alarms.CHECKED
@@ -223,7 +195,7 @@ def test_a_backup_of_both_is_put_back(site: Site) -> None:
 
 def test_a_champion_that_an_older_mlflow_lost(site: Site) -> None:
     site.promote()
-    site.monkeypatch.setenv("XRAY_TRACKING_URI", f"sqlite:///{site.home / 'after-first.db'}")
+    site.monkeypatch.setenv("XRAY_TRACKING_URI", f"sqlite:///{site.home / AFTER_FIRST}")
     assert "MLflow is older than the ledger: it lacks versions [2]" in site.trouble("verify")
     assert "restore MLflow's newest backup, or `xray rollback --to`" in site.trouble("retrain")
     back, accept = commands("MLflow is older than the ledger")
@@ -249,9 +221,7 @@ def test_newest_entries_that_are_lost_for_good(site: Site, way: int, champion: i
 def test_a_refusal_of_the_night_that_the_ledger_lost_is_noticed(site: Site) -> None:
     """Its comparison was counted; without it the next one would be judged too kindly."""
     policy = site.home / "policy.toml"
-    policy.write_text(
-        (ROOT / "tests" / "site" / "browser" / "lenient.toml").read_text().replace("more_than = 0.0", "more_than = 0.9")
-    )
+    policy.write_text(Path(SETTINGS["policy"]).read_text().replace("more_than = 0.0", "more_than = 0.9"))
     site.monkeypatch.setenv("XRAY_POLICY", str(policy))
     run, candidate = Run(site.settings, who="schedule"), site.ledger[-1].candidate
     assert night.decide(run, night.evaluate(run, Trained(candidate, ""))).verdict == "refused"

@@ -407,6 +407,7 @@ def test_tags_edited_in_mlflow_do_not_outweigh_the_ledger(three: Registry, clien
 # Without a server, and without an answer
 
 
+@pytest.mark.slow
 def test_it_works_on_a_database_without_a_server(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
     (tmp_path / "home").mkdir()
@@ -438,6 +439,7 @@ def test_a_server_that_is_down_is_named_and_not_waited_for(tmp_path: Path) -> No
     assert not Ledger(registry.ledger.store).entries()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_comes_back_is_used_again(tmp_path: Path) -> None:
     port = free_port()

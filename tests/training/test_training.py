@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from candidates import SMALL, fresh, promoted, trained
+from candidates import fresh, promoted, trained
+from forks import forked
 from samples import jpeg
 
 from xray_pipeline.base import records
@@ -173,57 +174,41 @@ def test_a_warm_start_of_mode_head_is_refused(grown: Settings) -> None:
         trained(grown, warm_start=True)
 
 
-SCRIPT = """
-import sys
-from xray_pipeline.base import records
-from xray_pipeline.base.settings import Settings
-from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.registry.mlflow_registry import Registry
-from xray_pipeline.training import candidate as training
-from xray_pipeline.training.recipe import load_recipe
-import json
-# A checkpoint after each step, so that a kill between any two is likely.
-settings = Settings(**json.loads(sys.argv[1]), checkpoint_steps=1)
-dataset = Dataset(settings)
-print("started", flush=True)
-training.train(dataset, dataset.snapshot(), load_recipe("head", json.loads(sys.argv[2])), settings, Registry(settings))
-print("done", flush=True)
-"""
+def train_here(settings: Settings, changes: dict[str, Any], said: Path) -> None:
+    """Train in this process, with a checkpoint after each step, so that a kill between any two is likely."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    trained(settings.model_copy(update={"checkpoint_steps": 1}), **changes)
 
 
-def subprocess_of(settings: Settings, overrides: dict[str, Any]) -> subprocess.Popen[str]:
-    values = json.loads(settings.model_dump_json(exclude={"checkpoint_steps"})) | {
-        "patient_key": settings.patient_key.get_secret_value()
-    }
-    command = [sys.executable, "-c", SCRIPT, json.dumps(values), json.dumps({**SMALL, **overrides})]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextmanager
+def training_elsewhere(settings: Settings, changes: dict[str, Any]) -> Iterator[tuple[BaseProcess, Path]]:
+    """Train in a process that has come as far as a checkpoint; give it and the file of what it says of errors."""
+    said = settings.home / "said.txt"
+    process = forked(train_here, settings, changes, said)
+    process.start()
+    until = time.monotonic() + 120
+    while not list(Path(settings.store).glob("candidates/*/checkpoints/*.pt")):
+        assert process.is_alive(), said.read_text()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    yield process, said
+    process.join(60)
 
 
 def candidates(settings: Settings) -> Path:
     return next(iter((Path(settings.store) / "candidates").iterdir()))
 
 
-def wait_for_checkpoint(settings: Settings, process: subprocess.Popen[str], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and process.poll() is None:
-        if list(Path(settings.store).glob("candidates/*/checkpoints/*.pt")):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no checkpoint: {process.communicate()}")
-
-
 @pytest.mark.parametrize("mode", ["head", "finetune"])
 def test_killed_at_random_steps_it_ends_as_if_it_had_not_been(grown: Settings, tmp_path: Path, mode: str) -> None:
     overrides = {"mode": mode, "epochs": 4, "batch_size": 8}
-    random = np.random.default_rng(os.getpid())
+    random = np.random.default_rng(int(os.environ["TEST_SEED"]))
     killed = 0
     for _ in range(4):
-        process = subprocess_of(grown, overrides)
-        wait_for_checkpoint(grown, process, 120)
-        time.sleep(random.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
+        with training_elsewhere(grown, overrides) as (process, _):
+            time.sleep(random.uniform(0, 0.5))
+            process.kill()
+        killed += process.exitcode == -signal.SIGKILL
         if (candidates(grown) / "candidate.json").exists():
             break
     assert killed
@@ -233,10 +218,9 @@ def test_killed_at_random_steps_it_ends_as_if_it_had_not_been(grown: Settings, t
 
 
 def test_sigterm_keeps_a_checkpoint(grown: Settings) -> None:
-    process = subprocess_of(grown, {"mode": "finetune", "epochs": 50, "batch_size": 8})
-    wait_for_checkpoint(grown, process, 120)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    with training_elsewhere(grown, {"mode": "finetune", "epochs": 50, "batch_size": 8}) as (process, said):
+        process.terminate()
+    errors = said.read_text()
     assert "TrainingError: told to stop" in errors
     assert list(Path(grown.store).glob("candidates/*/checkpoints/*.pt"))
 

@@ -12,6 +12,7 @@ import phantom
 import pytest
 from mlflow_server import MlflowServer
 from samples import png
+from two_nights import SETTINGS
 
 from xray_pipeline.base import records
 from xray_pipeline.base.settings import Settings
@@ -37,7 +38,7 @@ class Nights:
     def __init__(self, home: Path, server: MlflowServer) -> None:
         self.home = home
         self.waiting = home / "waiting"
-        phantom.lay(self.waiting, deliveries=2, patients=500, seed=0)
+        phantom.lay(self.waiting, deliveries=2, patients=200, seed=0)
         (home / "incoming").mkdir()
         self.settings = Settings(home=home, tracking_uri=server.uri, settle_seconds=0)
 
@@ -65,9 +66,8 @@ def nights(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer
             patch.delenv(name)
         patch.setenv("XRAY_HOME", str(home))
         patch.setenv("XRAY_TRACKING_URI", mlflow_server.uri)
-        patch.setenv("XRAY_SETTLE_SECONDS", "0")
-        patch.setenv("XRAY_PATIENT_KEY", "demo key, not a secret")  # always the same split
-        patch.setenv("XRAY_DEVICE", "cpu")
+        for name, value in SETTINGS.items():
+            patch.setenv(f"XRAY_{name.upper()}", str(value))
         yield Nights(home, mlflow_server)
 
 

@@ -19,6 +19,7 @@ import planted
 import pytest
 from cluster_stack import VIEWER, Cluster, Worker, run_cluster
 from s3_server import BUCKET
+from two_nights import SETTINGS
 
 from xray_pipeline.airflow_ui.links import PREFIX
 from xray_pipeline.base.settings import Settings
@@ -31,8 +32,7 @@ pytestmark = pytest.mark.timeout(1500)  # services, five Airflow processes and t
 
 DAG = "xray_retrain"
 PATIENTS = 200
-PATIENT_KEY = "demo key, not a secret"  # always the same split
-EPOCHS = 120
+EPOCHS = 200
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         planted.rejected(waiting / "ward-2"),
         planted.unreadable(waiting / "ward-3"),
     ]
-    with run_cluster(
-        tmp_path_factory.mktemp("cluster"), {"XRAY_PATIENT_KEY": PATIENT_KEY, "XRAY_DEVICE": "cpu"}
-    ) as running:
+    quick = {f"XRAY_{name.upper()}": str(value) for name, value in SETTINGS.items()}
+    with run_cluster(tmp_path_factory.mktemp("cluster"), quick) as running:
         for delivery in laid:
             upload(running, delivery)
         for name, queue in (("light-1", "default"), ("light-2", "default"), ("gpu-1", "gpu")):

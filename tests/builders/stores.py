@@ -1,0 +1,23 @@
+"""A store of each kind: what holds of one must hold of the other."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from s3_server import BUCKET, S3Server
+
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+
+
+@pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.slow)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store: a directory, then a prefix of a real S3 server."""
+    if request.param == "directory":
+        return open_store(tmp_path / "root")
+    server: S3Server = request.getfixturevalue("s3")
+    prefix = re.sub(r"\W", "-", f"{request.node.nodeid}-{os.getpid()}")
+    return open_store(f"s3://{BUCKET}/{prefix}", Settings(s3_endpoint=server.endpoint))

@@ -37,6 +37,45 @@ def test_a_webhook_gets_event_text_and_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert webhook.received == [sent]
 
 
+def test_a_failure_says_why_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = SimpleNamespace(dag_id="xray_retrain", task_id="check_delivery", log_url="https://airflow.example/dags/log")
+    context: Any = {**CONTEXT, "ti": task, "exception": ValueError("delivery misspelt is rejected: an unknown class")}
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
+        [notifier] = notices.notifiers("failed", notices.FAILED)
+        notifier(context)
+    [sent] = webhook.received
+    assert sent["text"] == (
+        "xray_retrain: task check_delivery failed: delivery misspelt is rejected: an unknown class "
+        "https://airflow.example/dags/log"
+    )
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [("the night failed in train; see its log", 0), ("not taken, see check_delivery: 2026-03-03", 1)],
+)
+def test_a_night_that_failed_by_another_task_is_told_once(monkeypatch: pytest.MonkeyPatch, why: str, told: int) -> None:
+    task = SimpleNamespace(dag_id="xray_retrain", task_id="conclude", log_url="")
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
+        notices.failed_by_itself({**CONTEXT, "ti": task, "exception": ValueError(why)})
+    assert len(webhook.received) == told
+
+
+def test_a_digest_is_sent_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "quiet: no deliveries; champion 7 since 3 March"
+    task = SimpleNamespace(xcom_pull=lambda task_ids, key: words, log_url="https://airflow.example/x")
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
+        assert notices.digest() == []
+        monkeypatch.setenv("XRAY_NOTIFY_DIGEST", "true")
+        [notifier] = notices.digest()
+        notifier({**CONTEXT, "ti": task})
+    [sent] = webhook.received
+    assert (sent["event"], sent["text"]) == ("night", f"{words} https://airflow.example/x")
+
+
 def test_slack_gets_what_its_webhooks_take(monkeypatch: pytest.MonkeyPatch) -> None:
     with run_webhook() as webhook:
         monkeypatch.setenv("XRAY_NOTIFY_SLACK", webhook.uri)

@@ -11,7 +11,10 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.models.dagrun import DagRun
+from airflow.utils.state import DagRunState
 from fastapi import Depends, FastAPI, HTTPException, Path, Request, Response
+from sqlalchemy import select
 
 from xray_pipeline.airflow_ui import access, champion_page, deliveries_page, drawing, links, nights_page
 from xray_pipeline.airflow_ui.returned import returned
@@ -68,7 +71,13 @@ def run_report(dag_id: Name, run_id: Name, session: SessionDep) -> Response:
     candidate = str(about.get("candidate", ""))
     if links.DIGEST.fullmatch(candidate):
         return _report(candidate, about["champion"])
-    why = (said.get("conclude") or {}).get("message") or "It is written when the candidate has been evaluated."
+    state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    if state in (DagRunState.RUNNING, DagRunState.QUEUED):
+        why = "It is written once the candidate has been scored; this page is made anew each time you open it."
+        return drawing.page("notice.html.j2", 200, title="No report yet: the run goes on", text=why)
+    why = (said.get("conclude") or {}).get(
+        "message"
+    ) or "The run ended before a candidate was scored; see its red task."
     return drawing.page("notice.html.j2", 200, title="This run has no report", text=why)
 
 

@@ -75,9 +75,7 @@ def run_report(dag_id: Name, run_id: Name, session: SessionDep) -> Response:
     if state in (DagRunState.RUNNING, DagRunState.QUEUED):
         why = "It is written once the candidate has been scored; this page is made anew each time you open it."
         return drawing.page("notice.html.j2", 200, title="No report yet: the run goes on", text=why)
-    why = (said.get("conclude") or {}).get(
-        "message"
-    ) or "The run ended before a candidate was scored; see its red task."
+    why = (said.get("conclude") or {}).get("message") or "The run ended before a candidate was scored."
     return drawing.page("notice.html.j2", 200, title="This run has no report", text=why)
 
 

@@ -26,7 +26,7 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
-from xray_pipeline.airflow_ui import notices
+from xray_pipeline.airflow_ui import notices, tries
 from xray_pipeline.airflow_ui.approval import ApprovalRequest, approvers
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.text import APPROVE, REJECT
@@ -116,12 +116,7 @@ def promote(request: dict[str, Any] | None, settled: dict[str, Any] | None) -> d
     },
     tags=["xray", "ops"],
     doc_md=__doc__,
-    default_args={
-        "retries": 3,
-        "retry_delay": timedelta(seconds=20),
-        "retry_exponential_backoff": True,
-        "on_failure_callback": notices.notifiers("failed", notices.FAILED),
-    },
+    default_args={"on_failure_callback": notices.notifiers("failed", notices.FAILED), **tries.AGAIN},
 )
 def xray_promote() -> None:
     request = prepare()

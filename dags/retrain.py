@@ -33,7 +33,7 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
-from xray_pipeline.airflow_ui import notices
+from xray_pipeline.airflow_ui import notices, tries
 from xray_pipeline.base import schedule
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.training import overrides
@@ -243,13 +243,7 @@ def conclude(
     tags=["xray", "nightly"],
     doc_md=__doc__,
     deadline=notices.deadlines("A night of xray_retrain has not ended in time.") or None,
-    default_args={
-        "on_failure_callback": notices.notifiers("failed", notices.FAILED),
-        "retries": 3,
-        "retry_delay": timedelta(seconds=20),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=10),
-    },
+    default_args={"on_failure_callback": notices.notifiers("failed", notices.FAILED), **tries.AGAIN},
 )
 def xray_retrain() -> None:
     deliveries = find_deliveries()

@@ -217,3 +217,13 @@ def test_a_small_dataset_never_raises_an_alarm(settings: Settings) -> None:
     run, checked = judged(settings, drift="stop")
     assert checked.fit
     assert "not enough to say" in run.store().read("intake/second/page.html").decode()
+
+
+def test_deliveries_that_ever_raised_an_alarm_are_remembered(store: DirectoryStore) -> None:
+    seen: dict[tuple[str, str], bool] = {}
+    alarms.keep(store, "a", "f", found("pixels"))
+    alarms.keep(store, "b", "f", found())
+    assert alarms.raised(store, seen) == ["a"]
+    alarms.acknowledge(store, "a", "alice", "a new detector, checked")
+    assert alarms.raised(store, seen) == ["a"]
+    assert alarms.p_values(store, "a") == {"pixels": 0.0001, "labels": 0.5}

@@ -40,6 +40,7 @@ class Nights:
         self.waiting = home / "waiting"
         phantom.lay(self.waiting, deliveries=2, patients=200, seed=0)
         (home / "incoming").mkdir()
+        self.tries: dict[str, int] = {}
         self.settings = Settings(home=home, tracking_uri=server.uri, settle_seconds=0)
 
     def deliver(self, name: str) -> None:
@@ -54,6 +55,7 @@ class Nights:
         spec.loader.exec_module(module)
         run = module.dag_object.test(run_conf=conf)
         instances = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
+        self.tries = {ti.task_id: ti.try_number for ti in run.get_task_instances()}
         said = next(ti for ti in run.get_task_instances() if ti.task_id == "conclude").xcom_pull("conclude")
         return instances, said or {}
 
@@ -106,6 +108,7 @@ def test_nights(nights: Nights) -> None:
 
     states, said = nights.run(recipe="no-such-recipe")
     assert (states["find_deliveries"], states["train"], states["conclude"]) == ("failed", "upstream_failed", "failed")
+    assert nights.tries["find_deliveries"] == 1  # a wrong name stays wrong
     records_tell(nights)
 
 

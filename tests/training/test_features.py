@@ -14,9 +14,11 @@ from small_models import BACKBONE, small_classifier
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import MappedRows, PixelCache, RowCache
 from xray_pipeline.models import backbones
+from xray_pipeline.models.engine import engine_for
 from xray_pipeline.training import features
 from xray_pipeline.training.features import Features, KeptScorer, Standardised, kept_scorer
 from xray_pipeline.training.feeding import Feeder
+from xray_pipeline.training.recipe import load_recipe
 
 CPU = torch.device("cpu")
 
@@ -68,6 +70,30 @@ def test_company_in_a_batch_changes_no_bit(made: tuple[Features, pd.DataFrame], 
     apart = Features(extracted.network, BACKBONE, "apart", extracted.pixels, tmp_path)
     alone = [apart.rows([name])[np.arange(1)][0] for name in rows["digest"]]
     assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_the_number_of_threads_changes_no_bit(made: tuple[Features, pd.DataFrame], tmp_path: Path, view: int) -> None:
+    network, rows = made[0].network, made[1][:3]
+    pixels = PixelCache(tmp_path, 224)  # fewer are computed by one thread in any case
+    pixels.ensure(rows, read)
+    drawn, answers, before = load_recipe("head").augmentation, [], torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            apart = Features(network, BACKBONE, f"{count} threads", pixels, tmp_path)
+            answers.append(apart.rows(list(rows["digest"]), view, drawn)[np.arange(3)])
+        finally:
+            torch.set_num_threads(before)
+    assert np.array_equal(answers[0], answers[1])
+    assert np.array_equal(answers[0], answers[2])
+
+
+def test_another_engine_keeps_features_of_its_own(made: tuple[Features, pd.DataFrame], tmp_path: Path) -> None:
+    extracted, _ = made
+    by_torch = engine_for(extracted.network, wanted="torch")
+    other = Features(extracted.network, BACKBONE, extracted.facts[1], extracted.pixels, tmp_path, by_torch)
+    assert other.cache().folder != extracted.cache().folder
 
 
 def test_an_interruption_keeps_the_shards_before_it(

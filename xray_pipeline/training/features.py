@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -29,7 +30,7 @@ from xray_pipeline.dataset.pixels import SHARD, MappedRows, PixelCache, Read, Ro
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.models.engine import Engine, engine_for
+from xray_pipeline.models.engine import Engine, engine_for, one_thread
 from xray_pipeline.training import augmentation
 from xray_pipeline.training.augmentation import Augmentation
 from xray_pipeline.training.device import Precision, batch_for, halving
@@ -111,11 +112,21 @@ class Features:
     def _computed(self, digests: list[str], view: int, drawn: Augmentation | None) -> Floats:
         pixels = torch.from_numpy(self.pixels.get(digests)).unsqueeze(1)
         if view and drawn:
-            pixels = augmentation.view(drawn, pixels, self.pixels.side, digests, view)
+            pixels = self._drawn(pixels, digests, view, drawn)
         short = -len(digests) % self.engine.multiple
         pixels = torch.cat([pixels, pixels[:1].expand(short, -1, -1, -1)])
         computed = halving(lambda part: self.engine.features(part).cpu(), pixels, self.engine.multiple)
         return np.asarray(computed[: len(digests)].numpy())
+
+    def _drawn(self, pixels: Tensor, digests: list[str], view: int, drawn: Augmentation) -> Tensor:
+        """Return a view of each radiograph, each drawn by one thread: how many share the work changes torch's bits."""
+        workers = torch.get_num_threads()
+
+        def draw(picture: Tensor, digest: str) -> Tensor:
+            return augmentation.view(drawn, picture[None], self.pixels.side, [digest], view)
+
+        with one_thread(), ThreadPoolExecutor(workers) as pool:
+            return torch.cat(list(pool.map(draw, pixels, digests)))
 
 
 class KeptScorer:

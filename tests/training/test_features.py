@@ -74,7 +74,7 @@ def test_company_in_a_batch_changes_no_bit(made: tuple[Features, pd.DataFrame], 
 
 @pytest.mark.parametrize("view", [0, 1])
 def test_the_number_of_threads_changes_no_bit(made: tuple[Features, pd.DataFrame], tmp_path: Path, view: int) -> None:
-    network, rows = made[0].network, made[1][:3]
+    network, rows = made[0].network, made[1]
     pixels = PixelCache(tmp_path, 224)  # fewer are computed by one thread in any case
     pixels.ensure(rows, read)
     drawn, answers, before = load_recipe("head").augmentation, [], torch.get_num_threads()
@@ -82,7 +82,7 @@ def test_the_number_of_threads_changes_no_bit(made: tuple[Features, pd.DataFrame
         torch.set_num_threads(count)
         try:
             apart = Features(network, BACKBONE, f"{count} threads", pixels, tmp_path)
-            answers.append(apart.rows(list(rows["digest"]), view, drawn)[np.arange(3)])
+            answers.append(apart.rows(list(rows["digest"]), view, drawn)[np.arange(10)])
         finally:
             torch.set_num_threads(before)
     assert np.array_equal(answers[0], answers[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Locator, Page
 from services import Airflow, Stack
 from webhook import Webhook
 
@@ -37,3 +37,11 @@ def logged_in(browser: Browser, site: Site, name: str) -> Page:
     page.get_by_role("button", name="Sign in").click()
     page.get_by_role("link", name="Dags").first.wait_for()
     return page
+
+
+def plugin_page(page: Page, site: Site, name: str, heading: str) -> Locator:
+    """Open one of the plugin's pages inside Airflow; `name` may go on with # and what in it to show."""
+    page.goto(f"{site.stack.airflow}/plugin/xray-{name}")
+    shown = page.get_by_test_id(f"xray-{name.partition('#')[0]}")
+    shown.get_by_role("heading", name=heading).first.wait_for()
+    return shown

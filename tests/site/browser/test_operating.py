@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from operated_site import Site, logged_in
-from playwright.sync_api import Browser, Locator, Page, expect
+from operated_site import Site, plugin_page
+from playwright.sync_api import Locator, Page, expect
 from services import Failed
 
 pytestmark = pytest.mark.timeout(900)  # whole nights, on whatever cores there are
@@ -69,13 +69,6 @@ def send(dialog: Locator, site: Site, dag: str) -> str:
     return newest_run(site, dag, before + 1)
 
 
-def plugin_page(page: Page, site: Site, name: str, heading: str) -> Locator:
-    page.goto(f"{site.stack.airflow}/plugin/xray-{name}")
-    shown = page.get_by_test_id(f"xray-{name.partition('#')[0]}")
-    shown.get_by_role("heading", name=heading).first.wait_for()
-    return shown
-
-
 def champion_page(page: Page, site: Site) -> Locator:
     return plugin_page(page, site, "champion", "chest-xray")
 
@@ -117,36 +110,10 @@ def test_nights_are_told_and_drawn(page: Page, site: Site, shoot: Shoot) -> None
     expect(shown.locator("tbody tr").first).to_contain_text("1 delivery, ")
     expect(shown.locator("tbody tr").first).to_contain_text("registered as version 2, waits; champion 1 since")
     assert shown.locator("svg").count() >= 4
-    shoot("airflow-nights.png")
     notes = [
         run["note"] for run in site.airflow.call("GET", "/dags/xray_retrain/dagRuns?order_by=run_after")["dag_runs"]
     ]
     assert notes[1].startswith("registered: 1 delivery, ")
-
-
-def test_a_delivery_is_looked_at_and_judged_anew(page: Page, site: Site, shoot: Shoot) -> None:
-    shown = plugin_page(page, site, "deliveries", "Deliveries")
-    expect(shown.locator("tbody tr")).to_have_count(2)
-    shoot("airflow-deliveries.png")
-    shown.get_by_role("link", name="2026-01-02").click()
-    shown.get_by_role("heading", name="Delivery 2026-01-02").wait_for()
-    shown.frame_locator("iframe").get_by_text("2026-01-02").first.wait_for()
-    shown.get_by_label("Reason").last.fill("a rule changed")
-    shoot("airflow-delivery.png")
-    shown.get_by_role("button", name="Judge anew").click()
-    shown.get_by_role("link", name="Started").wait_for()
-    run = newest_run(site, "xray_delivery")
-    succeeded(site, "xray_delivery", run)
-    assert site.airflow.returned("xray_delivery", run, "act")["delivery"] == "2026-01-02"
-
-
-def test_a_viewer_may_look_and_not_act(browser: Browser, site: Site) -> None:
-    page = logged_in(browser, site, "viewer")
-    shown = plugin_page(page, site, "deliveries#2026-01-02", "Delivery 2026-01-02")
-    expect(shown.get_by_text("You may look")).to_be_visible()
-    expect(shown.get_by_role("button")).to_have_count(0)
-    expect(champion_page(page, site).get_by_role("button")).to_have_count(0)
-    page.close()
 
 
 def waiting_request(site: Site) -> str:

@@ -257,6 +257,22 @@ def history(
 
 
 @app.command()
+def nights(as_json: Json = False) -> None:
+    """Print what came of each night, the newest first. Needs no MLflow."""
+    from xray_pipeline.base.storage import open_store
+    from xray_pipeline.night import nights as records
+
+    settings = _run().settings
+    past = records.read(open_store(settings.store, settings))
+    told = [{**asdict(one), "outcome": records.outcome(one), "in_words": records.in_words(one)} for one in past.nights]
+    lines = [f"{one['started'][:16]}  {one['outcome']:<10} {one['in_words']}" for one in told]
+    lines += [f"NOT READ: {text}" for text in past.damaged]
+    _print({"nights": told, "damaged": list(past.damaged)}, as_json, lines or ["no night has ended yet"])
+    if past.damaged:
+        raise typer.Exit(NO)
+
+
+@app.command()
 def promote(version: int, reason: Reason, as_json: Json = False) -> None:
     """Make a registered version the champion, after trying the model server on it; you are who approves it."""
     from xray_pipeline.night import promotion, trial

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from sklearn import metrics as sk
 
@@ -159,7 +160,9 @@ def histogram(curve: Curve, of: str) -> str:
                 curve.threshold, color=INK, linewidth=1, linestyle="--", label=f"threshold {curve.threshold:.2f}"
             )
         axes.set(xlabel=f"probability of {of}", ylabel="radiographs", xlim=(0, 1), yscale="log", ylim=(0.7, None))
-        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:,.0f}", minor_locator=NullLocator()
+        )
         axes.grid(False, axis="x")
         axes.set_title(f"Scores of the {curve.name}")
         return _finish(figure, axes, f"scores of the {curve.name} for {of}")

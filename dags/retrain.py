@@ -25,11 +25,21 @@ without deliveries and without a new recipe ends green and changes nothing. A re
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import Asset, Param, dag, get_current_context, task
+from airflow.sdk import (
+    Asset,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+    dag,
+    get_current_context,
+    task,
+)
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
@@ -121,13 +131,18 @@ def find_deliveries() -> list[str]:
     return night.find_deliveries(run)
 
 
-@task(map_index_template="{{ delivery }}")
+# A rejected delivery ends its task as a program ends, without a traceback, and another try would say the same.
+REJECTED = ExceptionRetryPolicy(
+    [RetryRule(exception=SystemExit, action=RetryAction.FAIL, reason="the delivery is rejected; see above")]
+)
+
+
+@task(map_index_template="{{ delivery }}", retry_policy=REJECTED)
 def check_delivery(delivery: str) -> None:
     from xray_pipeline.night import steps as night
 
-    checked = night.check_delivery(_run(), delivery)
-    if not checked.fit:
-        raise AirflowFailException(f"delivery {checked.key} is rejected: {checked.why}")
+    if not night.check_delivery(_run(), delivery).fit:
+        sys.exit(3)
 
 
 @task(trigger_rule="all_done")

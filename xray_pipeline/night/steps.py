@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base import logs, records
 from xray_pipeline.base.errors import DeliveryError, RegistryError
-from xray_pipeline.base.progress import Progress
+from xray_pipeline.base.progress import Progress, logged
 from xray_pipeline.base.storage import open_store, require_folder
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.store import Dataset
@@ -119,7 +119,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         terms = alarms.Terms(
             alarms.acknowledged(store, key, delivery.fingerprint), judging.alarms_hold_up(run.settings)
         )
-        intake = intakes.check(delivery, run.settings, history, patient_key, progress, terms)
+        intake = intakes.check(delivery, run.settings, history, patient_key, progress or logged(log), terms)
         repair.heal(dataset, open_store(delivery.uri, run.settings), intake.table, history.labels)
     except DeliveryError as error:
         if key in dataset.manifests():
@@ -129,9 +129,11 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         result = unjudged(store, delivery, rules, error)
     else:
         result = keep(store, intake, rules)
-    for line in (*result.warnings, *alarms.lines(store, [key], judging.alarms_hold_up(run.settings))):
+    said = in_words(result)
+    whole = [result.why] if said.endswith("…") and not result.fit else []
+    for line in (*whole, *result.warnings, *alarms.lines(store, [key], judging.alarms_hold_up(run.settings))):
         log.warning("%s", line)
-    log.info("%s", in_words(result))
+    log.info("%s", said)
     return result
 
 
@@ -177,7 +179,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
         try:
             table = checked_table(store, verdict)
             intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "")
-            manifest = commit(dataset, intake, progress)
+            manifest = commit(dataset, intake, progress or logged(log))
         except DeliveryError as error:
             if key in dataset.manifests():  # by another run, before the change
                 continue

@@ -52,17 +52,13 @@ def hashes(thumbnails: Thumbnails) -> Hashes:
 
     All numbers before the median are whole and below 2**53, so that no rounding decides a bit.
     """
-    return signs(ranks(thumbnails))
+    return packed(terms(ranks(thumbnails), COSINES, COSINES))
 
 
-def signs(of_ranks: Floats) -> Hashes:
-    """Return the hashes (n, 4) of ranks (n, SIDE, SIDE)."""
-    return packed(terms(of_ranks))
-
-
-def terms(of_ranks: Floats) -> Floats:
-    """Return the low cosine frequencies (n, 255) of ranks, the coarse ones first."""
-    return np.asarray((_COSINES @ of_ranks @ _COSINES.T).reshape(len(of_ranks), -1)[:, _ORDER])
+def terms(of_ranks: Floats, down: Floats, across: Floats) -> Floats:
+    """Return the low frequencies (n, 255) of ranks, the coarse ones first, by waves down and across: `COSINES`, or what
+    they are on another part of the picture."""
+    return np.asarray((down @ of_ranks @ across.T).reshape(len(of_ranks), -1)[:, _ORDER])
 
 
 def packed(frequencies: Floats) -> Hashes:
@@ -83,7 +79,7 @@ def ranks(thumbnails: Thumbnails) -> Floats:
     return of_pixels.reshape(-1, SIDE, SIDE)
 
 
-_COSINES: Final = np.rint(
+COSINES: Final = np.rint(
     4096 * np.cos(np.pi * np.arange(_TERMS)[:, None] * (np.arange(SIDE)[None] + 0.5) / SIDE)
 )  # DCT-II in whole numbers
 _ORDER: Final = np.array(sorted(range(1, _TERMS**2), key=lambda at: (max(divmod(at, _TERMS)), at)))  # coarse first

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xray_pipeline.dataset.fingerprints import Hashes, Prints, Thumbnails, ranks, signs
+from xray_pipeline.dataset.fingerprints import COSINES, Floats, Hashes, Prints, Thumbnails, packed, ranks, terms
 from xray_pipeline.dataset.likeness import alike, resampling
 
 _COARSE, _APART = 10, 52  # bits that may differ: of the first 64, of all 255
@@ -107,9 +109,19 @@ def _scan(forms: Hashes, known: Hashes, coarse: NDArray[np.uint64], own: int) ->
 def _forms(thumbnails: Thumbnails) -> Hashes:
     """Return the hashes (n, forms, 4) of thumbnails as they are, cropped, and padded at the edges."""
     of_pixels = ranks(thumbnails)
-    forms = [signs(of_pixels)]
+    return np.stack([packed(terms(of_pixels, down, across)) for down, across in _WAVES], axis=1)
+
+
+def _waves() -> Iterator[tuple[Floats, Floats]]:
+    """Yield the waves that a hash is made by: on the whole picture, and on each crop and padding of it.
+
+    A wave on a crop is a wave on the resampled picture: resampling is linear, so it is done once, here.
+    """
+    yield COSINES, COSINES
     for crop in _CROPS:
         for left, right, top, bottom in (np.array(crop), -np.array(crop)):
             x, y = (resampling(np.array([-a - b]), np.array([a - b]))[0][0] for a, b in ((left, right), (top, bottom)))
-            forms.append(signs(y @ of_pixels @ x.T))
-    return np.stack(forms, axis=1)
+            yield COSINES @ y, COSINES @ x
+
+
+_WAVES: Final = tuple(_waves())

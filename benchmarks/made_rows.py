@@ -28,8 +28,9 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import Row, of_rows
 from xray_pipeline.models import backbones
 from xray_pipeline.training.checkpoints import Checkpoints
-from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.fitting import fit
 from xray_pipeline.training.recipe import Recipe
+from xray_pipeline.training.trainer import Trainer
 
 NIGHT = 50_000
 BACKBONES = {512: "resnet18", 1280: "mobilenet_v2", 2048: "resnet50"}
@@ -91,7 +92,7 @@ def train(settings: Settings, width: int) -> dict[str, Any]:
     start = time.perf_counter()
     asked = recipe(width)
     trainer = Trainer(asked, backbones.load(asked.backbone, "none"), dataset, rows, settings)
-    trainer.fit(Checkpoints(open_store(settings.home / "checkpoints")), lambda epoch, metrics: None)
+    fit(trainer, Checkpoints(open_store(settings.home / "checkpoints")), lambda epoch, metrics: None)
     trainer.classifier()
     seconds["head"] = time.perf_counter() - start
     return {

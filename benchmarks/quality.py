@@ -51,8 +51,9 @@ from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.training import overrides
 from xray_pipeline.training.candidate import versions
 from xray_pipeline.training.checkpoints import Checkpoints
-from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.fitting import fit
 from xray_pipeline.training.recipe import Recipe, load_recipe
+from xray_pipeline.training.trainer import Trainer
 
 SOURCES = re.compile(r"(NORMAL2|IM)-|_(bacteria|virus)_")
 STRESSED = 100  # radiographs a perturbation is measured on
@@ -127,7 +128,7 @@ class Bench:
         backbone = backbones.load(recipe.backbone, recipe.weights)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(recipe, backbone, self.folder, rows, self.settings)  # type: ignore[arg-type]
-            trainer.fit(Checkpoints(open_store(folder)), lambda epoch, metrics: None)
+            fit(trainer, Checkpoints(open_store(folder)), lambda epoch, metrics: None)
             return trainer.classifier()
 
     def answers(self, model: Classifier, rows: pd.DataFrame, change: Callable[[Images], Images]) -> np.ndarray:

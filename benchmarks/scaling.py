@@ -38,7 +38,7 @@ from xray_pipeline.models import backbones
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
-from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import phantom

@@ -55,8 +55,9 @@ from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.feeding import Feeder
-from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.fitting import fit
 from xray_pipeline.training.recipe import Recipe, load_recipe
+from xray_pipeline.training.trainer import Trainer
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 KEY = SecretStr("benchmark")  # the same split each time
@@ -94,7 +95,7 @@ class Home:
         with tempfile.TemporaryDirectory() as name:
             start, cpu = time.perf_counter(), time.process_time()
             trainer = Trainer(recipe, backbone, self.dataset, self.rows, self.settings)
-            trainer.fit(Checkpoints(open_store(name)), lambda epoch, metrics: None)
+            fit(trainer, Checkpoints(open_store(name)), lambda epoch, metrics: None)
             model = trainer.classifier()
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
         held_out = self.rows[self.rows["side"] == "held-out"]
@@ -285,7 +286,7 @@ def gpu(source: Path, count: int, asked: argparse.Namespace) -> dict[str, Any]:
         )
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             trainer.network(torch.zeros(1, recipe.crop, recipe.crop, device=trainer.device))
-        trainer.fit(Checkpoints(open_store(Path(name, "checkpoints"))), lambda epoch, metrics: None)
+        fit(trainer, Checkpoints(open_store(Path(name, "checkpoints"))), lambda epoch, metrics: None)
     speeds = [epoch["images_per_second"] for epoch in trainer.history[2:]]
     speed = statistics.median(speeds)
     peak = next((flops for model, flops in PEAK_FLOPS.items() if model in card), None)

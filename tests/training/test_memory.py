@@ -15,8 +15,9 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import halving
-from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.fitting import fit
 from xray_pipeline.training.recipe import load_recipe
+from xray_pipeline.training.trainer import Trainer
 
 STAGES_FIXED: dict[str, Any] = {"backbone": "shufflenet_v2_x0_5", "weights": "none", "mode": "partial", "side": 64}
 
@@ -51,7 +52,7 @@ def trainer(settings: Settings) -> Trainer:
 
 
 def fitted(asked: Trainer, checkpoints: Checkpoints) -> Tensor:
-    asked.fit(checkpoints, lambda epoch, metrics: None)
+    fit(asked, checkpoints, lambda epoch, metrics: None)
     return asked.network.head.weight.detach()
 
 

@@ -77,16 +77,18 @@ def step_of(settings: Settings) -> int:
 
 @contextmanager
 def after_a_step(settings: Settings, act: Callable[[dict[str, psutil.Process]], object]) -> Iterator[None]:
-    """Once two processes have taken a step together, do something to them, given by rank; at the end they are gone."""
-    found: dict[str, psutil.Process] = {}
+    """Once two processes have taken a step together, do something to them, by number; at the end they are gone."""
+    by_number: dict[str, psutil.Process] = {}
     before, ended = step_of(settings), threading.Event()
 
     def watch() -> None:
         while step_of(settings) <= before and not ended.wait(0.01):
             continue
         for child in psutil.Process().children(recursive=True):
-            found[child.environ().get("RANK", "")] = child
-        act(found)
+            program, *given = child.cmdline()[1:]
+            if program == "-m":
+                by_number[given[-1]] = child
+        act(by_number)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -95,20 +97,20 @@ def after_a_step(settings: Settings, act: Callable[[dict[str, psutil.Process]], 
     finally:
         ended.set()
         watcher.join()
-        ranks = [found[rank] for rank in ("0", "1")]
-        assert not psutil.wait_procs(ranks, timeout=30)[1]
+        both = [by_number[number] for number in ("0", "1")]
+        assert not psutil.wait_procs(both, timeout=30)[1]
 
 
 def test_a_killed_process_ends_the_others_and_is_named(grown: Settings, caplog: pytest.LogCaptureFixture) -> None:
     both = grown.model_copy(update={"train_processes": 2, "checkpoint_steps": 1})
     with (
         pytest.raises(TrainingError, match=r"process \d+ was ended by SIGKILL; the others were stopped"),
-        after_a_step(both, lambda found: found["1"].kill()),
+        after_a_step(both, lambda processes: processes["1"].kill()),
     ):
         trained(both, **MANY_STEPS)
     with (
         pytest.raises(TrainingError, match=r"told to stop in epoch .* a checkpoint is kept"),
-        after_a_step(both, lambda found: os.kill(os.getpid(), signal.SIGTERM)),
+        after_a_step(both, lambda processes: os.kill(os.getpid(), signal.SIGTERM)),
     ):
         trained(both, **MANY_STEPS)
     kept = step_of(both)
@@ -120,9 +122,9 @@ def test_a_killed_process_ends_the_others_and_is_named(grown: Settings, caplog: 
 
 
 FULL_ABOVE_16 = """
-import os
+import sys
 
-if "RANK" in os.environ:
+if "xray_pipeline.training.launching" in sys.orig_argv:
     import torch
 
     def check(module, inputs):

@@ -32,9 +32,3 @@ def test_only_a_wrong_answer_has_a_red_title() -> None:
     red = np.asarray(drawn(pictures.gallery(pixels, ["a", "b"], [False, True]))).astype(int)
     assert not (plain[..., 0] > plain[..., 1] + 50).any()
     assert (red[..., 0] > red[..., 1] + 50).any()
-
-
-def test_curves_stand_in_their_plot() -> None:
-    figure = pictures.curves({"train_loss": [(2, 0.4), (1, 0.7)], "validation_auc": [(1, 0.8), (2, 0.9)]})
-    left, right = ([list(line.get_ydata()) for line in axis.get_lines()] for axis in figure.axes)
-    assert (left, right) == ([[0.7, 0.4]], [[0.8, 0.9]])

@@ -25,7 +25,7 @@ from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
-from xray_pipeline.training import overrides
+from xray_pipeline.training import mlflow_run, overrides
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import pick_device
 from xray_pipeline.training.recipe import Recipe, load_recipe
@@ -65,7 +65,7 @@ def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None
 
     run = MlflowClient().get_run(candidate.run_id)
     files = {file.path for file in MlflowClient().list_artifacts(candidate.run_id)}
-    assert {"learning-curves.png", "training-batch.png", "validation-answers.png"} <= files
+    assert {"training-batch.png", "validation-answers.png"} <= files
     assert run.data.metrics["operating_threshold"] == candidate.threshold
     assert {"threshold": "sensitivity", "sensitivity": "0.9"}.items() <= run.data.params.items()
     assert run.data.metrics["temperature"] > 0
@@ -99,15 +99,15 @@ def logged_models(settings: Settings, candidate: training.Candidate) -> list[str
 
 def test_of_two_that_train_at_once_one_models_stays(grown: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other process logs its model and commits while ours is between logging and committing."""
-    log_ours = training._log
+    log_ours = mlflow_run.log_classifier
 
-    def another_first(*given: Any) -> training.Candidate:
-        monkeypatch.setattr(training, "_log", log_ours)
+    def another_first(*given: Any) -> str:
+        monkeypatch.setattr(mlflow_run, "log_classifier", log_ours)
         ours, theirs = log_ours(*given), trained(grown)
-        assert ours.model_uri != theirs.model_uri
+        assert ours != theirs.model_uri
         return ours
 
-    monkeypatch.setattr(training, "_log", another_first)
+    monkeypatch.setattr(mlflow_run, "log_classifier", another_first)
     candidate = trained(grown)
     assert logged_models(grown, candidate) == [candidate.model_uri]
 
@@ -115,23 +115,23 @@ def test_of_two_that_train_at_once_one_models_stays(grown: Settings, monkeypatch
 def test_what_a_killed_process_had_logged_is_dropped_but_not_what_a_version_is_made_of(
     grown: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_ours = training._log
+    log_ours = mlflow_run.log_classifier
 
-    def killed(*given: Any) -> training.Candidate:
+    def killed(*given: Any) -> str:
         lost.append(log_ours(*given))
         raise KeyboardInterrupt
 
-    lost: list[training.Candidate] = []
+    lost: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_log", killed)
+        patch.setattr(mlflow_run, "log_classifier", killed)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 trained(grown)
     client = MlflowClient(grown.tracking_uri)
     client.create_registered_model("theirs")
-    client.create_model_version("theirs", lost[0].model_uri, model_id=lost[0].model_uri.removeprefix("models:/"))
+    client.create_model_version("theirs", lost[0], model_id=lost[0].removeprefix("models:/"))
     candidate = trained(grown)
-    assert set(logged_models(grown, candidate)) == {candidate.model_uri, lost[0].model_uri}
+    assert set(logged_models(grown, candidate)) == {candidate.model_uri, lost[0]}
     assert trained(grown) == candidate
 
 

@@ -42,9 +42,10 @@ from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.features import feature_dtype
-from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.fitting import fit
 from xray_pipeline.training.recipe import Recipe
 from xray_pipeline.training.start import digest_from, start_of
+from xray_pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
         again = settings.model_copy(update=update)
         trainer = Trainer(record.recipe, record.backbone, dataset, record.rows, again, progress, record.start)
         try:
-            trainer.fit(Checkpoints(open_store(folder / "checkpoints")), _forgotten)
+            fit(trainer, Checkpoints(open_store(folder / "checkpoints")), _forgotten)
         except RadiographDamaged as error:
             return _outcome(about, candidate, expected, None, (*record.differences, f"snapshot: {error}"))
         classifier = trainer.classifier()

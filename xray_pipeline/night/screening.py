@@ -28,8 +28,8 @@ from xray_pipeline.intake import alarms, drift
 from xray_pipeline.models import backbones
 from xray_pipeline.night.judging import alarms_hold_up
 from xray_pipeline.night.run import Run
-from xray_pipeline.training.fitting import Trainer
 from xray_pipeline.training.recipe import Recipe
+from xray_pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

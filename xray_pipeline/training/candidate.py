@@ -1,8 +1,7 @@
 """From a snapshot and a recipe to a candidate: one MLflow run and its logged model.
 
-A candidate is named by what goes in, so training it again finds it. The MLflow run is made first and its id kept in
-the store, so that a retry goes on with the same run; `candidate.json`, written once, is the commit point. The fitting
-itself is in fitting.py.
+A candidate is named by what goes in, so training it again finds it; `candidate.json`, written once, is the commit
+point. The fitting itself is in fitting.py, what MLflow gets in mlflow_run.py.
 """
 
 from __future__ import annotations
@@ -11,16 +10,12 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 import torch
-from mlflow.data.pandas_dataset import from_pandas
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 import xray_pipeline
 from xray_pipeline.base import logs, records
@@ -32,21 +27,18 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store, reader
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.models import backbones
-from xray_pipeline.models.bundle import log_model
-from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, calls, metric_log, mlflow, use
-from xray_pipeline.training import launching, pictures
+from xray_pipeline.models.mlflow_client import MlflowException, calls, metric_log, use
+from xray_pipeline.training import launching, mlflow_run
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import has_bfloat16
-from xray_pipeline.training.fitting import Trainer
+from xray_pipeline.training.fitting import fit
 from xray_pipeline.training.recipe import Recipe, load_recipe
 from xray_pipeline.training.start import Champions, digest_from, start_of
+from xray_pipeline.training.trainer import Trainer
 
 __all__ = ["Candidate", "Recipe", "candidate_digest", "find_candidate", "load_recipe", "train"]
 
 log = logging.getLogger(__name__)
-
-CURVES, BATCH, ANSWERS = "learning-curves.png", "training-batch.png", "validation-answers.png"
 
 
 @dataclass(frozen=True)
@@ -123,12 +115,12 @@ def find_candidate(store: Store, digest: str) -> Candidate:
     """Return a candidate that was trained. Raises TrainingError when there is none, DatasetError for a damaged one."""
     key = f"candidates/{digest}/candidate.json"
     try:
-        found = records.read(store, key, Candidate)
+        candidate = records.read(store, key, Candidate)
     except ObjectNotFound as error:
         raise TrainingError(f"candidate {digest[:12]} was not trained to its end; run `train` again") from error
-    if found.digest != digest:
-        raise Damaged(f"{key} in {store.uri} is that of candidate {found.digest[:12]}; restore it from a backup")
-    return found
+    if candidate.digest != digest:
+        raise Damaged(f"{key} in {store.uri} is that of candidate {candidate.digest[:12]}; restore it from a backup")
+    return candidate
 
 
 def train(
@@ -145,69 +137,75 @@ def train(
     OutOfMemory, WeightsError, ConfigError, StorageError, RegistryUnavailable.
     """
     with on_disk(settings.cache), calls("training"):
-        return _trained(dataset, snapshot, recipe, settings, champions, progress)
+        backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
+        digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
+        store = open_store(settings.store, settings)
+        start = start_of(recipe, settings, store, digest, champions) if recipe.warm_start else None
+        digest = digest_from(digest, start)
+        logs.about(candidate=digest)
+        use(settings.tracking_uri)
+        candidate = _trained_before(store, digest, snapshot, recipe)
+        if candidate is None:
+            rows = dataset.rows(snapshot)
+            _check_rows(rows, settings.classes)
+            trainer = Trainer(recipe, backbone, dataset, rows, settings, progress, start)
+            candidate = _trained(trainer, store, digest, snapshot, rows)
+        mlflow_run.drop_unused(candidate.run_id, candidate.model_uri)
+        return candidate
 
 
-def _trained(
-    dataset: Dataset,
-    snapshot: Snapshot,
-    recipe: Recipe,
-    settings: Settings,
-    champions: Champions,
-    progress: Progress | None,
-) -> Candidate:
-    backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
-    digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
-    store = open_store(settings.store, settings)
-    start = start_of(recipe, settings, store, digest, champions) if recipe.warm_start else None
-    digest = digest_from(digest, start)
-    logs.about(candidate=digest)
+def _trained_before(store: Store, digest: str, snapshot: Snapshot, recipe: Recipe) -> Candidate | None:
+    """Return the candidate if it was trained to its end and MLflow still has its model."""
     folder = store.child(f"candidates/{digest}")
-    use(settings.tracking_uri)
     folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
-    if folder.exists("candidate.json"):
-        try:
-            found = find_candidate(store, digest)
-        except Damaged as error:
-            found = _from_mlflow(folder, digest, snapshot, recipe, error)
-        if _still_logged(found):
-            _drop_unused(found)
-            log.info("candidate %s was trained before: MLflow run %s", digest[:12], found.run_id)
-            return found
-        log.warning("candidate %s was trained before, but MLflow has lost its model: training again", digest[:12])
-        folder.delete("candidate.json")
-        folder.delete("run.json")
-        folder.delete("environment.json")
-    rows = dataset.rows(snapshot)
-    _check_rows(rows, settings.classes)
-    run_id = _run(folder, settings, digest, snapshot, recipe)
+    if not folder.exists("candidate.json"):
+        return None
+    try:
+        candidate = find_candidate(store, digest)
+    except Damaged as error:
+        candidate = _from_mlflow(folder, digest, snapshot, recipe, error)
+    if mlflow_run.still_logged(candidate.model_uri):
+        log.info("candidate %s was trained before: MLflow run %s", digest[:12], candidate.run_id)
+        return candidate
+    log.warning("candidate %s was trained before, but MLflow has lost its model: training again", digest[:12])
+    for name in ("candidate.json", "run.json", "environment.json"):
+        folder.delete(name)
+    return None
+
+
+def _trained(trainer: Trainer, store: Store, digest: str, snapshot: Snapshot, rows: pd.DataFrame) -> Candidate:
+    """Train to the end, log the result with its MLflow run, and commit the candidate."""
+    recipe, settings, folder = trainer.recipe, trainer.settings, store.child(f"candidates/{digest}")
+    tags = {"xray.candidate": digest, "xray.snapshot": snapshot.digest, "xray.recipe": recipe.digest()}
+    run_id = mlflow_run.run_of(folder, settings, f"{recipe.name}-{digest[:8]}", tags)
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))
-    trainer = Trainer(recipe, backbone, dataset, rows, settings, progress, start)
     processes = launching.processes(recipe, settings, trainer.device)
     engine = trainer.extracted.engine.name
-    _note_environment(folder, environment(trainer.device, backbone.weights_digest, engine, processes))
-    with _system_metrics(run_id):
+    _note_environment(folder, environment(trainer.device, trainer.weights_digest, engine, processes))
+    with mlflow_run.system_metrics(run_id):
         if processes > 1:
-            launching.fit(trainer, checkpoints, run_id, processes)
-        trainer.fit(checkpoints, metric_log(run_id))
+            launching.fit_in_processes(trainer, checkpoints, run_id, processes)
+        fit(trainer, checkpoints, metric_log(run_id))
     classifier = trainer.classifier()
-    _log_pictures(run_id, trainer, classifier)
-    candidate = _log(classifier, digest, run_id, snapshot, recipe, rows)
-    if not records.write(folder, "candidate.json", asdict(candidate), if_absent=True):
+    mlflow_run.log_recipe(run_id, recipe, versions())
+    mlflow_run.log_snapshot(run_id, snapshot, rows)
+    mlflow_run.log_pictures(run_id, trainer, classifier)
+    with scratch("xray-candidate-") as temporary:
+        model_digest = classifier.save(temporary / "classifier")
+        uri = mlflow_run.log_classifier(run_id, classifier, temporary / "classifier", tags)
+    made = Candidate(digest, run_id, uri, model_digest, snapshot.digest, recipe.digest(), classifier.threshold)
+    if not records.write(folder, "candidate.json", asdict(made), if_absent=True):
         log.warning("candidate %s was trained by another process meanwhile; its result stands", digest[:12])
     checkpoints.clear()
-    found = find_candidate(store, digest)
-    _drop_unused(found)
-    return found
+    return find_candidate(store, digest)
 
 
 def _from_mlflow(folder: Store, digest: str, snapshot: Snapshot, recipe: Recipe, error: Damaged) -> Candidate:
     """Put a damaged candidate.json back from what MLflow keeps of its run. Raises `error` when that is not enough."""
-    client, run_id = MlflowClient(), _run_id(folder)
+    run_id = mlflow_run.recorded_run(folder)
     try:
-        run = client.get_run(run_id)
-        logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+        run, logged = mlflow_run.models_of(run_id)
     except MlflowException as lost:
         raise error from lost
     ours = [model for model in logged if model.tags.get("xray.candidate") == digest and "xray.model" in model.tags]
@@ -215,10 +213,10 @@ def _from_mlflow(folder: Store, digest: str, snapshot: Snapshot, recipe: Recipe,
     if len(ours) != 1 or threshold is None:
         raise error
     model, named = ours[0], (snapshot.digest, recipe.digest())
-    found = Candidate(digest, run_id, f"models:/{model.model_id}", model.tags["xray.model"], *named, threshold)
-    records.write(folder, "candidate.json", asdict(found))
+    candidate = Candidate(digest, run_id, f"models:/{model.model_id}", model.tags["xray.model"], *named, threshold)
+    records.write(folder, "candidate.json", asdict(candidate))
     log.warning("%s; it was put back from MLflow run %s", error, run_id)
-    return found
+    return candidate
 
 
 def _check_rows(rows: pd.DataFrame, classes: tuple[str, ...]) -> None:
@@ -227,135 +225,3 @@ def _check_rows(rows: pd.DataFrame, classes: tuple[str, ...]) -> None:
         for name in classes:
             if name not in present:
                 raise TrainingError(f"no radiograph of class {name} is on side {side}; deliver more patients of it")
-
-
-def _run(folder: Store, settings: Settings, digest: str, snapshot: Snapshot, recipe: Recipe) -> str:
-    """Return the candidate's MLflow run, made when there is none; its id is kept so that a retry goes on with it."""
-    client = MlflowClient()
-    if folder.exists("run.json"):
-        try:
-            run_id = _run_id(folder)
-            client.get_run(run_id)
-            return run_id
-        except Damaged as error:
-            log.warning("%s; another MLflow run is made", error)
-            folder.delete("run.json")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            log.warning("MLflow has lost run %s; another one is made", run_id)
-            folder.delete("run.json")
-    experiment = _experiment(client, settings)
-    tags = {"xray.candidate": digest, "xray.snapshot": snapshot.digest, "xray.recipe": recipe.digest()}
-    name = f"{recipe.name}-{digest[:8]}"
-    run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-    if not records.write(folder, "run.json", {"run_id": run_id}, if_absent=True):
-        client.delete_run(run_id)  # another process was first
-        return _run_id(folder)
-    return run_id
-
-
-def _run_id(folder: Store) -> str:
-    return records.read(folder, "run.json", dict[str, str])["run_id"]
-
-
-def _experiment(client: MlflowClient, settings: Settings) -> str:
-    """Return the id of the experiment, made when absent."""
-    found = client.get_experiment_by_name(settings.experiment)
-    if found is not None:
-        return str(found.experiment_id)
-    # Without a server nobody but us says where artifacts go, and MLflow's default is the working directory.
-    place = None if "://" in settings.tracking_uri.replace("sqlite://", "") else (settings.home / "artifacts").as_uri()
-    try:
-        return str(client.create_experiment(settings.experiment, artifact_location=place))
-    except MlflowException:
-        found = client.get_experiment_by_name(settings.experiment)  # another process was first
-        if found is None:
-            raise
-        return str(found.experiment_id)
-
-
-def _log(
-    classifier: Classifier, digest: str, run_id: str, snapshot: Snapshot, recipe: Recipe, rows: pd.DataFrame
-) -> Candidate:
-    sides = rows["side"].value_counts()
-    with scratch("xray-candidate-") as temporary:
-        folder = temporary / "classifier"
-        model_digest = classifier.save(folder)
-        with mlflow.start_run(run_id=run_id):
-            described = recipe.model_dump()
-            described |= {f"augmentation.{name}": value for name, value in described.pop("augmentation").items()}
-            mlflow.log_params(described)
-            mlflow.log_params({f"version.{name}": version for name, version in versions().items()})
-            mlflow.log_metrics({"temperature": classifier.temperature, "operating_threshold": classifier.threshold})
-            mlflow.log_metrics({f"{side}_radiographs".replace("-", "_"): int(n) for side, n in sides.items()})
-            _log_dataset(snapshot, rows)
-            tags = {"xray.candidate": digest, "xray.snapshot": snapshot.digest, "xray.recipe": recipe.digest()}
-            uri = log_model(folder, tags)
-    return Candidate(digest, run_id, uri, model_digest, snapshot.digest, recipe.digest(), classifier.threshold)
-
-
-@contextmanager
-def _system_metrics(run_id: str) -> Iterator[None]:
-    """Record load, memory and GPU use of this machine with the run while it trains."""
-
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True)  # type: ignore[no-untyped-call]
-    monitor.start()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        monitor.finish()  # type: ignore[no-untyped-call]
-
-
-def _log_pictures(run_id: str, trainer: Trainer, classifier: Classifier) -> None:
-    """Log a training batch as it is augmented, the learning curves, and validation answers beside the truth."""
-    client, metrics = (
-        MlflowClient(),
-        [f"{side}_{metric}" for side in ("train", "validation") for metric in ("loss", "accuracy", "auc")],
-    )
-    found = {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in metrics}
-    client.log_figure(run_id, pictures.curves({name: points for name, points in found.items() if points}), CURVES)
-    batch, labels = trainer.sample("train")
-    client.log_figure(run_id, pictures.gallery(trainer.augmented(batch), labels), BATCH)
-    shown, truth = trainer.sample("validation")
-    probabilities = classifier.probabilities(shown)
-    said = classifier.label(probabilities)
-    titles = [f"{label}, said {name} {p:.2f}" for label, name, p in zip(truth, said, probabilities.max(1), strict=True)]
-    wrong = [label != name for label, name in zip(truth, said, strict=True)]
-    client.log_figure(run_id, pictures.gallery(shown, titles, wrong), ANSWERS)
-
-
-def _log_dataset(snapshot: Snapshot, rows: pd.DataFrame) -> None:
-    """Log the snapshot as the run's input: labels and sides by digest, nothing of patients."""
-
-    table = rows[["label", "side"]].value_counts().rename("radiographs").reset_index()
-    mlflow.log_input(
-        from_pandas(table.astype({"radiographs": float}), name="snapshot", digest=snapshot.digest[:36]),
-        context="training",
-    )
-
-
-def _drop_unused(candidate: Candidate) -> None:
-    """Delete what else was logged to the candidate's run: by another process at once, or by one that was killed.
-
-    Never what a version of a registered model is made of, nor what a process may still be logging.
-    """
-    client, yesterday = MlflowClient(), (time.time() - 86_400) * 1000
-    experiment = client.get_run(candidate.run_id).info.experiment_id
-    logged = client.search_logged_models([experiment], f"source_run_id = '{candidate.run_id}'")
-    used = {candidate.model_uri, *(v.source for v in client.search_model_versions(f"run_id = '{candidate.run_id}'"))}
-    for model in logged:
-        whole = "xray.artifact" in model.tags or model.creation_timestamp < yesterday
-        if whole and f"models:/{model.model_id}" not in used:
-            log.warning("run %s logged model %s, which nothing uses; deleting it", candidate.run_id, model.model_id)
-            client.delete_logged_model(model.model_id)
-
-
-def _still_logged(candidate: Candidate) -> bool:
-    try:
-        MlflowClient().get_logged_model(candidate.model_uri.removeprefix("models:/"))
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return True

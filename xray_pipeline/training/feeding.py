@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from xray_pipeline.dataset.pixels import MappedRows
-from xray_pipeline.training.parallel import ALONE, Group
+from xray_pipeline.training import parallel
 
 
 def generator_of(*facts: object) -> torch.Generator:
@@ -31,16 +31,8 @@ class Feeder:
     pixels. `waited` sums the seconds that `take` kept its caller waiting. To be used as a context.
     """
 
-    def __init__(
-        self,
-        pixels: MappedRows,
-        labels: Tensor,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        group: Group = ALONE,
-    ) -> None:
-        self.pixels, self.labels, self.device, self.group = pixels, labels, device, group
+    def __init__(self, pixels: MappedRows, labels: Tensor, batch_size: int, seed: int, device: torch.device) -> None:
+        self.pixels, self.labels, self.device = pixels, labels, device
         self.batch_size, self.seed = batch_size, seed
         self.steps = -(-len(labels) // batch_size)
         self.waited = 0.0
@@ -74,6 +66,6 @@ class Feeder:
             self._epoch = epoch
             self._order = torch.randperm(len(self.labels), generator=generator_of(self.seed, epoch, -1))
         indices = self._order[step * self.batch_size : (step + 1) * self.batch_size]
-        own = indices[self.group.part(len(indices))]
+        own = indices[parallel.part(len(indices))]
         batch, labels = torch.from_numpy(self.pixels[own.numpy()]).unsqueeze(1), self.labels[indices]
         return (batch.pin_memory(), labels.pin_memory()) if self.device.type == "cuda" else (batch, labels)

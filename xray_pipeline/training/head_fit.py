@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xray_pipeline.training.features import Standardised
 from xray_pipeline.training.recipe import Recipe
+from xray_pipeline.training.trainer import Trainer
 
 ITERATIONS = 5
 """L-BFGS iterations in a round of `head`."""
@@ -119,3 +120,10 @@ class HeadFit:
             self.bias.copy_(kept["bias"])
         self.optimizer.load_state_dict(kept["optimizer"])
         self.round = kept["round"]
+
+
+def head_fit(trainer: Trainer, views: int) -> HeadFit:
+    """Return the fit of a trainer's last layer to the kept features of that many views, at its beginning."""
+    kept = [trainer.kept_features("train", view) for view in range(views)]
+    features = Standardised(kept, trainer.settings.cache / "scratch", trainer.device)
+    return HeadFit(features, trainer.labels("train"), trainer.recipe, trainer.class_weights())

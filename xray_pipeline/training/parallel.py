@@ -1,71 +1,69 @@
 """Several processes train one network, one per GPU: the same batches, the same weights to rounding.
 
-Each process holds the network and takes its contiguous part of every batch; gradients are summed over all of them, and
-on GPUs torch's synchronised batch normalisation looks at the whole batch. The trade-offs: gradients travel in one piece
-when the backward pass is done, not along with it, which keeps them right when a batch is taken in parts or a process
-has none of it, and is little for networks of this size; on CPUs, where torch has no such layer, batch normalisation
-that is trained sees each process's part alone.
+Each process holds the network and takes its contiguous part of every batch; torch's DistributedDataParallel adds the
+gradients up while they are computed, and on GPUs synchronised batch normalisation looks at the whole batch. The
+trade-off: on CPUs, where torch has no such layer, batch normalisation that is trained sees each process's part alone.
+A training in one process is a group of one, for which nothing here does anything.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
-class Group:
-    """The processes of one training; `ALONE` is a training in one process, for which nothing here does anything."""
+def rank() -> int:
+    """Return the number of this process in its group; the first is 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
-    def __init__(self, rank: int, size: int, device: torch.device) -> None:
-        self.rank, self.size, self.device = rank, size, device
 
-    def part(self, count: int) -> slice:
-        """Return which of `count` things are this process's; the first process never has fewer than another."""
-        each = -(-count // self.size)
-        return slice(min(self.rank * each, count), min((self.rank + 1) * each, count))
+def size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor (all of one type) by its sum over the processes: the same bits in all of them."""
-        if self.size == 1:
-            return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
-        start = 0
+
+def part(count: int) -> slice:
+    """Return which of `count` things are this process's; the first process never has fewer than another."""
+    each = -(-count // size())
+    return slice(min(rank() * each, count), min((rank() + 1) * each, count))
+
+
+def add(*tensors: Tensor) -> None:
+    """Replace each tensor by its sum over the processes: the same bits in all of them."""
+    if size() > 1:
         for tensor in tensors:
-            tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
-            start += tensor.numel()
-
-    def any(self, flag: bool) -> bool:
-        """Say whether the flag is set in any of the processes."""
-        found = torch.tensor([float(flag)], device=self.device)
-        self.add([found])
-        return bool(found.item())
-
-    def joined(self, network: nn.Module) -> None:
-        """Let the network's batch normalisation see what all processes are given; on GPUs alone."""
-        if self.size > 1 and self.device.type == "cuda":
-            convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            dist.all_reduce(tensor)
 
 
-ALONE = Group(0, 1, torch.device("cpu"))
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Say whether the flag is set in any of the processes."""
+    count = torch.tensor(float(flag), device=device)
+    add(count)
+    return bool(count.item())
+
+
+def distributed(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return what trains the network in step with the other processes; the network itself where there are none."""
+    if size() == 1:
+        return network
+    if device.type == "cuda":
+        convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return DistributedDataParallel(network)
 
 
 @contextmanager
-def group_of(device: torch.device) -> Iterator[Group]:
-    """Join the processes that torchrun started with this one: over NCCL on GPUs, over gloo on CPUs."""
+def joined(device: torch.device, number: int, count: int, meeting: Path) -> Iterator[None]:
+    """Be process `number` of `count` that meet in a file: over NCCL on GPUs, over gloo on CPUs."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    yield Group(dist.get_rank(), dist.get_world_size(), device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=meeting.as_uri(), rank=number, world_size=count)
+    yield
     dist.destroy_process_group()  # not after an error: it could wait for a process that has ended
-
-
-def local_device(device: torch.device) -> torch.device:
-    """Return this process's device, given that of the whole training: the GPU of its number among torchrun's, or it."""
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device.type == "cuda" else device

@@ -1,4 +1,4 @@
-"""Pictures of a training for its MLflow run: what the network was shown, how it learned, what it now says.
+"""Pictures of a training: what the network was shown, and what it now says.
 
 They hold pixels, labels and figures, never a name or a digest. The trade-off: a few radiographs each, enough to see a
 broken augmentation, a wrong label or a model that looks at the wrong thing, too few to judge quality by.
@@ -6,11 +6,17 @@ broken augmentation, a wrong label or a model that looks at the wrong thing, too
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.figure import Figure
+
+from xray_pipeline.training.feeding import generator_of
+from xray_pipeline.training.trainer import Trainer
+
+Pixels = npt.NDArray[np.uint8]
 
 COLUMNS = 4
 SHOWN = 16
@@ -23,7 +29,7 @@ def spread(labels: Sequence[str], count: int = SHOWN) -> list[int]:
     return turns[:count]
 
 
-def gallery(pixels: npt.NDArray[np.uint8], titles: Sequence[str], wrong: Sequence[bool] = ()) -> Figure:
+def gallery(pixels: Pixels, titles: Sequence[str], wrong: Sequence[bool] = ()) -> Figure:
     """Draw grey pixels [N, S, S] in rows of four with a title each; those that are `wrong` have a red one.
 
     All lie on one plot: to lay out and draw a plot for each takes seconds.
@@ -41,17 +47,15 @@ def gallery(pixels: npt.NDArray[np.uint8], titles: Sequence[str], wrong: Sequenc
     return figure
 
 
-def curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Draw metrics over epochs: losses in one plot, shares in the other. `history` gives (epoch, value) by metric."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, points in sorted(history.items()):
-        axis = left if name.endswith("loss") else right
-        epochs, values = zip(*sorted(points), strict=True)
-        axis.plot(epochs, values, marker="o", markersize=3, label=name.replace("_", " "))
-    for axis, title in ((left, "Loss"), (right, "Accuracy and AUC")):
-        axis.set(title=title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-        if axis.has_data():
-            axis.legend(frameon=False)
-    return figure
+def sample(trainer: Trainer, side: str) -> tuple[Pixels, list[str]]:
+    """Return pixels uint8 [N, side, side] and labels of some radiographs of one side of the split."""
+    rows = trainer.rows[side].iloc[spread(list(trainer.rows[side]["label"]))]
+    trainer.decode(rows)
+    return trainer.pixels.get(list(rows["digest"])), list(rows["label"])
+
+
+def augmented(trainer: Trainer, pixels: Pixels) -> Pixels:
+    """Return pixels uint8 [N, S, S] as training sees them."""
+    recipe, batch = trainer.recipe, torch.from_numpy(pixels).unsqueeze(1)
+    drawn = recipe.augmentation(batch, recipe.crop or recipe.side, generator_of(recipe.seed, "sample"))
+    return np.asarray(drawn[:, 0].byte().numpy())

@@ -14,6 +14,7 @@ import pytest
 import torch
 from candidates import fresh, promoted, trained
 from forks import forked
+from PIL import Image
 from samples import jpeg
 
 from xray_pipeline.base import records
@@ -52,20 +53,26 @@ def test_trained_before_is_found(grown: Settings) -> None:
 
 def test_the_head_learns(grown: Settings) -> None:
     candidate = trained(grown, epochs=10)
-    from xray_pipeline.models.mlflow_client import MlflowClient
-
     auc = MlflowClient().get_metric_history(candidate.run_id, "validation_auc")
     assert [metric.step for metric in auc] == list(range(1, 11))
     assert auc[-1].value > 0.75
 
 
-def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None:
-    candidate = trained(grown, epochs=2, threshold="sensitivity", sensitivity=0.9)
-    from xray_pipeline.models.mlflow_client import MlflowClient
-
-    run = MlflowClient().get_run(candidate.run_id)
+@pytest.mark.parametrize("shared", [False, True])
+def test_pictures_are_kept_in_the_store_and_in_mlflow_only_where_the_setting_says_so(
+    grown: Settings, shared: bool
+) -> None:
+    candidate = trained(grown.model_copy(update={"mlflow_pictures": shared}), epochs=1)
+    names = {"training-batch.png", "validation-answers.png"}
     files = {file.path for file in MlflowClient().list_artifacts(candidate.run_id)}
-    assert {"training-batch.png", "validation-answers.png"} <= files
+    assert files & names == (names if shared else set())
+    for name in names:
+        Image.open(Path(grown.store) / "candidates" / candidate.digest / name).verify()
+
+
+def test_the_run_has_threshold_and_temperature(grown: Settings) -> None:
+    candidate = trained(grown, epochs=2, threshold="sensitivity", sensitivity=0.9)
+    run = MlflowClient().get_run(candidate.run_id)
     assert run.data.metrics["operating_threshold"] == candidate.threshold
     assert {"threshold": "sensitivity", "sensitivity": "0.9"}.items() <= run.data.params.items()
     assert run.data.metrics["temperature"] > 0
@@ -74,8 +81,6 @@ def test_the_run_has_pictures_threshold_and_temperature(grown: Settings) -> None
 @pytest.mark.parametrize("mode", ["head", "finetune"])
 def test_both_sides_have_loss_accuracy_and_auc_by_epoch(grown: Settings, mode: str) -> None:
     candidate = trained(grown, mode=mode, epochs=2)
-    from xray_pipeline.models.mlflow_client import MlflowClient
-
     client = MlflowClient()
     for name in [f"{side}_{metric}" for side in ("train", "validation") for metric in ("loss", "accuracy", "auc")]:
         points = {point.step: point.value for point in client.get_metric_history(candidate.run_id, name)}
@@ -85,8 +90,6 @@ def test_both_sides_have_loss_accuracy_and_auc_by_epoch(grown: Settings, mode: s
 
 def test_the_input_of_the_run_is_the_snapshot(grown: Settings) -> None:
     candidate = trained(grown, epochs=1)
-    from xray_pipeline.models.mlflow_client import MlflowClient
-
     (given,) = MlflowClient().get_run(candidate.run_id).inputs.dataset_inputs
     assert given.dataset.digest == candidate.snapshot[:36]
 
@@ -138,8 +141,6 @@ def test_what_a_killed_process_had_logged_is_dropped_but_not_what_a_version_is_m
 def test_patience_ends_training_early(grown: Settings) -> None:
     """At this rate nothing changes, so no epoch after the first is better."""
     candidate = trained(grown, mode="finetune", epochs=9, patience=2, learning_rate=1e-12, average=0.9)
-    from xray_pipeline.models.mlflow_client import MlflowClient
-
     assert len(MlflowClient().get_metric_history(candidate.run_id, "validation_auc")) <= 4
 
 
@@ -170,7 +171,7 @@ def test_a_warm_start_without_champion_is_a_cold_one(grown: Settings) -> None:
 
 
 def test_a_warm_start_of_mode_head_is_refused(grown: Settings) -> None:
-    with pytest.raises(TrainingError, match="warm_start is of no use to mode head"):
+    with pytest.raises(ConfigError, match="warm_start is of no use to mode head"):
         trained(grown, warm_start=True)
 
 
@@ -273,7 +274,10 @@ def test_a_gpu_that_is_not_there_is_an_error_and_auto_is_not() -> None:
     ("values", "message"),
     [
         ({"epochs": 0}, "epochs: .*got 0"),
-        ({"epoch": 3}, "epoch: Extra inputs"),
+        ({"epoch": 3}, r"epoch is no value of a recipe; did you mean epochs\?"),
+        ({"augmentation.flipp": 1}, r"augmentation.flipp is no value of a recipe; did you mean augmentation.flip\?"),
+        ({"utterly": 3}, "utterly is no value of a recipe$"),
+        ({"backbone": "resnet81"}, r"backbone 'resnet81' is not known; .*did you mean resnet18\?"),
         ({"mode": "magic"}, "mode: .*'magic'"),
         ({"augmentation": {"flip": 2}}, "augmentation.flip: .*got 2"),
     ],
@@ -284,7 +288,7 @@ def test_bad_recipe_values_are_named(values: dict[str, object], message: str) ->
 
 
 def test_an_unknown_recipe_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"one of .*head"):
+    with pytest.raises(ConfigError, match=r"one of .*head.*; did you mean head\?"):
         load_recipe("haed")
 
 

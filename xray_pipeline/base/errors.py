@@ -1,7 +1,9 @@
 """Every error this package raises on purpose, as one tree.
 
     XrayError
-    ├── ConfigError              a setting, recipe or policy is wrong
+    ├── Permanent                trying again changes nothing until a person has changed something
+    │   ├── ConfigError          a setting, recipe or policy is wrong
+    │   └── ModelRefused         a model artifact must not be loaded (pickle, unknown file, wrong digest)
     ├── StorageError             a store can't be used as asked
     │   ├── ObjectNotFound       the key isn't there
     │   └── StorageUnavailable   the store did not answer in time, or refused
@@ -18,9 +20,8 @@
     │   └── OutOfMemory          no batch size fits the device
     ├── EvaluationError          a model can't be scored
     ├── LedgerError              the ledger is broken, or an entry lost the race for its place
-    ├── RegistryError            MLflow's registry does not hold what it should
-    │   └── RegistryUnavailable  MLflow did not answer in time
-    └── ModelRefused             a model artifact must not be loaded (pickle, unknown file, wrong digest)
+    └── RegistryError            MLflow's registry does not hold what it should
+        └── RegistryUnavailable  MLflow did not answer in time
 
 A message says what was wrong, with the value and the place, and what to do next. No message holds patient data: files
 of a delivery are named by their row in the intake table, never by their path.
@@ -38,7 +39,11 @@ class XrayError(Exception):
         super().__init__(without_passwords(message))
 
 
-class ConfigError(XrayError):
+class Permanent(XrayError):
+    """Trying again changes nothing until a person has changed something: a task that raises it is not tried again."""
+
+
+class ConfigError(Permanent):
     """A setting, recipe or policy is wrong."""
 
 
@@ -122,5 +127,5 @@ class RegistryUnavailable(RegistryError):
     """MLflow did not answer in time."""
 
 
-class ModelRefused(XrayError):
+class ModelRefused(Permanent):
     """A model artifact must not be loaded."""

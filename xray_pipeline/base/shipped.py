@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.text import did_you_mean
 
 
 def names(room: str, folder: str) -> list[str]:
@@ -26,7 +27,10 @@ def read_toml(room: str, folder: str, what: str, name_or_path: str) -> tuple[str
         text = (Path(name_or_path) if name_or_path.endswith(".toml") else shipped).read_text(encoding="utf-8")
         return text, tomllib.loads(text)
     except OSError as error:
-        there = ", ".join(names(room, folder))
-        raise ConfigError(f"no {what} {name_or_path!r}: give a .toml file or one of {there}") from error
+        there = names(room, folder)
+        raise ConfigError(
+            f"no {what} {name_or_path!r}: give a .toml file or one of {', '.join(there)}"
+            f"{did_you_mean(name_or_path, there)}"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{what} {name_or_path!r} is not TOML: {error}") from error

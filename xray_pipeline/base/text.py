@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 APPROVE, REJECT = "Approve", "Reject"
 """What a person who is asked may answer."""
 
@@ -9,3 +12,9 @@ APPROVE, REJECT = "Approve", "Reject"
 def shortened(text: str, most: int) -> str:
     """A text of at most so many characters; what is cut ends with an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the one of the names that is nearest to a mistyped one, "" where none is near."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

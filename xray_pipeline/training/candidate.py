@@ -28,7 +28,7 @@ from xray_pipeline.base.storage import Store, open_store, reader
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.models import backbones
 from xray_pipeline.models.mlflow_client import MlflowException, calls, metric_log, use
-from xray_pipeline.training import launching, mlflow_run
+from xray_pipeline.training import launching, mlflow_run, pictures
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import has_bfloat16
 from xray_pipeline.training.fitting import fit
@@ -190,7 +190,7 @@ def _trained(trainer: Trainer, store: Store, digest: str, snapshot: Snapshot, ro
     classifier = trainer.classifier()
     mlflow_run.log_recipe(run_id, recipe, versions())
     mlflow_run.log_snapshot(run_id, snapshot, rows)
-    mlflow_run.log_pictures(run_id, trainer, classifier)
+    pictures.keep(trainer, classifier, folder, run_id)
     with scratch("xray-candidate-") as temporary:
         model_digest = classifier.save(temporary / "classifier")
         uri = mlflow_run.log_classifier(run_id, classifier, temporary / "classifier", tags)

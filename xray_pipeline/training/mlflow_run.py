@@ -1,4 +1,4 @@
-"""What a training leaves in MLflow: one run, with the recipe, curves and pictures, and its logged model.
+"""What a training leaves in MLflow: one run, with the recipe, the curves and the snapshot, and its logged model.
 
 The run is made first and its id kept in the store, so that a retry goes on with the same run.
 """
@@ -24,13 +24,9 @@ from xray_pipeline.dataset.store import Snapshot
 from xray_pipeline.models.bundle import log_model
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, mlflow
-from xray_pipeline.training import pictures
 from xray_pipeline.training.recipe import Recipe
-from xray_pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-BATCH, ANSWERS = "training-batch.png", "validation-answers.png"
 
 
 def recorded_run(folder: Store) -> str:
@@ -106,26 +102,13 @@ def log_classifier(run_id: str, classifier: Classifier, saved: Path, tags: Mappi
 def log_snapshot(run_id: str, snapshot: Snapshot, rows: pd.DataFrame) -> None:
     """Log the snapshot as the run's input: how many radiographs each side has of each label, nothing of patients."""
     table = rows[["label", "side"]].value_counts().rename("radiographs").reset_index()
-    sides = {f"{side}_radiographs".replace("-", "_"): int(n) for side, n in rows["side"].value_counts().items()}
+    sides = {f"{side}_radiographs".replace("-", "_"): float(n) for side, n in rows["side"].value_counts().items()}
     with mlflow.start_run(run_id=run_id):
         mlflow.log_metrics(sides)
         mlflow.log_input(
             from_pandas(table.astype({"radiographs": float}), name="snapshot", digest=snapshot.digest[:36]),
             context="training",
         )
-
-
-def log_pictures(run_id: str, trainer: Trainer, classifier: Classifier) -> None:
-    """Log a training batch as it is augmented, and validation answers beside the truth."""
-    client = MlflowClient()
-    batch, labels = pictures.sample(trainer, "train")
-    client.log_figure(run_id, pictures.gallery(pictures.augmented(trainer, batch), labels), BATCH)
-    shown, truth = pictures.sample(trainer, "validation")
-    probabilities = classifier.probabilities(shown)
-    said = classifier.label(probabilities)
-    titles = [f"{label}, said {name} {p:.2f}" for label, name, p in zip(truth, said, probabilities.max(1), strict=True)]
-    wrong = [label != name for label, name in zip(truth, said, strict=True)]
-    client.log_figure(run_id, pictures.gallery(shown, titles, wrong), ANSWERS)
 
 
 def models_of(run_id: str) -> tuple[Run, list[LoggedModel]]:

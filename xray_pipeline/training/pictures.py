@@ -1,11 +1,13 @@
 """Pictures of a training: what the network was shown, and what it now says.
 
-They hold pixels, labels and figures, never a name or a digest. The trade-off: a few radiographs each, enough to see a
-broken augmentation, a wrong label or a model that looks at the wrong thing, too few to judge quality by.
+They hold pixels, labels and figures, never a name or a digest, and stay in the store beside the candidate; MLflow gets
+them only where the setting `mlflow_pictures` says so. The trade-off: a few radiographs each, enough to see a broken
+augmentation, a wrong label or a model that looks at the wrong thing, too few to judge quality by.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,11 +15,15 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 
+from xray_pipeline.base.storage import Store
+from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.models.mlflow_client import MlflowClient
 from xray_pipeline.training.feeding import generator_of
 from xray_pipeline.training.trainer import Trainer
 
 Pixels = npt.NDArray[np.uint8]
 
+BATCH, ANSWERS = "training-batch.png", "validation-answers.png"
 COLUMNS = 4
 SHOWN = 16
 
@@ -47,15 +53,29 @@ def gallery(pixels: Pixels, titles: Sequence[str], wrong: Sequence[bool] = ()) -
     return figure
 
 
-def sample(trainer: Trainer, side: str) -> tuple[Pixels, list[str]]:
+def keep(trainer: Trainer, classifier: Classifier, folder: Store, run_id: str) -> None:
+    """Keep a training batch as it is augmented, and validation answers beside the truth, in the candidate's folder."""
+    recipe = trainer.recipe
+    batch, labels = _sample(trainer, "train")
+    drawn = recipe.augmentation(
+        torch.from_numpy(batch).unsqueeze(1), recipe.crop or recipe.side, generator_of(recipe.seed, "sample")
+    )
+    shown, truth = _sample(trainer, "validation")
+    probabilities = classifier.probabilities(shown)
+    said = classifier.label(probabilities)
+    titles = [f"{label}, said {name} {p:.2f}" for label, name, p in zip(truth, said, probabilities.max(1), strict=True)]
+    wrong = [label != name for label, name in zip(truth, said, strict=True)]
+    figures = {BATCH: gallery(drawn[:, 0].byte().numpy(), labels), ANSWERS: gallery(shown, titles, wrong)}
+    for name, figure in figures.items():
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        folder.write(name, png.getvalue())
+        if trainer.settings.mlflow_pictures:
+            MlflowClient().log_figure(run_id, figure, name)
+
+
+def _sample(trainer: Trainer, side: str) -> tuple[Pixels, list[str]]:
     """Return pixels uint8 [N, side, side] and labels of some radiographs of one side of the split."""
     rows = trainer.rows[side].iloc[spread(list(trainer.rows[side]["label"]))]
     trainer.decode(rows)
     return trainer.pixels.get(list(rows["digest"])), list(rows["label"])
-
-
-def augmented(trainer: Trainer, pixels: Pixels) -> Pixels:
-    """Return pixels uint8 [N, S, S] as training sees them."""
-    recipe, batch = trainer.recipe, torch.from_numpy(pixels).unsqueeze(1)
-    drawn = recipe.augmentation(batch, recipe.crop or recipe.side, generator_of(recipe.seed, "sample"))
-    return np.asarray(drawn[:, 0].byte().numpy())

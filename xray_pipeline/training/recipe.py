@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.shipped import read_toml
+from xray_pipeline.base.text import did_you_mean
 from xray_pipeline.training.augmentation import Augmentation
-from xray_pipeline.training.overrides import merged
+from xray_pipeline.training.overrides import backbone_names, merged
 
 Mode = Literal["head", "partial", "finetune"]
 
@@ -76,12 +78,28 @@ class Recipe(BaseModel):
 def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Return the recipe of that name shipped here, or in the TOML file at that path, with some values replaced.
 
-    Raises ConfigError, naming key and value, for what is unknown or out of range.
+    Raises ConfigError, naming key and value, for what is unknown or out of range; it says what is near.
     """
     _, content = read_toml("training", "recipes", "recipe", name_or_path)
     try:
-        return Recipe.model_validate({"name": Path(name_or_path).stem, **merged(content, overrides or {})})
+        recipe = Recipe.model_validate({"name": Path(name_or_path).stem, **merged(content, overrides or {})})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"recipe {name_or_path!r}: {key}: {first['msg']}, got {first['input']!r}") from error
+        raise ConfigError(f"recipe {name_or_path!r}: {_said(error.errors()[0])}") from error
+    if recipe.backbone not in backbone_names():
+        raise ConfigError(
+            f"recipe {name_or_path!r}: backbone {recipe.backbone!r} is not known; use efficientnet_lite0 or a "
+            f"torchvision classifier's name{did_you_mean(recipe.backbone, backbone_names())}"
+        )
+    if recipe.warm_start and recipe.mode == "head":  # whose features are the pretrained network's
+        raise ConfigError("warm_start is of no use to mode head: set mode to partial or finetune")
+    return recipe
+
+
+def _said(error: ErrorDetails) -> str:
+    """Say what is wrong with a value of a recipe, given pydantic's error."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{key}: {error['msg']}, got {error['input']!r}"
+    tables = {"": Recipe, "augmentation.": Augmentation}
+    names = [f"{table}{name}" for table, model in tables.items() for name in model.model_fields]
+    return f"{key} is no value of a recipe{did_you_mean(key, names)}"

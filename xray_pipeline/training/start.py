@@ -43,11 +43,9 @@ class Champions(Protocol):
 def start_of(recipe: Recipe, settings: Settings, store: Store, digest: str, champions: Champions) -> Classifier | None:
     """Return the champion that the candidate `digest` starts from; None where there is none, or not of this network.
 
-    Asked again, the answer is that of the first time. Raises TrainingError for mode `head`, whose features are the
-    pretrained network's, or when that champion's number means another model now, and what `champions` raises.
+    Asked again, the answer is that of the first time. Raises TrainingError when that champion's number means another
+    model now, and what `champions` raises.
     """
-    if recipe.mode == "head":
-        raise TrainingError("warm_start is of no use to mode head: set mode to partial or finetune")
     key = f"candidates/{digest}/start.json"
     if not store.exists(key):
         first = champions.champion()

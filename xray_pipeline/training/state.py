@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from xray_pipeline.base.errors import TrainingError
+from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
 from xray_pipeline.training.device import Precision
@@ -134,7 +134,7 @@ def _rate(recipe: Recipe, number: int, steps: int) -> float:
 def _trainable(network: Network, recipe: Recipe) -> Iterator[nn.Parameter]:
     stages = backbones.stages(network.backbone)
     if recipe.mode == "partial" and recipe.fixed_stages > len(stages):
-        raise TrainingError(f"fixed_stages {recipe.fixed_stages}: {recipe.backbone} has {len(stages)} stages")
+        raise ConfigError(f"fixed_stages {recipe.fixed_stages}: {recipe.backbone} has {len(stages)} stages")
     for stage in stages[recipe.fixed_stages if recipe.mode == "partial" else 0 :]:
         for part in stage:
             yield from part.parameters()

@@ -30,10 +30,10 @@ from ports import free_port
 from s3_server import BUCKET, S3Server
 
 import xray_pipeline
-from xray_pipeline.base import logs
 from xray_pipeline.base.errors import ConfigError, RegistryError, StorageError, WeightsError, XrayError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.base.text import without_passwords
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -223,7 +223,7 @@ def test_nothing_in_the_package_unpickles() -> None:
 
 def test_a_password_in_an_address_is_not_repeated() -> None:
     text = "asking: MLflow at http://ops:hunter2@mlflow:5000 did not answer: postgresql://x:hunter2@db/mlflow"
-    assert logs.without_passwords(text) == (
+    assert without_passwords(text) == (
         "asking: MLflow at http://ops:***@mlflow:5000 did not answer: postgresql://x:***@db/mlflow"
     )
 

@@ -29,7 +29,7 @@ of a delivery are named by their row in the intake table, never by their path.
 
 from __future__ import annotations
 
-from xray_pipeline.base.logs import without_passwords
+from xray_pipeline.base.text import without_passwords
 
 
 class XrayError(Exception):

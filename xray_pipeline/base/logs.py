@@ -1,4 +1,4 @@
-"""What log lines are about (delivery, candidate), as fields of each line, and what they must not hold (passwords).
+"""What log lines are about (delivery, candidate), as fields of each line.
 
 Airflow writes task logs as JSON lines with its own fields (`dag_id`, `run_id`, `task_id`, `try_number`, `map_index`)
 and adds whatever structlog has bound; so naming the subject once per step is all it takes. The trade-off: a subject
@@ -6,8 +6,6 @@ stays bound until the next step names another, and threads of a pool do not inhe
 """
 
 from __future__ import annotations
-
-import re
 
 import structlog
 
@@ -18,8 +16,3 @@ def about(*, delivery: str = "", candidate: str = "") -> None:
     structlog.contextvars.unbind_contextvars("delivery", "candidate")
     named = {"delivery": delivery, "candidate": candidate}
     structlog.contextvars.bind_contextvars(**{name: value for name, value in named.items() if value})
-
-
-def without_passwords(text: str) -> str:
-    """Return a message without the passwords that addresses in it (`scheme://user:password@host`) may hold."""
-    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -18,3 +19,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean X?" for the one of the names that is nearest to a mistyped one, "" where none is near."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def without_passwords(text: str) -> str:
+    """Return a message without the passwords that addresses in it (`scheme://user:password@host`) may hold."""
+    return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 # What a logged model holds: all that makes pixels of bytes, and what assembles the network.
 _TRAVELLERS = (
-    *("__init__.py", "base/__init__.py", "base/errors.py", "base/logs.py", "images/*.py"),
+    *("__init__.py", "base/__init__.py", "base/errors.py", "base/text.py", "images/*.py"),
     *("models/__init__.py", "models/backbones.py", "models/classifier.py", "models/engine.py"),
 )
 _PACKAGES = (

@@ -38,7 +38,7 @@ from requests.exceptions import RequestException  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from xray_pipeline.base.errors import RegistryError, RegistryUnavailable  # noqa: E402
-from xray_pipeline.base.logs import without_passwords  # noqa: E402
+from xray_pipeline.base.text import without_passwords  # noqa: E402
 
 __all__ = ["FAILURES", "Missing", "MlflowClient", "MlflowException", "calls", "metric_log", "mlflow", "named", "use"]
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from xray_pipeline.base.errors import DatasetError, XrayError
-from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.schedule import due
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import check_writes_once, open_store, reader, require_folder, sweep
+from xray_pipeline.base.text import without_passwords
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.policy import load_policy

@@ -29,10 +29,10 @@ import msgspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from xray_pipeline.base.errors import ModelRefused, RegistryError, RegistryUnavailable
-from xray_pipeline.base.logs import without_passwords
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.base.text import without_passwords
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.models import mlflow_client as tracking
 from xray_pipeline.models.bundle import artifact_digest, audit, inventory

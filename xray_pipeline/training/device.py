@@ -39,6 +39,8 @@ class Precision:
         self.dtype: torch.dtype | None = None
         if device.type == "cuda" and wanted != "float32":
             self.dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        elif device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # else its convolutions keep 10 bits of the mantissa
         elif wanted == "bfloat16" and has_bfloat16():
             self.dtype = torch.bfloat16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)

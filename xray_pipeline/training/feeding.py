@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from xray_pipeline.dataset.pixels import MappedRows
 from xray_pipeline.training import parallel
+
+if TYPE_CHECKING:  # benchmarks/gpu.py feeds an array
+    from xray_pipeline.dataset.pixels import MappedRows
 
 
 def generator_of(*facts: object) -> torch.Generator:

@@ -8,31 +8,26 @@ every batch, and the first one keeps the checkpoints.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-from xray_pipeline.base.errors import NonFiniteLoss, OutOfMemory, TrainingError
+from xray_pipeline.base.errors import TrainingError
 from xray_pipeline.training import parallel
 from xray_pipeline.training.checkpoints import Checkpoints
-from xray_pipeline.training.device import Precision, halved, is_out_of_memory
+from xray_pipeline.training.device import Precision
 from xray_pipeline.training.feeding import Feeder, generator_of
 from xray_pipeline.training.head_fit import head_fit
-from xray_pipeline.training.state import State, hold_fixed
+from xray_pipeline.training.state import State
+from xray_pipeline.training.step import Logits, take_step
 from xray_pipeline.training.trainer import Record, Trainer
 
 log = logging.getLogger(__name__)
-
-Logits = Callable[[Tensor], Tensor]
-"""From pixels [N, 1, S, S] to logits [N, C]."""
 
 
 class NetworkFit:
@@ -103,6 +98,7 @@ class NetworkFit:
         began, waited, seen = time.perf_counter(), feeder.waited, state.seen
         while state.step < state.steps:
             self._step(feeder, loss, network)
+            self.trainer.progress(state.number, self.recipe.epochs * state.steps, "steps")
             late = time.monotonic() - self.saved > settings.checkpoint_seconds
             due = late or bool(settings.checkpoint_steps and state.number % settings.checkpoint_steps == 0)
             told = parallel.any_of(self.stop.is_set(), self.device)
@@ -126,54 +122,7 @@ class NetworkFit:
         batch, truth = feeder.take(state.epoch, state.step)
         place = (parallel.part(len(truth)).start, len(truth))
         pixels = recipe.augmentation(batch, recipe.crop or recipe.side, generator, place)
-        while True:
-            buffers = [buffer.clone() for buffer in self.network.buffers()]
-            try:
-                torch.manual_seed(seed + parallel.rank())  # dropout is drawn anew in each process
-                value, answers = self._gradients(loss, network, pixels, truth)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if parallel.size() > 1:  # the others wait for this one; launching.py begins anew with smaller parts
-                    raise OutOfMemory(f"a part of {state.micro} radiographs does not fit {self.device}") from error
-                state.micro = halved(min(state.micro, len(pixels)), self.device, error)
-                for buffer, before in zip(self.network.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
-        if not math.isfinite(value):
-            raise NonFiniteLoss(f"the loss is {value} in epoch {state.epoch}, step {state.step}; lower the rate")
-        state.advance(value, answers, truth)
-
-    def _gradients(
-        self, loss: nn.CrossEntropyLoss, network: Logits, pixels: Tensor, truth: Tensor
-    ) -> tuple[float, Tensor]:
-        """Leave the gradients of a batch's loss, taken `state.micro` radiographs at once; return loss, logits [N, C].
-
-        `truth` [N] is the whole batch's, `pixels` are this process's part of it.
-        """
-        self.network.train()
-        hold_fixed(self.network, self.recipe)
-        self.state.optimizer.zero_grad(set_to_none=True)
-        weights = loss.weight[truth] if loss.weight is not None else torch.ones(len(truth), device=truth.device)
-        total = torch.zeros((), device=truth.device)
-        answers = torch.zeros(len(truth), self.network.head.out_features, device=truth.device)
-        own, count = parallel.part(len(truth)), parallel.size()
-        # As many parts as the largest share has, in each process: layers and gradients in step wait for all.
-        longest, each = -(-len(truth) // count), -(-self.state.micro // count)
-        for start in range(0, longest, each):
-            part = slice(start, start + each)
-            share = weights[own][part].sum() / weights.sum()  # of a weighted mean
-            whole = start + each >= longest
-            with network.no_sync() if isinstance(network, DistributedDataParallel) and not whole else nullcontext():
-                with self.state.precision.cast():
-                    logits = network(pixels[part])
-                    cost: Tensor = loss(logits, truth[own][part]) * share if len(logits) else logits.sum()
-                # DistributedDataParallel takes the mean over the processes; of shares it is the sum that counts.
-                self.state.precision.scaler.scale(cost * count).backward()  # type: ignore[no-untyped-call]
-            total += cost.detach()
-            answers[own][part] = logits.detach().float()
-        parallel.add(total, answers)
-        return total.item(), answers
+        take_step(state, network, loss, pixels, truth, seed)
 
 
 def prepare(trainer: Trainer, checkpoints: Checkpoints) -> None:

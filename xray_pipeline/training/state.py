@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
 from xray_pipeline.training.device import Precision
-from xray_pipeline.training.recipe import Recipe
+
+if TYPE_CHECKING:  # benchmarks/gpu.py has values of its own
+    from xray_pipeline.training.recipe import Recipe
 
 
 class State:

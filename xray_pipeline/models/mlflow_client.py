@@ -1,44 +1,32 @@
-"""The one place MLflow is imported from: quiet (no telemetry), patient for seconds rather than minutes, discreet.
+"""How MLflow is called: patiently for seconds rather than minutes, discreetly, and its errors are ours.
 
-MLflow reads these settings when it is imported or called, so they must be in the environment first; a value that is set
-already stays. Its own defaults wait up to 120 s a call and 7 retries with growing pauses: 20 minutes for a dead server.
+The package's __init__.py sets what it reads when it is imported.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
 
+import mlflow
+from boto3.exceptions import Boto3Error  # artifacts may lie in S3
+from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from requests.exceptions import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
-_DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a server may ask for hours
-    "MLFLOW_UV_AUTO_DETECT": "false",  # else a uv project in the working directory becomes part of every model
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-for _name, _value in _DEFAULTS.items():
-    os.environ.setdefault(_name, _value)
+from xray_pipeline.base.errors import RegistryError, RegistryUnavailable
+from xray_pipeline.base.text import without_passwords
 
-import mlflow  # noqa: E402 - after the settings it reads
-from boto3.exceptions import Boto3Error  # noqa: E402 - artifacts may lie in S3
-from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
-from requests.exceptions import RequestException  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
-
-from xray_pipeline.base.errors import RegistryError, RegistryUnavailable  # noqa: E402
-from xray_pipeline.base.text import without_passwords  # noqa: E402
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", module=r"mlflow(\.|$)")
 
 __all__ = ["FAILURES", "Missing", "MlflowClient", "MlflowException", "calls", "metric_log", "mlflow", "named", "use"]
 

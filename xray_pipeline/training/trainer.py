@@ -18,7 +18,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor
 
-from xray_pipeline.base.progress import Progress
+from xray_pipeline.base.progress import Progress, logged
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import MappedRows, PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -51,7 +51,7 @@ class Trainer:
         progress: Progress | None = None,
         start: Classifier | None = None,
     ) -> None:
-        self.recipe, self.settings, self.progress = recipe, settings, progress
+        self.recipe, self.settings, self.progress = recipe, settings, progress or logged(log)
         self.device = pick_device(settings.device)
         self.rows = {side: rows[rows["side"] == side].reset_index(drop=True) for side in ("train", "validation")}
         mean, std = recipe.mean or backbone.mean, recipe.std or backbone.std
@@ -146,8 +146,7 @@ class Trainer:
         self.history.append({"epoch": epoch, **metrics})
         record(epoch, metrics)
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-        if self.progress:
-            self.progress(epoch, self.recipe.epochs, "training")
+        self.progress(epoch, self.recipe.epochs, "training")
 
     def metrics(self, loss: float, logits: Tensor, answers: Tensor, truth: Tensor) -> dict[str, float]:
         """Return an epoch's metrics, of validation `logits` [N, C] and training `answers` [n, C] to `truth` [n]."""

@@ -14,7 +14,7 @@ from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake.verdicts import checked, rejected
-from xray_pipeline.night import lineage, screening
+from xray_pipeline.night import lineage, screening, tell_mlflow
 from xray_pipeline.night.gather import new_deliveries
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
@@ -27,6 +27,8 @@ from xray_pipeline.training.candidate import Candidate
 
 def write_report(run: Run, registry: Registry, both: Pair, evidence: Evidence, decision: Decision) -> str:
     """Render the page and the model card, keep both in the store and with the MLflow run; return the page's key.
+
+    The run gets the figures, too.
 
     Raises RegistryUnavailable, StorageUnavailable.
     """
@@ -49,9 +51,11 @@ def write_report(run: Run, registry: Registry, both: Pair, evidence: Evidence, d
         lineage=_lineage(run, both, decision),
         suspects=_suspects(run, dataset, both),
     )
+    key = report_key(both.candidate.digest, both.champion)
+    tell_mlflow.tell(both, found.candidate, decision, key)
     for name, text in ((CARD, page.model_card(shown)), (PAGE, page.render(shown))):
         _keep(run, registry, both.candidate, both.champion, name, text)
-    return report_key(both.candidate.digest, both.champion)
+    return key
 
 
 def name_version(run: Run, registry: Registry, candidate: Candidate, champion: int | None, version: int) -> None:

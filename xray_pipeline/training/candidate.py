@@ -176,7 +176,9 @@ def _trained_before(store: Store, digest: str, snapshot: Snapshot, recipe: Recip
 def _trained(trainer: Trainer, store: Store, digest: str, snapshot: Snapshot, rows: pd.DataFrame) -> Candidate:
     """Train to the end, log the result with its MLflow run, and commit the candidate."""
     recipe, settings, folder = trainer.recipe, trainer.settings, store.child(f"candidates/{digest}")
-    tags = {"xray.candidate": digest, "xray.snapshot": snapshot.digest, "xray.recipe": recipe.digest()}
+    made_of = {"snapshot": snapshot.digest, "recipe": recipe.digest(), "weights": trainer.weights_digest}
+    shown = ", ".join(f"{what} {sha[:12]}" for what, sha in made_of.items())
+    tags = {"xray.candidate": digest, "xray.digests": shown}
     run_id = mlflow_run.run_of(folder, settings, f"{recipe.name}-{digest[:8]}", tags)
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import LoggedModel, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -24,6 +23,7 @@ from xray_pipeline.dataset.store import Snapshot
 from xray_pipeline.models.bundle import log_model
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import MlflowClient, MlflowException, mlflow
+from xray_pipeline.models.mlflow_figures import Seen, log_data
 from xray_pipeline.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -100,15 +100,15 @@ def log_classifier(run_id: str, classifier: Classifier, saved: Path, tags: Mappi
 
 
 def log_snapshot(run_id: str, snapshot: Snapshot, rows: pd.DataFrame) -> None:
-    """Log the snapshot as the run's input: how many radiographs each side has of each label, nothing of patients."""
-    table = rows[["label", "side"]].value_counts().rename("radiographs").reset_index()
-    sides = {f"{side}_radiographs".replace("-", "_"): float(n) for side, n in rows["side"].value_counts().items()}
+    """Log the snapshot as the run's input: how many radiographs and patients each side has, nothing of patients."""
+    sides = {str(side).replace("-", "_"): part for side, part in rows.groupby("side")}
     with mlflow.start_run(run_id=run_id):
-        mlflow.log_metrics(sides)
-        mlflow.log_input(
-            from_pandas(table.astype({"radiographs": float}), name="snapshot", digest=snapshot.digest[:36]),
-            context="training",
-        )
+        mlflow.log_metrics({f"{side}_radiographs": float(len(part)) for side, part in sides.items()})
+    profile: dict[str, int | str] = {"radiographs": len(rows), "patients": rows["patient"].nunique()}
+    profile |= {
+        side: f"{len(part)} radiographs of {part['patient'].nunique()} patients" for side, part in sides.items()
+    }
+    log_data(run_id, Seen("snapshot", snapshot.digest, "training", profile))
 
 
 def models_of(run_id: str) -> tuple[Run, list[LoggedModel]]:

@@ -1,0 +1,43 @@
+"""What the night tells MLflow of a decision: the held-out figures with their intervals, and three lines with links."""
+
+from __future__ import annotations
+
+from xray_pipeline.base.text import shortened
+from xray_pipeline.evaluation.metric_table import BY_NAME, HEADLINE
+from xray_pipeline.evaluation.metrics import Evaluation
+from xray_pipeline.gate.policy import Decision
+from xray_pipeline.models.mlflow_figures import Seen, artifact_link, describe, log_figures
+from xray_pipeline.night.pair import Pair
+
+FIGURES = ("accuracy", "auc", "sensitivity", "specificity", "balanced_accuracy", "brier", "ece")
+
+
+def tell(both: Pair, measured: Evaluation, decision: Decision, page: str) -> None:
+    """Log the candidate's figures on held-out radiographs, and describe its run; `page` is the report in the store.
+
+    Raises RegistryError, RegistryUnavailable.
+    """
+    figures = {
+        f"held_out_{name}{end}": value
+        for name in FIGURES
+        if (interval := measured.metrics.get(name)) is not None
+        for end, value in (("", interval.value), ("_low", interval.low), ("_high", interval.high))
+    }
+    profile = {"radiographs": measured.n, "patients": measured.patients, "snapshot": both.snapshot.digest[:12]}
+    seen = Seen("held-out", measured.rows, "evaluation", profile)
+    log_figures(both.candidate.run_id, both.candidate.model_uri, figures, seen)
+    describe(both.candidate.run_id, _lines(both, measured, decision, page))
+
+
+def _lines(both: Pair, measured: Evaluation, decision: Decision, page: str) -> list[str]:
+    shown = {BY_NAME[name].title: measured.metrics[name] for name in HEADLINE if name in measured.metrics}
+    headline = ", ".join(f"{title} {i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for title, i in shown.items())
+    seen = f"{measured.n} held-out radiographs of {measured.patients} patients"
+    against = "" if both.champion is None else f" against version {both.champion}"
+    run_id = both.candidate.run_id
+    links = [artifact_link(run_id, name) for name in ("report.html", "model-card.md")]
+    return [
+        f"{headline}; on {seen}.",
+        f"**{decision.verdict.capitalize()}**{against}: {shortened(' '.join(decision.reasons), 400)}",
+        f"{' · '.join(links)} · with radiographs in the store: `{page}`",
+    ]

@@ -9,8 +9,6 @@ Parts (all without any named; those whose folder is not given are left out):
   nights     a night with the same number of new radiographs after short and long histories, then one with none; what
              costs the same each night is kept small (10 radiographs under stress), so that it can't hide what grows
   rows       snapshot, split and head of a dataset of made features: seconds and the process's peak memory
-  gpu        recipe article-finetune at batches a GPU likes: radiographs a second, share of time waiting for data, and
-             model FLOP utilisation (multiply-adds that the network needs over what the card can do)
 
 --data has full-resolution radiographs by class, --small ones of 224 pixels (both: FOLDER/<CLASS>/*). Both sides of a
 comparison see the same images, split, backbone, weights and number of epochs, run one after the other in this process
@@ -62,8 +60,6 @@ from xray_pipeline.training.trainer import Trainer
 CLASSES = ("NORMAL", "PNEUMONIA")
 KEY = SecretStr("benchmark")  # the same split each time
 SPLIT: dict[str, Any] = {"split_validation": 0.2, "split_held_out": 0.3}
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12}
-"""Dense 16-bit tensor core operations a second, from the vendor's data sheets."""
 
 
 class Home:
@@ -270,35 +266,6 @@ def rows(count: int, width: int) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def gpu(source: Path, count: int, asked: argparse.Namespace) -> dict[str, Any]:
-    """Train on the GPU for some epochs and look at the last ones."""
-    if not torch.cuda.is_available():
-        return {"skipped": "no GPU here"}
-    from torch.utils.flop_counter import FlopCounterMode
-
-    given = {"backbone": asked.backbone, "weights": asked.weights, "batch_size": 256, "epochs": 6}
-    recipe = load_recipe("article-finetune", given)
-    card = torch.cuda.get_device_name()
-    with tempfile.TemporaryDirectory() as name:
-        home = Home(Path(name), source, count)
-        trainer = Trainer(
-            recipe, backbones.load(recipe.backbone, recipe.weights), home.dataset, home.rows, home.settings
-        )
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            trainer.network(torch.zeros(1, recipe.crop, recipe.crop, device=trainer.device))
-        fit(trainer, Checkpoints(open_store(Path(name, "checkpoints"))), lambda epoch, metrics: None)
-    speeds = [epoch["images_per_second"] for epoch in trainer.history[2:]]
-    speed = statistics.median(speeds)
-    peak = next((flops for model, flops in PEAK_FLOPS.items() if model in card), None)
-    return {
-        "card": card,
-        "images_per_second": speed,
-        "share_waiting_for_data": statistics.median(epoch["share_waiting"] for epoch in trainer.history[2:]),
-        # Backward costs twice the forward pass.
-        "model_flop_utilisation": 3 * counter.get_total_flops() * speed / peak if peak else None,
-    }
-
-
 def table(result: dict[str, Any]) -> str:
     """Return what was measured as lines of Markdown."""
     lines = ["| measured | script, or short history | recipe, or long history | ratio |", "| --- | --- | --- | --- |"]
@@ -334,8 +301,6 @@ def _growing(result: dict[str, Any]) -> list[str]:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in part["seconds"].items())
         lines.append(_line(f"{part['rows']:,} rows, {part['width']} features", "", seconds, ""))
         lines.append(_line("peak memory of that", "", f"{part['peak_mb']} MB", ""))
-    if part := result.get("gpu"):
-        lines.append(_line("GPU", "", json.dumps(part), ""))
     return lines
 
 
@@ -351,7 +316,7 @@ def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-PARTS = ("features", "finetune", "feeding", "nights", "rows", "gpu")
+PARTS = ("features", "finetune", "feeding", "nights", "rows")
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
@@ -377,8 +342,6 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         result["nights"] = nights(asked.small, asked.base, asked.new, asked.factors)
     if "rows" in wanted:
         result["rows"] = rows(asked.rows, asked.width)
-    if "gpu" in wanted and sources:
-        result["gpu"] = gpu(*sources[-1][1:], asked)
     result["own_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return result
 

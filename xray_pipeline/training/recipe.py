@@ -100,6 +100,5 @@ def _said(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         return f"{key}: {error['msg']}, got {error['input']!r}"
-    tables = {"": Recipe, "augmentation.": Augmentation}
-    names = [f"{table}{name}" for table, model in tables.items() for name in model.model_fields]
+    names = [*Recipe.model_fields, *(f"augmentation.{name}" for name in Augmentation.model_fields)]
     return f"{key} is no value of a recipe{did_you_mean(key, names)}"

@@ -23,8 +23,8 @@ def tell(both: Pair, measured: Evaluation, decision: Decision, page: str) -> Non
         if (interval := measured.metrics.get(name)) is not None
         for end, value in (("", interval.value), ("_low", interval.low), ("_high", interval.high))
     }
-    profile = {"radiographs": measured.n, "patients": measured.patients, "snapshot": both.snapshot.digest[:12]}
-    seen = Seen("held-out", measured.rows, "evaluation", profile)
+    counts = {"radiographs": measured.n, "patients": measured.patients}
+    seen = Seen("held-out", measured.rows, "evaluation", {**counts, "snapshot": both.snapshot.digest[:12]})
     log_figures(both.candidate.run_id, both.candidate.model_uri, figures, seen)
     describe(both.candidate.run_id, _lines(both, measured, decision, page))
 

@@ -9,8 +9,6 @@ from xray_pipeline.gate.policy import Decision
 from xray_pipeline.models.mlflow_figures import Seen, artifact_link, describe, log_figures
 from xray_pipeline.night.pair import Pair
 
-FIGURES = ("accuracy", "auc", "sensitivity", "specificity", "balanced_accuracy", "brier", "ece")
-
 
 def tell(both: Pair, measured: Evaluation, decision: Decision, page: str) -> None:
     """Log the candidate's figures on held-out radiographs, and describe its run; `page` is the report in the store.
@@ -19,8 +17,7 @@ def tell(both: Pair, measured: Evaluation, decision: Decision, page: str) -> Non
     """
     figures = {
         f"held_out_{name}{end}": value
-        for name in FIGURES
-        if (interval := measured.metrics.get(name)) is not None
+        for name, interval in measured.metrics.items()
         for end, value in (("", interval.value), ("_low", interval.low), ("_high", interval.high))
     }
     counts = {"radiographs": measured.n, "patients": measured.patients}

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils import deterministic as filling
 
 from xray_pipeline.base.errors import OutOfMemory, TrainingError
 
@@ -48,6 +50,22 @@ class Precision:
     def cast(self) -> torch.autocast:
         """Return the context in which the network and its loss are computed."""
         return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Let torch add up in the same order each time, where it can.
+
+    It does not fill the memory that it takes, as it would for whoever looks for uses of memory that nobody wrote.
+    """
+    before, filled = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    filling.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        filling.fill_uninitialized_memory = filled
 
 
 def pick_device(name: str) -> torch.device:

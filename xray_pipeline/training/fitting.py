@@ -20,6 +20,7 @@ import torch
 
 from xray_pipeline.base.errors import NonFiniteLoss, TrainingError
 from xray_pipeline.training.checkpoints import Checkpoints
+from xray_pipeline.training.device import deterministic
 from xray_pipeline.training.head_fit import head_fit
 from xray_pipeline.training.network_fit import NetworkFit
 from xray_pipeline.training.trainer import Record, Trainer
@@ -35,7 +36,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, record: Record, most: int | 
     """
     before = checkpoints.load()
     trainer.history = list(before["history"]) if before else []
-    with _deterministic(), terminable() as stop:
+    with deterministic(), terminable() as stop:
         if trainer.recipe.mode == "head":
             _fit_head(trainer, checkpoints, record, stop, before)
         else:
@@ -66,16 +67,6 @@ def _fit_head(
         if stop.is_set() and fitted.round < recipe.epochs:
             raise TrainingError(f"told to stop after round {fitted.round}; a checkpoint is kept, run it again")
     fitted.into(head)
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager

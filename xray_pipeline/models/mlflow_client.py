@@ -25,7 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from xray_pipeline.base.errors import RegistryError, RegistryUnavailable
 from xray_pipeline.base.text import without_passwords
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)
+for _name in ("mlflow", "alembic"):  # which makes the tables of a database without a server
+    logging.getLogger(_name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module=r"mlflow(\.|$)")
 
 __all__ = ["FAILURES", "Missing", "MlflowClient", "MlflowException", "calls", "metric_log", "mlflow", "named", "use"]

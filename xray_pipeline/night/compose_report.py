@@ -52,8 +52,8 @@ def write_report(run: Run, registry: Registry, both: Pair, evidence: Evidence, d
         suspects=_suspects(run, dataset, both),
     )
     key = report_key(both.candidate.digest, both.champion)
-    if found.candidate:
-        tell_mlflow.tell(both, found.candidate, decision, key)
+    if evidence.candidate:
+        tell_mlflow.tell(both, evidence.candidate, decision, key)
     for name, text in ((CARD, page.model_card(shown)), (PAGE, page.render(shown))):
         _keep(run, registry, both.candidate, both.champion, name, text)
     return key

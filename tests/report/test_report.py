@@ -376,7 +376,7 @@ def test_what_came_in_is_shown(page: str) -> None:
     assert came == {"night-14": ["this night"], "night-13": ["earlier"], "bad": ["waits"]}
     for text in ("2 duplicate", "Two probable mislabels.", "3 copy-across-split", "rejected", "No class PNEUMONA."):
         assert text in night
-    assert "Leaks kept out: 3;" in night
+    assert "a copy of a held-out image into training: 3." in night
     assert "Drift: not measured." in night
     assert "scheduled-1" in page
 

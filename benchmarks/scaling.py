@@ -37,6 +37,7 @@ from xray_pipeline.images import appearance
 from xray_pipeline.models import backbones
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
+from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.training.trainer import Trainer
 
@@ -167,10 +168,11 @@ def ledger(entries: int) -> dict[str, Any]:
         book = Ledger(open_store(name))
         start = time.perf_counter()
         for number in range(entries):
-            book.append("refused", who="benchmark", why="z" * 200, candidate=f"{number:064x}", decision=decision)
+            about = {"candidate": f"{number:064x}", "decision": decision}
+            book.append(Move("refused", who="benchmark", why="z" * 200, **about))
         appended = time.perf_counter() - start
         start = time.perf_counter()
-        Ledger.beside(book).state()
+        Ledger(open_store(name)).state()
         replayed = time.perf_counter() - start
         size = folder_bytes(Path(name))
     return {

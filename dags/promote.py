@@ -3,16 +3,17 @@
 
 Starts when `xray_retrain` registers a version, or by hand with a version. It looks at the evidence again, against the
 champion of this moment, boots the model server on the version, and asks a person unless policy and settings say `auto`.
-The request waits without holding a worker and never blocks the next night; no answer within the time limit means no.
-When a newer version is registered or the champion changes, the request ends by itself.
+The request waits without holding a worker and never blocks the next night; one that nobody answered within the time
+limit is asked again by the next night. When a newer version is registered or the champion changes, the request ends by
+itself. A version that was rejected is asked about again when the form gives its number and a reason to reopen it.
 
 | task | what it does |
 | --- | --- |
-| prepare | the version's evidence against the present champion; skipped when there is nothing to decide |
+| prepare | reopens the version, if asked to; its evidence against the present champion; skipped without a question |
 | try_server | boots MLflow's model server on the version and compares its answers with the stored predictions |
 | ask | goes on to `approve`, or to `promote` when nobody is to be asked |
 | approve | asks in *Required Actions*: approve or reject, with a reason |
-| settle | records the answer in the ledger, or why the request is void: another champion, a newer challenger |
+| record | records the answer in the ledger, or why the request is void: another champion, a newer challenger |
 | promote | alias `champion`, for exactly what was asked about |
 """
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pendulum
 from airflow.sdk import Asset, Param, dag, get_current_context, task
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices, tries
@@ -52,9 +53,14 @@ def _name() -> str:
 def prepare() -> dict[str, Any]:
     from xray_pipeline.night import promotion
 
-    version, candidate, skip = airflow_links.asked_version(get_current_context(), REGISTERED)
+    context = get_current_context()
+    version, candidate, skip = airflow_links.asked_version(context, REGISTERED)
     if skip:
         raise AirflowSkipException(skip)
+    if reason := context["params"].get("reopen"):
+        if version is None:
+            raise AirflowFailException("which version is to be reopened? Trigger again with its number")
+        promotion.reopen(_run(), version, reason, _name())
     request = promotion.request(_run(), version, candidate)
     if request.void:
         raise AirflowSkipException(request.void)
@@ -74,11 +80,11 @@ def ask(request: dict[str, Any]) -> str:
 
 
 @task
-def settle(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+def record(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     from xray_pipeline.night import promotion
     from xray_pipeline.night.promotion import Request
 
-    return promotion.settle(_run(), Request.from_dict(request), answer, _name())
+    return promotion.record_answer(_run(), Request.from_dict(request), answer, _name())
 
 
 @task(
@@ -90,15 +96,15 @@ def settle(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         "{{ (ti.xcom_pull(task_ids='settle') or {}).get('who', 'the policy') }}. " + notices.PAGE,
     ),
 )
-def promote(request: dict[str, Any] | None, settled: dict[str, Any] | None) -> dict[str, Any]:
+def promote(request: dict[str, Any] | None, answered: dict[str, Any] | None) -> dict[str, Any]:
     from xray_pipeline.night import promotion
     from xray_pipeline.night.promotion import Request
 
     if request is None:
         raise AirflowSkipException("nothing to decide, see prepare")
-    if not request["automatic"] and (settled is None or settled["outcome"] != "approved"):
-        raise AirflowSkipException(f"not promoted: {settled['outcome'] if settled else 'no answer'}, see settle")
-    who, why = (settled["who"], settled["why"]) if settled else (_run().who, "the policy allows it; nobody is asked")
+    if not request["automatic"] and (answered is None or answered["outcome"] != "approved"):
+        raise AirflowSkipException(f"not promoted: {answered['outcome'] if answered else 'no answer'}, see record")
+    who, why = (answered["who"], answered["why"]) if answered else (_run().who, "the policy allows it; nobody is asked")
     promoted = promotion.promote(_run(), Request.from_dict(request), who, why, _name()).to_dict()
     get_current_context()["outlet_events"][CHAMPION].extra = {**promoted, "who": who, "why": why}
     return promoted
@@ -112,7 +118,14 @@ def promote(request: dict[str, Any] | None, settled: dict[str, Any] | None) -> d
     params={
         "version": Param(
             None, type=["null", "integer"], minimum=1, title="Version", description="empty: the challenger"
-        )
+        ),
+        "reopen": Param(
+            None,
+            type=["null", "string"],
+            minLength=3,
+            title="Reason to reopen",
+            description="only for a version that was rejected; kept in the ledger",
+        ),
     },
     tags=["xray", "ops"],
     doc_md=__doc__,
@@ -132,7 +145,7 @@ def xray_promote() -> None:
         defaults=[REJECT],
         response_timeout=timedelta(hours=SETTINGS.approval_hours),
         assigned_users=approvers(SETTINGS.approvers),
-        # Required by the form because it is an empty string; `settle` asks for a real reason.
+        # Required by the form because it is an empty string; `record` asks for a real reason.
         params={"reason": Param("", type="string", title="Reason, kept in the ledger")},
         notifiers=notices.notifiers(
             "approval wanted",
@@ -141,11 +154,11 @@ def xray_promote() -> None:
         retries=0,
     )
     tried >> branch >> approve
-    settled = settle(request, approve.output)
-    promoted = promote(request, settled)
+    answered = record(request, approve.output)
+    promoted = promote(request, answered)
     branch >> promoted
     airflow_links.put(airflow_links.MlflowRun(), request)
-    airflow_links.put(airflow_links.MlflowVersion(), request, settled, promoted)
+    airflow_links.put(airflow_links.MlflowVersion(), request, answered, promoted)
 
 
 xray_promote()

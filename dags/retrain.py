@@ -17,6 +17,7 @@ dataset yet | reads only |
 | register | one version per candidate, alias `challenger` | yes |
 | promote | alias `champion`, only with promotion `auto` and the policy's consent | yes |
 | conclude | says what the night did and keeps its record, also when a task failed | yes |
+| ask_again | starts `xray_promote` for a version that waits and nobody answered about; skipped without one | yes |
 
 **Triggering by hand:** each field of the form shows what is configured or, empty, leaves it to the recipe. A night
 without deliveries and without a new recipe ends green and changes nothing. A rejected delivery shows red in
@@ -248,6 +249,17 @@ def conclude(
     return said
 
 
+@task(outlets=[REGISTERED])
+def ask_again(concluded: dict[str, Any]) -> dict[str, Any]:
+    from xray_pipeline.night import promotion
+
+    asked = promotion.to_ask_again(_run())
+    if not asked:
+        raise AirflowSkipException("no request went unanswered")
+    get_current_context()["outlet_events"][REGISTERED].extra = {**asked, "promotes": False}
+    return asked
+
+
 @dag(
     schedule=None if SCHEDULE == "none" else SCHEDULE,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
@@ -269,7 +281,8 @@ def xray_retrain() -> None:
     decided = decide(evaluated)
     registered = register(decided)
     promoted = promote(registered)
-    conclude(deliveries, committed, trained, evaluated, decided, registered, promoted)
+    concluded = conclude(deliveries, committed, trained, evaluated, decided, registered, promoted)
+    ask_again(concluded)
     airflow_links.put(airflow_links.MlflowRun(), trained, evaluated, decided)
     airflow_links.put(airflow_links.MlflowVersion(), registered, promoted)
 

@@ -12,6 +12,7 @@ import pytest
 from xray_pipeline.airflow_ui import approval
 from xray_pipeline.airflow_ui.approval import ApprovalRequest, ApprovalTrigger
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
 
 BY: dict[str, Any] = {"who": "alice", "why": "because"}
@@ -23,9 +24,9 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     monkeypatch.setenv("XRAY_STORE", str(tmp_path))
     approval._ledger.cache_clear()
     ledger = Ledger(open_store(tmp_path))
-    ledger.append("registered", version=1, **BY)
-    ledger.append("promoted", version=1, **BY)
-    ledger.append("registered", version=2, champion_before=1, **BY)
+    ledger.append(Move("registered", version=1, **BY))
+    ledger.append(Move("promoted", version=1, **BY))
+    ledger.append(Move("registered", version=2, champion_before=1, **BY))
     return ledger
 
 
@@ -54,7 +55,7 @@ def test_a_request_ends_when_its_question_is_no_longer_the_same(
         waiting = asyncio.ensure_future(trigger()._until_void())
         await asyncio.sleep(0.1)
         assert not waiting.done()
-        await asyncio.to_thread(ledger.append, kind, version=version, champion_before=1, **BY)
+        await asyncio.to_thread(ledger.append, Move(kind, version=version, champion_before=1, **BY))
         return dict((await waiting).payload)
 
     event = asyncio.run(look())
@@ -73,7 +74,7 @@ def test_a_ledger_that_cannot_be_read_ends_nothing(ledger: Ledger) -> None:
         await asyncio.sleep(0.1)
         assert not waiting.done()
         first.write_text(whole)
-        await asyncio.to_thread(ledger.append, "registered", version=3, champion_before=1, **BY)
+        await asyncio.to_thread(ledger.append, Move("registered", version=3, champion_before=1, **BY))
         return dict((await waiting).payload)
 
     assert "version 3" in asyncio.run(look())["void"]

@@ -106,7 +106,7 @@ def test_verify_blames_the_disk_not_the_champion(
     candidate, registry = logged(settings), Registry(settings)
     said = {"who": "a test", "why": "a test", "decision": {"may_promote": True, "automatic": True}}
     operations.register(registry, candidate, champion_before=None, **said)
-    operations.promote(registry, 1, expected_champion=None, promotion="auto", **said)
+    operations.promote(registry, 1, expected_champion=None, **said)
     assert all(finding.holds for finding in check(Registry(settings)))
     with small_disk(tmp_path / "disk") as disk:  # half the model has room
         full = settings.model_copy(update={"cache": disk / "cache"})

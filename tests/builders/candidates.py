@@ -85,5 +85,5 @@ def promoted(settings: Settings, candidate: training.Candidate, before: int | No
     }
     version = operations.register(registry, candidate, champion_before=before, **facts).version
     assert version
-    operations.promote(registry, version, expected_champion=before, promotion="auto", **facts)
+    operations.promote(registry, version, expected_champion=before, **facts)
     return version

@@ -273,6 +273,9 @@ def test_history_of_nothing(xray: Run) -> None:
         (("history", "--at", "yesterday"), {}, "'yesterday' is not a time"),
         (("history",), {"XRAY_SPLIT_HELD_OUT": "2"}, "XRAY_SPLIT_HELD_OUT"),
         (("retrain", "--recipe", "haed"), {}, "no recipe 'haed'"),
+        (("retrain", "--set", "backbone=resnet1"), {}, "backbone 'resnet1' is not known"),
+        (("compare", "1", "2"), {}, "version 1 was never registered; there are: none"),
+        (("reopen", "4", "--reason", "because"), {}, "version 4 is not in the ledger"),
         (("history",), {"XRAY_CLASSES": "A"}, "XRAY_CLASSES"),
         (("health",), {"XRAY_CLASSES": '["A", "B"'}, "XRAY_CLASSES"),
         (("check", "."), {"XRAY_RULES": '{"min_side": 3'}, "XRAY_RULES"),
@@ -298,6 +301,15 @@ def test_errors_are_one_line_and_exit_1(
     assert "hunter2" not in done.stderr
 
 
+def test_a_misspelt_value_of_the_recipe_stops_the_night_before_its_intake(
+    xray: Run, delivery: Path, tmp_path: Path
+) -> None:
+    done = xray("retrain", "--incoming", delivery.parent, "--set", "learnig_rate=1")
+    assert done.returncode == 1
+    assert "learnig_rate" in done.stderr
+    assert not list((tmp_path / "home").rglob("*.parquet"))
+
+
 def test_lists_are_written_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     for classes, approvers in (("A, B", "2"), ('["A", "B"]', '["2"]')):
         monkeypatch.setenv("XRAY_CLASSES", classes)
@@ -311,6 +323,8 @@ def test_the_written_rules_need_no_settings(xray: Run) -> None:
     assert "| NORMAL, PNEUMONIA |" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("frobnicate",), ("retrain", "--promotion", "maybe"), ("evaluate", "x")])
+@pytest.mark.parametrize(
+    "arguments", [("frobnicate",), ("retrain", "--promotion", "maybe"), ("evaluate", "x"), ("compare", "1")]
+)
 def test_wrong_usage_exits_2(xray: Run, arguments: tuple[str, ...]) -> None:
     assert xray(*arguments).returncode == 2

@@ -30,7 +30,8 @@ from xray_pipeline.night import health, judging, lineage, screening, summary
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
-from xray_pipeline.registry.mlflow_registry import COMMITTED_TAG, FOLLOWED_TAG, Registry
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.registered_model import COMMITTED_TAG, FOLLOWED_TAG
 from xray_pipeline.training import candidate as training
 
 SITE = Path(__file__).parents[1] / "site"

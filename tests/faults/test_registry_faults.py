@@ -23,7 +23,9 @@ from small_models import Candidate, logged
 from xray_pipeline.base.errors import RegistryUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.registry import decisions as operations
-from xray_pipeline.registry.ledger import Entry, LostRace
+from xray_pipeline.registry import manual_changes
+from xray_pipeline.registry.entries import Entry, Move
+from xray_pipeline.registry.ledger import LostRace
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.verify import check
 
@@ -82,7 +84,7 @@ def register(settings: Settings, candidate: Candidate, before: int | None) -> En
 def promote(settings: Settings, version: int, before: int | None) -> Entry:
     return operations.promote(
         Registry(settings), version, who="schedule", why="the policy allows it", expected_champion=before,
-        decision=DECISION, promotion="auto",
+        decision=DECISION,
     )  # fmt: skip
 
 
@@ -134,7 +136,8 @@ def test_a_used_number_is_not_taken_whichever_answer_is_lost(
     direct: Registry, proxy: FaultProxy, model: Candidate, fault: str
 ) -> None:
     for number in (1, 2):
-        direct.ledger.append("rejected", who="alice", why="of a time that MLflow has forgotten", version=number)
+        move = Move("rejected", who="alice", why="of a time that MLflow has forgotten", version=number)
+        direct.ledger.append(move)
     proxy.decide = once(fault, "POST", "model-versions/create")
     entry = register(through(direct, proxy), model, None)
     assert entry.version is not None
@@ -155,7 +158,7 @@ def test_a_server_that_is_away_changes_nothing(
         lambda: promote(through(direct, proxy), 1, None),
         lambda: register(through(direct, proxy), named(model, 2), None),
         lambda: rollback(through(direct, proxy), "r"),
-        lambda: operations.reconcile(Registry(through(direct, proxy))),
+        lambda: manual_changes.reconcile(Registry(through(direct, proxy))),
     ):
         with pytest.raises(RegistryUnavailable, match="did not answer"):
             attempt()
@@ -188,7 +191,7 @@ def test_a_slow_answer_is_waited_for_and_a_very_slow_one_is_not(
         promote(through(direct, proxy), 1, None)
     assert direct.ledger.state().champion == 1  # committed; the alias is still to follow
     proxy.decide = lambda method, path: ""
-    assert operations.reconcile(Registry(through(direct, proxy))).champion == 1
+    assert manual_changes.reconcile(Registry(through(direct, proxy))).champion == 1
     assert broken(direct) == []
 
 
@@ -299,7 +302,7 @@ def _promote_one(number: int, settings: Settings, odd: int) -> str:
     try:
         operations.promote(
             registry, 2 * number + 1 + odd, who=f"racer {odd}", why="faster", expected_champion=before,
-            decision=DECISION, promotion="auto",
+            decision=DECISION,
         )  # fmt: skip
     except LostRace as lost:
         return str(lost.winner.version)

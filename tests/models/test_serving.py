@@ -418,3 +418,43 @@ print(answer["model_version"][0])
     arguments = [str(downloaded), str(picture)]
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
     assert done.stdout.split()[-1] == model_digest(downloaded / "artifacts/classifier")
+
+
+def test_a_model_logged_before_the_rooms_is_audited_loaded_and_served(tmp_path: Path) -> None:
+    """Its code has other modules, and its facts no limits; MLflow runs that code, this package its own."""
+    folder = tmp_path / "logged"
+    with zipfile.ZipFile(Path(__file__).with_name("logged-before-the-rooms.zip")) as archive:
+        archive.extractall(folder)
+    classifier, place = small_classifier(), folder / "artifacts/classifier"
+    classifier.save(tmp_path / "now")
+    shutil.copyfile(tmp_path / "now" / WEIGHTS, place / WEIGHTS)  # left out of the archive for their size
+    facts = json.loads((place / FACTS).read_text())
+    assert "limits" not in facts
+    (place / FACTS).write_text(
+        json.dumps({**facts, "weights": json.loads((tmp_path / "now" / FACTS).read_text())["weights"]})
+    )
+    recorded = audit(folder)
+    assert audit(folder, recorded) == recorded
+    files = [image(0), image(1, "PNG")]
+    expected = [answer.probabilities for answer in classifier.classify(files)]
+    loaded = Registry(Settings(home=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")).load(str(folder))
+    assert [answer.probabilities for answer in loaded.classify(files)] == expected
+    code = """
+import pathlib, sys, mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+answers = model.predict(pandas.DataFrame({"image": [pathlib.Path(name).read_bytes() for name in sys.argv[2:]]}))
+import xray_pipeline.serving
+assert xray_pipeline.serving.__file__.startswith(sys.argv[1])
+print(answers[["NORMAL", "PNEUMONIA"]].to_json(orient="values", double_precision=15))
+"""
+    names = [tmp_path / f"{number}.image" for number in range(len(files))]
+    for name, data in zip(names, files, strict=True):
+        name.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), *map(str, names)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, atol=1e-6)

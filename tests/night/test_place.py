@@ -22,6 +22,7 @@ from xray_pipeline.night import health, promotion, repair, summary
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
@@ -60,7 +61,7 @@ def anothers(run: Run) -> None:
     other = run.settings.home / "other"
     settings = run.settings.model_copy(update={"home": other, "tracking_uri": f"sqlite:///{other}/none.db"})
     ingest(Run(settings))
-    Ledger(Run(settings).store()).append("refused", who="night", why="worse", candidate="b" * 64)
+    Ledger(Run(settings).store()).append(Move("refused", who="night", why="worse", candidate="b" * 64))
 
 
 def half(run: Run) -> None:

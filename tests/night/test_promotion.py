@@ -68,7 +68,7 @@ class Asked:
 
     def answer(self, option: str, reason: str = "looks right", user: dict[str, str] | None = ADMIN) -> dict[str, Any]:
         given = {"chosen_options": [option], "params_input": {"reason": reason}, "responded_by_user": user}
-        return promotion.settle(self.run, self.request, given, "run 1")
+        return promotion.record_answer(self.run, self.request, given, "run 1")
 
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.registry.ledger.entries()]
@@ -82,13 +82,13 @@ def asked(mlflow_server: MlflowServer, tmp_path: Path, model: Candidate) -> Aske
     def register(number: int, before: int | None) -> int:
         candidate = replace(model, digest=f"{number:064x}")
         terms: dict[str, Any] = {"who": "schedule", "why": "better", "decision": DECISION, "champion_before": before}
-        entry = operations.register(run.registry(), candidate, description="Better than nothing.", **terms)
+        entry = operations.register(run.registry(), candidate, **terms)
         assert entry.version is not None
         return entry.version
 
     register(1, None)
     terms: dict[str, Any] = {"who": "schedule", "why": "first", "expected_champion": None, "decision": DECISION}
-    operations.promote(run.registry(), 1, **terms, promotion="auto")
+    operations.promote(run.registry(), 1, **terms)
     register(2, 1)
     return Asked(run, Request(2, 1, "", "", ""), register)
 
@@ -111,9 +111,47 @@ def test_a_rejection_takes_the_challenger_away(asked: Asked) -> None:
     assert all(finding.holds for finding in check(asked.registry))
 
 
-def test_no_answer_in_time_is_a_rejection_by_nobody(asked: Asked) -> None:
+def test_a_request_nobody_answered_is_asked_again_once_and_may_then_be_answered(asked: Asked) -> None:
+    assert promotion.to_ask_again(asked.run) == {}
     said = asked.answer("Reject", "", None)
-    assert (said["outcome"], said["who"]) == ("rejected", promotion.NOBODY)
+    assert (said["outcome"], said["who"]) == ("not-answered", promotion.NOBODY)
+    assert asked.answer("Reject", "", None) == said
+    assert asked.kinds().count("not-answered") == 1
+    assert asked.registry.aliases() == {"champion": 1, "challenger": 2}  # it still waits
+    tonight, tomorrow = replace(asked.run, name="night 1"), replace(asked.run, name="night 2")
+    again = {"version": 2, "candidate": f"{2:064x}", "champion": 1}
+    assert promotion.to_ask_again(tonight) == promotion.to_ask_again(tonight) == again
+    assert promotion.to_ask_again(tomorrow) == {}  # the request of that night is open
+    assert asked.answer("Approve")["outcome"] == "approved"
+    assert promotion.to_ask_again(tomorrow) == {}
+    assert all(finding.holds for finding in check(asked.registry))
+
+
+def test_a_rejected_version_is_reopened_with_a_reason_and_then_promoted(asked: Asked, client: MlflowClient) -> None:
+    with pytest.raises(LedgerError, match="version 2 is not rejected"):
+        promotion.reopen(asked.run, 2, "it was the wrong one")
+    asked.answer("Reject", "the wrong one")
+    assert "`xray reopen 2` lets it be asked again" in promotion.request(asked.run, 2).void
+    alice = replace(asked.run, who="alice")
+    done = promotion.reopen(alice, 2, "it was the wrong one", "run 2")
+    assert (done["version"], done["who"], done["why"]) == (2, "alice", "it was the wrong one")
+    assert promotion.reopen(alice, 2, "it was the wrong one", "run 2") == done
+    assert asked.kinds()[-2:] == ["rejected", "reopened"]
+    assert asked.registry.aliases() == {"champion": 1, "challenger": 2}
+    assert status(client, asked, 2) == ("challenger", "alice")
+    answer = {"chosen_options": ["Approve"], "params_input": {"reason": "seen again"}, "responded_by_user": ADMIN}
+    assert promotion.record_answer(asked.run, asked.request, answer, "run 3")["outcome"] == "approved"
+    assert all(finding.holds for finding in check(asked.registry))
+
+
+def test_a_version_is_not_reopened_while_another_waits(asked: Asked) -> None:
+    asked.answer("Reject", "the wrong one")
+    asked.register(3, 1)
+    with pytest.raises(LedgerError, match="version 3 waits; decide on that, or reject it first"):
+        promotion.reopen(asked.run, 2, "it was the wrong one")
+    with pytest.raises(LedgerError, match="version 9 is not in the ledger"):
+        promotion.reopen(asked.run, 9, "it was the wrong one")
+    assert asked.kinds()[-1] == "registered"
 
 
 @pytest.mark.parametrize(("reason", "user"), [("", ADMIN), ("  ok ", ADMIN), ("looks right", None)])
@@ -123,7 +161,7 @@ def test_an_approval_needs_a_person_and_a_reason(asked: Asked, reason: str, user
 
 
 def test_of_two_who_roll_back_untried_at_once_one_is_told(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    terms: dict[str, Any] = {"who": "schedule", "why": "better", "decision": DECISION, "promotion": "auto"}
+    terms: dict[str, Any] = {"who": "schedule", "why": "better", "decision": DECISION}
     operations.promote(asked.registry, 2, **terms, expected_champion=1)
     operations.promote(asked.registry, asked.register(3, 2), **terms, expected_champion=2)
     rollback = operations.rollback
@@ -143,7 +181,7 @@ def test_of_two_who_roll_back_untried_at_once_one_is_told(asked: Asked, monkeypa
 def test_a_request_is_void_when_the_question_has_changed(asked: Asked, what: str) -> None:
     if what == "another champion":
         terms: dict[str, Any] = {"who": "bob", "why": "urgent", "expected_champion": 1}
-        operations.approve(asked.registry.ledger, 2, **terms)
+        operations.answer(asked.registry, "approved", 2, **terms)
         operations.promote(asked.registry, 2, **terms, decision=DECISION)
     else:
         asked.register(3, 1)
@@ -189,7 +227,7 @@ def test_mlflow_tells_what_became_of_each_version(asked: Asked, client: MlflowCl
     assert status(client, asked, 1) == ("champion", "bob")
     assert status(client, asked, 2) == ("rolled back", "bob")
     text = client.get_model_version(asked.run.settings.model_name, "2").description
-    assert text.startswith("Better than nothing.\n")
+    assert text.startswith("better\n")
     found = [line.split("Z ", 1)[1] for line in text.splitlines() if line.startswith("- ")]
     assert found == [
         "approved by admin: looks right",
@@ -201,7 +239,7 @@ def test_mlflow_tells_what_became_of_each_version(asked: Asked, client: MlflowCl
 def test_mlflow_tells_of_rejected_and_superseded_versions(asked: Asked, client: MlflowClient) -> None:
     asked.register(3, 1)
     assert status(client, asked, 2)[0] == "superseded"
-    promotion.settle(
+    promotion.record_answer(
         asked.run,
         replace(asked.request, version=3),
         {"chosen_options": ["Reject"], "params_input": {"reason": "no"}, "responded_by_user": ADMIN},

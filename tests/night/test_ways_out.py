@@ -25,8 +25,10 @@ from xray_pipeline.night import promotion
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.registry import chronology
-from xray_pipeline.registry.ledger import Entry, Ledger
-from xray_pipeline.registry.mlflow_registry import FOLLOWED_TAG, Registry
+from xray_pipeline.registry.entries import Entry
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.registered_model import FOLLOWED_TAG
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -25,7 +25,9 @@ from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.registry.chronology import SKEW, made_by, text
-from xray_pipeline.registry.ledger import KINDS, Entry, Ledger, LostRace, aliases_since, replay
+from xray_pipeline.registry.entries import KINDS, Entry, Move
+from xray_pipeline.registry.ledger import Ledger, LostRace
+from xray_pipeline.registry.state import aliases_since, replay
 
 
 @pytest.fixture
@@ -35,15 +37,17 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def again(ledger: Ledger) -> Ledger:
     """The same ledger as another process sees it."""
-    return Ledger.beside(ledger)
+    other = Ledger(ledger.store)
+    other.store = ledger.store
+    return other
 
 
 def file_of(ledger: Ledger, sequence: int) -> Path:
     return Path(ledger.store.uri) / f"{sequence:08d}.json"
 
 
-def say(ledger: Ledger, kind: Any, version: int | None = None, **fields: Any) -> Entry:
-    return ledger.append(kind, **{"who": "alice", "why": "because", "version": version, **fields})
+def say(ledger: Ledger, kind: Any, version: int | None = None, after: str | None = None, **fields: Any) -> Entry:
+    return ledger.append(Move(kind, **{"who": "alice", "why": "because", "version": version, **fields}), after)
 
 
 def test_an_empty_ledger_has_no_champion_and_is_not_made_by_looking(ledger: Ledger) -> None:
@@ -202,6 +206,21 @@ def test_the_newest_registered_version_is_the_challenger_until_it_is_decided(led
     assert ledger.state().challenger is None
 
 
+def test_a_rejected_version_that_is_reopened_waits_again_and_a_missing_answer_changes_nothing(ledger: Ledger) -> None:
+    say(ledger, "registered", 1)
+    rejected = say(ledger, "rejected", 1)
+    assert (ledger.state().challenger, ledger.state().rejected) == (None, {1: rejected})
+    say(ledger, "reopened", 1)
+    assert (ledger.state().challenger, ledger.state().rejected) == (1, {})
+    missing = say(ledger, "not-answered", 1)
+    say(ledger, "refused")
+    assert (ledger.state().challenger, ledger.state().not_answered) == (1, missing)
+    say(ledger, "approved", 1)
+    assert ledger.state().not_answered is None
+    say(ledger, "not-answered", 7)  # about a version that no longer waits
+    assert ledger.state().not_answered is None
+
+
 def test_rolling_back_goes_to_the_champion_before_and_then_to_the_one_before_that(ledger: Ledger) -> None:
     for version in (1, 2, 3):
         say(ledger, "registered", version)
@@ -234,11 +253,11 @@ def test_a_change_by_hand_is_the_state_until_it_is_undone(ledger: Ledger) -> Non
     after = {"champion": 1, "challenger": None}
     change = say(ledger, "manual-change", 1, decision={"before": before, "found": after, "after": after})
     state = ledger.state()
-    assert (state.champion, state.unsettled, state.previous) == (1, (change,), (1, 2))
-    settled = {"settles": [change.sequence], "action": "undone"}
-    say(ledger, "manual-change", 2, decision={"before": after, "after": before, **settled})
+    assert (state.champion, state.by_hand, state.previous) == (1, (change,), (1, 2))
+    undone = {"before": after, "after": before, "action": "undone"}
+    say(ledger, "manual-change", 2, decision=undone)
     state = ledger.state()
-    assert (state.champion, state.unsettled, state.previous) == (2, (), (1,))
+    assert (state.champion, state.by_hand, state.previous) == (2, (), (1,))
 
 
 @st.composite
@@ -332,7 +351,7 @@ def test_a_ledger_that_disappears_is_not_an_empty_one(three: Ledger) -> None:
     for path in Path(three.store.uri).iterdir():
         path.unlink()
     with pytest.raises(LedgerError, match="is gone"):
-        three.append("promoted", who="alice", why="because", version=1)
+        say(three, "promoted", 1)
 
 
 # Races, crashes, repeats
@@ -340,9 +359,9 @@ def test_a_ledger_that_disappears_is_not_an_empty_one(three: Ledger) -> None:
 
 def test_an_entry_decided_on_an_older_state_is_told_who_came_first(ledger: Ledger) -> None:
     head = ledger.state().head
-    winner = again(ledger).append("registered", who="bob", why="first", version=1, expected_head=head)
+    winner = say(again(ledger), "registered", 1, who="bob", why="first", after=head)
     with pytest.raises(LostRace, match="registered version 1 by bob") as lost:
-        say(ledger, "registered", 2, expected_head=head)
+        say(ledger, "registered", 2, after=head)
     assert lost.value.winner == winner
     assert ledger.entries() == [winner]
 
@@ -350,14 +369,15 @@ def test_an_entry_decided_on_an_older_state_is_told_who_came_first(ledger: Ledge
 def test_a_head_of_another_ledger_is_refused(ledger: Ledger) -> None:
     say(ledger, "registered", 1)
     with pytest.raises(LedgerError, match="not of this ledger"):
-        say(ledger, "promoted", 1, expected_head="f" * 64)
+        say(ledger, "promoted", 1, after="f" * 64)
 
 
-def test_the_same_request_is_recorded_once(ledger: Ledger) -> None:
+def test_what_a_request_led_to_is_found_again(ledger: Ledger) -> None:
     first = say(ledger, "rolled-back", 1, request="run 7")
     say(ledger, "registered", 2)
-    assert say(again(ledger), "rolled-back", 1, request="run 7") == first
-    assert len(ledger.entries()) == 2
+    state = again(ledger).state()
+    assert state.asked("rolled-back", "run 7") == first
+    assert (state.asked("promoted", "run 7"), state.asked("registered", "")) == (None, None)
 
 
 def _race(folder: Path, who: str, rounds: int, start: Any, losses: Any) -> None:
@@ -365,7 +385,7 @@ def _race(folder: Path, who: str, rounds: int, start: Any, losses: Any) -> None:
     start.wait()
     for _ in range(rounds):
         try:
-            say(ledger, "approved", 1, who=who, expected_head=ledger.state().head)
+            say(ledger, "approved", 1, who=who, after=ledger.state().head)
         except LostRace as lost:
             if lost.winner.who == who:
                 raise AssertionError("lost against itself") from lost
@@ -396,11 +416,12 @@ def test_two_processes_never_take_the_same_place(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_a_whole_ledger(tmp_path: Path) -> None:
     code = """
 import sys
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
-from xray_pipeline.base.storage import Store, open_store
 ledger = Ledger(open_store(sys.argv[1]))
 while True:
-    ledger.append("refused", who="alice", why="x" * 5000)
+    ledger.append(Move("refused", who="alice", why="x" * 5000))
 """
     for _ in range(5):
         before = len(Ledger(open_store(tmp_path)).entries())
@@ -418,7 +439,7 @@ def test_on_s3_it_is_the_same(s3: Any) -> None:
     written = [say(ledger, "registered", version) for version in range(1, 13)]
     assert again(ledger).entries() == written
     with pytest.raises(LostRace):
-        say(again(ledger), "promoted", 1, expected_head=written[3].digest)
+        say(again(ledger), "promoted", 1, after=written[3].digest)
 
 
 def test_threads_share_one_ledger(ledger: Ledger) -> None:

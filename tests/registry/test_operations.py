@@ -13,12 +13,16 @@ from small_models import Candidate, logged
 from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.registry import commit, manual_changes
 from xray_pipeline.registry import decisions as operations
-from xray_pipeline.registry.ledger import Entry, LostRace
+from xray_pipeline.registry.entries import Entry, Move
+from xray_pipeline.registry.ledger import LostRace
 from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.questions import rollback_target, why_void
 from xray_pipeline.registry.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
+ASKS = {**DECISION, "automatic": False}
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +59,7 @@ def register(registry: Registry, candidate: Candidate, before: int | None, **fie
 
 
 def promote(registry: Registry, version: int, before: int | None, **fields: Any) -> Entry:
-    given = {"who": "schedule", "why": "the policy allows it", "decision": DECISION, "promotion": "auto", **fields}
+    given = {"who": "schedule", "why": "the policy allows it", "decision": DECISION, **fields}
     return operations.promote(registry, version, expected_champion=before, **given)
 
 
@@ -84,10 +88,10 @@ def two(registry: Registry, candidate: Callable[[int], Candidate]) -> Registry:
 def test_registering_leaves_a_challenger_with_its_story(
     registry: Registry, candidate: Callable[[int], Candidate], client: MlflowClient
 ) -> None:
-    entry = register(registry, candidate(1), None, tags={"xray.recipe": "r"}, description="Better than nothing.")
+    entry = register(registry, candidate(1), None, tags={"xray.recipe": "r"})
     assert registry.aliases() == {"champion": None, "challenger": 1}
     version = client.get_model_version(registry.name, "1")
-    assert version.description == "Better than nothing."
+    assert version.description == "accuracy 0.95 above 0.94"
     assert version.tags["xray.recipe"] == "r"
     assert version.tags["xray.candidate"] == candidate(1).digest
     assert version.tags["xray.decision"] == "accuracy 0.95 above 0.94"
@@ -139,9 +143,9 @@ def test_a_model_other_than_the_one_evaluated_is_not_registered(
 
 def test_a_refusal_is_recorded_once_per_champion(two: Registry, candidate: Callable[[int], Candidate]) -> None:
     given: dict[str, Any] = {"who": "schedule", "why": "accuracy 0.90 below 0.94", "decision": {"verdict": "refused"}}
-    first = operations.refuse(two.ledger, candidate(3), champion_before=2, **given)
-    assert operations.refuse(two.ledger, candidate(3), champion_before=2, **given) == first
-    assert operations.refuse(two.ledger, candidate(3), champion_before=1, **given) != first
+    first = operations.refuse(two, candidate(3), champion_before=2, **given)
+    assert operations.refuse(two, candidate(3), champion_before=2, **given) == first
+    assert operations.refuse(two, candidate(3), champion_before=1, **given) != first
     assert two.aliases() == {"champion": 2, "challenger": None}
     assert holds(two)
 
@@ -151,8 +155,12 @@ def test_a_refusal_is_recorded_once_per_champion(two: Registry, candidate: Calla
 
 def test_promoting_moves_the_alias_and_tells_the_story(two: Registry, client: MlflowClient) -> None:
     assert two.aliases() == {"champion": 2, "challenger": None}
-    story = client.get_model_version(two.name, "2").tags["xray.promoted"]
-    assert story.endswith("by schedule: the policy allows it")
+    status = client.get_model_version(two.name, "2").tags
+    assert (status["xray.status"], status["xray.by"], status["xray.why"]) == (
+        "champion",
+        "schedule",
+        "the policy allows it",
+    )
 
 
 def test_promoting_again_changes_nothing(two: Registry) -> None:
@@ -189,10 +197,10 @@ def test_nothing_is_promoted_without_a_decision(two: Registry, candidate: Callab
 def test_a_promotion_waits_for_approval_of_exactly_that(two: Registry, candidate: Callable[[int], Candidate]) -> None:
     register(two, candidate(3), 2)
     with pytest.raises(LedgerError, match="nobody approved version 3"):
-        promote(two, 3, 2, promotion="approve")
-    operations.approve(two.ledger, 3, who="alice", why="looks right", expected_champion=2)
-    entry = promote(two, 3, 2, promotion="approve", who="alice", why="looks right")
-    assert entry.decision == {**DECISION, "promotion": "approve"}
+        promote(two, 3, 2, decision=ASKS)
+    operations.answer(two, "approved", 3, who="alice", why="looks right", expected_champion=2)
+    entry = promote(two, 3, 2, decision=ASKS, who="alice", why="looks right")
+    assert entry.decision == {**ASKS, "promotion": "approve"}
     assert two.aliases()["champion"] == 3
     assert holds(two)
 
@@ -201,15 +209,15 @@ def test_an_approval_is_recorded_once_however_often_it_is_repeated(
     two: Registry, candidate: Callable[[int], Candidate]
 ) -> None:
     register(two, candidate(3), 2)
-    first = operations.approve(two.ledger, 3, who="alice", why="looks right", expected_champion=2)
+    first = operations.answer(two, "approved", 3, who="alice", why="looks right", expected_champion=2)
     assert (first.candidate, first.artifact) == (candidate(3).digest, two.resolve(3).artifact)
     for number, why in enumerate(("looks right", "it still does")):
-        again = operations.approve(
-            two.ledger, 3, who="alice", why=why, expected_champion=2, request=f"run {number}" if number else ""
+        again = operations.answer(
+            two, "approved", 3, who="alice", why=why, expected_champion=2, request=f"run {number}" if number else ""
         )
         assert again == first
-    assert operations.approve(two.ledger, 3, who="bob", why="to me too", expected_champion=2).who == "bob"
-    assert operations.approve(two.ledger, 3, who="alice", why="still", expected_champion=2) == first
+    assert operations.answer(two, "approved", 3, who="bob", why="to me too", expected_champion=2).who == "bob"
+    assert operations.answer(two, "approved", 3, who="alice", why="still", expected_champion=2) == first
     assert [entry.kind for entry in two.ledger.entries()].count("approved") == 2
 
 
@@ -218,36 +226,36 @@ def test_an_approval_is_void_when_the_question_is_no_longer_the_same(
     two: Registry, candidate: Callable[[int], Candidate], what: str
 ) -> None:
     register(two, candidate(3), 2)
-    operations.approve(two.ledger, 3, who="alice", why="looks right", expected_champion=2)
+    operations.answer(two, "approved", 3, who="alice", why="looks right", expected_champion=2)
     if what == "another champion":
         operations.rollback(two, who="bob", why="complaints")
         operations.rollback(two, 2, who="bob", why="no, it was fine")
     elif what == "a newer challenger":
         register(two, candidate(4), 2)
     else:
-        operations.reject(two.ledger, 3, who="bob", why="no", expected_champion=2)
+        operations.answer(two, "rejected", 3, who="bob", why="no", expected_champion=2)
     with pytest.raises(LedgerError, match="nobody approved"):
-        promote(two, 3, 2, promotion="approve")
+        promote(two, 3, 2, decision=ASKS)
 
 
 def test_a_void_question_says_why(two: Registry, candidate: Callable[[int], Candidate]) -> None:
     register(two, candidate(3), 2)
-    assert operations.why_void(two.ledger, 3, 2) == ""
-    assert "the champion is now version 2, was version 1" in operations.why_void(two.ledger, 3, 1)
-    assert operations.why_void(two.ledger, 9, 2) == "version 9 is not in the ledger"
+    assert why_void(two.ledger.state(), 3, 2) == ""
+    assert "the champion is now version 2, was version 1" in why_void(two.ledger.state(), 3, 1)
+    assert why_void(two.ledger.state(), 9, 2) == "version 9 is not in the ledger"
     register(two, candidate(4), 2)
-    assert operations.why_void(two.ledger, 3, 2).startswith("version 4 was registered")
+    assert why_void(two.ledger.state(), 3, 2).startswith("version 4 was registered")
     with pytest.raises(LedgerError, match="can't be approved: version 4 was registered"):
-        operations.approve(two.ledger, 3, who="alice", why="yes", expected_champion=2)
-    operations.reject(two.ledger, 4, who="alice", why="no", expected_champion=2)
-    assert "it was rejected" in operations.why_void(two.ledger, 4, 2)
+        operations.answer(two, "approved", 3, who="alice", why="yes", expected_champion=2)
+    operations.answer(two, "rejected", 4, who="alice", why="no", expected_champion=2)
+    assert "it was rejected" in why_void(two.ledger.state(), 4, 2)
 
 
 def test_a_rejected_version_no_longer_waits(two: Registry, candidate: Callable[[int], Candidate]) -> None:
     register(two, candidate(3), 2)
-    first = operations.reject(two.ledger, 3, who="alice", why="no", expected_champion=2, request="run 1")
-    assert operations.reject(two.ledger, 3, who="alice", why="no", expected_champion=2, request="run 1") == first
-    operations.reconcile(two)
+    first = operations.answer(two, "rejected", 3, who="alice", why="no", expected_champion=2, request="run 1")
+    assert operations.answer(two, "rejected", 3, who="alice", why="no", expected_champion=2, request="run 1") == first
+    manual_changes.reconcile(two)
     assert two.aliases() == {"champion": 2, "challenger": None}
 
 
@@ -258,7 +266,7 @@ def test_rolling_back_goes_to_the_champion_before(two: Registry, client: MlflowC
     entry = operations.rollback(two, who="alice", why="too many false alarms")
     assert (entry.kind, entry.version, entry.champion_before) == ("rolled-back", 1, 2)
     assert two.aliases() == {"champion": 1, "challenger": None}
-    assert "too many false alarms" in client.get_model_version(two.name, "1").tags["xray.rolled-back"]
+    assert "too many false alarms" in client.get_model_version(two.name, "1").tags["xray.why"]
     assert holds(two)
     with pytest.raises(LedgerError, match="no earlier champion"):
         operations.rollback(two, who="alice", why="again")
@@ -312,16 +320,18 @@ def test_a_changed_target_leaves_the_champion(registry: Registry, mlflow_server:
 
 def test_a_champion_moved_by_hand_is_recorded_once_and_is_the_champion(two: Registry, client: MlflowClient) -> None:
     client.set_registered_model_alias(two.name, "champion", "1")
-    assert operations.reconcile(two).champion == 1
-    assert operations.reconcile(two).champion == 1
-    assert [entry.kind for entry in two.ledger.entries()][4:] == ["manual-change"]
+    assert manual_changes.reconcile(two).champion == 1
+    assert manual_changes.reconcile(two).champion == 1
+    (change,) = two.ledger.entries()[4:]
+    assert change.kind == "manual-change"
+    assert change.why == "moved by hand in MLflow: champion from version 2 to version 1"
     assert two.aliases()["champion"] == 1
     assert [invariant for invariant, _ in failures(two)] == ["I3"]
 
 
 def test_a_champion_alias_that_was_removed_is_recorded_and_set_again(two: Registry, client: MlflowClient) -> None:
     client.delete_registered_model_alias(two.name, "champion")
-    assert operations.reconcile(two).champion == 2
+    assert manual_changes.reconcile(two).champion == 2
     assert two.aliases()["champion"] == 2
     entry = two.ledger.entries()[-1]
     assert (entry.kind, entry.decision["found"]["champion"], entry.version) == ("manual-change", None, 2)
@@ -331,7 +341,7 @@ def test_accepting_a_change_made_by_hand(two: Registry, client: MlflowClient) ->
     client.set_registered_model_alias(two.name, "champion", "1")
     entry = operations.adopt(two, accept=True, who="alice", why="version 2 was broken")
     assert entry.decision["action"] == "accepted"
-    assert (two.ledger.state().champion, two.ledger.state().unsettled) == (1, ())
+    assert (two.ledger.state().champion, two.ledger.state().by_hand) == (1, ())
     assert two.aliases()["champion"] == 1
     assert holds(two)
 
@@ -339,7 +349,7 @@ def test_accepting_a_change_made_by_hand(two: Registry, client: MlflowClient) ->
 def test_undoing_a_change_made_by_hand(two: Registry, client: MlflowClient) -> None:
     for version in ("1", "2", "1"):  # each is found by another night
         client.set_registered_model_alias(two.name, "champion", version)
-        operations.reconcile(two)
+        manual_changes.reconcile(two)
     operations.adopt(two, accept=False, who="alice", why="nobody asked for it")
     assert two.aliases()["champion"] == 2
     assert two.ledger.state().previous == (1,)
@@ -350,7 +360,7 @@ def test_undoing_after_another_promotion_is_refused(
     two: Registry, client: MlflowClient, candidate: Callable[[int], Candidate]
 ) -> None:
     client.set_registered_model_alias(two.name, "champion", "1")
-    operations.reconcile(two)
+    manual_changes.reconcile(two)
     register(two, candidate(3), 1)
     promote(two, 3, 1)
     with pytest.raises(LedgerError, match="champion changed since"):
@@ -363,7 +373,7 @@ def test_undoing_keeps_a_challenger_registered_since(
     two: Registry, client: MlflowClient, candidate: Callable[[int], Candidate]
 ) -> None:
     client.set_registered_model_alias(two.name, "champion", "1")
-    operations.reconcile(two)
+    manual_changes.reconcile(two)
     register(two, candidate(3), 1)
     operations.adopt(two, accept=False, who="alice", why="nobody asked for it")
     assert two.aliases() == {"champion": 2, "challenger": 3}
@@ -375,7 +385,7 @@ def test_a_champion_the_ledger_never_knew_is_recorded_and_can_be_undone(
 ) -> None:
     client.create_model_version(two.name, model.model_uri, model_id=model.model_uri.removeprefix("models:/"))
     client.set_registered_model_alias(two.name, "champion", "3")
-    assert operations.reconcile(two).champion == 3
+    assert manual_changes.reconcile(two).champion == 3
     with pytest.raises(ModelRefused, match="no record of its files"):
         two.load(3)  # so a night stops here
     assert {invariant for invariant, _ in failures(two)} == {"I1", "I3"}
@@ -403,7 +413,7 @@ def test_a_champion_that_was_deleted_is_replaced_by_rolling_back(two: Registry, 
     client.delete_model_version(two.name, "2")
     for _ in range(2):
         with pytest.raises(RegistryError, match="version 2"):
-            operations.reconcile(two)
+            manual_changes.reconcile(two)
     assert [entry.kind for entry in two.ledger.entries()].count("manual-change") == 1
     operations.rollback(two, who="alice", why="version 2 was deleted")
     assert two.aliases()["champion"] == 1
@@ -444,10 +454,9 @@ def test_another_store_is_reported(two: Registry, tmp_path: Path) -> None:
 
 def test_a_promotion_nobody_approved_is_reported(two: Registry, candidate: Callable[[int], Candidate]) -> None:
     register(two, candidate(3), 2)
-    two.ledger.append(
-        "promoted", who="mallory", why="because", version=3, champion_before=2, decision={"promotion": "approve"}
-    )
-    operations.reconcile(two)
+    said = {"who": "mallory", "why": "because", "decision": {"promotion": "approve"}}
+    two.ledger.append(Move("promoted", version=3, champion_before=2, **said))
+    manual_changes.reconcile(two)
     assert [invariant for invariant, _ in failures(two)] == ["I6"]
 
 
@@ -464,20 +473,20 @@ def test_a_repeated_promotion_does_not_undo_a_rollback(two: Registry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("decision", "promotion", "why"),
+    ("decision", "approved", "why"),
     [
-        ({"may_promote": False, "reasons": ["few"]}, "approve", "does not allow version 1 any more: few"),
-        ({"may_promote": True, "automatic": False}, "auto", "asks a person about version 1 now"),
+        ({"may_promote": False, "reasons": ["few"]}, True, "does not allow version 1 any more: few"),
+        ({"may_promote": True, "automatic": False}, False, "asks a person about version 1, and nobody approved it"),
     ],
 )
 def test_what_the_policy_does_not_allow_at_that_moment_is_not_promoted(
-    registry: Registry, candidate: Callable[[int], Candidate], decision: dict[str, Any], promotion: str, why: str
+    registry: Registry, candidate: Callable[[int], Candidate], decision: dict[str, Any], approved: bool, why: str
 ) -> None:
     register(registry, candidate(1), None)
-    if promotion == "approve":
-        operations.approve(registry.ledger, 1, who="alice", why="looks right", expected_champion=None)
+    if approved:
+        operations.answer(registry, "approved", 1, who="alice", why="looks right", expected_champion=None)
     with pytest.raises(LedgerError, match=why):
-        promote(registry, 1, None, decision=decision, promotion=promotion)
+        promote(registry, 1, None, decision=decision)
     assert registry.aliases()["champion"] is None
 
 
@@ -499,11 +508,11 @@ def test_what_a_rollback_goes_back_to_can_be_named(
     """Also a champion set by hand that nobody accepted: the default and its number mean the same."""
     register(two, candidate(3), 2)
     client.set_registered_model_alias(two.name, "champion", "3")
-    operations.reconcile(two)
+    manual_changes.reconcile(two)
     register(two, candidate(4), 3)
     promote(two, 4, 3)
-    target = operations.rollback_target(two.ledger, two.ledger.state(), None)
-    assert operations.rollback_target(two.ledger, two.ledger.state(), target) == target == 3
+    target = rollback_target(two.ledger.entries(), two.ledger.state(), None)
+    assert rollback_target(two.ledger.entries(), two.ledger.state(), target) == target == 3
 
 
 @pytest.mark.parametrize("fault", [RegistryUnavailable, StorageUnavailable])
@@ -514,7 +523,7 @@ def test_an_error_after_a_decision_says_whether_to_repeat_it(
         raise fault("it is away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(operations, "tell_story", away)
+        broken.setattr(commit, "describe_versions", away)
         with pytest.raises(fault, match=r"this is decided: entry 5: rolled-back version 1 .*don't run it again"):
             operations.rollback(two, who="alice", why="complaints")
         with pytest.raises(fault, match="run it again: it finds this entry"):

@@ -19,9 +19,11 @@ from xray_pipeline.night import promotion
 from xray_pipeline.night.promotion import Request
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
-from xray_pipeline.registry import lost_entries
-from xray_pipeline.registry.ledger import Entry
-from xray_pipeline.registry.mlflow_registry import FOLLOWED_TAG, Registry
+from xray_pipeline.registry import lost_entries, manual_changes
+from xray_pipeline.registry.entries import Entry, Move
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.questions import why_void
+from xray_pipeline.registry.registered_model import FOLLOWED_TAG
 from xray_pipeline.registry.verify import check
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True, "compared_patients": 10}
@@ -94,12 +96,10 @@ class Site:
         return version
 
     def promote(self, version: int, before: int | None) -> Entry:
-        return operations.promote(self.registry, version, expected_champion=before, promotion="auto", **SCHEDULE)
+        return operations.promote(self.registry, version, expected_champion=before, **SCHEDULE)
 
     def refuse(self, number: int, champion: int | None) -> None:
-        registry = self.registry
-        operations.refuse(registry.ledger, self.candidates[number - 1], champion_before=champion, **SCHEDULE)
-        registry.follow()
+        operations.refuse(self.registry, self.candidates[number - 1], champion_before=champion, **SCHEDULE)
 
     def find(self, digest: str) -> Candidate:
         for candidate in self.candidates:
@@ -156,7 +156,7 @@ def test_an_mlflow_that_is_older_is_told_recorded_and_accepted(older: Site) -> N
     assert "I3 MLflow is older than the ledger: it lacks versions [2]; restore" in "\n".join(older.broken())
     before = len(older.kinds())
     for _ in range(2):
-        operations.reconcile(older.registry)
+        manual_changes.reconcile(older.registry)
     entry = older.registry.ledger.entries()[-1]
     assert older.kinds()[before:] == ["manual-change"]
     assert (entry.version, entry.candidate, entry.decision["gone"]) == (1, older.candidates[0].digest, [2])
@@ -172,21 +172,21 @@ def test_the_newest_backup_put_back_in_turn_is_whole_again(site: Site) -> None:
     site.register(2, 1)
     new = site.keep_mlflow()
     site.put_back_mlflow(old)
-    operations.reconcile(site.registry)
+    manual_changes.reconcile(site.registry)
     site.put_back_mlflow(new)
-    operations.reconcile(site.registry)
+    manual_changes.reconcile(site.registry)
     operations.adopt(site.registry, accept=False, who="alice", why="the newest backup was found")
     assert site.broken() == []
     assert site.registry.aliases() == {"champion": 1, "challenger": 2}
     site.put_back_mlflow(old)  # once more
-    assert operations.reconcile(site.registry).challenger is None
+    assert manual_changes.reconcile(site.registry).challenger is None
 
 
 def test_a_challenger_that_is_lost_no_longer_waits_and_the_night_goes_on(site: Site) -> None:
     kept = site.keep_mlflow()
     site.register(2, 1)
     site.put_back_mlflow(kept)
-    assert operations.reconcile(site.registry).challenger is None
+    assert manual_changes.reconcile(site.registry).challenger is None
     with pytest.raises(RegistryError, match="/2"):
         operations.adopt(site.registry, accept=False, who="alice", why="I want it back")
     assert site.register(3, 1) == 3
@@ -201,7 +201,7 @@ def test_a_champion_that_is_lost_stops_everything_until_a_person_goes_back(site:
     site.put_back_mlflow(kept)
     for _ in range(2):
         with pytest.raises(RegistryError, match=r"champion to version 2 .* is not in MLflow; restore .*rollback --to"):
-            operations.reconcile(site.registry)
+            manual_changes.reconcile(site.registry)
     assert site.kinds().count("manual-change") == 1
     promotion.rollback(site.run, 1, "version 2 is lost", untried=True)
     operations.adopt(site.registry, accept=True, who="alice", why="there is no newer backup")
@@ -219,9 +219,9 @@ def test_another_model_under_a_used_number_is_never_followed(older: Site) -> Non
     assert any("version 2 is another model in MLflow" in line for line in older.broken())
     with pytest.raises(ModelRefused, match="/2"):
         promotion.rollback(older.run, 2, "because", untried=True)
-    older.registry.ledger.append("rolled-back", who="mallory", why="because", version=2, champion_before=1)
+    older.registry.ledger.append(Move("rolled-back", who="mallory", why="because", version=2, champion_before=1))
     with pytest.raises(RegistryError, match="champion to version 2 of chest-xray: it is another model in MLflow"):
-        operations.reconcile(older.registry)
+        manual_changes.reconcile(older.registry)
     assert int(older.client.get_model_version_by_alias("chest-xray", "champion").version) == 1
 
 
@@ -232,7 +232,7 @@ def test_a_number_that_a_hand_made_version_had_is_used_too(site: Site) -> None:
         "chest-xray", foreign.model_uri, model_id=foreign.model_uri.removeprefix("models:/")
     )
     site.client.set_registered_model_alias("chest-xray", "challenger", str(made.version))
-    operations.reconcile(site.registry)
+    manual_changes.reconcile(site.registry)
     site.put_back_mlflow(kept)
     assert site.register(2, 1) == 3
 
@@ -253,9 +253,9 @@ def test_a_candidate_tag_on_another_version_is_not_believed(site: Site) -> None:
 def test_a_mark_that_was_edited_is_named(site: Site, text: str) -> None:
     site.client.set_registered_model_tag("chest-xray", FOLLOWED_TAG, text)
     with pytest.raises(RegistryError, match=r"tag xray\.followed .* changed by hand; .*delete the tag in MLflow"):
-        operations.reconcile(site.registry)
+        manual_changes.reconcile(site.registry)
     site.client.delete_registered_model_tag("chest-xray", FOLLOWED_TAG)
-    operations.reconcile(site.registry)
+    manual_changes.reconcile(site.registry)
     assert site.broken() == []
 
 
@@ -271,7 +271,7 @@ def test_a_refusal_that_is_lost_is_noticed(site: Site) -> None:
     site.refuse(2, 1)
     lose(site, 1)
     with pytest.raises(RegistryError, match=r"followed the ledger to entry 3 .* `xray adopt --lost`"):
-        operations.reconcile(site.registry)
+        manual_changes.reconcile(site.registry)
     assert any("followed the ledger to entry 3" in line for line in site.broken())
 
 
@@ -316,7 +316,7 @@ def test_a_champion_that_nothing_proves_is_not_taken(shorter: Site) -> None:
     ):
         give_up(shorter, find=find)
     with pytest.raises(RegistryError, match="followed the ledger to entry 6"):
-        operations.reconcile(shorter.registry)
+        manual_changes.reconcile(shorter.registry)
     assert give_up(shorter, accept=False, find=find).version == 1
     assert shorter.registry.aliases() == {"champion": 1, "challenger": None}
     assert shorter.broken() == []
@@ -343,7 +343,7 @@ def test_giving_up_can_be_repeated_after_a_crash(shorter: Site, monkeypatch: pyt
         patch.setattr(Registry, "follow", killed)  # the entry is there, aliases and mark are not moved
         with pytest.raises(KeyboardInterrupt):
             give_up(shorter)
-    operations.reconcile(shorter.registry)
+    manual_changes.reconcile(shorter.registry)
     assert shorter.kinds().count("manual-change") == 1
     assert shorter.registry.aliases() == {"champion": 2, "challenger": 3}
     assert shorter.broken() == []
@@ -380,7 +380,7 @@ def test_an_answer_about_another_model_of_that_number_is_void(anew: tuple[Site, 
     said = promotion.settle(site.run, asked, answer, "run 1")
     assert (said["outcome"], site.kinds().count("approved")) == ("void", 0)
     assert "version 2 is another model in this ledger" in said["why"]
-    assert operations.why_void(site.registry.ledger, 2, 1, asked.models) == said["why"]
+    assert why_void(site.registry.ledger.state(), 2, 1, asked.models) == said["why"]
     with pytest.raises(LedgerError, match=r"version 2 is another model .* put back since"):
         promotion.promote(site.run, asked, "alice", "because")
     assert promotion.request(site.run, 2, site.candidates[1].digest).void.startswith("version 2 is another model")
@@ -424,11 +424,11 @@ def test_verify_names_an_entry_that_gives_a_number_a_second_meaning(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "xray_pipeline.registry.ledger._check_names", lambda *_: None
+        "xray_pipeline.registry.ledger._check_meaning", lambda *_: None
     )  # as somebody writes who forges a ledger
     fields: dict[str, Any] = {"who": "mallory", "why": "because", "version": 1, "champion_before": 1}
-    site.registry.ledger.append("registered", **fields, candidate="f" * 64, decision=DECISION)
-    site.registry.ledger.append("rolled-back", **fields, candidate="f" * 64)
+    site.registry.ledger.append(Move("registered", **fields, candidate="f" * 64, decision=DECISION))
+    site.registry.ledger.append(Move("rolled-back", **fields, candidate="f" * 64))
     found = [line for line in site.broken() if "a number that entry 1: registered version 1" in line]
     assert [line.split(":")[0] for line in found] == ["I2 entry 3", "I2 entry 4"]
     assert site.registry.ledger.state().registered[1].candidate == site.candidates[0].digest

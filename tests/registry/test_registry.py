@@ -17,8 +17,10 @@ from xray_pipeline.base.errors import ModelRefused, RegistryError, RegistryUnava
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
+from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.registered_model import RegisteredModel
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def add(registry: Registry, candidate: Candidate, digest: str | None = None) -> 
 
 
 def record(registry: Registry, kind: Any, version: int, **fields: Any) -> None:
-    registry.ledger.append(kind, who="alice", why="because", version=version, **fields)
+    registry.ledger.append(Move(kind, who="alice", why="because", version=version, **fields))
 
 
 @pytest.fixture
@@ -75,11 +77,9 @@ def three(registry: Registry, candidate: Candidate) -> Registry:
 
 
 def test_a_candidate_is_registered_once(registry: Registry, candidate: Candidate) -> None:
-    assert registry.version_of(candidate.digest) is None
     assert add(registry, candidate) == 1
     assert add(another(registry), candidate) == 1
-    assert list(registry.versions()) == [1]
-    assert registry.version_of(candidate.digest) == 1
+    assert {v: tags["xray.candidate"] for v, tags in registry.versions().items()} == {1: candidate.digest}
 
 
 def test_of_two_versions_of_a_candidate_the_lowest_stays(
@@ -95,9 +95,10 @@ def test_of_two_versions_of_a_candidate_the_lowest_stays(
     assert list(registry.versions()) == [1, 2]
 
 
-def test_a_candidate_digest_is_one(registry: Registry) -> None:
+def test_a_candidate_digest_is_one(registry: Registry, candidate: Candidate) -> None:
     with pytest.raises(RegistryError, match="not a candidate digest"):
-        registry.version_of("' or 1=1")
+        add(registry, candidate, "' or 1=1")
+    assert registry.versions() == {}
 
 
 def test_all_versions_are_listed(registry: Registry, candidate: Candidate) -> None:
@@ -117,16 +118,16 @@ def test_an_alias_that_another_process_moved_meanwhile_is_not_moved_back(
     """A night follows the ledger just while a person promotes version 3."""
     three.ledger.state()
     moves: list[tuple[Any, ...]] = []
-    move, get = Registry._move, Registry._get
+    move, get = Registry._move, RegisteredModel._get
 
-    def promoted_meanwhile(self: Registry) -> Any:
-        monkeypatch.setattr(Registry, "_get", get)
+    def promoted_meanwhile(self: RegisteredModel) -> Any:
+        monkeypatch.setattr(RegisteredModel, "_get", get)
         record(another(three), "promoted", 3)
         another(three).follow()
         monkeypatch.setattr(Registry, "_move", lambda self, *move_: (moves.append(move_), move(self, *move_)))
         return get(self)
 
-    monkeypatch.setattr(Registry, "_get", promoted_meanwhile)
+    monkeypatch.setattr(RegisteredModel, "_get", promoted_meanwhile)
     assert three.follow().champion == 3
     assert [(alias, found, wanted) for alias, found, wanted in moves if found != wanted] == []
 
@@ -155,17 +156,12 @@ def test_a_crash_between_two_aliases_is_not_a_change_by_hand(
 
 def test_a_moved_alias_is_found(three: Registry, client: MlflowClient) -> None:
     client.set_registered_model_alias(three.name, "champion", "1")
-    change = three.manual_change(pause=0)
-    assert change is not None
-    assert change.found == {"champion": 1, "challenger": 3}
-    assert change.sentence() == "moved by hand in MLflow: champion from version 2 to version 1"
+    assert three.manual_change(pause=0) == {"champion": 1, "challenger": 3}
 
 
 def test_a_removed_alias_is_found(three: Registry, client: MlflowClient) -> None:
     client.delete_registered_model_alias(three.name, "champion")
-    change = three.manual_change(pause=0)
-    assert change is not None
-    assert change.found["champion"] is None
+    assert three.manual_change(pause=0) == {"champion": None, "challenger": 3}
 
 
 def test_a_champion_set_by_hand_before_there_was_one_is_found(
@@ -322,7 +318,7 @@ def test_many_at_once_each_get_a_whole_copy(three: Registry) -> None:
 
 
 def test_models_not_used_for_long_leave_the_cache(three: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.CACHED_MODELS", 2)
+    monkeypatch.setattr("xray_pipeline.registry.model_files.CACHED_MODELS", 2)
     folder = three.settings.cache / "models"
     for age, name in enumerate(("a", "b", "c")):
         (folder / name).mkdir(parents=True)

@@ -23,8 +23,8 @@ from airflow.triggers.base import TriggerEvent
 from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.registry import story
 from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.questions import why_void
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -125,7 +125,7 @@ def approvers(ids: Sequence[str]) -> list[dict[str, str]] | None:
 
 
 def _why_void(version: int, champion: int | None, models: Mapping[str, Sequence[str]] | None) -> str:
-    return story.why_void(_ledger(Settings().store), version, champion, models)
+    return why_void(_ledger(Settings().store).state(), version, champion, models)
 
 
 @functools.lru_cache(maxsize=1)

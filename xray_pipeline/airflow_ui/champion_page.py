@@ -24,8 +24,10 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms
-from xray_pipeline.registry import story
-from xray_pipeline.registry.ledger import Entry, Ledger, State
+from xray_pipeline.registry.entries import Entry
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.questions import why_void
+from xray_pipeline.registry.state import State
 
 WAITING = (TaskInstanceState.DEFERRED, TaskInstanceState.AWAITING_INPUT)
 ROWS = 50
@@ -184,7 +186,7 @@ def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
                 {
                     "version": asked["version"],
                     "since": created.isoformat(),
-                    "void": story.why_void(ledger, asked["version"], asked["champion"], asked.get("models")),
+                    "void": why_void(ledger.state(), asked["version"], asked["champion"], asked.get("models")),
                     "page": f"{links.BASE}/dags/{access.PROMOTE}/runs/{run_id}/tasks/approve/required_actions",
                 }
             )

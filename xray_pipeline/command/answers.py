@@ -19,7 +19,9 @@ from xray_pipeline.base.errors import ConfigError, DatasetError, DeliveryError, 
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.registry.ledger import Entry, Ledger, State, replay
+from xray_pipeline.registry.entries import Entry
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.state import State, replay
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,24 +66,24 @@ def preview_delivery(
     if data_docs:
         _empty_folder(data_docs, delivery.uri, settings.incoming)
     try:
-        found = intake.check(delivery, settings, history, key, progress, data_docs=data_docs)
+        checked = intake.check(delivery, settings, history, key, progress, data_docs=data_docs)
     except DeliveryError as error:
         rejected = {"fit": False, "accepted": 0, "quarantined": {}, "why": str(error), "expectations": {}}
         return {"key": delivery.key, "files": delivery.files, **rejected, "warnings": [], "accounting": None}
-    counts, kept = accounting([found.table]), balance(found.table, delivery.files)
-    out = found.table[found.table["verdict"] != "accepted"][["reason", "detail", "file"]]
-    refused = [{"row": row, **values} for row, values in out.to_dict("index").items()]
+    counts, books = accounting([checked.table]), balance(checked.table, delivery.files)
+    refused = checked.table[checked.table["verdict"] != "accepted"][["reason", "detail", "file"]]
+    rows = [{"row": row, **values} for row, values in refused.to_dict("index").items()]
     return {
-        "key": found.delivery.key,
-        "files": kept.files,
-        "fit": found.fit,
+        "key": checked.delivery.key,
+        "files": books.files,
+        "fit": checked.fit,
         "accepted": counts.pop("accepted", 0),
         "quarantined": counts,
-        "why": " ".join(found.failures),
-        "warnings": list(found.warnings),
-        "accounting": asdict(kept),
-        "expectations": found.result,
-        **({"refused": refused} if paths else {}),
+        "why": " ".join(checked.failures),
+        "warnings": list(checked.warnings),
+        "accounting": asdict(books),
+        "expectations": checked.result,
+        **({"refused": rows} if paths else {}),
     }
 
 
@@ -197,24 +199,6 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
     findings += [checks.Finding("store", False, text) for text in broken]
     findings += [] if broken else [checks.Finding("store", True, "records, evidence and predictions are as written")]
     return [asdict(finding) for finding in findings]
-
-
-def health(settings: Settings) -> list[dict[str, Any]]:
-    """Look at all that the next night needs: part, whether it is well, and a sentence for each."""
-    from xray_pipeline.night import health as parts
-
-    return [asdict(part) for part in parts.check(settings)]
-
-
-def reproduce(settings: Settings, version: int, progress: Progress | None = None) -> tuple[dict[str, Any], list[str]]:
-    """Train a registered version again and compare: the result's fields, and lines for a person.
-
-    Raises RegistryError, ModelRefused, TrainingError, StorageError.
-    """
-    from xray_pipeline.night import reproduce as reproducing
-
-    found = reproducing.reproduce(settings, version, progress)
-    return asdict(found), found.lines()
 
 
 def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entry], list[tuple[Entry, State]]]:

@@ -32,11 +32,22 @@ def write_report(run: Run, registry: Registry, both: Pair, evidence: Evidence, d
 
     Raises RegistryUnavailable, StorageUnavailable.
     """
+    shown = compose(run, registry, both, evidence, decision)
+    key = report_key(both.candidate.digest, both.champion)
+    if evidence.candidate:
+        tell_mlflow.tell(both, evidence.candidate, decision, key)
+    for name, text in ((CARD, page.model_card(shown)), (PAGE, page.render(shown))):
+        _keep(run, registry, both.candidate, both.champion, name, text)
+    return key
+
+
+def compose(run: Run, registry: Registry, both: Pair, evidence: Evidence, decision: Decision) -> report.Report:
+    """Gather what the report on a pair shows."""
     dataset = Dataset(run.settings)
     caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
     disagreements, errors = examples.examples(caches, both.rows, both.tables, dataset.read)
     sides = dataset.rows(both.snapshot)["side"].value_counts()
-    shown = report.Report(
+    return report.Report(
         subject=_subject(run, registry, both),
         decision=decision,
         evidence=evidence,
@@ -51,12 +62,6 @@ def write_report(run: Run, registry: Registry, both: Pair, evidence: Evidence, d
         lineage=_lineage(run, both, decision),
         suspects=_suspects(run, dataset, both),
     )
-    key = report_key(both.candidate.digest, both.champion)
-    if evidence.candidate:
-        tell_mlflow.tell(both, evidence.candidate, decision, key)
-    for name, text in ((CARD, page.model_card(shown)), (PAGE, page.render(shown))):
-        _keep(run, registry, both.candidate, both.champion, name, text)
-    return key
 
 
 def name_version(run: Run, registry: Registry, candidate: Candidate, champion: int | None, version: int) -> None:

@@ -18,7 +18,7 @@ from xray_pipeline.intake import alarms
 from xray_pipeline.night import lineage, screening
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
-from xray_pipeline.registry.ledger import Entry
+from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.mlflow_registry import Registry
 
 

@@ -121,9 +121,10 @@ def _store(settings: Settings) -> str:
 
 def _ledger(settings: Settings) -> str:
     state = Ledger(open_store(settings.store, settings)).state()
-    unsettled = len(state.unsettled)
-    if unsettled:
-        raise _Ill(f"{unsettled} changes by hand are neither accepted nor undone; see `xray history` and `xray adopt`")
+    if state.by_hand:
+        raise _Ill(
+            f"{len(state.by_hand)} changes by hand are neither accepted nor undone; see `xray history` and `xray adopt`"
+        )
     champion = f"version {state.champion} is the champion" if state.champion else "there is no champion yet"
     return f"{state.sequence} entries, the chain is whole; {champion}"
 

@@ -44,6 +44,6 @@ def vouch(run: Run) -> None:
     """
     if Ledger(run.store()).identity(make=False):
         try:
-            run.registry().vouch()
+            run.registry().model.vouch()
         except RegistryUnavailable as error:
             log.warning("the registry does not know of the newest commit yet: %s", error)

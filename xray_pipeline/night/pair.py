@@ -37,15 +37,22 @@ class Pair:
     tables: list[np.ndarray]
 
 
-def pair(run: Run, registry: Registry, digest: str, champion: int | None, progress: Progress | None = None) -> Pair:
-    """Load both models and score them on the held-out radiographs of the candidate's snapshot.
+def pair(
+    run: Run,
+    registry: Registry,
+    digest: str,
+    champion: int | None,
+    progress: Progress | None = None,
+    snapshot: Snapshot | None = None,
+) -> Pair:
+    """Load both models and score them on the held-out radiographs of a snapshot, by default the candidate's.
 
     Raises EvaluationError when there are none or the models know other classes, RegistryError, ModelRefused,
     DatasetError.
     """
     store, dataset = run.store(), Dataset(run.settings)
     candidate = training.find_candidate(store, digest)
-    snapshot = dataset.open_snapshot(candidate.snapshot)
+    snapshot = snapshot or dataset.open_snapshot(candidate.snapshot)
     rows = dataset.rows(snapshot)
     rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
     if rows.empty:

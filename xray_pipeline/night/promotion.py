@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.records import Outcome
 from xray_pipeline.base.text import APPROVE, shortened
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.night import compose_report, judging, trial
+from xray_pipeline.night import compose_report, judging, trial, versions
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Promoted, Run, Trained
-from xray_pipeline.registry import decisions as operations
-from xray_pipeline.registry import lost_entries, story
+from xray_pipeline.registry import decisions, lost_entries, manual_changes
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.questions import rollback_target, why_void
 from xray_pipeline.report import page as report
 from xray_pipeline.report.places import report_key
 from xray_pipeline.training import candidate as training
@@ -31,11 +33,12 @@ if TYPE_CHECKING:
     from xray_pipeline.gate.evidence import Evidence
     from xray_pipeline.gate.policy import Decision
     from xray_pipeline.night.run import Evaluated
-    from xray_pipeline.registry.ledger import Entry
+    from xray_pipeline.registry.entries import Entry
     from xray_pipeline.registry.mlflow_registry import Registry
 
 log = logging.getLogger(__name__)
 
+Answer = Literal["approved", "rejected", "not-answered"]
 NOBODY = "nobody, the time ran out"
 SHORTEST_REASON = 3
 
@@ -45,7 +48,7 @@ class Request(Outcome):
     """A question to a person: `version` in place of `champion`? `void` says why there is nothing to ask.
 
     `candidate` is its digest; `automatic`: the policy and the settings ask nobody; `text` is the evidence in Markdown;
-    `models` is what both numbers mean (`ledger.State.models`).
+    `models` is what both numbers mean (`State.models`).
     """
 
     version: int
@@ -67,7 +70,7 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
     """
 
     registry = run.registry()
-    state = operations.reconcile(registry)
+    state = manual_changes.reconcile(registry)
     version = version or state.challenger
     if version is None:
         return Request(0, state.champion, "", "", "no version waits to be promoted")
@@ -75,7 +78,7 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
         return Request(version, state.champion, "", "", f"version {version} is the champion already")
     if version not in state.registered:
         raise LedgerError(f"version {version} is not in the ledger; only what the night registered can be promoted")
-    if void := story.why_void(registry.ledger, version, state.champion):
+    if void := why_void(state, version, state.champion):
         return Request(version, state.champion, "", "", f"version {version} is not to be asked about: {void}")
     if candidate and (other := state.other({str(version): [candidate, state.registered[version].artifact]})):
         return Request(version, state.champion, "", "", other)
@@ -90,7 +93,7 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
 
 
 def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision: Decision) -> None:
-    """Write the report unless it is there and of this decision: an alarm may have been settled since."""
+    """Write the report unless it is there and of this decision: an alarm may have been acknowledged since."""
 
     store, key = run.store(), report_key(evaluated.candidate, evaluated.champion)
     if not (store.exists(key) and report.is_of(store.read(key).decode(errors="replace"), decision)):
@@ -98,14 +101,14 @@ def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision:
         compose_report.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
 
 
-def question(decision: Decision, version: int, champion: int | None, found: Evidence) -> str:
+def question(decision: Decision, version: int, champion: int | None, evidence: Evidence) -> str:
     """Return the evidence as Markdown of at most some 3 KB: both models' metrics, then each clause of the policy."""
     against = f"version {champion}" if champion else "no model"
     lines = [f"Version **{version}** in place of {against}. Policy {decision.policy_name}.", ""]
     lines += ["| held-out | candidate | champion |", "| --- | --- | --- |"]
     for name in HEADLINE:
-        if found.candidate and name in found.candidate.metrics:
-            lines.append(f"| {name} | {_cell(found.candidate, name)} | {_cell(found.champion, name)} |")
+        if evidence.candidate and name in evidence.candidate.metrics:
+            lines.append(f"| {name} | {_cell(evidence.candidate, name)} | {_cell(evidence.champion, name)} |")
     lines += ["", "| clause | found | held |", "| --- | --- | --- |"]
     held = {True: "yes", False: "**no**"}
     asked = [c for c in decision.clauses if c.passed is not None and (c.stage != "evidence" or not c.passed)]
@@ -122,12 +125,12 @@ def _short(text: str) -> str:
     return shortened(text.replace("|", "/").replace("\n", " "), 160)
 
 
-def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-    """Record an answer in the ledger: "approved", "rejected", or "void" and why it has no effect.
+def record_answer(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Record an answer in the ledger: "approved", "rejected", "not-answered", or "void" and why it has no effect.
 
-    `answer` is what Airflow returns: chosen_options, params_input (reason), responded_by_user; or void: why nobody was
-    left to ask. `name` makes a repeat of this call find its own entries. Returns outcome, version, who and why. Raises
-    RegistryError, StorageError.
+    `answer` is what Airflow returns: chosen_options, params_input (reason), responded_by_user, which is missing where
+    the time ran out; or void: why nobody was left to ask. `name` makes a repeat of this call find its own entries.
+    Returns outcome, version, who and why. Raises RegistryError, StorageError.
     """
 
     registry = run.registry()
@@ -136,22 +139,42 @@ def settle(run: Run, asked: Request, answer: Mapping[str, Any], name: str = "") 
         return _void(registry, asked.version, "nobody", answer["void"])
     user = answer.get("responded_by_user") or {}
     who = str(user.get("name") or user.get("id") or NOBODY)
-    why = str((answer.get("params_input") or {}).get("reason") or "").strip()
+    reason = str((answer.get("params_input") or {}).get("reason") or "").strip()
+    why = reason or ("no reason given" if user else "it is asked again by the next night, or by hand")
     approved = answer["chosen_options"] == [APPROVE]
-    said = {"who": who, "why": why or "no reason given"}
     try:
         if other := registry.ledger.state().other(asked.models):
             raise LedgerError(other)
-        if approved and (not user or len(why) < SHORTEST_REASON):
+        if approved and (not user or len(reason) < SHORTEST_REASON):
             raise LedgerError("an approval needs a person and a reason; ask again by starting xray_promote by hand")
-        record = operations.approve if approved else operations.reject
-        entry = record(registry.ledger, asked.version, **said, expected_champion=asked.champion, request=name)
+        kind: Answer = "approved" if approved else "rejected" if user else "not-answered"
+        terms: dict[str, Any] = {"who": who, "why": why, "expected_champion": asked.champion, "request": name}
+        entry = decisions.answer(registry, kind, asked.version, **terms)
     except LedgerError as error:
         return _void(registry, asked.version, who, str(error))
-    operations.reconcile(registry)  # a rejected version is no longer the challenger
-    operations.tell_story(registry)
-    log.info("%s", entry.summary())
-    return {"outcome": entry.kind, "version": asked.version, **said}
+    return {"outcome": entry.kind, "version": asked.version, "who": who, "why": why}
+
+
+def reopen(run: Run, version: int, why: str, name: str = "") -> dict[str, Any]:
+    """Let a rejected version be asked about again; return version, who and why.
+
+    Raises LedgerError when it was not rejected or another version waits, RegistryError.
+    """
+    return _done(decisions.reopen(run.registry(), version, who=run.who, why=why, request=name))
+
+
+def to_ask_again(run: Run) -> dict[str, Any]:
+    """Return version, candidate and champion of the challenger that nobody answered about; {} when there is none.
+
+    Once: another night than the one named `run.name` is told {} of the same unanswered request. Raises LedgerError,
+    StorageError.
+    """
+    state, store = Ledger(run.store()).state(), run.store()
+    if (entry := state.not_answered) is None:
+        return {}
+    if not records.write(store, f"asked-again/{entry.sequence}.json", {"night": run.name}, if_absent=True):
+        return {}
+    return {"version": entry.version, "candidate": entry.candidate, "champion": state.champion}
 
 
 def _void(registry: Registry, version: int, who: str, why: str) -> dict[str, Any]:
@@ -161,7 +184,7 @@ def _void(registry: Registry, version: int, who: str, why: str) -> dict[str, Any
 
 
 def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Promoted:
-    """Make the version the champion on a person's approval, recorded here unless `settle` did.
+    """Make the version the champion on a person's approval, recorded here unless `record_answer` did.
 
     Raises LedgerError when the question is void, RegistryError, ModelRefused.
     """
@@ -171,10 +194,9 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
     terms: dict[str, Any] = {"who": who, "why": why, "expected_champion": asked.champion, "request": name}
     decision = {**judging.judged(run, asked.evidence).to_dict(), "evidence": asked.evidence}
     if not asked.automatic:
-        operations.approve(registry.ledger, asked.version, **terms)
-        registry.follow()  # whatever becomes of the promotion, the mark knows of the approval
-    promotion: Literal["approve", "auto"] = "auto" if asked.automatic else "approve"
-    entry = operations.promote(registry, asked.version, **terms, decision=decision, promotion=promotion)
+        decisions.answer(registry, "approved", asked.version, **terms)
+    entry = decisions.promote(registry, asked.version, **terms, decision=decision)
+    versions.refresh(run)
     return Promoted(asked.version, entry.sequence, entry.candidate, entry.artifact)
 
 
@@ -188,16 +210,15 @@ def rollback(run: Run, version: int | None, why: str, name: str = "", untried: b
 
     registry = run.registry()
     champion, difference = None, None
-    if not registry.ledger.asked_before("rolled-back", name):
-        operations.record_manual_change(registry)
+    if not registry.ledger.state().asked("rolled-back", name):
+        manual_changes.record_manual_change(registry)
         state = registry.ledger.state()
         # Of two people who go back at once the second must be told, not go back one further.
-        champion, version = state.champion, operations.rollback_target(registry.ledger, state, version)
+        champion, version = state.champion, rollback_target(registry.ledger.entries(), state, version)
         if not untried:
             difference = trial.try_version(run, state.registered[version].candidate, version)
     terms: dict[str, Any] = {"who": run.who, "why": why, "expected_champion": champion, "request": name}
-    entry = operations.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
-    log.info("%s", entry.summary())
+    entry = decisions.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
     return _done(entry)
 
 
@@ -205,7 +226,7 @@ def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
     """Accept, or undo, the aliases that were moved by hand in MLflow; return the champion's version, who and why.
 
     With `lost` this is about what MLflow has where the ledger lost the entries that would say. Raises LedgerError when
-    there is nothing to settle, RegistryError, ModelRefused.
+    nothing was changed by hand or lost, RegistryError, ModelRefused.
     """
 
     registry, said = run.registry(), {"who": run.who, "why": why}
@@ -213,7 +234,7 @@ def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
         find = functools.partial(training.find_candidate, run.store())
         entry = lost_entries.give_up(registry, find, accept=not undo, **said)
     else:
-        entry = operations.adopt(registry, accept=not undo, **said)
+        entry = decisions.adopt(registry, accept=not undo, **said)
     return _done(entry)
 
 

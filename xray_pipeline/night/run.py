@@ -96,7 +96,7 @@ class Trained(Outcome):
 class Evaluated(Outcome):
     """Where the evidence on a candidate lies in the store, and against which champion it was gathered.
 
-    `models` is what the champion's number means (`ledger.State.models`).
+    `models` is what the champion's number means (`State.models`).
     """
 
     candidate: str

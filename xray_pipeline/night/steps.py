@@ -39,6 +39,7 @@ from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.identity import compare, vouch
 from xray_pipeline.night.run import Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
 from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry import manual_changes
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.training import candidate as training
 
@@ -213,7 +214,7 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
 def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
     registry, dataset = run.registry(), Dataset(run.settings)
-    operations.reconcile(registry)  # a registry that can't be asked stops the night before hours of training
+    manual_changes.reconcile(registry)  # a registry that can't be asked stops the night before hours of training
     kept = dataset.open_snapshot(snapshot)
     candidate = training.train(dataset, kept, run.recipe(), run.settings, registry, progress)
     log.info("candidate %s: MLflow run %s", candidate.digest[:12], candidate.run_id)
@@ -229,7 +230,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
 
     logs.about(candidate=trained.candidate)
     registry = run.registry()
-    state = operations.reconcile(registry)
+    state = manual_changes.reconcile(registry)
     champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
     found = gather.evidence(run, registry, both, progress)
@@ -260,14 +261,13 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
         log.info("%s", reason)
     if decision.verdict == "refused":
         operations.refuse(
-            registry.ledger,
+            registry,
             training.find_candidate(run.store(), evaluated.candidate),
             who=run.who,
             why=" ".join(decision.reasons),
             decision=judging.recorded(run, decision, evaluated.evidence),
             champion_before=evaluated.champion,
         )
-        registry.follow()  # its mark knows of each entry, refusals too
     return Decided(
         evaluated.candidate,
         evaluated.evidence,
@@ -300,7 +300,6 @@ def register(run: Run, decided: Decided) -> Registered:
         decision={**judging.recorded(run, decision, decided.evidence), "trial": asdict(tried)},
         champion_before=decided.champion,
         tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
-        description=why,
     )
     if entry.version is None:
         raise RegistryError(f"ledger entry {entry.sequence} registered no version")
@@ -322,7 +321,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
     judging.expect_same(registry, registered.models)
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
     request = f"auto {registered.version} over {registered.champion}"
-    if not registry.ledger.asked_before("promoted", request):
+    if not registry.ledger.state().asked("promoted", request):
         trial.try_version(run, registered.candidate, registered.version)
     entry = operations.promote(
         registry,
@@ -331,7 +330,6 @@ def promote(run: Run, registered: Registered) -> Promoted:
         why=" ".join(decision.reasons),
         expected_champion=registered.champion,
         decision=judging.recorded(run, decision, registered.evidence),
-        promotion="auto",
         request=request,
     )
     return Promoted(registered.version, entry.sequence, entry.candidate, entry.artifact)

@@ -17,7 +17,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake.verdicts import Checked
-from xray_pipeline.night import health, nights
+from xray_pipeline.night import health, nights, versions
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.nights import Arrival, Figure, Model, Night
@@ -147,6 +147,8 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     summary["in_words"] = f"{nights.outcome(record)}: {nights.in_words(record)}"
     _before_writing(run, course)
     nights.keep(store, record)
+    if not course.failed:
+        versions.refresh(run)
     log.info("%s", summary["in_words"])
     return summary
 

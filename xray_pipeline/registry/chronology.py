@@ -79,10 +79,10 @@ _MIRROR = str.maketrans("0123456789", "9876543210")  # times of equal form then 
 def _lengths(times: Sequence[str | None]) -> list[int]:
     """Return the length of the longest series that never falls and ends at each time; 0 for None."""
     ends: list[str] = []
-    found = []
+    lengths = []
     for at in times:
         place = -1 if at is None else bisect_right(ends, at)
         if at is not None:
             ends[place : place + 1] = [at]
-        found.append(place + 1)
-    return found
+        lengths.append(place + 1)
+    return lengths

@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable
 
 from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable, TrainingError
-from xray_pipeline.registry.decisions import Candidate, names, tell_story
-from xray_pipeline.registry.ledger import Entry
+from xray_pipeline.registry.decisions import Candidate
+from xray_pipeline.registry.entries import Entry, Move
+from xray_pipeline.registry.manual_changes import move_by_hand
 from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.version_status import describe_versions
 
 log = logging.getLogger(__name__)
 
@@ -27,45 +29,32 @@ def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: boo
     ModelRefused.
     """
     ledger = registry.ledger
-    if (ahead := registry.ahead()) is None:
+    if (ahead := registry.model.ahead()) is None:
         raise LedgerError("the store has every ledger entry and commit that MLflow knows; there is nothing to give up")
     lost, found = ahead
     count = max(1, lost["sequence"] - len(ledger.entries()))
     before = ledger.state()
     _register_again(registry, find, who)
     state = ledger.state()
-    champion, challenger = before.champion, before.challenger
+    after = before.aliases
     if accept:
-        champion = found["champion"] or champion
         challenger = found["challenger"] if found["challenger"] in state.registered else None
+        after = {"champion": found["champion"] or before.champion, "challenger": challenger}
+    champion = after["champion"]
     if champion is not None and champion not in state.registered:
         raise LedgerError(
             f"the champion in MLflow, version {champion}, is not in what is left of the ledger, and no candidate in "
             f"the store proves it; put the store's candidates/ back, or go back to version "
             f"{before.champion or 'none'} with `xray adopt --lost --undo`"
         )
-    for version in filter(None, (champion, challenger)):
+    for version in filter(None, after.values()):
         registry.load(version)
-    entry = ledger.append(
-        "manual-change",
-        who=who,
-        why=why,
-        **names(registry, state, champion),
-        champion_before=state.champion,
-        decision={
-            "before": {"champion": state.champion, "challenger": state.challenger},
-            "found": found,
-            "after": {"champion": champion, "challenger": challenger},
-            "settles": [unsettled.sequence for unsettled in state.unsettled],
-            "action": "accepted" if accept else "undone",
-            "lost": lost,
-            "entries": count,
-        },
-        expected_head=state.head,
-    )
-    registry.vouch()
+    action = "accepted" if accept else "undone"
+    told = {"found": found, "action": action, "lost": lost, "entries": count}
+    entry = ledger.append(move_by_hand(registry, state, after, who, why, **told), state.head)
+    registry.model.vouch()
     registry.follow()
-    tell_story(registry)
+    describe_versions(registry)
     return entry
 
 
@@ -79,7 +68,7 @@ def _register_again(registry: Registry, find: Callable[[str], Candidate], who: s
             digest = re.fullmatch("[0-9a-f]{64}", tags.get("xray.candidate", ""))
             candidate, model = find(digest.group() if digest else "unnamed"), registry.resolve(version)
             registry.load_exactly(model, candidate.model_digest)
-            ledger.append(
+            move = Move(
                 "registered",
                 who=who,
                 why="in MLflow; the entry that registered it is lost",
@@ -89,6 +78,7 @@ def _register_again(registry: Registry, find: Callable[[str], Candidate], who: s
                 snapshot=candidate.snapshot,
                 decision={"verdict": "registered", "automatic": False, "compared_patients": 0},
             )
+            ledger.append(move)
         except RegistryUnavailable:
             raise
         except (LedgerError, ModelRefused, RegistryError, TrainingError) as error:

@@ -9,9 +9,13 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xray_pipeline.base.errors import DatasetError, LedgerError, ModelRefused, RegistryError, RegistryUnavailable
-from xray_pipeline.registry.decisions import approval, gone_with, has_crowned
-from xray_pipeline.registry.ledger import Entry, Ledger, State
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.registry.entries import Entry
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.manual_changes import gone_with
 from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.questions import approval, has_crowned
+from xray_pipeline.registry.state import State, spoken
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,10 @@ def check(registry: Registry) -> list[Finding]:
 
     Raises RegistryUnavailable, StorageUnavailable when they can't be asked.
     """
-    fresh = Ledger.beside(registry.ledger)
+    settings = registry.settings
+    ledger = Ledger(open_store(settings.store, settings), settings.idle_days)  # what was read once is read anew
     try:
-        state = fresh.state()
+        state = ledger.state()
     except LedgerError as error:
         return [Finding("ledger", False, str(error))]
     findings = [Finding("ledger", True, f"the chain of {state.sequence} entries is whole")]
@@ -41,7 +46,7 @@ def check(registry: Registry) -> list[Finding]:
         raise
     except (RegistryError, DatasetError) as error:
         return [*findings, Finding("I3", False, str(error))]
-    entries = fresh.entries()
+    entries = ledger.entries()
     missing, lost = registry.missing(state.registered), registry.lost()
     accepted = _accepted(state, entries, missing)
     if lost:
@@ -51,37 +56,35 @@ def check(registry: Registry) -> list[Finding]:
     findings += _check_versions(versions, missing, accepted)
     findings += _check_names(state, entries)
     findings += _check_artifacts(registry, state, entries, accepted.keys())
-    return findings + _check_promotions(fresh)
+    return findings + _check_promotions(entries)
 
 
 def _check_aliases(state: State, aliases: Mapping[str, int | None]) -> list[Finding]:
-    wanted = {"champion": state.champion, "challenger": state.challenger}
-    same = wanted == dict(aliases)
-    shown = ", ".join(f"{alias} {_name(version)}" for alias, version in aliases.items())
-    text = f"MLflow has {shown}" + ("" if same else f"; the ledger says {wanted}: run the night or `xray adopt`")
-    found = [Finding("I3", same, text)]
-    found += [Finding("I3", False, f"neither accepted nor undone: {e.summary()}") for e in state.unsettled]
-    return found
+    same = state.aliases == dict(aliases)
+    shown = ", ".join(f"{alias} {spoken(version)}" for alias, version in aliases.items())
+    text = f"MLflow has {shown}" + ("" if same else f"; the ledger says {state.aliases}: run the night or `xray adopt`")
+    by_hand = [Finding("I3", False, f"neither accepted nor undone: {entry.summary()}") for entry in state.by_hand]
+    return [Finding("I3", same, text), *by_hand]
 
 
 def _accepted(state: State, entries: Sequence[Entry], missing: Iterable[int]) -> dict[int, Entry]:
     """Return the versions that an older MLflow lost, which a person accepted, each with the entry that told of it."""
-    settled = [entry for entry in entries if entry not in state.unsettled]
-    lost = {version: entry for entry in settled for version in gone_with(entry)}
+    closed = [entry for entry in entries if entry not in state.by_hand]
+    lost = {version: entry for entry in closed for version in gone_with(entry)}
     return {version: lost[version] for version in missing if version in lost and version not in state.aliases.values()}
 
 
 def _check_names(state: State, entries: Sequence[Entry]) -> list[Finding]:
     """Check that every entry means by a number the candidate and the files that it was registered with."""
-    found = []
+    findings = []
     for entry in entries:
         first = state.registered.get(entry.version or 0)
         if first is None or first is entry:
             continue
         pairs = (first.candidate, entry.candidate), (first.artifact, entry.artifact)
         if entry.kind == "registered" or any(theirs not in ("", ours) for ours, theirs in pairs):
-            found.append(Finding("I2", False, f"{entry.summary()}, a number that {first.summary()} gave to another"))
-    return found
+            findings.append(Finding("I2", False, f"{entry.summary()}, a number that {first.summary()} gave to another"))
+    return findings
 
 
 def _check_versions(
@@ -91,30 +94,30 @@ def _check_versions(
     for version, tags in versions.items():
         carriers.setdefault(tags.get("xray.candidate", ""), []).append(version)
     double = [numbers for candidate, numbers in carriers.items() if candidate and len(numbers) > 1]
-    found = [Finding("I2", False, f"versions {numbers} carry the same candidate") for numbers in double]
+    findings = [Finding("I2", False, f"versions {numbers} carry the same candidate") for numbers in double]
     for version, how in missing.items():
         text = how if version in versions else "is in the ledger but not in MLflow"
         if version in accepted:
             text += f", which is accepted: {accepted[version].summary()}"
-        found.append(Finding("I2", version in accepted, f"version {version} {text}"))
-    return found or [Finding("I2", True, f"{len(versions)} versions, each of another candidate")]
+        findings.append(Finding("I2", version in accepted, f"version {version} {text}"))
+    return findings or [Finding("I2", True, f"{len(versions)} versions, each of another candidate")]
 
 
 def _check_artifacts(
     registry: Registry, state: State, entries: Sequence[Entry], accepted: Container[int]
 ) -> list[Finding]:
     """Look at the files of every version that was ever registered, promoted or made champion by hand and accepted."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if state.champion is None:
-        found.append(Finding("I1", True, "no champion yet: no version was ever promoted"))
-    kept = [version for version in (state.champion, state.challenger, *state.previous) if version is not None]
+        findings.append(Finding("I1", True, "no champion yet: no version was ever promoted"))
+    within_reach = [version for version in (state.champion, state.challenger, *state.previous) if version is not None]
     crowned = [entry.version for entry in entries if entry.version is not None and has_crowned(entry)]
     proven: set[tuple[str, str]] = set()
     sound = 0
-    for version in dict.fromkeys([*kept, *state.registered, *crowned]):
+    for version in dict.fromkeys([*within_reach, *state.registered, *crowned]):
         if version in accepted:
             continue
-        role = "kept to promote or go back to" if version in kept else "registered or champion once"
+        role = "kept to promote or go back to" if version in within_reach else "registered or champion once"
         role = "the champion" if version == state.champion else role
         try:
             model = registry.resolve(version)
@@ -123,19 +126,18 @@ def _check_artifacts(
         except RegistryUnavailable:
             raise
         except (RegistryError, ModelRefused) as error:
-            found.append(Finding("I1", False, f"version {version} ({role}): {error}"))
+            findings.append(Finding("I1", False, f"version {version} ({role}): {error}"))
             continue
         proven.add((model.source, model.artifact))
-        sound += version not in kept
-        if version in kept:
-            found.append(Finding("I1", True, f"version {version} ({role}) loads and its files match their digest"))
+        sound += version not in within_reach
+        if version in within_reach:
+            findings.append(Finding("I1", True, f"version {version} ({role}) loads and its files match their digest"))
     if sound:
-        found.append(Finding("I1", True, f"{sound} more versions load and their files match their digests"))
-    return found
+        findings.append(Finding("I1", True, f"{sound} more versions load and their files match their digests"))
+    return findings
 
 
-def _check_promotions(ledger: Ledger) -> list[Finding]:
-    entries = ledger.entries()
+def _check_promotions(entries: Sequence[Entry]) -> list[Finding]:
     promoted = [entry for entry in entries if entry.kind == "promoted"]
     bad = [(entry, why) for entry in promoted if (why := _undecided(entries[: entry.sequence - 1], entry))]
     if bad:
@@ -143,13 +145,9 @@ def _check_promotions(ledger: Ledger) -> list[Finding]:
     return [Finding("I6", True, f"{len(promoted)} promotions, each with its decision and approval")]
 
 
-def _undecided(before: list[Entry], entry: Entry) -> str:
+def _undecided(before: Sequence[Entry], entry: Entry) -> str:
     if not any(e.kind == "registered" and e.version == entry.version and e.decision for e in before):
         return "no decision of the policy stands before it"
     if entry.decision.get("promotion") == "auto" or approval(before, entry.version, entry.champion_before):
         return ""
     return "nobody approved exactly that"
-
-
-def _name(version: int | None) -> str:
-    return "none" if version is None else f"version {version}"

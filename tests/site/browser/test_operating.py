@@ -166,7 +166,7 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
     with pytest.raises(Failed, match="answered 409"):
         site.airflow.call("PATCH", path, second)
     succeeded(site, "xray_promote", again)  # by itself: the champion is another now
-    assert "the champion is now version 2" in site.airflow.returned("xray_promote", again, "settle")["why"]
+    assert "the champion is now version 2" in site.airflow.returned("xray_promote", again, "record")["why"]
     assert task_state(site, "xray_promote", again, "promote") == "skipped"
 
     shown = champion_page(page, site)

@@ -1,0 +1,150 @@
+"""Verbs of operations: what was decided, promote, go back, and whether all is well."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import typer
+
+from xray_pipeline.command import answers
+from xray_pipeline.command.app import Json, Reason, answer, app, progress_bars, this_run
+
+
+@app.command()
+def history(
+    at: Annotated[str | None, typer.Option(help="Say who was champion at this time (ISO 8601).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the ledger's decisions, or the state at a time. Needs no MLflow."""
+    state, entries, perhaps = answers.history(this_run().settings, at)
+    lines = [
+        f"{entry.at[:19]}  {entry.kind:<13} {f'version {entry.version}' if entry.version else '':<12}"
+        f" by {entry.who}: {entry.why}"
+        for entry in entries
+    ]
+    lines += [f"perhaps made by then, for a clock was wrong: {entry.summary()}" for entry, _ in perhaps]
+    states = [state, *(after for _, after in perhaps)]
+    champions, challengers = (list(dict.fromkeys(getattr(s, r) for s in states)) for r in ("champion", "challenger"))
+    named = " or ".join(f"version {version}" if version else "none" for version in champions)
+    known = len(champions) == 1
+    unknown = "" if known else "can't be known, "
+    lines.append(f"champion: {unknown}{named}; challenger: {' or '.join(str(v or 'none') for v in challengers)}")
+    said = {"champion": state.champion} if known else {"champion": "unknown", "perhaps": champions}
+    told = [entry.to_dict() for entry in entries] if as_json else []
+    answer({**said, "challenger": state.challenger, "entries": told}, as_json, lines, yes=known)
+
+
+@app.command()
+def nights(as_json: Json = False) -> None:
+    """Print what came of each night, the newest first. Needs no MLflow."""
+    from xray_pipeline.base.storage import open_store
+    from xray_pipeline.night import nights as records
+
+    settings = this_run().settings
+    past = records.read(open_store(settings.store, settings))
+    rows = [{**asdict(one), "outcome": records.outcome(one), "in_words": records.in_words(one)} for one in past.nights]
+    lines = [f"{row['started'][:16]}  {row['outcome']:<10} {row['in_words']}" for row in rows]
+    lines += [f"NOT READ: {text}" for text in past.damaged]
+    result = {"nights": rows, "damaged": list(past.damaged)}
+    answer(result, as_json, lines or ["no night has ended yet"], yes=not past.damaged)
+
+
+@app.command()
+def promote(version: int, reason: Reason, as_json: Json = False) -> None:
+    """Make a registered version the champion, after trying the model server on it; you are who approves it."""
+    from xray_pipeline.night import promotion, trial
+
+    run = this_run()
+    with progress_bars(as_json):
+        asked = promotion.request(run, version)
+        if asked.void:
+            answer({"promoted": False, **asked.to_dict()}, as_json, [asked.void], yes=False)
+        trial.try_version(run, asked.candidate, version)
+        entry = promotion.promote(run, replace(asked, automatic=False), run.who, reason).entry
+    answer({"promoted": True, "version": version, "entry": entry}, as_json, [f"version {version} is the champion"])
+
+
+@app.command()
+def reopen(version: int, reason: Reason, as_json: Json = False) -> None:
+    """Let a rejected version be asked about again; it waits as the challenger until somebody decides."""
+    from xray_pipeline.night import promotion
+
+    result = promotion.reopen(this_run(), version, reason)
+    answer(result, as_json, [f"version {version} waits again; `xray promote {version}`, or start xray_promote"])
+
+
+@app.command()
+def rollback(
+    reason: Reason,
+    to: Annotated[int | None, typer.Option("--to", help="Version; the previous champion if none.")] = None,
+    untried: Annotated[bool, typer.Option("--untried", help="Don't boot the model server on it first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make an earlier champion the champion again, after trying the model server on it."""
+    from xray_pipeline.night import promotion
+
+    result = promotion.rollback(this_run(), to, reason, untried=untried)
+    answer(result, as_json, [f"version {result['version']} is the champion again"])
+
+
+@app.command()
+def verify(
+    quick: Annotated[bool, typer.Option("--quick", help="Read some stored radiographs, not all.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that ledger, registry, artifacts, the books of deliveries and the stored radiographs agree."""
+    with progress_bars(as_json) as progress:
+        findings = answers.verify(this_run().settings, quick, progress)
+    lines = [f"{'ok ' if f['holds'] else 'NOT'} {f['invariant']:<7} {f['text']}" for f in findings]
+    answer(findings, as_json, lines, yes=all(finding["holds"] for finding in findings))
+
+
+@app.command()
+def repair(as_json: Json = False) -> None:
+    """Read every stored radiograph and put back the damaged ones whose original still lies in a delivery."""
+    from xray_pipeline.night import repair as repairs
+
+    with progress_bars(as_json) as progress:
+        done = repairs.repair(this_run(), progress)
+    lines = [f"put back: {one.sentence()}" for one in done.repaired]
+    lines += [f"LOST: {one.sentence()}" for one in done.lost]
+    lines.append(f"{done.read} radiographs read, {len(done.repaired)} put back, {len(done.lost)} lost")
+    if done.lost:
+        lines.append("deliver a lost one again, in any delivery, or restore its file from a backup of the store")
+    answer(asdict(done), as_json, lines, yes=not done.lost)
+
+
+@app.command()
+def health(as_json: Json = False) -> None:
+    """Check that all the next night needs is there: store, ledger, registry, cache disk, Airflow's last night."""
+    from xray_pipeline.night import health as parts
+
+    findings = [asdict(part) for part in parts.check(this_run().settings)]
+    lines = [f"{'ok ' if f['well'] else 'NOT'} {f['part']:<9} {f['text']}" for f in findings]
+    answer(findings, as_json, lines, yes=all(finding["well"] for finding in findings))
+
+
+@app.command()
+def reproduce(version: int, as_json: Json = False) -> None:
+    """Train a registered version again from its record and compare the weights bit by bit; changes nothing."""
+    from xray_pipeline.night import reproduce as reproducing
+
+    with progress_bars(as_json) as progress:
+        result = reproducing.reproduce(this_run().settings, version, progress)
+    answer(asdict(result), as_json, result.lines(), yes=result.reproduced)
+
+
+@app.command()
+def adopt(
+    reason: Reason,
+    undo: Annotated[bool, typer.Option("--undo", help="Put the aliases back instead.")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="Give up entries that the ledger lost for good.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Accept (or undo) a change of aliases that was made by hand in MLflow, or whose ledger entries are lost."""
+    from xray_pipeline.night import promotion
+
+    result = promotion.adopt(this_run(), undo, reason, lost)
+    done = "undone" if undo else "accepted"
+    answer(result, as_json, [f"the change is {done}; champion: version {result['version']}"])

@@ -1,0 +1,117 @@
+"""Registered versions on the newest held-out radiographs: measured, kept, and compared by the policy.
+
+While the figures that are kept (`night/scores`) are of the newest snapshot and of this code, nothing is scored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from xray_pipeline.base import records
+from xray_pipeline.base.code import code_digest
+from xray_pipeline.base.errors import ConfigError, DatasetError, LedgerError, XrayError
+from xray_pipeline.base.progress import Progress
+from xray_pipeline.dataset.store import Dataset, Snapshot
+from xray_pipeline.evaluation.bootstrap import Resampling
+from xray_pipeline.evaluation.cases import Answers, prepare
+from xray_pipeline.evaluation.metrics import evaluate
+from xray_pipeline.gate.policy import Decision, load_policy
+from xray_pipeline.gate.policy import decide as judge
+from xray_pipeline.night import compose_report, gather
+from xray_pipeline.night import pair as comparing
+from xray_pipeline.night.lineage import JUDGES
+from xray_pipeline.night.run import Run
+from xray_pipeline.night.scores import Scores, in_charge, keep, last_scores
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.state import State
+from xray_pipeline.report import page as report
+from xray_pipeline.report.places import report_key
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two versions beside each other: their figures, what today's policy says of the first in place of the second, and
+    the key of the report on it."""
+
+    scores: Scores
+    decision: Decision
+    report: str
+
+
+def compare(run: Run, version: int, against: int, progress: Progress | None = None) -> Compared:
+    """Compare two registered versions on the newest held-out radiographs and write the report; changes nothing else.
+
+    Raises ConfigError, and as `score` does.
+    """
+    if version == against:
+        raise ConfigError(f"version {version} is the same as version {against}; name two")
+    scores, registry = score(run, [version, against], progress), run.registry()
+    candidate = registered(registry.ledger.state(), version)
+    both = comparing.pair(run, registry, candidate, against, progress, newest_snapshot(run))
+    evidence = gather.evidence(run, registry, both, progress)
+    decision = judge(evidence, load_policy(run.settings.policy))
+    page = report_key(candidate, against, f"on-{both.snapshot.digest[:12]}.html")
+    shown = compose_report.compose(run, registry, both, evidence, decision)
+    run.store().write(page, report.render(shown).encode())
+    return Compared(scores, decision, page)
+
+
+def score(run: Run, versions: Sequence[int], progress: Progress | None = None) -> Scores:
+    """Return the figures of one or two registered versions on the newest snapshot, measured unless they are kept.
+
+    Raises LedgerError for a version that was never registered, DatasetError without a dataset, and what
+    `night.pair.pair` raises.
+    """
+    state = Ledger(run.store()).state()
+    candidates = [registered(state, version) for version in versions]
+    snapshot, models, resampling = newest_snapshot(run), state.models(*versions), Resampling(run.settings.bootstrap)
+    inputs = {"models": models, "snapshot": snapshot.digest, "resampling": asdict(resampling)}
+    digest = records.digest_of(records.canonical({**inputs, "code": code_digest(*JUDGES)}))
+    earlier = last_scores(run.store(), state, versions)
+    if earlier and earlier.inputs == digest:
+        return earlier
+    against = versions[1] if len(versions) > 1 else None
+    both = comparing.pair(run, run.registry(), candidates[0], against, progress, snapshot)
+    answers = [
+        Answers(table, model.threshold, model.digest) for model, table in zip(both.models, both.tables, strict=True)
+    ]
+    cases = prepare(answers, both.rows["label"], both.rows["patient"], run.settings.classes)
+    measured = evaluate(cases, resampling, snapshot.digest)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    scores = Scores(tuple(versions), models, now, digest, *measured)
+    keep(run.store(), scores)
+    return scores
+
+
+def refresh(run: Run) -> Scores | None:
+    """Measure the champion, beside the challenger where one waits, for whoever looks next; None without a champion.
+
+    What can't be measured is told in the log: the figures are for reading, nothing rests on them.
+    """
+    state = Ledger(run.store()).state()  # where nothing was ever decided, asking MLflow would make a database
+    try:
+        return score(run, in_charge(state)) if state.champion is not None else None
+    except XrayError as error:
+        log.warning("champion and challenger are not scored on the newest held-out radiographs: %s", error)
+        return None
+
+
+def registered(state: State, version: int) -> str:
+    """Return the candidate digest of a version. Raises LedgerError, naming those there are, for another number."""
+    if version in state.registered:
+        return state.registered[version].candidate
+    numbers = ", ".join(map(str, sorted(state.registered))) or "none"
+    raise LedgerError(f"version {version} was never registered; there are: {numbers}")
+
+
+def newest_snapshot(run: Run) -> Snapshot:
+    """Return the snapshot of the dataset as it is. Raises DatasetError while it is empty."""
+    snapshot = Dataset(run.settings).snapshot()
+    if snapshot is None:
+        raise DatasetError("the dataset is empty: there are no held-out radiographs to score versions on")
+    return snapshot

@@ -1,0 +1,119 @@
+"""What became of each version, as tags and a description for somebody who only opens MLflow.
+
+Made from the ledger's entries alone, so it can be written again after a crash and is never the source of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from xray_pipeline.base.text import shortened
+from xray_pipeline.registry.entries import Entry
+from xray_pipeline.registry.mlflow_registry import Registry
+
+HEADING = "**What became of it**"
+_ALL, _FIRST, _LINE = 5000, 2500, 1000
+"""Characters of a description that MLflow keeps on PostgreSQL, those of its first part, and of one line."""
+_EARLIER = "- earlier: `xray history`"
+
+
+@dataclass
+class VersionStatus:
+    """A version's first entry, its status, the entry that made it so, and one line for each decision about it."""
+
+    registered: Entry
+    status: str
+    entry: Entry
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags a version should carry."""
+        entry, first = self.entry, self.registered
+        return {
+            "xray.ledger-entry": f"{first.sequence} {first.digest}",
+            **{"xray.status": self.status, "xray.since": entry.at, "xray.by": entry.who, "xray.why": entry.why},
+        }
+
+    @property
+    def description(self) -> str:
+        """The version's description (Markdown): why it was registered, then the lines.
+
+        Of them the newest that MLflow has room for; the ledger has all.
+        """
+        first = shortened(self.registered.why, _FIRST)
+        if not self.lines:
+            return first
+        left = _ALL - len("\n\n".join([first, HEADING, _EARLIER]))
+        shown: list[str] = []
+        for line in reversed(self.lines):
+            shown.append(f"- {shortened(line, _LINE)}")
+            left -= len(shown[-1]) + 1
+            if left < 0:
+                shown[-1] = _EARLIER
+                break
+        return "\n\n".join([first, HEADING, "\n".join(reversed(shown))])
+
+    def becomes(self, status: str, entry: Entry, text: str) -> None:
+        """Note that `entry` gave the version another status, and what to say of it."""
+        self.status, self.entry = status, entry
+        self.note(entry, text)
+
+    def note(self, entry: Entry, text: str) -> None:
+        """Add the line on a decision."""
+        self.lines.append(f"{entry.at[:19]}Z {text}")
+
+
+def describe_versions(registry: Registry) -> None:
+    """Write on each version in MLflow what became of it, where that is not written yet.
+
+    Raises RegistryError, RegistryUnavailable.
+    """
+    present = registry.versions()
+    for version, status in statuses(registry.ledger.entries()).items():
+        missing = {key: text for key, text in status.tags.items() if present.get(version, {}).get(key) != text}
+        if missing and version in present:
+            registry.describe(version, status.description)
+            registry.tag(version, missing)  # last: they say that the rest is said
+
+
+def statuses(entries: Iterable[Entry]) -> dict[int, VersionStatus]:
+    """Return the status of every registered version."""
+    by_version: dict[int, VersionStatus] = {}
+    champion: int | None = None
+    for entry in entries:
+        version = entry.version
+        if entry.kind == "registered" and version is not None:
+            for waiting in by_version.values():  # of two challengers the newer one waits
+                if waiting.status == "challenger":
+                    waiting.becomes("superseded", entry, f"superseded by version {version}")
+            by_version[version] = VersionStatus(entry, "challenger", entry)
+        elif version is not None and version in by_version:
+            _apply(by_version, champion, entry, version)
+            if entry.kind in _CROWNS:
+                champion = version
+    return by_version
+
+
+_CROWNS = {
+    "promoted": ("promoted", "replaced"),
+    "rolled-back": ("made champion again", "rolled back"),
+    "manual-change": ("made champion by hand in MLflow", "replaced"),
+}
+"""What an entry that makes a version champion says of that, and what becomes of the champion before."""
+
+
+def _apply(by_version: dict[int, VersionStatus], champion: int | None, entry: Entry, version: int) -> None:
+    by = f"by {entry.who}: {entry.why}"
+    if entry.kind == "rejected":
+        by_version[version].becomes("rejected", entry, f"rejected {by}")
+    elif entry.kind == "reopened":
+        by_version[version].becomes("challenger", entry, f"reopened {by}")
+    elif entry.kind not in _CROWNS:
+        by_version[version].note(entry, f"{entry.kind} {by}")
+    elif entry.kind != "manual-change" or version != champion:
+        crowned, left = _CROWNS[entry.kind]
+        by_version[version].becomes("champion", entry, f"{crowned} {by}")
+        if champion != version and champion in by_version:
+            by_version[champion].becomes(left, entry, f"{left}: version {version} is champion, {by}")

@@ -80,7 +80,7 @@ COMMANDS: dict[str, Callable[[Run], Any]] = {
     "adopt": lambda run: promotion.adopt(run, False, "because"),
     "promote": lambda run: promotion.request(run, 1),
     "rollback": lambda run: promotion.rollback(run, 1, "because", untried=True),
-    "answer": lambda run: promotion.settle(
+    "answer": lambda run: promotion.record_answer(
         run, promotion.Request(1, None, "", "", ""), {"chosen_options": ["Reject"]}, "run"
     ),
 }

@@ -377,7 +377,7 @@ def test_an_answer_about_another_model_of_that_number_is_void(anew: tuple[Site, 
         "params_input": {"reason": "looks right"},
         "responded_by_user": {"id": "admin", "name": "admin"},
     }
-    said = promotion.settle(site.run, asked, answer, "run 1")
+    said = promotion.record_answer(site.run, asked, answer, "run 1")
     assert (said["outcome"], site.kinds().count("approved")) == ("void", 0)
     assert "version 2 is another model in this ledger" in said["why"]
     assert why_void(site.registry.ledger.state(), 2, 1, asked.models) == said["why"]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from xray_pipeline.base.errors import DatasetError, RegistryError, RegistryUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
-from xray_pipeline.night import health, promotion, repair, summary
+from xray_pipeline.night import health, promotion, repair, summary, versions
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
@@ -80,6 +80,8 @@ COMMANDS: dict[str, Callable[[Run], Any]] = {
     "adopt": lambda run: promotion.adopt(run, False, "because"),
     "promote": lambda run: promotion.request(run, 1),
     "rollback": lambda run: promotion.rollback(run, 1, "because", untried=True),
+    "compare": lambda run: versions.compare(run, 1, 2),
+    "reopen": lambda run: promotion.reopen(run, 1, "because"),
     "answer": lambda run: promotion.record_answer(
         run, promotion.Request(1, None, "", "", ""), {"chosen_options": ["Reject"]}, "run"
     ),

@@ -120,8 +120,8 @@ def test_a_version_that_was_never_registered_is_named_before_anything_is_scored(
     ledger = Ledger(run.store())
     ledger.append(Move("registered", who="a", why="b", version=4, candidate="c" * 64))
     with pytest.raises(LedgerError, match="version 5 was never registered; there are: 4"):
-        versions.score(run, [4, 5])
-    with pytest.raises(DatasetError, match="the dataset is empty"):
+        versions.registered(ledger.state(), 5)
+    with pytest.raises(DatasetError, match="holds a ledger but no dataset"):
         versions.score(run, [4])
     assert not (settings.home / "mlflow.db").exists()
     assert scores.last_scores(run.store(), ledger.state(), [4, 5]) is None

@@ -20,7 +20,7 @@ from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metrics import evaluate
 from xray_pipeline.gate.policy import Decision, load_policy
 from xray_pipeline.gate.policy import decide as judge
-from xray_pipeline.night import compose_report, gather
+from xray_pipeline.night import compose_report, gather, identity
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.lineage import JUDGES
 from xray_pipeline.night.run import Run
@@ -64,9 +64,9 @@ def compare(run: Run, version: int, against: int, progress: Progress | None = No
 def score(run: Run, versions: Sequence[int], progress: Progress | None = None) -> Scores:
     """Return the figures of one or two registered versions on the newest snapshot, measured unless they are kept.
 
-    Raises LedgerError for a version that was never registered, DatasetError without a dataset, and what
-    `night.pair.pair` raises.
+    Raises LedgerError for a version that was never registered, and what `identity.compare` and `night.pair.pair` raise.
     """
+    identity.compare(run)
     state = Ledger(run.store()).state()
     candidates = [registered(state, version) for version in versions]
     snapshot, models, resampling = newest_snapshot(run), state.models(*versions), Resampling(run.settings.bootstrap)

@@ -284,6 +284,6 @@ def _leave(ledger: Ledger, state: State, version: int, decision: Mapping[str, An
     if decision.get("automatic"):
         return "auto"
     raise LedgerError(
-        f"nobody approved version {version} in place of {spoken(state.champion)}, or that is void by now, and the policy "
-        f"asks a person; start xray_promote or `xray promote`"
+        f"nobody approved version {version} in place of {spoken(state.champion)}, or that is void by now; the policy "
+        f"asks a person: start xray_promote or `xray promote`"
     )

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 SETTINGS = Settings()
+WHO_MAY = (
+    f"Who may answer: {', '.join(SETTINGS.approvers)} (XRAY_APPROVERS); an answer of anybody else is refused."
+    if SETTINGS.approvers
+    else "Who may answer: everybody whom Airflow lets."
+)
 
 
 def _run() -> Run:
@@ -93,7 +98,7 @@ def record(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     on_success_callback=notices.notifiers(
         "promoted",
         "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion, by "
-        "{{ (ti.xcom_pull(task_ids='settle') or {}).get('who', 'the policy') }}. " + notices.PAGE,
+        "{{ (ti.xcom_pull(task_ids='record') or {}).get('who', 'the policy') }}. " + notices.PAGE,
     ),
 )
 def promote(request: dict[str, Any] | None, answered: dict[str, Any] | None) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def promote(request: dict[str, Any] | None, answered: dict[str, Any] | None) -> 
     allowed_run_types=["asset_triggered", "manual"],
     params={
         "version": Param(
-            None, type=["null", "integer"], minimum=1, title="Version", description="empty: the challenger"
+            None, type=["null", "integer"], minimum=1, title="Version", description="Empty: the challenger."
         ),
         "reopen": Param(
             None,
@@ -139,7 +144,7 @@ def xray_promote() -> None:
         task_id="approve",
         asked=request,
         subject="Promote version {{ ti.xcom_pull(task_ids='prepare')['version'] }} to production?",
-        body="{{ ti.xcom_pull(task_ids='prepare')['text'] }}\n\n"
+        body="{{ ti.xcom_pull(task_ids='prepare')['text'] }}\n\n" + WHO_MAY + "\n\n"
         "[Report](" + airflow_links.REPORT_OF_REQUEST + ") | [Champion and history](" + airflow_links.HISTORY + ")",
         options=[APPROVE, REJECT],
         defaults=[REJECT],

@@ -124,22 +124,26 @@ def _headline(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str, float
 
 
 def _together(state: State, store: Store) -> dict[str, Any] | None:
-    """Return both models' figures on the same held-out radiographs, None where the present two were never compared."""
-    registered = state.registered.get(state.challenger or 0)
-    if registered is None or registered.champion_before != state.champion:
+    """Return the figures of both models on the newest held-out radiographs, None where they were not measured yet."""
+    from xray_pipeline.night.scores import in_charge, last_scores
+
+    scores = last_scores(store, state, in_charge(state))
+    if scores is None:
         return None
-    evidence = _evidence(registered, store)
-    if not (evidence.get("champion") and evidence.get("comparison")):
-        return None
-    candidate, comparison = evidence["candidate"], evidence["comparison"]
+    measured = dict(zip(scores.versions, scores.evaluations, strict=True))
+    first = scores.evaluations[0]
+    shown = {role: measured.get(version or 0) for role, version in _roles(state).items()}
     return {
-        "champion": _headline(evidence["champion"]),
-        "challenger": _headline(candidate),
-        "differences": comparison["differences"],
-        "radiographs": candidate["n"],
-        "patients": candidate["patients"],
-        "at": registered.at,
+        **{role: _headline(evaluation.to_dict() if evaluation else None) for role, evaluation in shown.items()},
+        "differences": scores.comparison.to_dict()["differences"] if scores.comparison else {},
+        "radiographs": first.n,
+        "patients": first.patients,
+        "at": scores.scored,
     }
+
+
+def _roles(state: State) -> dict[str, int | None]:
+    return {"champion": state.champion, "challenger": state.challenger}
 
 
 def _barred(state: State) -> str:
@@ -164,6 +168,7 @@ def _forms(state: State, user: BaseUser) -> dict[str, Any]:
     others = sorted((version for version in state.registered if version != state.champion), reverse=True)
     return {
         "promote": others if access.may_start(user, access.PROMOTE) else [],
+        "reopen": sorted(state.rejected, reverse=True) if access.may_start(user, access.PROMOTE) else [],
         "rollback": list(reversed(state.previous)) if access.may_start(user, access.ROLLBACK) else [],
     }
 

@@ -197,7 +197,7 @@ def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
     form.locator("[name='element_reason']").fill("complaints from ward 3")
     shoot("airflow-rollback.png")
     shown = champion_page(page, site)
-    shown.get_by_label("Reason").fill("complaints from ward 3")
+    shown.get_by_label("Reason").last.fill("complaints from ward 3")
     shown.get_by_role("button", name="Roll back").click()
     shown.get_by_role("link", name="Started").wait_for()
     succeeded(site, "xray_rollback", newest_run(site, "xray_rollback", 2))

@@ -16,7 +16,7 @@ from xray_pipeline.dataset.pixels import MappedRows, PixelCache, RowCache
 from xray_pipeline.models import backbones
 from xray_pipeline.models.engine import engine_for
 from xray_pipeline.training import features
-from xray_pipeline.training.features import Features, KeptScorer, Standardised, kept_scorer
+from xray_pipeline.training.features import Features, KeptScorer, Standardised, feature_dtype, kept_scorer
 from xray_pipeline.training.feeding import Feeder
 from xray_pipeline.training.recipe import load_recipe
 
@@ -94,6 +94,11 @@ def test_another_engine_keeps_features_of_its_own(made: tuple[Features, pd.DataF
     by_torch = engine_for(extracted.network, wanted="torch")
     other = Features(extracted.network, BACKBONE, extracted.facts[1], extracted.pixels, tmp_path, by_torch)
     assert other.cache().folder != extracted.cache().folder
+
+
+def test_features_are_in_float32_on_a_cpu_whatever_the_recipe_asks() -> None:
+    assert feature_dtype(load_recipe("article-features"), CPU) is None
+    assert feature_dtype(load_recipe("head"), CPU) is None
 
 
 def test_an_interruption_keeps_the_shards_before_it(

@@ -11,6 +11,7 @@ from typing import Any
 import phantom
 import pytest
 from candidates import DELIVERED
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from mlflow_server import DATABASE, lay_database
 from once import Once
 
@@ -45,6 +46,7 @@ def two_nights(once: Once, empty_mlflow: Path) -> Callable[[Path], None]:
     made = once("two-nights", lambda home: _make(home, empty_mlflow))
 
     def lay(home: Path) -> None:
+        _artifact_repos_cache.clear()  # MLflow remembers by the run's id where its artifacts lay: in another copy
         for kept, name in (("store", "store"), (DELIVERED, "incoming"), ("artifacts", "artifacts"), ("cache", "cache")):
             shutil.copytree(made / kept, home / name)
         for name in (DATABASE, AFTER_FIRST):

@@ -14,6 +14,7 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many workers as processors: more threads would wait for each other
 
 from candidates import grown  # noqa: F401  (a fixture)
 from commands import xray  # noqa: F401  (a fixture)

@@ -21,6 +21,7 @@ from commands import xray  # noqa: F401  (a fixture)
 from mlflow_server import empty_mlflow, mlflow_server  # noqa: F401  (fixtures)
 from once import once  # noqa: F401  (a fixture)
 from s3_server import S3Server, run_s3, s3_credentials
+from small_models import model, no_pause  # noqa: F401  (fixtures)
 from stores import store  # noqa: F401  (a fixture)
 from two_nights import two_nights  # noqa: F401  (a fixture)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from mlflow_server import MlflowServer
 from PIL import Image
 
 from xray_pipeline.base.settings import Settings
@@ -49,6 +51,18 @@ def logged(settings: Settings, seed: int = 0) -> Candidate:
         uri = log_model(Path(temporary))
     name = hashlib.sha256(f"candidate {seed} {run.info.run_id}".encode()).hexdigest()
     return Candidate(name, run.info.run_id, uri, digest, "5" * 64)
+
+
+@pytest.fixture(scope="session")
+def model(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
+    """A candidate whose model lies on the MLflow server, and which no test changes."""
+    return logged(Settings(home=tmp_path_factory.mktemp("training"), tracking_uri=mlflow_server.uri))
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process runs here, so a difference need not be looked at twice."""
+    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
 
 
 def image(seed: int = 0, format: str = "JPEG") -> bytes:

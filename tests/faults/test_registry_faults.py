@@ -50,11 +50,6 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         yield server
 
 
-@pytest.fixture(scope="module")
-def model(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
-    return logged(Settings(home=tmp_path_factory.mktemp("training"), tracking_uri=mlflow_server.uri))
-
-
 def registry_of(server: MlflowServer, home: Path) -> Registry:
     return Registry(Settings(home=home, tracking_uri=server.uri, model_name=f"m{uuid.uuid4().hex}"))
 

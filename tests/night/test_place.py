@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from laid import FILES, ingest, lay
 from mlflow_server import MlflowServer
-from small_models import Candidate, logged
+from small_models import Candidate
 from typer.testing import CliRunner
 
 from xray_pipeline.base.errors import DatasetError, RegistryError, RegistryUnavailable
@@ -26,11 +26,6 @@ from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
 
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
-
-
-@pytest.fixture(scope="module")
-def model(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
-    return logged(Settings(home=tmp_path_factory.mktemp("training"), tracking_uri=mlflow_server.uri))
 
 
 @pytest.fixture

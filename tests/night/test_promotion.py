@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from mlflow_server import MlflowServer
-from small_models import Candidate, logged
+from small_models import Candidate
 from two_nights import SETTINGS
 from typer.testing import CliRunner, Result
 
@@ -36,22 +36,13 @@ from xray_pipeline.registry.verify import check
 from xray_pipeline.report import places
 from xray_pipeline.training import candidate as training
 
+pytestmark = pytest.mark.usefixtures("no_pause")
+
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 ADMIN = {"id": "admin", "name": "admin"}
 
 
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other process runs here, so a difference need not be looked at twice."""
-    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
-
-
 # Answers
-
-
-@pytest.fixture(scope="module")
-def model(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
-    return logged(Settings(home=tmp_path_factory.mktemp("training"), tracking_uri=mlflow_server.uri))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.registered_model import FOLLOWED_TAG
 
+pytestmark = pytest.mark.usefixtures("no_pause")
+
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 NO_DRIFT = '\n[[clause]]\nnumber = "4.9"\nrule = "no-drift"\ntext = "No drift alarm stands."\n'
@@ -41,12 +43,6 @@ def commands(heading: str = "") -> list[str]:
     part = DOCUMENT if not heading else re.split(r"^#+ ", DOCUMENT.split(f"# {heading}\n", 1)[1], flags=re.M)[0]
     lines = [line for block in re.findall(r"```sh\n(.*?)```", part, re.S) for line in block.splitlines()]
     return [re.sub(r"\s+#.*", "", line) for line in lines if line.startswith("xray ")]
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other process runs here, so a difference need not be looked at twice."""
-    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
 
 
 class Site:

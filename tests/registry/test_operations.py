@@ -21,19 +21,10 @@ from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.questions import rollback_target, why_void
 from xray_pipeline.registry.verify import check
 
+pytestmark = pytest.mark.usefixtures("no_pause")
+
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True}
 ASKS = {**DECISION, "automatic": False}
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other process runs here, so a difference need not be looked at twice."""
-    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
-
-
-@pytest.fixture(scope="module")
-def model(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
-    return logged(Settings(home=tmp_path_factory.mktemp("training"), tracking_uri=mlflow_server.uri))
 
 
 @pytest.fixture

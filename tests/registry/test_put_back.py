@@ -26,15 +26,11 @@ from xray_pipeline.registry.questions import why_void
 from xray_pipeline.registry.registered_model import FOLLOWED_TAG
 from xray_pipeline.registry.verify import check
 
+pytestmark = pytest.mark.usefixtures("no_pause")
+
 DECISION = {"verdict": "registered", "may_promote": True, "automatic": True, "compared_patients": 10}
 SCHEDULE: dict[str, Any] = {"who": "schedule", "why": "better", "decision": DECISION}
 ALICE: dict[str, Any] = {"who": "alice", "why": "because"}
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other process runs here, so a difference need not be looked at twice."""
-    monkeypatch.setattr("xray_pipeline.registry.mlflow_registry.PAUSE", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,10 @@ from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.registered_model import RegisteredModel
 
 
-@pytest.fixture(scope="module")
-def candidate(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
+@pytest.fixture
+def candidate(model: Candidate) -> Candidate:
     """A logged model that no test changes."""
-    return logged(Settings(home=tmp_path_factory.mktemp("training"), tracking_uri=mlflow_server.uri))
+    return model
 
 
 @pytest.fixture

@@ -67,5 +67,5 @@ def recipe_names() -> list[str]:
 
 
 def backbone_names() -> list[str]:
-    """Return the names of the backbones, sorted, as `models.backbones.names` does without importing torch."""
+    """Return the names of the backbones that `models.backbones.build` knows, sorted, without importing torch."""
     return (files("xray_pipeline.training") / "backbones.txt").read_text(encoding="utf-8").split()

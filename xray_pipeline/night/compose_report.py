@@ -20,8 +20,9 @@ from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.report import contents as report
-from xray_pipeline.report import examples, page
-from xray_pipeline.report.places import CARD, PAGE, report_key
+from xray_pipeline.report import page
+from xray_pipeline.report.examples import Example, examples, packed, unpacked
+from xray_pipeline.report.places import CARD, EXAMPLES, PAGE, report_key
 from xray_pipeline.training.candidate import Candidate
 
 
@@ -44,8 +45,7 @@ def write_report(run: Run, registry: Registry, both: Pair, evidence: Evidence, d
 def compose(run: Run, registry: Registry, both: Pair, evidence: Evidence, decision: Decision) -> report.Report:
     """Gather what the report on a pair shows."""
     dataset = Dataset(run.settings)
-    caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
-    disagreements, errors = examples.examples(caches, both.rows, both.tables, dataset.read)
+    disagreements, errors = explain(run, both)
     sides = dataset.rows(both.snapshot)["side"].value_counts()
     return report.Report(
         subject=_subject(run, registry, both),
@@ -62,6 +62,21 @@ def compose(run: Run, registry: Registry, both: Pair, evidence: Evidence, decisi
         lineage=_lineage(run, both, decision),
         suspects=_suspects(run, dataset, both),
     )
+
+
+def explain(run: Run, both: Pair) -> tuple[tuple[Example, ...], ...]:
+    """Return what the models disagree on and the candidate's worst errors, as an earlier step of the night drew them.
+
+    The pictures need both models, so the step that has them loaded is the one to ask first. Raises as `Pair.models`.
+    """
+    store, key = run.store(), report_key(both.candidate.digest, both.champion, EXAMPLES)
+    about = (both.snapshot.digest, *both.model_digests())
+    drawn = unpacked(store.read(key), about) if store.exists(key) else None
+    if drawn is None:
+        caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
+        drawn = list(examples(caches, both.rows, both.tables, Dataset(run.settings).read))
+        store.write(key, packed(drawn, about))
+    return tuple(drawn)
 
 
 def name_version(run: Run, registry: Registry, candidate: Candidate, champion: int | None, version: int) -> None:
@@ -140,7 +155,7 @@ def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
     if listed is None:
         return None
     rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
-    cache = PixelCache(run.settings.cache, both.models[0].side)
+    cache = PixelCache(run.settings.cache, lineage.recipe_of(run.store(), both.candidate.digest).side)
     shown = []
     for kind in ("mislabel", "outlier"):
         worst = [suspect for suspect in listed if suspect.kind == kind and suspect.digest in rows.index]

@@ -1,17 +1,18 @@
 """Candidate and champion on the same held-out radiographs: the evidence, and after the decision the report.
 
-Both models are loaded from the registry's artifacts, audited, with this package's own code. Predictions are kept in the
-store, so looking at the same pair again scores nothing.
+Both models are loaded from the registry's artifacts, audited, with this package's own code. What they answered is kept
+in the store, so a later step that looks at the same pair neither scores nor loads anything.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.errors import DatasetError, EvaluationError, TrainingError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset, Snapshot
@@ -26,15 +27,64 @@ from xray_pipeline.training.features import kept_scorer
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A candidate beside the champion: `models` and `tables` (probabilities [N, C] of `rows`) have it first, the
-    champion, if there is one, second."""
+    """A candidate beside the champion on the held-out radiographs `rows`; the candidate always comes first."""
 
+    run: Run
+    registry: Registry
     candidate: Candidate
     champion: int | None
     snapshot: Snapshot
     rows: pd.DataFrame
-    models: list[Classifier]
-    tables: list[np.ndarray]
+    progress: Progress | None = None
+
+    @cached_property
+    def models(self) -> list[Classifier]:
+        """The candidate's model and, if there is a champion, its: loaded and audited when first asked for.
+
+        Raises EvaluationError for a model that knows other classes, RegistryError, ModelRefused.
+        """
+        digest, classes = self.candidate.digest, self.run.settings.classes
+        logged = self.registry.resolve(self.candidate.model_uri)
+        if logged.tags.get("xray.candidate", digest) != digest:
+            raise EvaluationError(f"{logged.uri} is not a model of candidate {digest[:12]}; see its candidate.json")
+        models = [self.registry.load_exactly(logged, self.candidate.model_digest)]
+        if self.champion is not None:
+            models.append(self.registry.load(self.champion))
+        for model in models:
+            if model.classes != classes:
+                raise EvaluationError(f"model {model.digest[:12]} knows classes {model.classes}, the dataset {classes}")
+        return models
+
+    @cached_property
+    def tables(self) -> list[np.ndarray]:
+        """Probabilities [N, C] of `rows` for each model: as an earlier step scored them, else by the models themselves.
+
+        Raises as `models`, DatasetError.
+        """
+        store, classes = self.run.store(), self.run.settings.classes
+        recorded = [predictions.recorded(digest, classes, self.rows, store) for digest in self.model_digests()]
+        whole = [table for table in recorded if table is not None]
+        return whole if len(whole) == len(recorded) else [self._scored(model) for model in self.models]
+
+    def model_digests(self) -> list[str]:
+        """The digests of both models by the records of their training, "" for a champion that has none."""
+        if self.champion is None:
+            return [self.candidate.model_digest]
+        entry = self.registry.ledger.state().registered.get(self.champion)
+        try:
+            champion = training.find_candidate(self.run.store(), entry.candidate).model_digest if entry else ""
+        except (TrainingError, DatasetError):
+            champion = ""
+        return [self.candidate.model_digest, champion]
+
+    def _scored(self, model: Classifier) -> np.ndarray:
+        settings, read = self.run.settings, Dataset(self.run.settings).read
+        if kept := kept_scorer(model, settings):
+            scores = predictions.score(kept, self.rows, kept, read, self.run.store(), self.progress)
+        else:
+            cache = PixelCache(settings.cache, model.side)
+            scores = predictions.score(model, self.rows, cache, read, self.run.store(), self.progress)
+        return np.asarray(scores[[f"p_{name}" for name in model.classes]])
 
 
 def pair(
@@ -45,34 +95,15 @@ def pair(
     progress: Progress | None = None,
     snapshot: Snapshot | None = None,
 ) -> Pair:
-    """Load both models and score them on the held-out radiographs of a snapshot, by default the candidate's.
+    """Put a candidate beside a champion, on the held-out radiographs of a snapshot, by default the candidate's.
 
-    Raises EvaluationError when there are none or the models know other classes, RegistryError, ModelRefused,
-    DatasetError.
+    Raises EvaluationError when there are none, DatasetError.
     """
-    store, dataset = run.store(), Dataset(run.settings)
-    candidate = training.find_candidate(store, digest)
+    dataset = Dataset(run.settings)
+    candidate = training.find_candidate(run.store(), digest)
     snapshot = snapshot or dataset.open_snapshot(candidate.snapshot)
     rows = dataset.rows(snapshot)
     rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
     if rows.empty:
         raise EvaluationError(f"snapshot {snapshot.digest[:12]} has no held-out radiographs; deliver more patients")
-    logged = registry.resolve(candidate.model_uri)
-    if logged.tags.get("xray.candidate", digest) != digest:
-        raise EvaluationError(f"{logged.uri} is not a model of candidate {digest[:12]}; see its candidate.json")
-    models = [registry.load_exactly(logged, candidate.model_digest)]
-    if champion is not None:
-        models.append(registry.load(champion))
-    tables = []
-    for model in models:
-        if model.classes != run.settings.classes:
-            raise EvaluationError(
-                f"model {model.digest[:12]} knows classes {model.classes}, the dataset {run.settings.classes}"
-            )
-        if kept := kept_scorer(model, run.settings):
-            scores = predictions.score(kept, rows, kept, dataset.read, store, progress)
-        else:
-            cache = PixelCache(run.settings.cache, model.side)
-            scores = predictions.score(model, rows, cache, dataset.read, store, progress)
-        tables.append(scores[[f"p_{name}" for name in model.classes]].to_numpy())
-    return Pair(candidate, champion, snapshot, rows, models, tables)
+    return Pair(run, registry, candidate, champion, snapshot, rows, progress)

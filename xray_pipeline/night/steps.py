@@ -234,6 +234,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
     found = gather.evidence(run, registry, both, progress)
+    compose_report.explain(run, both)  # now that the models are loaded
     data = records.canonical({"format": FORMAT, **found.to_dict()})
     key = evidence_key(trained.candidate, records.digest_of(data))
     run.store().write(key, data)

@@ -1,7 +1,14 @@
-"""Held-out radiographs to look at: what the models disagree on, and what the candidate gets wrong."""
+"""Held-out radiographs to look at: what the models disagree on, and what the candidate gets wrong.
+
+Whoever has the models chooses and explains them; `packed` is for whoever writes the page later, without the models.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,3 +104,42 @@ def _explained(
         )
         for i, (at, row) in enumerate(zip(chosen, part.itertuples(), strict=True))
     )
+
+
+def packed(lists: Sequence[Sequence[Example]], about: Sequence[str]) -> bytes:
+    """Return examples as the bytes of one file; `about` says what they are of, and `unpacked` asks for it again."""
+    arrays: dict[str, Any] = {}
+    facts: list[list[dict[str, Any]]] = []
+    for of, examples in enumerate(lists):
+        facts.append([])
+        for index, example in enumerate(examples):
+            images = {name: value for name, value in vars(example).items() if isinstance(value, np.ndarray)}
+            arrays |= {f"{of} {index} {name}": value for name, value in images.items()}
+            facts[-1].append({name: value for name, value in vars(example).items() if name not in images})
+    written = json.dumps({"about": list(about), "facts": facts}).encode()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, facts=np.frombuffer(written, np.uint8), **arrays)
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes, about: Sequence[str]) -> list[tuple[Example, ...]] | None:
+    """Return the examples that `packed` was given; None for a damaged file, and for one of something else."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            written = json.loads(file["facts"].tobytes())
+            if written["about"] != list(about):
+                return None
+            images: dict[str, dict[str, Any]] = defaultdict(dict)
+            for key in file.files[1:]:
+                place, _, name = key.rpartition(" ")
+                images[place][name] = file[key]
+        return [
+            tuple(Example(**_tuples(facts), **images[f"{of} {index}"]) for index, facts in enumerate(examples))
+            for of, examples in enumerate(written["facts"])
+        ]
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile):
+        return None
+
+
+def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}

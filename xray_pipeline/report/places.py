@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PAGE, CARD = "report.html", "model-card.md"
+PAGE, CARD, EXAMPLES = "report.html", "model-card.md", "examples.npz"
 
 
 def report_key(candidate: str, champion: int | None, name: str = PAGE) -> str:

@@ -1,0 +1,60 @@
+"""A pair's models are loaded once, by the step that scores them; the later steps take what it left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from candidates import promoted, trained
+
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.pair import pair
+from xray_pipeline.night.run import Run, Trained
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.report.examples import packed, unpacked
+
+pytestmark = pytest.mark.slow
+
+
+def refuse(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("a model was loaded")
+
+
+def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(grown: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    champion = promoted(grown, trained(grown), None)
+    candidate, run = trained(grown, seed=1, epochs=2), Run(grown)
+    evaluated = night.evaluate(run, Trained(candidate.digest, ""))
+    reports = Path(grown.store) / "reports" / candidate.digest / f"against-{champion}"
+    drawn = (reports / "examples.npz").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "_fetch", refuse)
+        decided = night.decide(run, evaluated)
+    assert (decided.candidate, decided.champion) == (candidate.digest, champion)
+    page = (reports / "report.html").read_bytes()
+
+    for part in (Path(grown.store) / "predictions" / candidate.model_digest).iterdir():
+        part.unlink()
+    (reports / "examples.npz").write_bytes(drawn[:-40])
+    both = pair(run, run.registry(), candidate.digest, champion)
+    assert [table.shape for table in both.tables] == [(len(both.rows), 2)] * 2
+    night.decide(run, evaluated)
+    assert len((reports / "report.html").read_bytes()) == pytest.approx(len(page), rel=0.01)
+    about = (both.snapshot.digest, *both.model_digests())
+    before, after = (unpacked(data, about) for data in (drawn, (reports / "examples.npz").read_bytes()))
+    assert before
+    assert after
+    for one, other in zip([*before[0], *before[1]], [*after[0], *after[1]], strict=True):
+        assert (one.digest, one.candidate, one.champion_says) == (other.digest, other.candidate, other.champion_says)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_examples_of_another_pair_or_a_damaged_file_are_not_shown() -> None:
+    about, nothing = ["snapshot", "new", "old"], [(), ()]
+    data = packed(nothing, about)
+    assert unpacked(data, about) == nothing
+    assert unpacked(data, ["snapshot", "new", "older"]) is None
+    for at in (0, len(data) // 2, len(data) - 30):
+        assert unpacked(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :], about) in (None, nothing)

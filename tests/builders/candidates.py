@@ -81,7 +81,7 @@ def promoted(settings: Settings, candidate: training.Candidate, before: int | No
     facts = {
         "who": "a test",
         "why": "a test",
-        "decision": {"verdict": "registered", "may_promote": True, "automatic": True},
+        "decision": {"verdict": "registered", "may_promote": True, "automatic": True, "compared_patients": 0},
     }
     version = operations.register(registry, candidate, champion_before=before, **facts).version
     assert version

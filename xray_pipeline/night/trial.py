@@ -34,9 +34,8 @@ from xray_pipeline.base.errors import EvaluationError, ModelRefused
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation import predictions
 from xray_pipeline.models import mlflow_client as tracking
-from xray_pipeline.night import pair
+from xray_pipeline.night.pair import pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training.candidate import Candidate, find_candidate
@@ -80,15 +79,10 @@ def try_version(run: Run, candidate: str, version: int) -> float:
 
 
 def _tried(run: Run, registry: Registry, candidate: Candidate, served: tuple[str, str], tolerance: float) -> Trial:
-    dataset = Dataset(run.settings)
-    rows = dataset.rows(dataset.open_snapshot(candidate.snapshot))
-    rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
-    places = np.unique(np.linspace(0, len(rows) - 1, RADIOGRAPHS).astype(int))
-    expected = predictions.recorded(candidate.model_digest, run.settings.classes, rows.iloc[places], run.store())
-    if expected is None:  # lost or damaged since: the model is asked again
-        expected = pair.pair(run, registry, candidate.digest, None).tables[0][places]
-    rows = rows.iloc[places]
-    files = [dataset.read(row.digest, row.suffix) for row in rows.itertuples()]
+    both, dataset = pair(run, registry, candidate.digest, None), Dataset(run.settings)
+    places = np.unique(np.linspace(0, len(both.rows) - 1, RADIOGRAPHS).astype(int))
+    expected = both.tables[0][places]
+    files = [dataset.read(row.digest, row.suffix) for row in both.rows.iloc[places].itertuples()]
     model, version = served
     with serving(run.settings, model) as address:
         answers = ask(address, files)

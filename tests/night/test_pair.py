@@ -57,4 +57,4 @@ def test_examples_of_another_pair_or_a_damaged_file_are_not_shown() -> None:
     assert unpacked(data, about) == nothing
     assert unpacked(data, ["snapshot", "new", "older"]) is None
     for at in (0, len(data) // 2, len(data) - 30):
-        assert unpacked(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :], about) in (None, nothing)
+        assert unpacked(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :], about) is None

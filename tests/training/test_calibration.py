@@ -3,8 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import expit, logit
+from sklearn.metrics import roc_curve
 
-from xray_pipeline.training.calibration import operating_threshold, sensitivity_threshold, temperature
+from xray_pipeline.training.calibration import (
+    balanced_threshold,
+    operating_threshold,
+    sensitivity_threshold,
+    temperature,
+)
 from xray_pipeline.training.recipe import Recipe
 
 RANDOM = np.random.default_rng(5)
@@ -37,6 +43,33 @@ def test_the_recipe_decides_the_threshold() -> None:
     assert operating_threshold(PROBABILITIES, TRUTH, Recipe(threshold="half")) == 0.5
     assert balanced == pytest.approx(0.5, abs=0.15)
     assert fixed < balanced
+
+
+@pytest.mark.parametrize(("spread", "expected"), [(1.0, 0.0), (2.0, 0.2376)])
+def test_the_balanced_cut_is_where_the_densities_of_the_logits_cross(spread: float, expected: float) -> None:
+    """Of N(-1, 1) and N(1, spread): a root of a quadratic, found by hand."""
+    draw = np.random.default_rng(1)
+    logits = np.r_[draw.normal(-1, 1, 20_000), draw.normal(1, spread, 20_000)]
+    cut = balanced_threshold(expit(logits), np.repeat([0, 1], 20_000))
+    assert logit(cut) == pytest.approx(expected, abs=0.04)
+
+
+def test_the_balanced_cut_is_less_noisy_than_the_best_among_the_values() -> None:
+    draw, truth = np.random.default_rng(2), np.repeat([0, 1], [60, 180])
+    fitted, best = [], []
+    for _ in range(100):
+        p = expit(draw.normal(np.where(truth == 1, 1.5, -1.5), 1.5))
+        fitted.append(logit(balanced_threshold(p, truth)))
+        false_positive, true_positive, cuts = roc_curve(truth, p, drop_intermediate=False)
+        best.append(logit(cuts[np.argmax(true_positive - false_positive)]))
+    assert np.mean(fitted) == pytest.approx(0, abs=0.05)
+    assert np.std(fitted) < 0.5 * np.std(best)
+
+
+@pytest.mark.parametrize("p", [[0.2, 0.8], [0.0, 1.0], [0.5, 0.5], [0.8, 0.2]])
+def test_a_balanced_cut_of_one_radiograph_a_class_is_a_probability(p: list[float]) -> None:
+    cut = balanced_threshold(np.array(p), np.array([0, 1]))
+    assert p[0] < cut < p[1] or cut == 0.5
 
 
 def test_few_radiographs_move_the_threshold_little() -> None:

@@ -5,9 +5,9 @@ Whoever has the models chooses and explains them; `packed` is for whoever writes
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,26 +119,25 @@ def packed(lists: Sequence[Sequence[Example]], about: Sequence[str]) -> bytes:
     written = json.dumps({"about": list(about), "facts": facts}).encode()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, facts=np.frombuffer(written, np.uint8), **arrays)
-    return buffer.getvalue()
+    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
 
 
 def unpacked(data: bytes, about: Sequence[str]) -> list[tuple[Example, ...]] | None:
     """Return the examples that `packed` was given; None for a damaged file, and for one of something else."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            written = json.loads(file["facts"].tobytes())
-            if written["about"] != list(about):
-                return None
-            images: dict[str, dict[str, Any]] = defaultdict(dict)
-            for key in file.files[1:]:
-                place, _, name = key.rpartition(" ")
-                images[place][name] = file[key]
-        return [
-            tuple(Example(**_tuples(facts), **images[f"{of} {index}"]) for index, facts in enumerate(examples))
-            for of, examples in enumerate(written["facts"])
-        ]
-    except (OSError, ValueError, LookupError, zipfile.BadZipFile):
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
         return None
+    images: dict[str, dict[str, Any]] = defaultdict(dict)
+    with np.load(io.BytesIO(data[32:]), allow_pickle=False) as file:
+        written = json.loads(file["facts"].tobytes())
+        if written["about"] != list(about):
+            return None
+        for key in file.files[1:]:
+            place, _, name = key.rpartition(" ")
+            images[place][name] = file[key]
+    return [
+        tuple(Example(**_tuples(facts), **images[f"{of} {index}"]) for index, facts in enumerate(examples))
+        for of, examples in enumerate(written["facts"])
+    ]
 
 
 def _tuples(facts: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit
-from sklearn.metrics import roc_curve
+from scipy.stats import norm
 
 from xray_pipeline.training.recipe import Recipe
 
@@ -45,16 +45,25 @@ def operating_threshold(probabilities: Floats, truth: Ints, recipe: Recipe) -> f
 
 
 def balanced_threshold(probabilities: Floats, truth: Ints) -> float:
-    """Return the cut in 0..1 on `probabilities` [N] of class 1 with the best balanced accuracy for `truth` [N].
+    """Return the cut in 0..1 on `probabilities` [N] of class 1 with the best balanced accuracy for `truth` [N], were the
+    logits of each class normal.
 
-    Youden's (1950) J; where several cuts are equally good, the middle of the widest such stretch.
+    It maximises Youden's (1950) J of the two fitted distributions, between their means: the binormal estimate, which
+    Fluss, Faraggi and Reiser (2005, "Estimation of the Youden Index and its associated cutoff point") find far less
+    noisy than the best cut among the values themselves. The trade-off: it trusts the shape. 0.5 where class 1 does not
+    have the larger logits.
     """
-    false_positive, true_positive, cuts = roc_curve(truth, probabilities, drop_intermediate=False)
-    best = int(np.argmax(np.round(true_positive - false_positive, 12)))
-    high = min(float(cuts[best]), 1.0)
-    below = probabilities[probabilities < high]
-    low = float(below.max()) if len(below) else 0.0
-    return (high + low) / 2
+    logits = logit(np.clip(probabilities, 1e-6, 1 - 1e-6))
+    well, ill = logits[truth != 1], logits[truth == 1]
+    low, low_spread = float(well.mean()), max(float(well.std()), 1e-3)
+    high, high_spread = float(ill.mean()), max(float(ill.std()), 1e-3)
+    if high <= low:
+        return 0.5
+
+    def negative_j(cut: float) -> float:
+        return float(norm.cdf(cut, high, high_spread) - norm.cdf(cut, low, low_spread))
+
+    return float(expit(minimize_scalar(negative_j, bounds=(low, high), method="bounded").x))
 
 
 def sensitivity_threshold(probabilities: Floats, truth: Ints, sensitivity: float) -> float:

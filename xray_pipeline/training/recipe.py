@@ -60,7 +60,8 @@ class Recipe(BaseModel):
     mean: tuple[float, float, float] | None = Field(None, description="of pixels in 0..1; None: the backbone's")
     std: tuple[float, float, float] | None = None
     threshold: Literal["balanced", "sensitivity", "half"] = Field(
-        "balanced", description="chosen on validation: best balanced accuracy, or a fixed sensitivity; half: 0.5"
+        "balanced",
+        description="chosen on validation: best balanced accuracy of fitted normals, or a sensitivity; half: .5",
     )
     sensitivity: float = Field(0.95, gt=0, lt=1, description="of threshold `sensitivity`")
     anchor: int = Field(0, ge=0, description="validation radiographs of the smaller class that 0.5 weighs as much as")

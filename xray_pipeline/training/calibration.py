@@ -45,13 +45,12 @@ def operating_threshold(probabilities: Floats, truth: Ints, recipe: Recipe) -> f
 
 
 def balanced_threshold(probabilities: Floats, truth: Ints) -> float:
-    """Return the cut in 0..1 on `probabilities` [N] of class 1 with the best balanced accuracy for `truth` [N], were the
-    logits of each class normal.
+    """Return the cut in 0..1 on `probabilities` [N] of class 1 with the best balanced accuracy for `truth` [N].
 
-    It maximises Youden's (1950) J of the two fitted distributions, between their means: the binormal estimate, which
-    Fluss, Faraggi and Reiser (2005, "Estimation of the Youden Index and its associated cutoff point") find far less
-    noisy than the best cut among the values themselves. The trade-off: it trusts the shape. 0.5 where class 1 does not
-    have the larger logits.
+    It is the best if the logits of each class are normal: it maximises Youden's (1950) J of the two fitted
+    distributions, between their means. Fluss, Faraggi and Reiser (2005, "Estimation of the Youden Index and its
+    associated cutoff point") find this binormal estimate far less noisy than the best cut among the values themselves.
+    The trade-off: it trusts the shape. 0.5 where class 1 does not have the larger logits.
     """
     logits = logit(np.clip(probabilities, 1e-6, 1 - 1e-6))
     well, ill = logits[truth != 1], logits[truth == 1]

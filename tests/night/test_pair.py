@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,16 +24,31 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
     raise AssertionError("a model was loaded")
 
 
-def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(grown: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def last(caplog: pytest.LogCaptureFixture) -> str:
+    """The sentence that a step ended with."""
+    said = [record.getMessage() for record in caplog.records if record.name == "xray_pipeline.night.steps"][-1]
+    assert len(said) <= 120
+    return said
+
+
+def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(
+    grown: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "xray_pipeline.night")
     champion = promoted(grown, trained(grown), None)
     candidate, run = trained(grown, seed=1, epochs=2), Run(grown)
     evaluated = night.evaluate(run, Trained(candidate.digest, ""))
+    compared = rf"accuracy \d\.\d{{3}} against version {champion}'s \d\.\d{{3}}, on \d+ held-out radiographs of \d+ pat"
+    assert re.match(compared, last(caplog))
     reports = Path(grown.store) / "reports" / candidate.digest / f"against-{champion}"
     drawn = (reports / "examples.npz").read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(Registry, "_fetch", refuse)
         decided = night.decide(run, evaluated)
     assert (decided.candidate, decided.champion) == (candidate.digest, champion)
+    assert last(caplog).startswith("Refused. " if decided.verdict == "refused" else "Registered. ")
+    assert night.find_deliveries(run) == []
+    assert last(caplog).startswith("no new deliveries in ")
     page = (reports / "report.html").read_bytes()
 
     for part in (Path(grown.store) / "predictions" / candidate.model_digest).iterdir():

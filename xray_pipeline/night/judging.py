@@ -12,6 +12,7 @@ from xray_pipeline.gate.policy import decide, load_policy
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
     from xray_pipeline.evaluation.metrics import Evaluation
+    from xray_pipeline.gate.evidence import Evidence
     from xray_pipeline.gate.policy import Decision
     from xray_pipeline.night.run import Run
     from xray_pipeline.registry.mlflow_registry import Registry
@@ -43,6 +44,18 @@ def why_waits(decision: Decision) -> str:
 def headline(evaluation: Evaluation) -> str:
     """Return an evaluation's headline metrics in one line."""
     return ", ".join(f"{name} {evaluation.metrics[name].value:.3f}" for name in HEADLINE if name in evaluation.metrics)
+
+
+def in_short(evidence: Evidence, champion: int | None) -> str:
+    """Say in one sentence how accurate the candidate is beside the champion."""
+    ours, theirs = evidence.candidate, evidence.champion
+    if ours is None:
+        return "the candidate could not be measured"
+    against = f" against version {champion}'s {theirs.metrics['accuracy'].value:.3f}" if theirs else ""
+    return (
+        f"accuracy {ours.metrics['accuracy'].value:.3f}{against}, on {ours.n:,} held-out radiographs of "
+        f"{ours.patients:,} patients"
+    )
 
 
 def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None:

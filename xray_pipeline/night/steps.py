@@ -16,6 +16,7 @@ from xray_pipeline.base import logs, records
 from xray_pipeline.base.errors import DeliveryError, RegistryError
 from xray_pipeline.base.progress import Progress, logged
 from xray_pipeline.base.storage import open_store, require_folder
+from xray_pipeline.base.text import shortened
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.evidence import FORMAT, evidence_key
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LINE = 120  # columns that a log shows without folding a line
+
 
 def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     """Return the keys of settled deliveries that hold files the dataset has not seen, oldest name first.
@@ -58,7 +61,6 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     rejected and have not changed come in where there is room, so that they keep no other out. Raises
     StorageUnavailable when the incoming folder is missing: that is not an empty one.
     """
-
     require_folder(run.settings.incoming)
     compare(run)
     Ledger(run.store()).entries()  # one that this version can't read stops the night before anything is written
@@ -71,14 +73,14 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     settled = [delivery for delivery in found if delivery.settled]
     for delivery in settled:
         log.info("delivery %s: %d new files, %.1f MB", delivery.key, delivery.files, delivery.bytes / 1e6)
-    if not settled:
-        log.info("no new deliveries in %s", run.settings.incoming)
     limit = run.settings.max_deliveries
     if len(settled) > limit:
         log.warning("%d deliveries wait; this run takes %d", len(settled), limit)
         rejected = _rejected_before(run, settled)
         settled = sorted(settled, key=lambda delivery: delivery.key in rejected)[:limit]
-    return [delivery.key for delivery in sorted(settled, key=lambda delivery: delivery.name)]
+    keys = [delivery.key for delivery in sorted(settled, key=lambda delivery: delivery.name)]
+    _end(f"{len(keys)} to check: {', '.join(keys)}" if keys else f"no new deliveries in {run.settings.incoming}")
+    return keys
 
 
 def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
@@ -95,7 +97,6 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     delivery that can't be judged at all (an unknown class, say) is rejected with that reason. Raises DeliveryError when
     `key` is no waiting delivery, or is a named one that has not settled, DatasetError, StorageError.
     """
-
     logs.about(delivery=key)
     compare(run)
     store, dataset = run.store(), Dataset(run.settings)
@@ -145,7 +146,6 @@ def check_deliveries(
 
     One that another run commits meanwhile stops no other; the verdict on it is that of its manifest.
     """
-
     dataset, found = Dataset(run.settings), []
     before = dataset.manifests() if named else []
     for key in keys:
@@ -165,7 +165,6 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
 
     One whose files changed or went away since is left out and keeps no verdict, so that it is judged anew.
     """
-
     compare(run)
     store, dataset = run.store(), Dataset(run.settings)
     changed = []
@@ -218,7 +217,9 @@ def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     kept = dataset.open_snapshot(snapshot)
     candidate = training.train(dataset, kept, run.recipe(), run.settings, registry, progress)
     log.info("candidate %s: MLflow run %s", candidate.digest[:12], candidate.run_id)
-    return Trained(candidate.digest, judging.concluded(run, candidate.digest))
+    concluded = judging.concluded(run, candidate.digest)
+    _end(f"nothing new to decide: {concluded}" if concluded else f"candidate {candidate.digest[:12]} is trained")
+    return Trained(candidate.digest, concluded)
 
 
 @repair.mending
@@ -227,7 +228,6 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
 
     Raises EvaluationError, RegistryError or ModelRefused when either can't be scored: never "the candidate wins".
     """
-
     logs.about(candidate=trained.candidate)
     registry = run.registry()
     state = manual_changes.reconcile(registry)
@@ -242,6 +242,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
         if measured:
             values = judging.headline(measured)
             log.info("%s: %s; %d radiographs of %d patients", name, values, measured.n, measured.patients)
+    _end(judging.in_short(found, champion))
     return Evaluated(trained.candidate, key, champion, state.models(champion))
 
 
@@ -251,7 +252,6 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
 
     Raises ConfigError, LedgerError, and what `evaluate` raises.
     """
-
     logs.about(candidate=evaluated.candidate)
     decision, registry = judging.judged(run, evaluated.evidence), run.registry()
     judging.expect_same(registry, evaluated.models)
@@ -269,15 +269,9 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
             decision=judging.recorded(run, decision, evaluated.evidence),
             champion_before=evaluated.champion,
         )
-    return Decided(
-        evaluated.candidate,
-        evaluated.evidence,
-        evaluated.champion,
-        decision.verdict,
-        decision.automatic,
-        decision.reasons,
-        evaluated.models,
-    )
+    _end(" ".join(decision.reasons[:2]))
+    about = (evaluated.candidate, evaluated.evidence, evaluated.champion)
+    return Decided(*about, decision.verdict, decision.automatic, decision.reasons, evaluated.models)
 
 
 @repair.mending
@@ -286,7 +280,6 @@ def register(run: Run, decided: Decided) -> Registered:
 
     Raises LostRace, RegistryError, ModelRefused.
     """
-
     logs.about(candidate=decided.candidate)
     decision, registry = judging.judged(run, decided.evidence), run.registry()
     judging.expect_same(registry, decided.models)
@@ -307,6 +300,7 @@ def register(run: Run, decided: Decided) -> Registered:
     compose_report.name_version(run, registry, candidate, decided.champion, entry.version)
     waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {judging.why_waits(decision)}"
     models = registry.ledger.state().models(entry.version, decided.champion)
+    _end(waits or f"version {entry.version} is registered; the policy promotes it without asking a person")
     return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits, models)
 
 
@@ -316,7 +310,6 @@ def promote(run: Run, registered: Registered) -> Promoted:
 
     Raises LostRace and its kin, EvaluationError when the server on the version answers otherwise than was judged.
     """
-
     logs.about(candidate=registered.candidate)
     decision, registry = judging.judged(run, registered.evidence), run.registry()
     judging.expect_same(registry, registered.models)
@@ -333,11 +326,17 @@ def promote(run: Run, registered: Registered) -> Promoted:
         decision=judging.recorded(run, decision, registered.evidence),
         request=request,
     )
+    before = f"in place of version {registered.champion}" if registered.champion else "the first one"
+    _end(f"version {registered.version} is the champion, {before}")
     return Promoted(registered.version, entry.sequence, entry.candidate, entry.artifact)
 
 
-def _deliveries(run: Run, history: History, left_out: list[str] | None) -> list[Delivery]:
+def _end(text: str) -> None:
+    """Log the sentence that a step ends with, for whoever reads the last line of a task's log and no more."""
+    log.info("%s", shortened(text, LINE))
 
+
+def _deliveries(run: Run, history: History, left_out: list[str] | None) -> list[Delivery]:
     incoming = open_store(run.settings.incoming, run.settings)
     s = run.settings
     return deliveries.find(incoming, history, s.settle_seconds, time.time(), s.classes, left_out)

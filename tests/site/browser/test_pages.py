@@ -24,6 +24,7 @@ from xray_pipeline.night import nights
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.nights import Arrival, Figure, Model, Night
 from xray_pipeline.night.run import Run
+from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
 
 pytestmark = pytest.mark.timeout(900)
@@ -66,9 +67,9 @@ def fill(settings: Settings) -> None:
     found = Drift(20, 30, (Channel("features", 0.0004, 0.003, "another kind of picture"),))
     alarms.keep(store, "2026-02-09", fingerprint, found, alarms.FEATURES)
     ledger = Ledger(store)
-    ledger.append("registered", version=1, candidate="1" * 64, **BY)
-    ledger.append("promoted", version=1, candidate="1" * 64, **BY)
-    ledger.append("registered", version=2, candidate="2" * 64, champion_before=1, **BY)
+    ledger.append(Move("registered", version=1, candidate="1" * 64, **BY))
+    ledger.append(Move("promoted", version=1, candidate="1" * 64, **BY))
+    ledger.append(Move("registered", version=2, candidate="2" * 64, champion_before=1, **BY))
     for day in range(40):
         nights.keep(store, a_night(day))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,10 +12,10 @@ import pytest
 from candidates import promoted, trained
 
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.pair import pair
 from xray_pipeline.night.run import Run, Trained
-from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.report.examples import packed, unpacked
 
 pytestmark = pytest.mark.slow
@@ -43,10 +44,11 @@ def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(
     reports = Path(grown.store) / "reports" / candidate.digest / f"against-{champion}"
     drawn = (reports / "examples.npz").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(Registry, "_fetch", refuse)
+        patched.setattr(Classifier, "load", refuse)
         decided = night.decide(run, evaluated)
     assert (decided.candidate, decided.champion) == (candidate.digest, champion)
     assert last(caplog).startswith("Refused. " if decided.verdict == "refused" else "Registered. ")
+    shutil.rmtree(Path(grown.incoming) / "first")
     assert night.find_deliveries(run) == []
     assert last(caplog).startswith("no new deliveries in ")
     page = (reports / "report.html").read_bytes()

@@ -24,13 +24,10 @@ from xray_pipeline.night import nights
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.nights import Arrival, Figure, Model, Night
 from xray_pipeline.night.run import Run
-from xray_pipeline.registry.entries import Move
-from xray_pipeline.registry.ledger import Ledger
 
 pytestmark = pytest.mark.timeout(900)
 
 BEGAN = datetime(2026, 1, 1, 2, tzinfo=UTC)
-BY: dict[str, Any] = {"who": "alice", "why": "the report is convincing"}
 
 
 def a_night(day: int) -> Night:
@@ -56,7 +53,7 @@ def a_night(day: int) -> Night:
 
 
 def fill(settings: Settings) -> None:
-    """Two deliveries, the second with an alarm that stands; a champion, and a challenger; forty nights."""
+    """Two deliveries, the second with an alarm that stands; forty nights; nothing was ever registered."""
     run, store = Run(settings), open_store(settings.store, settings)
     deliver(settings, "2026-02-08", range(30), side=96)
     deliver(settings, "2026-02-09", range(30, 50), side=96)
@@ -66,10 +63,6 @@ def fill(settings: Settings) -> None:
     fingerprint = json.loads(store.read(key))["content"]["delivery"]["fingerprint"]
     found = Drift(20, 30, (Channel("features", 0.0004, 0.003, "another kind of picture"),))
     alarms.keep(store, "2026-02-09", fingerprint, found, alarms.FEATURES)
-    ledger = Ledger(store)
-    ledger.append(Move("registered", version=1, candidate="1" * 64, **BY))
-    ledger.append(Move("promoted", version=1, candidate="1" * 64, **BY))
-    ledger.append(Move("registered", version=2, candidate="2" * 64, champion_before=1, **BY))
     for day in range(40):
         nights.keep(store, a_night(day))
 
@@ -115,9 +108,8 @@ def test_nights_are_told_and_drawn(page: Page, site: Site, shoot: Callable[..., 
 
 def test_champion_shows_what_stands(page: Page, site: Site) -> None:
     shown = plugin_page(page, site, "champion", "chest-xray")
-    expect(shown.locator(".role.champion")).to_contain_text("Version 1")
+    expect(shown.locator(".role.champion")).to_contain_text("None yet")
     expect(shown.get_by_text("Drift alarm: features of delivery")).to_be_visible()
-    expect(shown.get_by_role("button", name="Ask")).to_be_visible()
 
 
 def test_an_alarm_is_acknowledged_from_the_deliverys_page(page: Page, site: Site, shoot: Callable[..., None]) -> None:

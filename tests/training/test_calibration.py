@@ -70,6 +70,8 @@ def test_the_balanced_cut_is_less_noisy_than_the_best_among_the_values() -> None
 def test_a_balanced_cut_of_one_radiograph_a_class_is_a_probability(p: list[float]) -> None:
     cut = balanced_threshold(np.array(p), np.array([0, 1]))
     assert p[0] < cut < p[1] or cut == 0.5
+    for only in (0, 1):
+        assert balanced_threshold(np.array(p), np.array([only, only])) == 0.5
 
 
 def test_few_radiographs_move_the_threshold_little() -> None:

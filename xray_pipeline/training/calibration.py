@@ -50,10 +50,12 @@ def balanced_threshold(probabilities: Floats, truth: Ints) -> float:
     It is the best if the logits of each class are normal: it maximises Youden's (1950) J of the two fitted
     distributions, between their means. Fluss, Faraggi and Reiser (2005, "Estimation of the Youden Index and its
     associated cutoff point") find this binormal estimate far less noisy than the best cut among the values themselves.
-    The trade-off: it trusts the shape. 0.5 where class 1 does not have the larger logits.
+    The trade-off: it trusts the shape. 0.5 where class 1 does not have the larger logits, or a class is absent.
     """
     logits = logit(np.clip(probabilities, 1e-6, 1 - 1e-6))
     well, ill = logits[truth != 1], logits[truth == 1]
+    if not len(well) or not len(ill):
+        return 0.5
     low, low_spread = float(well.mean()), max(float(well.std()), 1e-3)
     high, high_spread = float(ill.mean()), max(float(ill.std()), 1e-3)
     if high <= low:

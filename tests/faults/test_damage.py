@@ -139,7 +139,7 @@ def of_verdicts(site: Run) -> Any:
     for key in Dataset(site.settings).manifests():
         verdict = verdicts.checked(store, key)
         table = verdicts.checked_table(store, verdict).to_json() if verdict else None
-        settled = [alarms._kept(store, key), alarms._acknowledgements(store, key)]
+        settled = [alarms._measurements(store, key), alarms._given(store, key)]
         found.append((verdict, table, settled))
     return found
 

@@ -55,7 +55,7 @@ def page(inventory: Inventory, findings: Sequence[Finding], drift: Drift, holds_
         files=len(table) - int((table["reason"] == LITTER).sum()),
         accepted=len(accepted),
         patients=accepted["patient"].nunique(),
-        reasons=_reasons(table[table["verdict"] != "accepted"]),
+        reasons=_reasons(table),
         histograms=histograms(accepted, inventory.reference),
         near=tallies.near_copies(table),
         examples=_EXAMPLES,
@@ -71,18 +71,21 @@ def page(inventory: Inventory, findings: Sequence[Finding], drift: Drift, holds_
     )
 
 
-def _reasons(quarantined: pd.DataFrame) -> list[dict[str, Any]]:
+def _reasons(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return each reason with its rule, what to do about it, how many files have it, and the first of their rows, each
     with its thumbnail where the file could be decoded."""
-    by_reason = sorted(quarantined.groupby("reason"), key=lambda item: (-len(item[1]), str(item[0])))
+    # One column: a copy of all rows would hold every thumbnail.
+    reasons = table.loc[table["verdict"] != "accepted", "reason"]
     return [
         {
-            "code": str(code),
-            **QUARANTINED[str(code)]._asdict(),
-            "count": len(rows),
-            "rows": [(int(row), _picture(text)) for row, text in rows["thumbnail"].head(_EXAMPLES).items()],
+            "code": code,
+            **QUARANTINED[code]._asdict(),
+            "count": count,
+            "rows": [
+                (int(row), _picture(table.at[row, "thumbnail"])) for row in reasons.index[reasons == code][:_EXAMPLES]
+            ],
         }
-        for code, rows in by_reason
+        for code, count in sorted(reasons.value_counts().items(), key=lambda item: (-item[1], item[0]))
     ]
 
 

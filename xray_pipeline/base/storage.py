@@ -18,12 +18,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from xray_pipeline.base.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
 from xray_pipeline.base.scratch import stale
-from xray_pipeline.base.settings import Settings
+
+if TYPE_CHECKING:  # the ledger is read without pydantic
+    from xray_pipeline.base.settings import Settings
 
 Kind = Literal["file", "symlink", "special", "closed"]
 

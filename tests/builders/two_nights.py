@@ -63,7 +63,7 @@ def two_nights(once: Once, empty_mlflow: Path) -> Callable[[Path], None]:
 def _make(home: Path, empty: Path) -> None:
     lay_database(empty, home)
     weak = {"epochs": 1, "levels": False, "penalty": 100_000}
-    waiting = phantom.lay(home / "waiting", deliveries=2, patients=200, seed=0)
+    waiting = phantom.lay(home / "waiting", deliveries=2, patients=300, seed=0)
     (home / "incoming").mkdir()
     for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), (weak, {}), strict=True):
         delivery.rename(home / "incoming" / delivery.name)

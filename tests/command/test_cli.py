@@ -48,7 +48,7 @@ def test_check_writes_data_docs_on_request(xray: Run, delivery: Path, tmp_path: 
     folder = tmp_path / "docs"
     index = (folder / "index.html").read_text()
     pages = {path.name.partition("-")[2]: path for path in folder.glob("validations/*/first/*/*.html")}
-    assert sorted(pages) == ["accepted.html", "files.html", "quarantined.html", "summary.html"]
+    assert sorted(pages) == ["accepted.html", "summary.html"]
     assert all(str(page.relative_to(folder)) in index for page in pages.values())
     assert "Failed" in pages["summary.html"].read_text()
     assert "Succeeded" in pages["accepted.html"].read_text()

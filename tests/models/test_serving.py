@@ -68,7 +68,7 @@ def test_probabilities_are_a_softmax_at_the_temperature(pixels: np.ndarray) -> N
     classifier = small_classifier(temperature=2.5)
     found = classifier.probabilities(pixels, batch_size=2)
     with torch.inference_mode():
-        logits = classifier.network(torch.from_numpy(pixels)).double().numpy() / 2.5
+        logits = classifier.network.eval()(torch.from_numpy(pixels)).double().numpy() / 2.5
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -39,7 +39,9 @@ def proxy(mlflow_server: MlflowServer) -> Iterator[FaultProxy]:
 
 
 def with_login(settings: Settings, proxy: FaultProxy) -> Settings:
-    return settings.model_copy(update={"tracking_uri": proxy.uri.replace("//", f"//{LOGIN}")})
+    return settings.model_copy(
+        update={"tracking_uri": proxy.uri.replace("//", f"//{LOGIN}"), "model_name": "asked-by-login"}
+    )
 
 
 def kind(method: str, path: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import httpx
-import numpy as np
 import pandas as pd
 from mlflow_server import MlflowServer
 from small_models import logged
@@ -18,7 +17,9 @@ from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.models.mlflow_client import use
 from xray_pipeline.night.pair import Pair
+from xray_pipeline.night.run import Run
 from xray_pipeline.night.tell_mlflow import tell
+from xray_pipeline.registry.mlflow_registry import Registry
 
 METRICS = {"accuracy": Interval(0.9, 0.8, 0.95), "auc": Interval(0.97, 0.9, 0.99), "ece": Interval(0.1, 0.05, 0.2)}
 MEASURED = Evaluation(
@@ -37,7 +38,7 @@ def test_figures_dataset_and_three_lines_stand_in_mlflow_however_often_they_are_
     here = settings.model_copy(update={"tracking_uri": mlflow_server.uri})
     use(here.tracking_uri)
     candidate: Any = logged(here)
-    both = Pair(candidate, 3, Snapshot("5" * 64, (), 900, 700), pd.DataFrame(), [], [np.zeros((0, 2))])
+    both = Pair(Run(here), Registry(here), candidate, 3, Snapshot("5" * 64, (), 900, 700), pd.DataFrame())
     for _ in range(2):
         tell(both, MEASURED, DECISION, "reports/c/report.html")
     run = asked(mlflow_server, "runs/get", run_id=candidate.run_id)["run"]

@@ -118,14 +118,23 @@ def site(two_nights: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest
 
 
 def test_looking(site: Site) -> None:
-    health, history = commands("Check the night")
+    health, nights, history = commands("Check the night")
     site.do(health)
+    site.do(nights)
     assert site.do(history).output.endswith("champion: version 1; challenger: 2\n")
     site.whole()
 
 
 def test_a_version_is_approved_and_gone_back_from(site: Site) -> None:
-    site.do(commands("Approve or reject")[0], **{"promote 4": "promote 2"})
+    reopen, promote, compare = commands("Approve or reject")
+    run = Run(site.settings, who="alice")
+    promotion.record_answer(
+        run, promotion.request(run, 2), {"chosen_options": ["Reject"], "responded_by_user": {"name": "alice"}}
+    )
+    assert "rejected" in site.trouble("promote", "2", "--reason", "better")
+    site.do(reopen, **{"reopen 4": "reopen 2"})
+    site.do(compare, **{"3 7": "2 1"})
+    site.do(promote, **{"promote 4": "promote 2"})
     assert site.champion() == 2
     back, to = commands("Roll back")
     site.do(back)

@@ -133,7 +133,9 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         result = keep(store, intake, rules)
     said = in_words(result)
     whole = [result.why] if said.endswith("…") and not result.fit else []
-    for line in (*whole, *result.warnings, *alarms.lines(store, [key], judging.alarms_hold_up(run.settings))):
+    for line in (*whole, *result.warnings):
+        log.info("%s", line)
+    for line in alarms.lines(store, [key], judging.alarms_hold_up(run.settings)):
         log.warning("%s", line)
     log.info("%s", said)
     return result

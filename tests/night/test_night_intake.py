@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import IntakeRules, Settings
-from xray_pipeline.command import deliveries, models
+from xray_pipeline.command import deliveries as delivery_verbs
 from xray_pipeline.command import main as cli
+from xray_pipeline.command import models as model_verbs
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake import check as intake
@@ -75,7 +76,7 @@ def test_a_delivery_that_another_run_commits_meanwhile_stops_no_other(
     for number, name in enumerate("abc"):
         lay(settings, name, {f"NORMAL/patient{number}_{n}.jpg": jpeg(seed=10 * number + n) for n in range(3)})
     commit_meanwhile(settings, "b", monkeypatch)
-    monkeypatch.setattr(deliveries, "this_run", lambda *_: Run(settings))
+    monkeypatch.setattr(delivery_verbs, "this_run", lambda *_: Run(settings))
     said = CliRunner().invoke(cli.app, ["ingest", *named, "--json"])
     assert said.exit_code == 0, said.output
     told = json.loads(said.stdout)["deliveries"]
@@ -168,8 +169,8 @@ def test_a_delivery_that_changed_before_its_commit_is_no_success(
         return checked
 
     monkeypatch.setattr(night, "check_delivery", then_changed)
-    monkeypatch.setattr(deliveries, "this_run", lambda *_: run)
-    monkeypatch.setattr(models, "this_run", lambda *_: run)
+    monkeypatch.setattr(delivery_verbs, "this_run", lambda *_: run)
+    monkeypatch.setattr(model_verbs, "this_run", lambda *_: run)
     said = CliRunner().invoke(cli.app, ["ingest"])
     assert said.exit_code == 3
     assert "delivery day changed between its check and its commit: not taken" in said.stdout

@@ -131,14 +131,19 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         result = unjudged(store, delivery, rules, error)
     else:
         result = keep(store, intake, rules)
+    _tell(run, result)
+    return result
+
+
+def _tell(run: Run, result: Checked) -> None:
+    """Log what a check found; the last line is the verdict."""
     said = in_words(result)
     whole = [result.why] if said.endswith("…") and not result.fit else []
     for line in (*whole, *result.warnings):
         log.info("%s", line)
-    for line in alarms.lines(store, [key], judging.alarms_hold_up(run.settings)):
+    for line in alarms.lines(run.store(), [result.key], judging.alarms_hold_up(run.settings)):
         log.warning("%s", line)
     log.info("%s", said)
-    return result
 
 
 def check_deliveries(

@@ -131,7 +131,7 @@ def of_predictions(site: Run) -> Any:
     """Read them again; what is missing is scored again, here from what was read first."""
     store, columns = site.store(), ("p_NORMAL", "p_PNEUMONIA")
     folders = sorted({entry.key.rpartition("/")[0] for top in ("predictions", "stress") for entry in store.list(top)})
-    return [sorted(predictions._kept(folder, columns, store).itertuples(name=None)) for folder in folders]
+    return [sorted(predictions._whole_parts(folder, columns, store).itertuples(name=None)) for folder in folders]
 
 
 def of_verdicts(site: Run) -> Any:

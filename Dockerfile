@@ -32,6 +32,7 @@ RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     /opt/venv/bin/pip install --no-cache-dir --no-deps --no-index /dist/*.whl
 COPY deploy/compose/airflow.cfg deploy/compose/webserver_config.py /opt/airflow/
 COPY deploy/compose /opt/xray/compose
+COPY scripts/phantom.py /opt/xray/compose/
 COPY dags /opt/xray/dags
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.shipped import read_toml
@@ -85,7 +84,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
     try:
         recipe = Recipe.model_validate({"name": Path(name_or_path).stem, **merged(content, overrides or {})})
     except ValidationError as error:
-        raise ConfigError(f"recipe {name_or_path!r}: {_said(error.errors()[0])}") from error
+        raise ConfigError(f"recipe {name_or_path!r}: {_said(error)}") from error
     if recipe.backbone not in backbone_names():
         raise ConfigError(
             f"recipe {name_or_path!r}: backbone {recipe.backbone!r} is not known; use efficientnet_lite0 or a "
@@ -96,10 +95,11 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
     return recipe
 
 
-def _said(error: ErrorDetails) -> str:
-    """Say what is wrong with a value of a recipe, given pydantic's error."""
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{key}: {error['msg']}, got {error['input']!r}"
+def _said(error: ValidationError) -> str:
+    """Say what is wrong with the first value of a recipe that pydantic refuses."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{key}: {first['msg']}, got {first['input']!r}"
     names = [*Recipe.model_fields, *(f"augmentation.{name}" for name in Augmentation.model_fields)]
     return f"{key} is no value of a recipe{did_you_mean(key, names)}"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -53,6 +54,25 @@ def test_openvino_is_the_engine_of_a_cpu() -> None:
 def test_without_the_package_torch_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "openvino", None)
     assert engine_for(network()).name == f"torch {torch.__version__} float32"
+
+
+def test_a_classifier_answers_by_the_engine_that_is_asked_for() -> None:
+    assert small_classifier()._engine.name.startswith("openvino ")
+    assert small_classifier(engine="torch")._engine.name.startswith("torch ")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "torch"])
+def test_threads_that_ask_at_once_get_what_one_gets(
+    pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch, wanted: Wanted
+) -> None:
+    monkeypatch.setattr(engine, "_kept", kept := {})
+    made = network()
+    asked = engine_for(made, wanted=wanted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(asked.features, [pixels] * 8))
+    expected = engine_for(made, wanted=wanted).features(pixels)
+    assert all(torch.equal(one, expected) for one in found)
+    assert len(kept) == (wanted == "auto")
 
 
 @pytest.mark.parametrize(("crop", "levels"), [(0, True), (0, False), (48, True)])

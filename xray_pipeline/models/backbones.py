@@ -5,7 +5,7 @@ A backbone is a network without its last layer: grey pixels in, one feature vect
 classifier works by its torchvision name. The trade-off: grey is replicated to three channels, so that ImageNet weights
 fit unchanged, at the cost of a first convolution that sees the same picture three times.
 
-This file travels with each logged model, so at import it needs only torch, torchvision and the standard library.
+This file travels with each logged model, so at import it needs only torch, torchvision, timm and safetensors.
 """
 
 from __future__ import annotations

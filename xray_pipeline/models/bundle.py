@@ -3,10 +3,8 @@
 A classifier is two files, `model.safetensors` (all tensors) and `model.json` (everything else that decides an answer:
 classes, threshold, temperature, side, ...), so one digest over both names exactly one function from pixels to
 probabilities. MLflow gets that folder, `served.py` and the source of the modules it needs; nothing in it is pickled.
-The trade-off: each logged model carries its own copy of the code (about 60 KB), so an old version keeps answering as it
-did; this package itself never runs that copy, it loads the two files with its own code.
-
-This file travels with each logged model: at import it needs only torch, safetensors, numpy and its fellow travellers.
+The trade-off: each logged model carries its own copy of the code (160 KB), so an old version keeps answering as it did;
+this package itself never runs that copy, it loads the two files with its own code.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.models.backbones import Network, build
-from xray_pipeline.models.engine import Engine, engine_for
+from xray_pipeline.models.engine import Engine, Wanted, engine_for
 
 FORMAT = 1
 FACTS, WEIGHTS = "model.json", "model.safetensors"
@@ -44,7 +44,7 @@ class Classifier:
     Of two classes the last is positive, and named when its probability is at least `threshold` (0..1); of more, the
     largest probability decides. Probabilities are softmax(logits / `temperature`). `side` is that of the square pixels
     the network takes; `backbone` is the name `backbones.build` knows. `limits` is what a file to be answered may be, by
-    the intake's rules. `digest` is "" until saved or loaded.
+    the intake's rules, `engine` what computes the answers. `digest` is "" until saved or loaded.
     """
 
     network: Network
@@ -54,6 +54,7 @@ class Classifier:
     threshold: float = 0.5
     temperature: float = 1.0
     limits: Limits = field(default_factory=Limits)
+    engine: Wanted = field(default="auto", compare=False)
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class Classifier:
 
     @cached_property
     def _engine(self) -> Engine:
-        return engine_for(self.network)
+        return engine_for(self.network, wanted=self.engine)
 
     def probabilities(self, pixels: np.ndarray, batch_size: int = 16) -> np.ndarray:
         """Return probabilities float64 [N, C], rows summing to 1, of square pixels uint8 [N, side, side].

@@ -82,12 +82,13 @@ class _Torch:
     def __init__(self, network: Network, dtype: torch.dtype | None, name: str) -> None:
         self.network, self.dtype, self.name = network, dtype, name
         self._checked = dtype is None
+        self._lock = threading.Lock()  # a server asks from several threads, and a network notes its levels as it goes
 
     def features(self, pixels: Tensor) -> Tensor:
         self.network.eval()
         device = self.network.head.weight.device
         pixels = pixels.to(device)
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             if not self._checked:
                 probe = _probe(pixels.shape[-1]).to(device)
                 _check(self.name, self.network.features(probe), self._cast(probe), self.dtype)
@@ -171,18 +172,20 @@ class _Features(nn.Module):
 
 
 _kept: dict[str, _Compiled] = {}
+_compiling = threading.Lock()
 
 
 def _compiled(network: Network, side: int, dtype: torch.dtype | None, name: str) -> _Compiled:
     """Return a compiled network, compiled once for all models of this process that have the same frozen part."""
     about = (str(network.backbone), network.crop, network.levels, network.mean, network.std)
-    key = f"{digest_of(network.backbone)} {about} {side} {dtype} {torch.get_num_threads()}"
-    key = hashlib.sha256(key.encode()).hexdigest()
-    if key not in _kept:
-        if len(_kept) >= KEPT:
-            del _kept[next(iter(_kept))]
-        _kept[key] = _Compiled(network, side, dtype, name)
-    return _kept[key]
+    with _compiling:  # which takes torch's threads for a while
+        key = f"{digest_of(network.backbone)} {about} {side} {dtype} {torch.get_num_threads()}"
+        key = hashlib.sha256(key.encode()).hexdigest()
+        if key not in _kept:
+            if len(_kept) >= KEPT:
+                del _kept[next(iter(_kept))]
+            _kept[key] = _Compiled(network, side, dtype, name)
+        return _kept[key]
 
 
 def _take(request: openvino.InferRequest, place: tuple[npt.NDArray[np.float32], int]) -> None:

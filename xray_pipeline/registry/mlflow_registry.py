@@ -16,6 +16,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,11 +271,15 @@ class Registry:
 
     def load(self, target: str | int) -> Classifier:
         """Download, audit and load a model with our own code, onto the CPU. Raises as `download` does."""
-        return Classifier.load(self.download(target))
+        return self._answering(Classifier.load(self.download(target)))
 
     def load_exactly(self, model: ModelVersion, digest: str) -> Classifier:
         """Download, audit and load a resolved model whose classifier must have this model digest."""
-        return Classifier.load(model_files.fetch(model, self.cache), digest)
+        return self._answering(Classifier.load(model_files.fetch(model, self.cache), digest))
+
+    def _answering(self, model: Classifier) -> Classifier:
+        """Return a model that answers by the engine that the settings ask for."""
+        return replace(model, engine=self.settings.engine)
 
     def prove(self, version: int) -> str:
         """Download, audit and load a version and keep nothing; return its artifact digest. Raises as `download` does.

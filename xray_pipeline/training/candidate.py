@@ -205,10 +205,10 @@ def _trained(trainer: Trainer, store: Store, digest: str, snapshot: Snapshot, ro
 
 def _from_mlflow(folder: Store, digest: str, snapshot: Snapshot, recipe: Recipe, error: Damaged) -> Candidate:
     """Put a damaged candidate.json back from what MLflow keeps of its run. Raises `error` when that is not enough."""
-    run_id = mlflow_run.recorded_run(folder)
     try:
+        run_id = mlflow_run.recorded_run(folder)
         run, logged = mlflow_run.models_of(run_id)
-    except MlflowException as lost:
+    except (MlflowException, ObjectNotFound, Damaged) as lost:
         raise error from lost
     ours = [model for model in logged if model.tags.get("xray.candidate") == digest and "xray.model" in model.tags]
     threshold = run.data.metrics.get("operating_threshold")

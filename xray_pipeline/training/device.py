@@ -98,13 +98,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halved(size: int, device: object, error: BaseException, least: int = 1) -> int:
-    """Return half of a part's size after it did not fit, with a word in the log. Raises OutOfMemory below `least`."""
+    """Return half of a part's size, a multiple of `least`, after it did not fit; the log has a word on it.
+
+    Raises OutOfMemory when it was no more than `least`.
+    """
     if size <= least:
         raise OutOfMemory(
             f"not even {size} radiographs at once fit {device}; take a smaller backbone or side (--set side=...), "
             f"or another device"
         ) from error
-    half = max(least, -(-size // 2))
+    half = -(-size // (2 * least)) * least
     traceback.clear_frames(error.__traceback__)  # they hold the tensors of the attempt
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

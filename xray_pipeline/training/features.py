@@ -68,6 +68,7 @@ class Features:
     ) -> None:
         self.network, self.pixels, self.folder = network, pixels, folder
         self.engine = engine or engine_for(network)
+        self._caches: dict[Path, RowCache] = {}
         self.facts = [
             *(backbone, weights_digest, pixels.side, network.crop, network.levels, network.mean, network.std),
             *(importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")),
@@ -79,7 +80,9 @@ class Features:
         """Open the cache of a view; 0 is the radiograph itself, others are drawn with an augmentation."""
         key = json.dumps([*self.facts, view, drawn.model_dump_json() if view and drawn else ""])
         folder = self.folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        return RowCache(folder, (self.network.head.in_features,), np.float32)
+        if folder not in self._caches:
+            self._caches[folder] = RowCache(folder, (self.network.head.in_features,), np.float32)
+        return self._caches[folder]
 
     def rows(
         self,

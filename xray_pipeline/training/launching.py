@@ -105,7 +105,7 @@ def _fit(trainer: Trainer, checkpoints: Checkpoints, run_id: str, count: int, mo
             )
         if failed:
             kind, message = json.loads((folder / "error.json").read_text())
-            raise getattr(errors, kind)(message)
+            raise getattr(errors, kind, TrainingError)(message)
 
 
 def _run(folder: Path, count: int) -> subprocess.Popen[bytes] | None:

@@ -44,6 +44,8 @@ def add(*tensors: Tensor) -> None:
 
 def any_of(flag: bool, device: torch.device) -> bool:
     """Say whether the flag is set in any of the processes."""
+    if size() == 1:
+        return flag
     count = torch.tensor(float(flag), device=device)
     add(count)
     return bool(count.item())

@@ -87,6 +87,7 @@ class Trainer:
             threshold=cut,
             temperature=heat,
             limits=Limits.of(self.settings.rules),
+            engine=self.settings.engine,
         )
 
     def labels(self, side: str) -> Tensor:

@@ -39,7 +39,13 @@ ACTIONS = {"acknowledge": "acknowledge its drift alarms", "rejudge": "judge it a
             title="What",
             description="acknowledge needs an alarm that stands",
         ),
-        "reason": Param("", type="string", minLength=3, title="Reason", description="kept; name no patient"),
+        "reason": Param(
+            "",
+            type="string",
+            minLength=3,
+            title="Reason",
+            description="of an alarm it stays with the delivery; name no patient",
+        ),
     },
     tags=["xray", "ops"],
     doc_md=__doc__,
@@ -56,7 +62,7 @@ def xray_delivery() -> None:
         action, key, reason = (context["params"][name] for name in ("action", "delivery", "reason"))
         done = delivery_actions.act(Run.of({}, who), action, key, reason)
         if not done.get("fit", True):
-            raise AirflowFailException(f"delivery {key} is rejected: {done['why']}")
+            raise AirflowFailException(f"delivery {key} is rejected; its page says why")
         return done
 
     act()

@@ -43,6 +43,16 @@ def test_of_a_committed_one_the_quarantined_files_are_judged_anew(run: Run) -> N
     assert actions.act(run, "rejudge", "a", "the file was sent again")["delivery"] == "a"
 
 
+def test_a_later_part_that_waits_is_judged_itself(run: Run) -> None:
+    odd = Path(run.settings.incoming, "a", "PNEUMONA")
+    aside = odd.rename(Path(run.settings.incoming).parent / "aside")
+    assert actions.act(run, "rejudge", "a", "first")["fit"]
+    aside.rename(odd)
+    judged = actions.act(run, "rejudge", "a+2", "only looking")
+    assert (judged["delivery"], judged["fit"]) == ("a+2", False)
+    assert Dataset(run.settings).manifests() == ["a"]
+
+
 def test_an_alarm_that_does_not_stand_is_not_acknowledged(run: Run) -> None:
     with pytest.raises(DeliveryError, match="no drift alarm of delivery a stands"):
         actions.act(run, "acknowledge", "a", "looked at it")

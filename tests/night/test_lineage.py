@@ -12,9 +12,9 @@ from xray_pipeline.base import records
 from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.text import without_names
 from xray_pipeline.gate.rules import PARTS
 from xray_pipeline.night import lineage
-from xray_pipeline.night.compose_report import without_names
 from xray_pipeline.night.lineage import NOT_RECORDED, changed, facts
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate

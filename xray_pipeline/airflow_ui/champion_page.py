@@ -42,28 +42,27 @@ def show(
     try:
         ledger = _ledger(settings.store)
         state, entries = ledger.state(), ledger.entries()
-        standing = _standing(store)
+        last = min(before - 1, len(entries)) if before else len(entries)
+        shown = entries[max(0, last - ROWS) : last]
+        return drawing.page(
+            "champion.html.j2",
+            name=settings.model_name,
+            state=state,
+            champion=_role(state.champion, state.since, state, store, settings),
+            challenger=_role(state.challenger, state.registered.get(state.challenger or 0), state, store, settings),
+            barred=_barred(state),
+            together=_together(state, store),
+            standing=_standing(store),
+            deliveries=links.DELIVERIES,
+            forms=_forms(state, user),
+            pending=_pending(session, state),
+            rows=[_row(entry, state, store, settings) for entry in reversed(shown)],
+            older=shown[0].sequence if shown and shown[0].sequence > 1 else None,
+            newer=last < len(entries),
+            mlflow=f"{settings.mlflow_page}/#/models/{settings.model_name}" if settings.mlflow_page else "",
+        )
     except (LedgerError, DatasetError, StorageUnavailable) as error:
-        return drawing.page("notice.html.j2", 503, title="The ledger or an alarm can't be read", text=str(error))
-    last = min(before - 1, len(entries)) if before else len(entries)
-    shown = entries[max(0, last - ROWS) : last]
-    return drawing.page(
-        "champion.html.j2",
-        name=settings.model_name,
-        state=state,
-        champion=_role(state.champion, state.since, state, store),
-        challenger=_role(state.challenger, state.registered.get(state.challenger or 0), state, store),
-        barred=_barred(state),
-        together=_together(state, store),
-        standing=standing,
-        deliveries=links.DELIVERIES,
-        forms=_forms(state, user),
-        pending=_pending(session, ledger),
-        rows=[_row(entry, state, store) for entry in reversed(shown)],
-        older=shown[0].sequence if shown and shown[0].sequence > 1 else None,
-        newer=last < len(entries),
-        mlflow=f"{settings.mlflow_page}/#/models/{settings.model_name}" if settings.mlflow_page else "",
-    )
+        return drawing.page("notice.html.j2", 503, title="The ledger or the store can't be read", text=str(error))
 
 
 @functools.lru_cache(maxsize=1)
@@ -72,10 +71,12 @@ def _ledger(store: str) -> Ledger:
     return Ledger(open_store(store, Settings()))
 
 
-def _role(version: int | None, entry: Entry | None, state: State, store: Store) -> dict[str, Any] | None:
+def _role(
+    version: int | None, entry: Entry | None, state: State, store: Store, settings: Settings
+) -> dict[str, Any] | None:
     if version is None:
         return None
-    settings, registered = Settings(), state.registered.get(version)
+    registered = state.registered.get(version)
     return {
         "version": version,
         "candidate": registered.candidate if registered else "",
@@ -88,14 +89,14 @@ def _role(version: int | None, entry: Entry | None, state: State, store: Store) 
     }
 
 
-def _row(entry: Entry, state: State, store: Store) -> dict[str, Any]:
+def _row(entry: Entry, state: State, store: Store, settings: Settings) -> dict[str, Any]:
     registered = state.registered.get(entry.version or 0)
     if registered and entry.candidate not in ("", registered.candidate):
         registered = None
     decided = entry if entry.kind in ("registered", "refused") else registered
     return {
         "entry": entry,
-        "page": links.version_page(Settings(), entry.version) if entry.version else "",
+        "page": links.version_page(settings, entry.version) if entry.version else "",
         "report": _report_address(decided, store) if decided else "",
     }
 
@@ -169,11 +170,11 @@ def _forms(state: State, user: BaseUser) -> dict[str, Any]:
     return {
         "promote": others if access.may_start(user, access.PROMOTE) else [],
         "reopen": sorted(state.rejected, reverse=True) if access.may_start(user, access.PROMOTE) else [],
-        "rollback": list(reversed(state.previous)) if access.may_start(user, access.ROLLBACK) else [],
+        "rollback": list(dict.fromkeys(reversed(state.previous))) if access.may_start(user, access.ROLLBACK) else [],
     }
 
 
-def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
+def _pending(session: Session, state: State) -> list[dict[str, Any]]:
     """Return the requests of xray_promote that nobody has answered, newest first, each with why it is void if it is."""
     query = (
         select(TaskInstance.run_id, HITLDetail.created_at)
@@ -191,7 +192,7 @@ def _pending(session: Session, ledger: Ledger) -> list[dict[str, Any]]:
                 {
                     "version": asked["version"],
                     "since": created.isoformat(),
-                    "void": why_void(ledger.state(), asked["version"], asked["champion"], asked.get("models")),
+                    "void": why_void(state, asked["version"], asked["champion"], asked.get("models")),
                     "page": f"{links.BASE}/dags/{access.PROMOTE}/runs/{run_id}/tasks/approve/required_actions",
                 }
             )

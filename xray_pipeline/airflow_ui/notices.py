@@ -78,7 +78,7 @@ def notifiers(event: str, text: str) -> list[BaseNotifier]:
 
 def digest() -> list[BaseNotifier]:
     """Return notifiers of what each night did, in one line; none unless XRAY_NOTIFY_DIGEST asks for it."""
-    text = f"{{{{ ti.xcom_pull(task_ids='conclude', key='{IN_WORDS}') }}}} {PAGE}"
+    text = f"{{{{ ti.xcom_pull(task_ids='conclude', key='{IN_WORDS}') or 'the night was not recorded' }}}} {PAGE}"
     return notifiers("night", text) if Settings().notify_digest else []
 
 
@@ -99,7 +99,7 @@ def _wanted(event: str, text: str) -> list[tuple[type[BaseNotifier], dict[str, A
     if settings.notify_email:
         from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 
-        subject, body = f"{settings.model_name}: {event}", f"<p>{text}</p>"
+        subject, body = f"{settings.model_name}: {event}", f"{{% autoescape true %}}<p>{text}</p>{{% endautoescape %}}"
         ways.append((SmtpNotifier, {"to": list(settings.notify_email), "subject": subject, "html_content": body}))
     return ways
 

@@ -1,4 +1,4 @@
-"""Airflow plugin: the report as a tab of the DAG run, and a page with the champion and its history.
+"""Airflow plugin: the report as a tab of the DAG run, and the pages *Champion*, *Nights* and *Deliveries*.
 
 It is an entry point, so it is there wherever the package is installed. Airflow loads plugins into each of its
 processes, workers too; the web application behind the pages is made only when the API server asks for it.

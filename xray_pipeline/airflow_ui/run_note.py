@@ -35,7 +35,7 @@ def _write(run: DagRun) -> None:
     from airflow.models.xcom import XComModel
 
     session = object_session(run)
-    if run.dag_id != "xray_retrain" or session is None or run.note:
+    if run.dag_id != "xray_retrain" or session is None or (run.dag_run_note and run.dag_run_note.user_id is not None):
         return
     query = XComModel.get_many(run_id=run.run_id, key=IN_WORDS, dag_ids=run.dag_id, task_ids="conclude")
     said = session.scalars(query).first()

@@ -24,3 +24,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def without_passwords(text: str) -> str:
     """Return a message without the passwords that addresses in it (`scheme://user:password@host`) may hold."""
     return re.sub(r"(://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+
+
+def without_names(why: str) -> str:
+    """Return a sentence on a delivery without what it quotes: a folder or a label may be a patient's name."""
+    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", why)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from xray_pipeline.base.text import without_names
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -127,11 +127,6 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
         notes = (without_names(verdict.why), *verdict.warnings)
         arrivals.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))
     return tuple(arrivals)
-
-
-def without_names(why: str) -> str:
-    """Return a sentence on a delivery without what it quotes: a folder or a label may be a patient's name."""
-    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "'...'", why)
 
 
 def _last_snapshot(registry: Registry, both: Pair) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xray_pipeline.base.errors import DatasetError
+from xray_pipeline.base.errors import DatasetError, ObjectNotFound
 from xray_pipeline.base.records import exactly, unsealed
 from xray_pipeline.base.storage import Store
 
@@ -25,6 +25,8 @@ def damaged(store: Store) -> list[str]:
                     exactly(store, entry.key, name.partition(".")[0], "its name")
                 elif name.endswith(".json") and name not in _UNSEALED:
                     unsealed(store.read(entry.key), f"{entry.key} in {store.uri}")
+            except ObjectNotFound:
+                continue  # it was replaced or deleted since it was listed
             except DatasetError as error:
                 broken.append(str(error))
     return sorted(broken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.errors import ConfigError, DeliveryError
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
@@ -40,11 +40,11 @@ def judge_again(run: Run, key: str) -> dict[str, Any]:
 
     Returns delivery, fit, accepted (files, of this judgement) and why. Raises DeliveryError and DatasetError.
     """
-    name, _ = part_of(key)
-    if any(part_of(manifest)[0] == name for manifest in Dataset(run.settings).manifests()):
+    if key in Dataset(run.settings).manifests():
+        name, _ = part_of(key)
         outcome = night.rejudge(run, name)
         return {"delivery": name, **{field: outcome[field] for field in ("fit", "accepted", "why")}}
     [verdict] = night.check_deliveries(run, [key], named=True)
-    if verdict.fit:
-        night.commit_deliveries(run, [key])
+    if verdict.fit and key in night.commit_deliveries(run, [key]).changed:
+        raise DeliveryError(f"delivery {key} changed between its check and its commit; judge it anew")
     return {"delivery": key, "fit": verdict.fit, "accepted": verdict.accepted, "why": verdict.why}

@@ -15,7 +15,7 @@ from xray_pipeline.evaluation.stress import stress
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.rules import effective_uses
 from xray_pipeline.intake import alarms
-from xray_pipeline.night import lineage, screening
+from xray_pipeline.night import lineage
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.entries import Entry
@@ -24,7 +24,6 @@ from xray_pipeline.registry.mlflow_registry import Registry
 
 def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None = None) -> Evidence:
     """Measure a pair: metrics with intervals, the paired comparison, slices, stress. Raises EvaluationError."""
-    screening.screen(run, both.snapshot, lineage.recipe_of(run.store(), both.candidate.digest))
     resampling = Resampling(run.settings.bootstrap)
     answers = [
         Answers(table, model.threshold, model.digest) for model, table in zip(both.models, both.tables, strict=True)

@@ -246,7 +246,10 @@ def _unbundled(store: Store, bundles: Mapping[str, list[str]]) -> dict[str, Nigh
         if records.digest_of(data) != key.rpartition("/")[2].removesuffix(".json"):
             log.warning("%s in %s is damaged; it is made anew from the records by the next night", key, store.uri)
             continue
-        month = msgspec.json.decode(data, type=_Month)
+        try:
+            month = msgspec.json.decode(data, type=_Month)
+        except msgspec.DecodeError:  # of another shape: it is made anew
+            continue
         nights |= month.nights if month.format == FORMAT else {}
     return nights
 

@@ -1,8 +1,7 @@
 """The steps of the night in order, each callable from a DAG task, the command line and a test.
 
 Every step takes a `Run` (settings and recipe overrides) and the small outcome of the step before it, and can be
-repeated: what it leaves behind is found again by digest. Heavy packages are imported inside the steps, because the DAG
-file and quick commands import this module.
+repeated: what it leaves behind is found again by digest.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from xray_pipeline.intake.verdicts import (
     stands,
     unjudged,
 )
-from xray_pipeline.night import compose_report, gather, judging, repair, trial
+from xray_pipeline.night import compose_report, gather, judging, lineage, repair, screening, trial
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.identity import compare, vouch
 from xray_pipeline.night.run import Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
@@ -240,6 +239,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     state = manual_changes.reconcile(registry)
     champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
+    screening.screen(run, both.snapshot, lineage.recipe_of(run.store(), trained.candidate))
     found = gather.evidence(run, registry, both, progress)
     compose_report.explain(run, both)  # now that the models are loaded
     data = records.canonical({"format": FORMAT, **found.to_dict()})

@@ -12,7 +12,7 @@ from typing import Any
 from xray_pipeline.base.errors import LedgerError, RegistryUnavailable, XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store
-from xray_pipeline.base.text import shortened
+from xray_pipeline.base.text import shortened, without_names
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms, verdicts
@@ -220,7 +220,7 @@ def _delivery(store: Store, verdict: Checked) -> dict[str, Any]:
         "state": "ingested" if verdict.fit else "rejected",
         "accepted": verdict.accepted if verdict.fit else 0,
         "quarantined": dict(verdict.quarantined),
-        "why": verdict.why,
+        "why": without_names(verdict.why),
         "alarms": list(alarms.of_delivery(store, verdict.key)),
         "drift": alarms.p_values(store, verdict.key),
     }

@@ -6,9 +6,20 @@ const own = new URL(import.meta.url);
 const name = own.searchParams.get("of");
 const address = new URL(name, own);
 
+// What is after # may come from anywhere: it is one name, and never leads out of this page's addresses.
+function chosen() {
+  try {
+    return encodeURIComponent(decodeURIComponent(location.hash.slice(1)));
+  } catch {
+    return ""; // no address
+  }
+}
+
 async function show(root, query) {
   const answer = await fetch(new URL(query, address), { credentials: "same-origin" });
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const text = await answer.text();
+  if (query !== root.query || !answer.headers.get("content-type")?.startsWith("text/html")) return;
+  const page = new DOMParser().parseFromString(text, "text/html");
   const style = new CSSStyleSheet();
   style.replaceSync(page.querySelector("style")?.textContent ?? "");
   root.adoptedStyleSheets = [style];
@@ -58,10 +69,10 @@ globalThis.AirflowPlugin = function Page() {
   const host = useRef(null);
   useEffect(() => {
     const root = host.current.shadowRoot ?? host.current.attachShadow({ mode: "open" });
-    root.query = location.hash.length > 1 ? `${name}/${location.hash.slice(1)}` : "";
+    root.query = chosen() && `${name}/${chosen()}`;
     show(root, root.query);
     const timer = setInterval(() => {
-      const busy = "details[open], form:focus-within, output:not(:empty)";
+      const busy = "details[open], form:focus-within, output:not(:empty), iframe.intake";
       if (!document.hidden && !root.querySelector(busy)) show(root, root.query);
     }, 20000);
     return () => clearInterval(timer);

@@ -41,6 +41,7 @@ bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class
 	$(BIN)/python benchmarks/intake.py $(if $(FULL),--data "$(FULL)") --json bench/intake.json
 	$(if $(and $(FULL),$(SMALL)),$(BIN)/python benchmarks/near_duplicates.py --small "$(SMALL)" --data "$(FULL)" --json bench/near_duplicates.json)
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
+	$(BIN)/python benchmarks/engine.py --json bench/engine.json
 	$(BIN)/python benchmarks/history.py --json bench/history.json
 	$(BIN)/python benchmarks/training.py $(if $(FULL),--data "$(FULL)") $(if $(SMALL),--small "$(SMALL)") \
 		$(if $(QUICK),--images 60 --epochs 2 --new 60 --factors 1 4 --rows 100000) --json bench/training.json
@@ -55,6 +56,7 @@ bench-cluster: setup ## the intake of many deliveries with one Celery worker and
 bench-quality: setup ## recipes on unseen patients, under stress, and on unseen sources; DATA=<folder>; an hour or two
 	@mkdir -p bench
 	$(BIN)/python benchmarks/quality.py --sources --data "$(or $(DATA),$(error bench-quality needs DATA=<folder>))" --json bench/quality.json
+	$(BIN)/python benchmarks/threshold.py --data "$(DATA)" --json bench/threshold.json
 
 fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
 	PYTHONPATH=tests/builders $(BIN)/python tests/images/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)

@@ -31,9 +31,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from xray_pipeline.models import backbones
 from xray_pipeline.training.calibration import operating_threshold, temperature
-from xray_pipeline.training.fitting import Trainer
 from xray_pipeline.training.head_fit import HeadFit
 from xray_pipeline.training.recipe import Recipe, load_recipe
+from xray_pipeline.training.trainer import Trainer
 
 DIRECTIONS = 400
 FEW = 15
@@ -162,17 +162,19 @@ def judged(bed: Bed, seed: int) -> dict[str, dict[str, float]]:
     found = {}
     for name, rule in rules(bed.recipe).items():
 
-        def chosen(validation: Answers, rule: Callable[[Floats, npt.NDArray[np.int64]], float] = rule) -> list[float]:
+        def chosen(
+            validation: Answers, rule: Callable[[Floats, npt.NDArray[np.int64]], float] = rule
+        ) -> tuple[float, float]:
             heat = temperature(validation.logits, validation.truth)
             margin = validation.logits[:, 1] - validation.logits[:, 0]
-            return [heat, rule(expit(margin / heat), validation.truth)]
+            return heat, rule(expit(margin / heat), validation.truth)
 
-        accuracy, _ = at_cut(large[1], *chosen(large[0]))
+        heat, own = chosen(large[0])
+        accuracy, _ = at_cut(large[1], heat, own)
         before, _ = at_cut(small[1], *chosen(small[0]))
-        heat = chosen(large[0])[0]
-        framed, cleared = at_cut(large[2], *chosen(large[0]))
+        framed, cleared = at_cut(large[2], heat, own)
         found[name] = {
-            "cut": chosen(large[0])[1],
+            "cut": own,
             "accuracy": accuracy,
             "below the best": max(at_cut(large[1], heat, cut)[0] for cut in np.linspace(0.02, 0.98, 97)) - accuracy,
             "framed otherwise": framed,

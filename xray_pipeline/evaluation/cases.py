@@ -41,9 +41,8 @@ class Cases:
 
     @cached_property
     def predicted(self) -> Ints:
-        """The class named for each row [N]: of two by the threshold, of more the most probable."""
-        p = self.probabilities
-        return (p[:, 1] >= self.threshold).astype(np.int64) if len(self.classes) == 2 else p.argmax(axis=1)
+        """The class named for each row [N], as `named` says."""
+        return named(self.probabilities, self.threshold)
 
     def rated(self) -> range:
         """The classes taken against the rest: the positive one of two, or each."""
@@ -54,6 +53,12 @@ class Cases:
         distinct, patient = np.unique(self.patient[where], return_inverse=True)
         p, truth = self.probabilities[where], self.truth[where]
         return replace(self, probabilities=p, truth=truth, patient=patient, count=len(distinct), rows="")
+
+
+def named(probabilities: Floats, threshold: float) -> Ints:
+    """Return the class named for each row [N] of probabilities [N, C]: by the threshold of two, else the likeliest."""
+    of_two = probabilities.shape[1] == 2
+    return (probabilities[:, 1] >= threshold).astype(np.int64) if of_two else probabilities.argmax(axis=1)
 
 
 def prepare(

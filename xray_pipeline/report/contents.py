@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from xray_pipeline.evaluation.cases import Floats
+from xray_pipeline.evaluation.cases import Floats, named
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.evaluation.suspects import Suspect
 from xray_pipeline.gate.evidence import Evidence
@@ -89,8 +89,5 @@ class Report:
 
     def differing(self) -> int:
         """How many radiographs the two models name differently; 0 without a champion."""
-        said = [
-            table[:, 1] >= evaluation.threshold if table.shape[1] == 2 else table.argmax(axis=1)
-            for _, table, evaluation in self.models()
-        ]
+        said = [named(table, evaluation.threshold) for _, table, evaluation in self.models()]
         return int(np.count_nonzero(said[0] != said[-1]))

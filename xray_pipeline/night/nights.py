@@ -173,8 +173,8 @@ def _day(at: str, seen: str) -> str:
 
 
 def moment() -> str:
-    """Return now as a record tells it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """Return now as a record tells it; fine enough that two nights started by hand, one after the other, differ."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def keep(store: Store, night: Night) -> None:
@@ -211,7 +211,7 @@ def _as_read(night: Night) -> Night:
 
 def _stem(night: Night) -> str:
     began = night.started[:19].replace("-", "").replace(":", "")
-    return f"{began}-{hashlib.sha256(night.run.encode()).hexdigest()[:12]}"
+    return f"{began}-{hashlib.sha256((night.run or night.started).encode()).hexdigest()[:12]}"
 
 
 def _begun(key: str) -> str:

@@ -20,8 +20,9 @@ from pathlib import Path
 from xray_pipeline.base import records
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.night import nights
-from xray_pipeline.night.nights import Arrival, Figure, Model, Night
+from xray_pipeline.night.nights import Arrival, Model, Night
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "builders"))
 
@@ -31,7 +32,7 @@ BEGAN = datetime(2016, 1, 1, 2, tzinfo=UTC)
 def night(day: int) -> Night:
     """Return a night with three deliveries and a refused candidate."""
     at = (BEGAN + timedelta(days=day)).isoformat(timespec="seconds")
-    figures = {name: Figure(0.9612, 0.9518, 0.9702) for name in ("accuracy", "auc")}
+    figures = {name: Interval(0.9612, 0.9518, 0.9702) for name in ("accuracy", "auc")}
     counts, drift = {"duplicate": 3, "truncated": 2}, {"pixels": 0.21, "labels": 0.43, "features": 0.02}
     arrivals = tuple(Arrival(f"{at[:10]}-{part}", "ingested", 140, counts, drift=drift) for part in range(3))
     about = {"candidate": Model(None, 1500, figures), "champion": Model(7, 1500, figures), "verdict": "refused"}

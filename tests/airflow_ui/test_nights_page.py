@@ -14,8 +14,9 @@ from fastapi.testclient import TestClient
 
 from xray_pipeline.airflow_ui import charts, nights_page
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.night import nights
-from xray_pipeline.night.nights import Arrival, Figure, Model, Night
+from xray_pipeline.night.nights import Arrival, Model, Night
 
 BEGAN = datetime(2026, 1, 1, 2, tzinfo=UTC)
 
@@ -23,7 +24,7 @@ BEGAN = datetime(2026, 1, 1, 2, tzinfo=UTC)
 def night(day: int) -> Night:
     at = (BEGAN + timedelta(days=day)).isoformat()
     arrival = Arrival("first", "ingested", 40 + day, {"truncated": 2, "lateral": 1}, drift={"pixels": 0.2})
-    scored = Model(None, 900, {"accuracy": Figure(0.9, 0.88, 0.92), "auc": Figure(0.97, 0.95, 0.99)})
+    scored = Model(None, 900, {"accuracy": Interval(0.9, 0.88, 0.92), "auc": Interval(0.97, 0.95, 0.99)})
     about = {"candidate": scored, "champion": replace(scored, version=7), "verdict": "refused"}
     late = {"why": "It is below the champion's.", "in_production": 7, "since": at, "minutes": {"train": 30.0}}
     return Night(f"night {day}", "schedule", at, at, (arrival,), **about, **late)  # type: ignore[arg-type]
@@ -86,7 +87,7 @@ def test_charts_of_one_quiet_night_say_that_there_is_nothing(store: Store) -> No
 
 
 def test_an_axis_marks_no_accuracy_above_one() -> None:
-    best = Model(1, 10, {"accuracy": Figure(0.999, 0.99, 1.0), "auc": Figure(1.0, 1.0, 1.0)})
+    best = Model(1, 10, {"accuracy": Interval(0.999, 0.99, 1.0), "auc": Interval(1.0, 1.0, 1.0)})
     for chart in charts.of_nights([replace(night(0), candidate=best, champion=None)])[:2]:
         assert all(float(text) <= 1 for _, text in chart.ticks)
         assert all(charts.TOP <= mark.high <= mark.y <= mark.low <= charts.BOTTOM for mark in chart.marks)

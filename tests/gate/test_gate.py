@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError
-from xray_pipeline.evaluation.bootstrap import Interval, Resampling
+from xray_pipeline.evaluation.bootstrap import Resampling
 from xray_pipeline.evaluation.cases import Answers, prepare
-from xray_pipeline.evaluation.metric_table import BY_NAME, NAMES, NEEDED
+from xray_pipeline.evaluation.metric_table import BY_NAME, NAMES, NEEDED, Interval
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation, evaluate
 from xray_pipeline.evaluation.slices import Slice, slices
 from xray_pipeline.gate.evidence import Evidence

@@ -12,9 +12,10 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.gate.evidence import FORMAT, evidence_key
 from xray_pipeline.night import nights, summary
-from xray_pipeline.night.nights import Arrival, Figure, Model, Night
+from xray_pipeline.night.nights import Arrival, Model, Night
 from xray_pipeline.night.run import Run
 
 AT = "2026-03-05T02:00:00+00:00"
@@ -23,7 +24,7 @@ TAKEN = (Arrival("a", "ingested", 400, {"truncated": 9}), Arrival("b", "ingested
 
 
 def model(version: int | None, accuracy: float) -> Model:
-    return Model(version, 1200, {"accuracy": Figure(accuracy, accuracy - 0.01, accuracy + 0.01)})
+    return Model(version, 1200, {"accuracy": Interval(accuracy, accuracy - 0.01, accuracy + 0.01)})
 
 
 JUDGED = replace(QUIET, deliveries=TAKEN, candidate=model(None, 0.961), champion=model(7, 0.967), verdict="refused")

@@ -12,7 +12,7 @@ from small_models import logged
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Snapshot
-from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.models.mlflow_client import use

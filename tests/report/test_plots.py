@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.evaluation.slices import Slice
 from xray_pipeline.report import figures
 from xray_pipeline.report.figures import Curve

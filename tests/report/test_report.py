@@ -19,9 +19,9 @@ from small_models import small_classifier
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.evaluation import predictions, stress
-from xray_pipeline.evaluation.bootstrap import Interval, Resampling
+from xray_pipeline.evaluation.bootstrap import Resampling
 from xray_pipeline.evaluation.cases import Answers, prepare
-from xray_pipeline.evaluation.metric_table import METRICS
+from xray_pipeline.evaluation.metric_table import METRICS, Interval
 from xray_pipeline.evaluation.metrics import evaluate
 from xray_pipeline.evaluation.slices import slices as all_slices
 from xray_pipeline.evaluation.suspects import Suspect

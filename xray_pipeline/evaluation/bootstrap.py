@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from xray_pipeline.evaluation.cases import Cases, Floats, Ints
-from xray_pipeline.evaluation.metric_table import NAMES, PROPORTIONS
+from xray_pipeline.evaluation.metric_table import NAMES, PROPORTIONS, Interval
 
 Key = tuple[int, str]  # class (-1: all of them), metric
 
@@ -29,15 +29,6 @@ LEVEL = 0.95
 ECE_BINS = 15
 
 _BLOCK = 4_000_000  # weights held at once: 32 MB each for a handful of arrays
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its two-sided 95 % interval; `low <= value <= high` holds for all but resampling noise."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every metric there is, once: its name, its words, its direction, and where it shows.
+"""Every metric there is, once: its name, its words, its direction, and where it shows; and the shape of its value.
 
 Evaluation, gate, report and faces read this table; it imports nothing, so that pages and commands may.
 """
@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its two-sided 95 % interval; `low <= value <= high` holds for all but resampling noise."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)

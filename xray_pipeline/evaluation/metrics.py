@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 
 from xray_pipeline.base.errors import EvaluationError
-from xray_pipeline.evaluation.bootstrap import Interval, Measured, Resampling, measure, sign_flip_p
+from xray_pipeline.evaluation.bootstrap import Measured, Resampling, measure, sign_flip_p
 from xray_pipeline.evaluation.cases import Cases, require_every_class
+from xray_pipeline.evaluation.metric_table import Interval
 
 
 class Plain:

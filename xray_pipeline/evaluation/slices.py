@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_pipeline.evaluation.bootstrap import Interval, Resampling, measure
+from xray_pipeline.evaluation.bootstrap import Resampling, measure
 from xray_pipeline.evaluation.cases import Cases
+from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.evaluation.metrics import Plain
 from xray_pipeline.images.raster import VIEWS
 

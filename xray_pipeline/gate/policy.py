@@ -38,6 +38,11 @@ class Clause:
     why: str
     warning: bool = False
 
+    @property
+    def said(self) -> str:
+        """What it found, with its number."""
+        return f"{self.why} (clause {self.number})"
+
 
 @dataclass(frozen=True)
 class Decision(Plain):
@@ -62,7 +67,7 @@ class Decision(Plain):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should read though no clause stops for it, a sentence each."""
-        return tuple(f"{clause.why} (clause {clause.number})" for clause in self.clauses if clause.warning)
+        return tuple(clause.said for clause in self.clauses if clause.warning)
 
 
 @dataclass(frozen=True)
@@ -141,12 +146,12 @@ def _judged(clause: PolicyClause, evidence: Evidence) -> Clause:
 def _reasons(clauses: tuple[Clause, ...], registered: bool, may_promote: bool) -> tuple[str, ...]:
     def of(*stages: Stage, passed: bool) -> list[str]:
         return [
-            f"{clause.why} (clause {clause.number})"
+            clause.said
             for clause in clauses
             if clause.stage in stages and clause.passed is passed and not clause.warning
         ]
 
-    warnings = [f"Warning: {clause.why} (clause {clause.number})" for clause in clauses if clause.warning]
+    warnings = [f"Warning: {clause.said}" for clause in clauses if clause.warning]
     if not registered:
         return ("Refused.", *of("evidence", "register", "first", passed=False), *warnings)
     head = ["Registered.", *of("register", "first", passed=True)]

@@ -22,6 +22,7 @@ import msgspec
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import DatasetError, ObjectNotFound
 from xray_pipeline.base.storage import Store
+from xray_pipeline.evaluation.metric_table import Interval
 
 log = logging.getLogger(__name__)
 
@@ -30,21 +31,12 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A metric on the held-out radiographs with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Model:
     """A model as the night scored it; `version` is None for a candidate that is none yet."""
 
     version: int | None
     radiographs: int
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -178,7 +170,10 @@ def moment() -> str:
 
 
 def keep(store: Store, night: Night) -> None:
-    """Write a night's record, once; a repeat that has nothing else to say adds nothing. Raises StorageUnavailable."""
+    """Write a night's record, once; a repeat that has nothing else to say adds nothing.
+
+    Raises StorageUnavailable, and DatasetError for an earlier record of this run that is damaged.
+    """
     stem = f"{RECORDS}/{night.started[:7]}/{_stem(night)}"
     for number in itertools.count(1):
         key = f"{stem}-{number}.json"

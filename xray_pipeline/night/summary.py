@@ -14,13 +14,13 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store
 from xray_pipeline.base.text import shortened, without_names
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake.verdicts import Checked
 from xray_pipeline.night import health, nights, versions
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.identity import compare
-from xray_pipeline.night.nights import Arrival, Figure, Model, Night
+from xray_pipeline.night.nights import Arrival, Model, Night
 from xray_pipeline.night.run import Run, Trained, kept_evidence
 from xray_pipeline.registry.ledger import Ledger
 
@@ -200,7 +200,7 @@ def _model(evaluation: Mapping[str, Any] | None, version: int | None) -> Model |
     if not evaluation:
         return None
     metrics = {name: evaluation["metrics"][name] for name in CHARTED if evaluation["metrics"].get(name)}
-    figures = {name: Figure(metric["value"], metric["low"], metric["high"]) for name, metric in metrics.items()}
+    figures = {name: Interval(metric["value"], metric["low"], metric["high"]) for name, metric in metrics.items()}
     return Model(version, evaluation["n"], figures)
 
 

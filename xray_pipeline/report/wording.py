@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from xray_pipeline.evaluation.bootstrap import Interval
+from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation
 from xray_pipeline.evaluation.sweep import Cuts
 from xray_pipeline.gate.evidence import Evidence

@@ -18,11 +18,12 @@ from webhook import run_webhook
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake.drift import Channel, Drift
 from xray_pipeline.night import nights
 from xray_pipeline.night import steps as night
-from xray_pipeline.night.nights import Arrival, Figure, Model, Night
+from xray_pipeline.night.nights import Arrival, Model, Night
 from xray_pipeline.night.run import Run
 
 pytestmark = pytest.mark.timeout(900)
@@ -35,7 +36,8 @@ def a_night(day: int) -> Night:
     at = (BEGAN + timedelta(days=day)).isoformat(timespec="seconds")
     level = 0.94 + 0.0004 * day
     figures = {
-        name: Figure(level + up, level + up - 0.012, level + up + 0.01) for name, up in (("accuracy", 0), ("auc", 0.02))
+        name: Interval(level + up, level + up - 0.012, level + up + 0.01)
+        for name, up in (("accuracy", 0), ("auc", 0.02))
     }
     quiet = Night(f"scheduled__{at}", "schedule", at, at, why="nothing new to decide", in_production=1, since=at)
     if day % 5 == 0:

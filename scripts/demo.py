@@ -1,19 +1,25 @@
-"""`make demo`: two nights on the embedded default, with real parts: Airflow, MLflow, Great Expectations.
+"""`make demo`: two nights, an approval and a rollback, with real parts: Airflow, MLflow, Great Expectations.
 
-Everything it makes lies in one folder, xray-demo, which it makes anew each time.
+The policy is the default one. The first night makes a plain model the champion; the second learns from more patients,
+and an operator approves its model and then goes back. Everything it makes lies in one folder, xray-demo, which it makes
+anew each time.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +35,12 @@ from xray_pipeline.base.settings import Settings
 
 FOLDER = ROOT / "xray-demo"
 MARKER = FOLDER / ".xray-demo"
-DAG = "xray_retrain"
+DAG, ASKING, BACK = "xray_retrain", "xray_promote", "xray_rollback"
+OPERATOR = "operator"
+PATIENTS = 900  # the policy wants 100 held-out ones before it lets a model replace another
+MILDEST = 0.8  # so that a few hundred patients are enough to learn from
+QUICK = "side=128"
+PLAIN = "side=64\nlevels=false\nviews=1\nconsistency=0\nthreshold=half"
 TASKS = (
     *("find_deliveries", "check_delivery", "commit_deliveries", "train", "evaluate"),
     *("decide", "register", "promote", "conclude"),
@@ -66,7 +77,7 @@ def lay(data: Path | None) -> tuple[list[Path], tuple[str, ...]]:
     """Lay two deliveries beside the incoming folder; return them and the names of the classes. Raises XrayError."""
     waiting = FOLDER / "waiting"
     if data is None:
-        return phantom.lay(waiting), phantom.CLASSES
+        return phantom.lay(waiting, patients=PATIENTS, mildest=MILDEST), phantom.CLASSES
     folders = phantom.split_by_patient(data.resolve(), waiting, Settings().rules.patient_pattern)
     classes = tuple(sorted({path.name for folder in folders for path in folder.rglob("*") if is_class(path)}))
     return folders, classes
@@ -79,9 +90,9 @@ def is_class(path: Path) -> bool:
     )
 
 
-def night(airflow: Airflow, number: int) -> dict[str, Any]:
+def night(airflow: Airflow, number: int, conf: dict[str, Any]) -> dict[str, Any]:
     """Run one night and show its tasks as they go; return what it concluded. Raises Failed with the failing log."""
-    run = airflow.trigger(DAG, {"promotion": "auto"})
+    run = airflow.trigger(DAG, conf)
     start = time.monotonic()
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         shown: dict[str, str] = {}
@@ -93,8 +104,7 @@ def night(airflow: Airflow, number: int) -> dict[str, Any]:
             time.sleep(1)
     tasks = airflow.tasks(DAG, run)
     if state != "success":
-        failed = [task for task in tasks if task["state"] == "failed"]
-        raise Failed(f"night {number} ended {state}: {failed_log(airflow, run, failed)}")
+        raise Failed(f"night {number} ended {state}: {airflow.failed_log(DAG, run)}")
     said: dict[str, Any] = airflow.returned(DAG, run, "conclude")
     said["seconds"] = time.monotonic() - start
     said["tasks"] = {task["task_id"]: task["duration"] or 0.0 for task in tasks}
@@ -121,17 +131,6 @@ def say_changes(number: int, tasks: list[dict[str, Any]], shown: dict[str, str],
         if state in ("running", "success", "failed", "skipped", "up_for_retry") and shown.get(task["task_id"]) != state:
             shown[task["task_id"]] = state
             console.print(f"night {number}  {seconds:5.0f} s  {task['task_id']}: {state}")
-
-
-def failed_log(airflow: Airflow, run: str, failed: list[dict[str, Any]]) -> str:
-    """Return the end of the first failing task's log."""
-    if not failed:
-        return "no task failed; see airflow.log"
-    task = failed[0]
-    path = f"/dags/{DAG}/dagRuns/{run}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
-    events = airflow.call("GET", f"{path}?map_index={task['map_index']}&full_content=true")["content"]
-    lines = [str(event.get("event", event)) if isinstance(event, dict) else str(event) for event in events]
-    return f"task {task['task_id']}\n" + "\n".join(lines[-25:])
 
 
 def metrics(found: dict[str, Any] | None) -> list[str]:
@@ -181,9 +180,38 @@ def times(spent: dict[str, float], nights: list[dict[str, Any]]) -> None:
     console.print(f"  {'all':<28}{total:6.1f} s")
 
 
+def decided_by_a_person(stack: Stack, airflow: Airflow, said: dict[str, Any], lap: Callable[[str], None]) -> None:
+    """Let the operator approve the version that the second night registered, and go back again. Raises Failed."""
+    if not said["version"]:
+        console.print("\nThe second night registered no version, so nobody is asked to approve one.")
+        return
+    passwords = json.loads((stack.folder / "passwords.json").read_text())
+    operator = Airflow(replace(stack, user=OPERATOR, password=passwords[OPERATOR]))
+    asking = airflow.newest_run(ASKING, 2)  # the first night's version was promoted by the policy alone
+    ends = ("deferred", "failed", "skipped", "upstream_failed")
+    asked = airflow.reached(lambda: airflow.task_state(ASKING, asking, "approve"), ends, 300)
+    if asked != "deferred":
+        console.print(f"\nNobody is asked about version {said['version']}: see the run of {ASKING}.")
+        return
+    lap(f"{ASKING} asks")
+    operator.answer(ASKING, asking, "approve", "Approve", "the report is convincing")
+    airflow.finished(ASKING, asking)
+    lap("the approval")
+    airflow.finished(BACK, operator.trigger(BACK, {"reason": "complaints from ward 3"}))
+    lap("the rollback")
+
+
+def history(stack: Stack) -> None:
+    """Print every decision, as `xray history` does."""
+    console.print("\n[bold]What was decided[/]")
+    command = [str(Path(sys.executable).with_name("xray")), "history"]
+    done = subprocess.run(command, env=stack.environment, capture_output=True, text=True, check=True)
+    console.print(textwrap.indent(done.stdout, "  "), markup=False, end="", soft_wrap=True)
+
+
 @fresh_folder()
 def demo(data: Path | None, then: Callable[[Stack, Airflow], None]) -> None:
-    """Run both nights, print the summary, then call `then` with everything still up. Raises Failed, XrayError."""
+    """Run the whole story, print what happened, then call `then` with everything still up. Raises Failed, XrayError."""
     spent: dict[str, float] = {}
     clock = time.monotonic()
 
@@ -202,16 +230,22 @@ def demo(data: Path | None, then: Callable[[Stack, Airflow], None]) -> None:
         "XRAY_PATIENT_KEY": "demo key, not a secret",  # the same split each time, so the same figures
         "XRAY_MLFLOW_PICTURES": "true",  # MLflow answers this machine alone
         "XRAY_CLASSES": '["' + '","'.join(classes) + '"]',
+        "XRAY_APPROVERS": f'["{OPERATOR}"]',
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"admin:admin,{OPERATOR}:op",
     }
+    changes = ({}, {}) if data else ({"overrides": PLAIN}, {"overrides": QUICK})
     with running(FOLDER, settings, console.print) as stack:
         airflow = Airflow(stack)
-        airflow.prepare(DAG)
+        airflow.prepare(DAG, ASKING, BACK)
         lap("starting MLflow and Airflow")
         nights = []
-        for number, delivery in enumerate(deliveries, 1):
+        for number, (delivery, promotion) in enumerate(zip(deliveries, ("auto", "approve"), strict=True), 1):
             delivery.rename(FOLDER / "incoming" / delivery.name)
-            nights.append(night(airflow, number))
+            nights.append(night(airflow, number, {"promotion": promotion, **changes[number - 1]}))
+        clock = time.monotonic()
+        decided_by_a_person(stack, airflow, nights[-1], lap)
         summary(nights)
+        history(stack)
         times(spent, nights)
         console.print(f"\nAirflow  {stack.airflow}  user {stack.user}, password {stack.password}")
         console.print(f"MLflow   {stack.mlflow}/#/models/chest-xray")

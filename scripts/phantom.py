@@ -61,12 +61,13 @@ def radiograph(patient: Patient, number: int) -> NDArray[np.uint16]:
     return _frame(density, shot)
 
 
-def lay(folder: Path, deliveries: int = 2, patients: int = 500, seed: int = 0) -> list[Path]:
+def lay(folder: Path, deliveries: int = 2, patients: int = 500, seed: int = 0, mildest: float = 0.25) -> list[Path]:
     """Write deliveries of phantoms below `folder` and return their folders, 2026-01-01 first.
 
     Each delivery brings new patients, the later ones half as many again as the first; odd ones sort files into class
     folders, even ones are flat with a labels.csv. Each also holds five files that intake must quarantine: a truncated
-    JPEG, a web page, an empty file, a copy of another file, a colour photograph. `_SUCCESS` is written last.
+    JPEG, a web page, an empty file, a copy of another file, a colour photograph. `_SUCCESS` is written last. `mildest`
+    is how dense the faintest pneumonia is: from 0, which nobody sees, to 1.
     """
     rng = np.random.default_rng([seed, 2])
     share = int(patients / (1.5 * deliveries - 0.5))
@@ -75,7 +76,7 @@ def lay(folder: Path, deliveries: int = 2, patients: int = 500, seed: int = 0) -
     folders, first = [], 1
     for index, size in enumerate(sizes):
         delivery = folder / f"2026-01-{index + 1:02d}"
-        people = [_patient(rng, first + n, seed) for n in range(size)]
+        people = [_patient(rng, first + n, seed, mildest) for n in range(size)]
         shots = [(person, n) for person in people for n in range(1, person.images + 1)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             contents = pool.map(_encode, *zip(*shots, strict=True))
@@ -139,13 +140,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, free)
 
 
-def _patient(rng: np.random.Generator, number: int, seed: int) -> Patient:
+def _patient(rng: np.random.Generator, number: int, seed: int, mildest: float) -> Patient:
     label = CLASSES[int(rng.random() < 0.55)]
     suffix = str(rng.choice([".jpg", ".png", ".png16", ".dcm"], p=[0.76, 0.08, 0.06, 0.10]))
     return Patient(
         name=f"patient{number:04d}",
         label=label,
-        severity=float(0.25 + 0.75 * rng.beta(1.6, 1.4)) if label == "PNEUMONIA" else 0.0,
+        severity=float(mildest + (1 - mildest) * rng.beta(1.6, 1.4)) if label == "PNEUMONIA" else 0.0,
         seed=seed * 1_000_003 + number,
         images=int(rng.choice([1, 2, 3, 4], p=[0.75, 0.15, 0.07, 0.03])),
         scanner=int(rng.random() < 0.4),

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -250,6 +251,52 @@ class Airflow:
             "task_instances"
         ]
         return found
+
+    def finished(self, dag: str, run: str, seconds: float = 600) -> None:
+        """Wait for a run to end well. Raises Failed with the end of a failing task's log."""
+        state = self.reached(lambda: self.state(dag, run), ("success", "failed"), seconds)
+        if state == "failed":
+            raise Failed(f"{dag} ended failed: {self.failed_log(dag, run)}")
+
+    def reached(self, look: Callable[[], str], states: Sequence[str], seconds: float = 120) -> str:
+        """Look until one of these states is found; return it. Raises Failed after so many seconds."""
+        until = time.monotonic() + seconds
+        while (found := look()) not in states:
+            if time.monotonic() > until:
+                raise Failed(f"it is still {found} after {seconds:.0f} s")
+            time.sleep(0.5)
+        return found
+
+    def task_state(self, dag: str, run: str, task: str) -> str:
+        """Return the state of a task that is not mapped."""
+        return str(self.call("GET", f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}")["state"])
+
+    def newest_run(self, dag: str, count: int = 1, seconds: float = 120) -> str:
+        """Wait until a DAG has `count` runs; return the newest one's id."""
+        found: dict[str, Any] = {}
+
+        def look() -> str:
+            found.update(self.call("GET", f"/dags/{dag}/dagRuns?order_by=-run_after&limit=1"))
+            return "there" if found["total_entries"] >= count else "fewer"
+
+        self.reached(look, ("there",), seconds)
+        return str(found["dag_runs"][0]["dag_run_id"])
+
+    def failed_log(self, dag: str, run: str) -> str:
+        """Return the end of the first failing task's log."""
+        failed = [task for task in self.tasks(dag, run) if task["state"] == "failed"]
+        if not failed:
+            return "no task failed; see airflow.log"
+        task = failed[0]
+        path = f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
+        events = self.call("GET", f"{path}?map_index={task['map_index']}&full_content=true")["content"]
+        lines = [str(event.get("event", event)) if isinstance(event, dict) else str(event) for event in events]
+        return f"task {task['task_id']}\n" + "\n".join(lines[-25:])
+
+    def answer(self, dag: str, run: str, task: str, option: str, reason: str) -> None:
+        """Answer what a task asks in Required Actions, as who is logged in."""
+        path = f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}/-1/hitlDetails"
+        self.call("PATCH", path, {"chosen_options": [option], "params_input": {"reason": reason}})
 
     def returned(self, dag: str, run: str, task: str) -> Any:
         """Return what a task returned."""

@@ -19,8 +19,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from xray_pipeline.airflow_ui import notices
-
-ACTIONS = {"acknowledge": "acknowledge its drift alarms", "rejudge": "judge it anew"}
+from xray_pipeline.base.text import ACTIONS, SHORTEST_REASON
 
 
 @dag(
@@ -42,7 +41,7 @@ ACTIONS = {"acknowledge": "acknowledge its drift alarms", "rejudge": "judge it a
         "reason": Param(
             "",
             type="string",
-            minLength=3,
+            minLength=SHORTEST_REASON,
             title="Reason",
             description="of an alarm it stays with the delivery; name no patient",
         ),

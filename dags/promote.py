@@ -30,7 +30,7 @@ from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices, tries
 from xray_pipeline.airflow_ui.approval import ApprovalRequest, approvers
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.text import APPROVE, REJECT
+from xray_pipeline.base.text import APPROVE, REJECT, SHORTEST_REASON
 
 if TYPE_CHECKING:
     from xray_pipeline.night.run import Run
@@ -47,7 +47,8 @@ WHO_MAY = (
 def _run() -> Run:
     from xray_pipeline.night.run import Run
 
-    return Run.of({}, get_current_context()["dag_run"].triggering_user_name or "xray_promote")
+    who = get_current_context()["dag_run"].triggering_user_name or "xray_promote"
+    return Run.of({}, who, pages=airflow_links.PAGES)
 
 
 def _name() -> str:
@@ -127,7 +128,7 @@ def promote(request: dict[str, Any] | None, answered: dict[str, Any] | None) -> 
         "reopen": Param(
             None,
             type=["null", "string"],
-            minLength=3,
+            minLength=SHORTEST_REASON,
             title="Reason to reopen",
             description="only for a version that was rejected; kept in the ledger",
         ),

@@ -119,7 +119,8 @@ def _run() -> Run:
 
     context = get_current_context()
     values = airflow_links.as_numbers(context["params"], "epochs", "seed")
-    return Run.of(values, context["dag_run"].triggering_user_name or "schedule", context["run_id"])
+    who = context["dag_run"].triggering_user_name or "schedule"
+    return Run.of(values, who, context["run_id"], airflow_links.PAGES)
 
 
 @task
@@ -132,18 +133,23 @@ def find_deliveries() -> list[str]:
     return night.find_deliveries(run)
 
 
+LONGEST = 500  # characters of a reason in a notification
+DELIVERY = airflow_links.DeliveryPage()
 # A rejected delivery ends its task as a program ends, without a traceback, and another try would say the same.
 REJECTED = ExceptionRetryPolicy(
     [RetryRule(exception=SystemExit, action=RetryAction.FAIL, reason="the delivery is rejected; see above")]
 )
 
 
-@task(map_index_template="{{ delivery }}", retry_policy=REJECTED)
+@task(map_index_template="{{ delivery }}", retry_policy=REJECTED, on_failure_callback=notices.check_failed)
 def check_delivery(delivery: str) -> None:
+    from xray_pipeline.base.text import shortened, without_names
     from xray_pipeline.night import steps as night
 
-    if not night.check_delivery(_run(), delivery).fit:
-        sys.exit(3)
+    DELIVERY.keep(get_current_context())
+    checked = night.check_delivery(_run(), delivery)
+    if not checked.fit:
+        sys.exit(shortened(f"Delivery {delivery} is rejected: {without_names(checked.why)}", LONGEST))
 
 
 @task(trigger_rule="all_done")
@@ -275,7 +281,8 @@ def ask_again(concluded: dict[str, Any]) -> dict[str, Any]:
 def xray_retrain() -> None:
     deliveries = find_deliveries()
     committed = commit_deliveries(deliveries)
-    check_delivery.expand(delivery=deliveries) >> committed
+    checked = check_delivery.expand(delivery=deliveries)
+    checked >> committed
     trained = train(committed)
     evaluated = evaluate(trained)
     decided = decide(evaluated)
@@ -283,6 +290,7 @@ def xray_retrain() -> None:
     promoted = promote(registered)
     concluded = conclude(deliveries, committed, trained, evaluated, decided, registered, promoted)
     ask_again(concluded)
+    airflow_links.put(DELIVERY, checked)
     airflow_links.put(airflow_links.MlflowRun(), trained, evaluated, decided)
     airflow_links.put(airflow_links.MlflowVersion(), registered, promoted)
 

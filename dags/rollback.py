@@ -15,6 +15,7 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices
+from xray_pipeline.base.text import SHORTEST_REASON
 
 CHAMPION = Asset("xray-champion")
 
@@ -29,7 +30,7 @@ CHAMPION = Asset("xray-champion")
         "version": Param(
             None, type=["null", "integer"], minimum=1, title="Version", description="empty: the previous champion"
         ),
-        "reason": Param("", type="string", minLength=3, title="Reason, kept in the ledger"),
+        "reason": Param("", type="string", minLength=SHORTEST_REASON, title="Reason, kept in the ledger"),
         "untried": Param(
             False, type="boolean", title="Untried", description="go back at once, without booting the model server"
         ),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from xray_pipeline.airflow_ui import approval
+from xray_pipeline.airflow_ui import memory
 from xray_pipeline.airflow_ui.approval import ApprovalRequest, ApprovalTrigger
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.registry.entries import Move
@@ -22,7 +22,7 @@ BY: dict[str, Any] = {"who": "alice", "why": "because"}
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """Version 1 is champion, version 2 waits."""
     monkeypatch.setenv("XRAY_STORE", str(tmp_path))
-    approval._ledger.cache_clear()
+    memory.ledger.cache_clear()
     ledger = Ledger(open_store(tmp_path))
     ledger.append(Move("registered", version=1, **BY))
     ledger.append(Move("promoted", version=1, **BY))

@@ -52,6 +52,28 @@ def test_a_failure_says_why_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ended", "event", "said"),
+    [
+        (SystemExit("Delivery a+2 is rejected: too few"), "rejected", "Delivery a+2 is rejected: too few "),
+        (OSError("the store did not answer"), "failed", "xray_retrain: task check_delivery failed: the store did not"),
+    ],
+)
+def test_a_rejected_delivery_names_itself_and_where_to_look(
+    monkeypatch: pytest.MonkeyPatch, ended: BaseException, event: str, said: str
+) -> None:
+    task = SimpleNamespace(dag_id="xray_retrain", task_id="check_delivery", log_url="https://airflow.example/dags/log")
+    checking = SimpleNamespace(op_kwargs={"delivery": "a+2"})
+    context: Any = {**CONTEXT, "ti": task, "task": checking, "exception": ended}
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
+        notices.check_failed(context)
+    [sent] = webhook.received
+    assert sent["event"] == event
+    assert sent["text"].startswith(said)
+    assert sent["text"].endswith("/xray/deliveries/a%2B2" if event == "rejected" else "/dags/log")
+
+
+@pytest.mark.parametrize(
     ("why", "told"),
     [("the night failed in train; see its log", 0), ("not taken, see check_delivery: 2026-03-03", 1)],
 )

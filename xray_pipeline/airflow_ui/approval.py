@@ -9,7 +9,6 @@ itself; but a void request waits until somebody answers it.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,9 @@ from airflow.sdk.exceptions import TaskAwaitingInput
 from airflow.sdk.timezone import utcnow
 from airflow.triggers.base import TriggerEvent
 
+from xray_pipeline.airflow_ui import memory
 from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import open_store
-from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.questions import why_void
 
 if TYPE_CHECKING:
@@ -125,10 +123,4 @@ def approvers(ids: Sequence[str]) -> list[dict[str, str]] | None:
 
 
 def _why_void(version: int, champion: int | None, models: Mapping[str, Sequence[str]] | None) -> str:
-    return why_void(_ledger(Settings().store).state(), version, champion, models)
-
-
-@functools.lru_cache(maxsize=1)
-def _ledger(store: str) -> Ledger:
-    """Open one ledger for all requests: it keeps the entries that it has read."""
-    return Ledger(open_store(store, Settings()))
+    return why_void(memory.ledger(Settings().store).state(), version, champion, models)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xray_pipeline.airflow_ui import access, drawing, links
+from xray_pipeline.airflow_ui import access, drawing, links, memory
 from xray_pipeline.airflow_ui.returned import returned
 from xray_pipeline.base.errors import DatasetError, LedgerError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
@@ -25,7 +24,6 @@ from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms
 from xray_pipeline.registry.entries import Entry
-from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.questions import why_void
 from xray_pipeline.registry.state import State
 
@@ -40,7 +38,7 @@ def show(
     settings = Settings()
     store = open_store(settings.store, settings)
     try:
-        ledger = _ledger(settings.store)
+        ledger = memory.ledger(settings.store)
         state, entries = ledger.state(), ledger.entries()
         last = min(before - 1, len(entries)) if before else len(entries)
         shown = entries[max(0, last - ROWS) : last]
@@ -63,12 +61,6 @@ def show(
         )
     except (LedgerError, DatasetError, StorageUnavailable) as error:
         return drawing.page("notice.html.j2", 503, title="The ledger or the store can't be read", text=str(error))
-
-
-@functools.lru_cache(maxsize=1)
-def _ledger(store: str) -> Ledger:
-    """Open one ledger per process: it keeps the entries that it has read."""
-    return Ledger(open_store(store, Settings()))
 
 
 def _role(
@@ -106,7 +98,7 @@ def _report_address(entry: Entry, store: Store) -> str:
 
     if not store.exists(report_key(entry.candidate, entry.champion_before)):
         return ""
-    return f"{links.BASE}{links.PREFIX}/reports/{entry.candidate}/{entry.champion_before or 'none'}"
+    return f"{links.PAGES}/reports/{entry.candidate}/{entry.champion_before or 'none'}"
 
 
 def _evidence(entry: Entry, store: Store) -> dict[str, Any]:
@@ -155,12 +147,9 @@ def _barred(state: State) -> str:
     return " ".join(registered.decision.get("reasons", ())) or "the policy in force does not allow it"
 
 
-_seen: dict[tuple[str, str], bool] = {}
-
-
 def _standing(store: Store) -> dict[str, tuple[str, ...]]:
     """Return the channels of each delivery whose drift alarms nobody has settled."""
-    found = {key: alarms.of_delivery(store, key) for key in alarms.raised(store, _seen)}
+    found = {key: alarms.of_delivery(store, key) for key in memory.alarmed(store)}
     return {key: channels for key, channels in found.items() if channels}
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 PREFIX = "/xray"
 """Where the pages of the plugin are mounted."""
 BASE = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
+PAGES = f"{BASE}{PREFIX}"
+"""The address of the plugin's pages."""
 HISTORY = f"{BASE}/plugin/xray-champion"
 REQUEST = f"{BASE}/dags/xray_promote/runs/{{{{ ti.run_id | urlencode }}}}/tasks/approve/required_actions"
 """Jinja template of the page where a request of xray_promote is answered."""
 DELIVERIES = f"{BASE}/plugin/xray-deliveries"
 _ASKED = "ti.xcom_pull(task_ids='prepare')"
-REPORT_OF_REQUEST = f"{BASE}{PREFIX}/reports/{{{{ {_ASKED}['candidate'] }}}}/{{{{ {_ASKED}['champion'] or 'none' }}}}"
+REPORT_OF_REQUEST = f"{PAGES}/reports/{{{{ {_ASKED}['candidate'] }}}}/{{{{ {_ASKED}['champion'] or 'none' }}}}"
 """Jinja template of the report that a request of xray_promote is about."""
 
 IN_WORDS = "in_words"
@@ -118,10 +121,29 @@ class MlflowVersion(_Link):
         return version_page(settings, int(returned["version"])) if returned.get("version") else ""
 
 
-def put(link: _Link, *results: Any) -> None:
+class DeliveryPage(BaseOperatorLink):
+    """The page of the delivery that a mapped task is about. Such a task keeps the address itself, while it runs."""
+
+    name = "Delivery"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Return the address."""
+        return delivery_page(operator.op_kwargs["delivery"])
+
+    def keep(self, context: Mapping[str, Any]) -> None:
+        """Keep the address where Airflow looks for it."""
+        context["ti"].xcom_push(self.xcom_key, self.get_link(context["task"], ti_key=context["ti"]))
+
+
+def put(link: BaseOperatorLink, *results: Any) -> None:
     """Show a link on the tasks that `results` (calls of @task functions) come from."""
     for result in results:
         result.operator.operator_extra_links = [*result.operator.operator_extra_links, link]
+
+
+def delivery_page(key: str) -> str:
+    """Return the address of the page on a delivery."""
+    return f"{PAGES}/deliveries/{quote(key, safe='')}"
 
 
 def version_page(settings: Settings, version: int) -> str:

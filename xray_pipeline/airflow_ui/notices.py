@@ -18,7 +18,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
-from xray_pipeline.airflow_ui.links import FAILED_ELSEWHERE, IN_WORDS
+from xray_pipeline.airflow_ui.links import FAILED_ELSEWHERE, IN_WORDS, PAGES
 from xray_pipeline.base.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ SECONDS = 10.0
 PAGE = "{{ ti.log_url }}"
 _OF_DECIDE = "ti.xcom_pull(task_ids='decide')"
 REFUSED = f"The candidate is refused: {{{{ {_OF_DECIDE}['reasons'] | join(' ') if {_OF_DECIDE} else '' }}}} {PAGE}"
+REJECTED = f"{{{{ exception }}}} {PAGES}/deliveries/{{{{ task.op_kwargs['delivery'] | urlencode }}}}"
 FAILED = "{{ ti.dag_id }}: task {{ ti.task_id }} failed: {{ exception }} " + PAGE
 
 
@@ -85,8 +86,18 @@ def digest() -> list[BaseNotifier]:
 def failed_by_itself(context: Context) -> None:
     """Tell that `conclude` failed, unless that is because another task did, which told so itself."""
     if not str(context.get("exception", "")).startswith(FAILED_ELSEWHERE):
-        for notifier in notifiers("failed", FAILED):
-            notifier(context)
+        _tell("failed", FAILED, context)
+
+
+def check_failed(context: Context) -> None:
+    """Tell that a delivery is rejected and why, which is how its check ends then, or that its check failed."""
+    rejected = isinstance(context.get("exception"), SystemExit)
+    _tell(*(("rejected", REJECTED) if rejected else ("failed", FAILED)), context)
+
+
+def _tell(event: str, text: str, context: Context) -> None:
+    for notifier in notifiers(event, text):
+        notifier(context)
 
 
 def _wanted(event: str, text: str) -> list[tuple[type[BaseNotifier], dict[str, Any]]]:

@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 APPROVE, REJECT = "Approve", "Reject"
 """What a person who is asked may answer."""
+ACTIONS = {"acknowledge": "acknowledge its drift alarms", "rejudge": "judge it anew"}
+"""What a person may do about a delivery, each in words."""
+SHORTEST_REASON = 3
+"""Characters of a reason, at least."""
 
 
 def shortened(text: str, most: int) -> str:

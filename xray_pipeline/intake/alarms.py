@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, DeliveryError
 from xray_pipeline.base.storage import Store
+from xray_pipeline.intake.places import VERDICT, intake_key
 
 if TYPE_CHECKING:
     from xray_pipeline.intake.drift import Drift
@@ -46,7 +47,7 @@ def keep(store: Store, key: str, fingerprint: str, drift: Drift | None, name: st
     """
     if drift is not None:
         content = {"fingerprint": fingerprint, **drift.to_dict()}
-        records.write(store, f"intake/{key}/{name}", content, if_absent=name == FEATURES)
+        records.write(store, intake_key(key, name), content, if_absent=name == FEATURES)
 
 
 def acknowledged(store: Store, key: str, fingerprint: str) -> tuple[str, ...]:
@@ -57,7 +58,7 @@ def acknowledged(store: Store, key: str, fingerprint: str) -> tuple[str, ...]:
 
 def measured(store: Store, key: str, name: str = CHECKED) -> bool:
     """Whether that measurement was made."""
-    return store.exists(f"intake/{key}/{name}")
+    return store.exists(intake_key(key, name))
 
 
 def standing(store: Store, keys: Iterable[str]) -> tuple[str, ...] | None:
@@ -140,11 +141,11 @@ def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
     fingerprint = _measurements(store, key)[0]["fingerprint"]
     number = len(_given(store, key)) + 1
     given = {"alarms": list(names), "who": who, "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    content, name = {"fingerprint": fingerprint, **given}, f"intake/{key}/acknowledged-{number}.json"
+    content, name = {"fingerprint": fingerprint, **given}, intake_key(key, f"acknowledged-{number}.json")
     if not records.write(store, name, content, if_absent=True):
         raise DeliveryError(f"somebody else acknowledged alarms of delivery {key} at this moment; look again")
     # A rejection was made with the alarms standing; a fit delivery's verdict is needed for its commit.
-    verdict = f"intake/{key}/checked.json"
+    verdict = intake_key(key, VERDICT)
     with contextlib.suppress(Damaged):  # it is judged anew anyway
         if store.exists(verdict) and not records.read(store, verdict, dict[str, Any])["fit"]:
             store.delete(verdict)
@@ -152,11 +153,11 @@ def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
 
 
 def _measurements(store: Store, key: str) -> list[dict[str, Any]]:
-    names = (f"intake/{key}/{name}" for name in (CHECKED, FEATURES))
+    names = (intake_key(key, name) for name in (CHECKED, FEATURES))
     return [records.read(store, name, dict[str, Any]) for name in names if store.exists(name)]
 
 
 def _given(store: Store, key: str) -> list[dict[str, Any]]:
     """Return the acknowledgements of a delivery, those of its earlier files too."""
-    names = sorted(e.key for e in store.list(f"intake/{key}") if e.key.startswith(f"intake/{key}/acknowledged-"))
+    names = sorted(e.key for e in store.list(f"intake/{key}") if e.key.startswith(intake_key(key, "acknowledged-")))
     return [records.read(store, name, dict[str, Any]) for name in names]

@@ -23,6 +23,7 @@ from xray_pipeline.intake import alarms, delivery_page, drift, expectations
 from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
 from xray_pipeline.intake.deliveries import Delivery, Inventory
 from xray_pipeline.intake.drift import Drift
+from xray_pipeline.intake.places import PAGE, VERDICT, intake_key, judged
 from xray_pipeline.intake.tallies import near_copies
 
 log = logging.getLogger(__name__)
@@ -109,9 +110,9 @@ def unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError)
         rules = ""
     result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
     for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
-        store.delete(f"intake/{key}/{name}")
-    store.write(f"intake/{key}/page.html", delivery_page.unjudged(delivery, str(error)).encode())
-    records.write(store, f"intake/{key}/checked.json", result.to_dict())
+        store.delete(intake_key(key, name))
+    store.write(intake_key(key, PAGE), delivery_page.unjudged(delivery, str(error)).encode())
+    records.write(store, intake_key(key, VERDICT), result.to_dict())
     return result
 
 
@@ -125,22 +126,22 @@ def keep(store: Store, intake: Intake, rules: str) -> Checked:
     contents = {
         "table.parquet": to_parquet(intake.table, {"delivery": delivery.name}),
         "expectations.json": records.canonical(intake.result) if intake.result else b"",
-        "page.html": intake.page.encode(),
+        PAGE: intake.page.encode(),
     }
-    store.delete(f"intake/{key}/checked.json")
+    store.delete(intake_key(key, VERDICT))
     for name, content in contents.items():
         if content:
-            store.write(f"intake/{key}/{name}", content)
+            store.write(intake_key(key, name), content)
         else:
-            store.delete(f"intake/{key}/{name}")
+            store.delete(intake_key(key, name))
     if intake.drift is None:
-        store.delete(f"intake/{key}/{alarms.CHECKED}")
+        store.delete(intake_key(key, alarms.CHECKED))
     alarms.keep(store, key, delivery.fingerprint, intake.drift)
     counts = accounting([intake.table])
     accepted, why = counts.pop("accepted", 0), " ".join(intake.failures)
     table = records.digest_of(contents["table.parquet"])
     result = Checked(key, asdict(delivery), rules, intake.fit, accepted, counts, why, intake.warnings, table)
-    records.write(store, f"intake/{key}/checked.json", result.to_dict())
+    records.write(store, intake_key(key, VERDICT), result.to_dict())
     return result
 
 
@@ -165,7 +166,7 @@ def checked(store: Store, key: str) -> Checked | None:
     Raises DatasetError for one of an unknown format.
     """
     try:
-        return records.read(store, f"intake/{key}/checked.json", Checked)
+        return records.read(store, intake_key(key, VERDICT), Checked)
     except ObjectNotFound:
         return None
     except Damaged as error:
@@ -177,7 +178,7 @@ def checked_table(store: Store, verdict: Checked) -> pd.DataFrame:
     """Return the intake table that a verdict names. Raises DeliveryError when it is not there, DatasetError."""
 
     try:
-        data = records.exactly(store, f"intake/{verdict.key}/table.parquet", verdict.table, "checked.json")
+        data = records.exactly(store, intake_key(verdict.key, "table.parquet"), verdict.table, VERDICT)
     except (Damaged, ObjectNotFound) as error:
         raise DeliveryError(f"{error}; or check it again") from error
     return from_parquet(data, f"intake table of {verdict.key}")
@@ -190,8 +191,7 @@ def rejected(settings: Settings) -> list[Checked]:
     """
 
     committed, store = set(Dataset(settings).manifests()), open_store(settings.store, settings)
-    judged_keys = {entry.key.split("/")[1] for entry in store.list("intake") if entry.key.endswith("/checked.json")}
-    waiting = [checked(store, key) for key in sorted(judged_keys - committed)]
+    waiting = [checked(store, key) for key in sorted(judged(store) - committed)]
     return [
         verdict
         for verdict in waiting

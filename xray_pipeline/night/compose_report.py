@@ -97,7 +97,8 @@ def _subject(run: Run, registry: Registry, both: Pair) -> report.Subject:
     registered = registry.ledger.state().registered.items()
     version = next((version for version, entry in registered if entry.candidate == both.candidate.digest), None)
     now = datetime.fromtimestamp(run.store().clock(), UTC).strftime("%Y-%m-%d %H:%M")
-    return report.Subject(run.settings.model_name, both.candidate.digest, version, both.champion, run.name, now)
+    about = (run.settings.model_name, both.candidate.digest, version, both.champion, run.name, now, run.pages)
+    return report.Subject(*about)
 
 
 def _values(recipe: Mapping[str, Any]) -> dict[str, object]:

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from xray_pipeline.base.errors import ConfigError, DeliveryError
+from xray_pipeline.base.text import ACTIONS, SHORTEST_REASON
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
@@ -14,9 +15,6 @@ from xray_pipeline.night.identity import compare
 from xray_pipeline.night.run import Run
 
 log = logging.getLogger(__name__)
-
-ACTIONS = ("acknowledge", "rejudge")
-SHORTEST_REASON = 3
 
 
 def act(run: Run, action: str, key: str, why: str) -> dict[str, Any]:

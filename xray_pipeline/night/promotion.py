@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.records import Outcome
-from xray_pipeline.base.text import APPROVE, shortened
+from xray_pipeline.base.text import APPROVE, SHORTEST_REASON, shortened
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.night import compose_report, judging, trial, versions
 from xray_pipeline.night import pair as comparing
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 Answer = Literal["approved", "rejected", "not-answered"]
 NOBODY = "nobody, the time ran out"
-SHORTEST_REASON = 3
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of the night works with: the settings, what overrides the recipe, who asked for it, and its name
-    where it was started (the Airflow run; "" from the command line)."""
+    """What one run of the night works with: the settings, what overrides the recipe, who asked for it, its name where
+    it was started (the Airflow run; "" from the command line) and the address of the pages on it there."""
 
     settings: Settings
     overrides: Mapping[str, object] = field(default_factory=dict)
     who: str = "schedule"
     name: str = ""
+    pages: str = ""
 
     @classmethod
-    def of(cls, params: Mapping[str, Any], who: str = "schedule", name: str = "") -> Run:
+    def of(cls, params: Mapping[str, Any], who: str = "schedule", name: str = "", pages: str = "") -> Run:
         """Combine the configured settings with a form's values; None and "" mean the configured value.
 
         The policy is no value of a form: who may start a night may not choose what it is judged by.
@@ -41,7 +42,7 @@ class Run:
         given = {name: value for name, value in params.items() if value not in (None, "")}
         given |= parse_text(given.pop("overrides", ""))
         settings = {name: given.pop(name) for name in ("incoming", "recipe", "promotion") if name in given}
-        return cls(Settings(**settings), given, who, name)
+        return cls(Settings(**settings), given, who, name, pages)
 
     def recipe(self) -> Recipe:
         """Return the recipe with its overrides. Raises ConfigError."""

@@ -23,6 +23,7 @@ from xray_pipeline.intake import alarms, deliveries, reconsider, verdicts
 from xray_pipeline.intake import check as intakes
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake.places import VERDICT, intake_key
 from xray_pipeline.intake.rules import judging_digest
 from xray_pipeline.intake.verdicts import (
     Checked,
@@ -113,7 +114,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         log.info("judged before, and nothing has changed since")
         log.info("%s", in_words(earlier))
         return earlier
-    store.delete(f"intake/{key}/checked.json")  # a verdict on other files must not outlive this task's death
+    store.delete(intake_key(key, VERDICT))  # a verdict on other files must not outlive this task's death
     try:
         if arriving:  # it grew since it was found
             raise DeliveryError(arriving)
@@ -125,7 +126,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     except DeliveryError as error:
         if key in dataset.manifests():
             if earlier and earlier.fit:  # it was taken away above
-                records.write(store, f"intake/{key}/checked.json", earlier.to_dict(), if_absent=True)
+                records.write(store, intake_key(key, VERDICT), earlier.to_dict(), if_absent=True)
             raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
         result = unjudged(store, delivery, rules, error)
     else:
@@ -189,7 +190,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
         except DeliveryError as error:
             if key in dataset.manifests():  # by another run, before the change
                 continue
-            store.delete(f"intake/{key}/checked.json")
+            store.delete(intake_key(key, VERDICT))
             log.error("delivery %s is not committed: %s", key, error)
             changed.append(key)
             continue

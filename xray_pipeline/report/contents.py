@@ -19,7 +19,8 @@ from xray_pipeline.report.wording import candidate_of
 @dataclass(frozen=True)
 class Subject:
     """What a report is about: the candidate's digest, the version it became (None: it is not registered) and the
-    champion's (None: there is none); the Airflow run that decided ("": the command line) and when (UTC)."""
+    champion's (None: there is none); the Airflow run that decided ("": the command line) and when (UTC); the address
+    of the pages on its deliveries ("": there are none)."""
 
     model_name: str
     candidate: str
@@ -27,6 +28,7 @@ class Subject:
     champion: int | None = None
     night: str = ""
     at: str = ""
+    pages: str = ""
 
 
 @dataclass(frozen=True)

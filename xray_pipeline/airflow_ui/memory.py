@@ -1,0 +1,24 @@
+"""What a process of Airflow remembers of the store between two looks at it: the API server for its pages, the triggerer
+for the requests that wait."""
+
+from __future__ import annotations
+
+import functools
+
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.intake import alarms
+from xray_pipeline.registry.ledger import Ledger
+
+_seen: dict[tuple[str, str], bool] = {}
+
+
+@functools.lru_cache(maxsize=1)
+def ledger(store: str) -> Ledger:
+    """Open one ledger a process: it keeps the entries that it has read."""
+    return Ledger(open_store(store, Settings()))
+
+
+def alarmed(store: Store) -> list[str]:
+    """Return the keys of all deliveries that ever raised a drift alarm, as `alarms.raised` does."""
+    return alarms.raised(store, _seen)

@@ -31,6 +31,7 @@ from samples import dicom, jpeg, picture, png
 from xray_pipeline.base.errors import ConfigError, DeliveryError, StorageUnavailable
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore, Entry, open_store
+from xray_pipeline.dataset.amendments import NOTHING
 from xray_pipeline.dataset.fingerprints import Prints
 from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.parquet import from_parquet, to_parquet
@@ -55,6 +56,8 @@ NOW = time.time() + 1_000_000  # later than any file a test lays, however long t
 
 class Past:
     """A dataset of a test's own making."""
+
+    amended, withdrawn = NOTHING, Prints.joined([])
 
     def __init__(
         self,

@@ -81,7 +81,7 @@ def _committed(settings: Settings) -> list[str]:
     """Return the keys of the committed deliveries, oldest first."""
     from xray_pipeline.dataset.store import Dataset
 
-    return [commit.manifest for commit in Dataset(settings).commits.read()]
+    return [commit.manifest for commit in Dataset(settings).commits.manifests()]
 
 
 def _rows(store: Store, keys: Sequence[str], committed: Collection[str]) -> list[dict[str, Any]]:

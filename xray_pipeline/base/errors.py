@@ -3,6 +3,7 @@
     XrayError
     ├── Permanent                trying again changes nothing until a person has changed something
     │   ├── ConfigError          a setting, recipe or policy is wrong
+    │   ├── AmendmentError       the dataset can't be amended as it was asked
     │   └── ModelRefused         a model artifact must not be loaded (pickle, unknown file, wrong digest)
     ├── StorageError             a store can't be used as asked
     │   ├── ObjectNotFound       the key isn't there
@@ -45,6 +46,10 @@ class Permanent(XrayError):
 
 class ConfigError(Permanent):
     """A setting, recipe or policy is wrong."""
+
+
+class AmendmentError(Permanent):
+    """The dataset can't be amended as it was asked: nothing or too much is meant, or it is done already."""
 
 
 class StorageError(XrayError):

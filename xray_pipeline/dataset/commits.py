@@ -1,4 +1,5 @@
-"""The dataset's commits: a chain of small files, each naming the manifest it commits and the commit before it.
+"""The dataset's commits: a chain of small files, each naming the commit before it, and the manifest that it commits or
+holding an amendment (amendments.py).
 
     dataset.json  <──names──  commits/1  <──names──  commits/2  <──names──  commits/3  <──remembers──  the registry
     (what the first               │                     │                      │
@@ -27,6 +28,7 @@ import msgspec
 from xray_pipeline.base.errors import Damaged, DatasetError, ObjectNotFound
 from xray_pipeline.base.records import canonical, digest_of, parsed, read_all
 from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.amendments import Amendment
 
 FORMAT = 1
 IDENTITY_FORMAT = 1
@@ -44,14 +46,16 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patient_key: str
 
 
-class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `number`-th commit: the manifest's key and SHA-256, and the SHA-256 of the file before (of dataset.json)."""
+class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The `number`-th commit: a manifest's key and SHA-256, or an amendment; and the SHA-256 of the file before (of
+    dataset.json)."""
 
     format: int
     number: int
-    manifest: str
-    digest: str
     previous: str
+    manifest: str = ""
+    digest: str = ""
+    amendment: Amendment | None = None
 
     @property
     def place(self) -> str:
@@ -104,12 +108,20 @@ class Commits:
         """
         there = {entry.key for entry in self.store.list("manifests")}  # first: each has its commit already
         commits = self.read(derive)
-        if strays := sorted(there - {commit.file for commit in commits}):
+        if strays := sorted(there - {commit.file for commit in commits if commit.manifest}):
             raise Damaged(
                 f"no commit in {self.store.uri} names {', '.join(strays[:5])}: the last commits are missing; restore "
                 f"them from a backup"
             )
         return commits, there
+
+    def manifests(self) -> list[Commit]:
+        """Return the commits of manifests, oldest first. Raises as `read` does."""
+        return [commit for commit in self.read() if commit.manifest]
+
+    def amendments(self) -> dict[int, Amendment]:
+        """Return all amendments by their numbers, oldest first. Raises as `read` does."""
+        return {commit.number: commit.amendment for commit in self.read() if commit.amendment}
 
     def of(self, manifest: str) -> Commit:
         """Return the commit of a manifest. Raises DatasetError when there is none, and as `read` does."""
@@ -127,9 +139,17 @@ class Commits:
 
     def add(self, manifest: str, digest: str, after: int) -> Commit | None:
         """Commit a manifest as the one after number `after`; None when another has that place. Raises DatasetError."""
+        return self._take(Commit(FORMAT, after + 1, self._before(after), manifest, digest))
+
+    def amend(self, amendment: Amendment, after: int) -> Commit | None:
+        """Commit an amendment as `add` does a manifest, and with what it raises."""
+        return self._take(Commit(FORMAT, after + 1, self._before(after), amendment=amendment))
+
+    def _before(self, after: int) -> str:
         self.read()
-        previous = self._digests[after - 1] if after else digest_of(self.store.read(IDENTITY))
-        commit = Commit(FORMAT, after + 1, manifest, digest, previous)
+        return self._digests[after - 1] if after else digest_of(self.store.read(IDENTITY))
+
+    def _take(self, commit: Commit) -> Commit | None:
         return commit if self.store.write_if_absent(commit.place, canonical(msgspec.to_builtins(commit))) else None
 
     def identity(self) -> Identity | None:
@@ -145,6 +165,8 @@ class Commits:
 
     def _append(self, data: bytes, place: str) -> None:
         commit = parsed(data, Commit, FORMAT, f"{place} in {self.store.uri}")
+        if bool(commit.manifest and commit.digest) is bool(commit.amendment):
+            raise Damaged(f"{place} in {self.store.uri} is neither a manifest's commit nor an amendment; restore it")
         before = self._digests[-1] if self._digests else commit.previous
         if commit.place != place or commit.previous != before:
             raise Damaged(
@@ -152,7 +174,8 @@ class Commits:
                 f"commit before it is {before[:12]}; one of the two was changed: restore them from a backup"
             )
         self._commits.append(commit)
-        self._known[commit.manifest] = commit
+        if commit.manifest:
+            self._known[commit.manifest] = commit
         self._digests.append(digest_of(data))
 
     def _begin(self, derive: Callable[[], bytes] | None) -> None:

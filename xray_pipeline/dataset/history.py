@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from xray_pipeline.dataset.amendments import NOTHING, Amended
 from xray_pipeline.dataset.fingerprints import Prints
-from xray_pipeline.dataset.revisions import File, contested, counted, files_of, in_force, part_of
+from xray_pipeline.dataset.revisions import CONFLICT, File, contested, counted, files_of, in_force, part_of
 
 
 class History:
-    """What earlier deliveries brought: the context in which a new one is judged."""
+    """What earlier deliveries brought, as amendments correct it: the context in which a new one is judged."""
 
-    def __init__(self, tables: dict[str, pd.DataFrame], others: Set[File] = frozenset()) -> None:
-        self._tables, self._others = tables, others
+    def __init__(
+        self, tables: dict[str, pd.DataFrame], others: Set[File] = frozenset(), amended: Amended = NOTHING
+    ) -> None:
+        self._tables, self._others, self.amended = tables, others, amended
 
     def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
         """Return how many parts of delivery `name` are committed, and their files as (file, size, version)."""
@@ -34,30 +38,55 @@ class History:
             stays = (table["verdict"] == "accepted") | ~table["file"].isin(paths)
             return table if stays.all() else table[stays].reset_index(drop=True)
 
-        return History({key: less(t) if part_of(key)[0] == name else t for key, t in self._tables.items()}, others)
+        tables = {key: less(t) if part_of(key)[0] == name else t for key, t in self._tables.items()}
+        return History(tables, others, self.amended)
 
     def labels(self, digest: str) -> str | None:
-        """Return the label of a committed radiograph; None when the dataset doesn't hold it."""
+        """Return the label of a committed radiograph; None when the dataset doesn't hold it, or not any more."""
         return self._labels.get(digest)
 
     def side(self, patient: str) -> str | None:
-        """Return the side a committed patient is on; None for a new patient."""
+        """Return the side a committed patient is on, withdrawn or not; None for a new patient."""
         return self._sides.get(patient)
 
     def reference(self) -> pd.DataFrame:
         """Return what a delivery is compared with: digest, patient, label, statistics, age_years of each radiograph."""
         return self._accepted("digest", "patient", "label", "statistics", "age_years")
 
+    def said(self) -> pd.DataFrame:
+        """Return digest, label, patient, side, verdict and delivery of each row that says what a radiograph shows: the
+        accepted ones and those in a label conflict, but no withdrawn ones."""
+        columns = ("digest", "label", "patient", "side", "verdict")
+        parts = [
+            self._labelled(table, self._said[key], columns).assign(delivery=part_of(key)[0])
+            for key, table in self._tables.items()
+        ]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "delivery"])
+
     @cached_property
     def prints(self) -> Prints:
         """The fingerprints of the committed radiographs, in the order of the manifests' keys. Raises DatasetError."""
-        return Prints.joined([Prints.of(t, np.flatnonzero(t["verdict"] == "accepted")) for t in self._tables.values()])
+        return Prints.joined([Prints.of(t, np.flatnonzero(self._held[key])) for key, t in self._tables.items()])
+
+    @cached_property
+    def disputed(self) -> Prints:
+        """The fingerprints of what deliveries brought under a label that others contradict. Raises DatasetError."""
+        return self._prints({key: self._said[key] & (t["reason"] == CONFLICT) for key, t in self._tables.items()})
 
     @cached_property
     def contested(self) -> Prints:
         """The fingerprints of radiographs, accepted or not, that label conflicts keep out. Raises DatasetError."""
-        out, stands = contested(self._tables), in_force(self._tables)
-        rows = {key: counted(t, stands[key]) & t["digest"].isin(out) for key, t in self._tables.items() if out}
+        out = contested(self._tables, self.amended)
+        return self._prints({key: self._said[key] & t["digest"].isin(out) for key, t in self._tables.items() if out})
+
+    @cached_property
+    def withdrawn(self) -> Prints:
+        """The fingerprints of radiographs that were withdrawn, as far as they are kept. Raises DatasetError."""
+        return self._prints(
+            {key: self.amended.out(table) & (table["phash"] != "") for key, table in self._tables.items()}
+        )
+
+    def _prints(self, rows: dict[str, NDArray[np.bool_]]) -> Prints:
         return Prints.joined([Prints.of(self._tables[key], np.flatnonzero(which)) for key, which in rows.items()])
 
     @cached_property
@@ -66,11 +95,30 @@ class History:
 
     @cached_property
     def _sides(self) -> dict[str, str]:
-        return dict(self._accepted("patient", "side").itertuples(index=False, name=None))
+        tables = (table.loc[table["verdict"] == "accepted", ["patient", "side"]] for table in self._tables.values())
+        return {patient: side for rows in tables for patient, side in rows.itertuples(index=False, name=None)}
+
+    @cached_property
+    def _held(self) -> dict[str, NDArray[np.bool_]]:
+        """Which rows of each manifest the dataset holds: accepted, and not withdrawn."""
+        return {
+            key: np.asarray((table["verdict"] == "accepted") & ~self.amended.out(table))
+            for key, table in self._tables.items()
+        }
+
+    @cached_property
+    def _said(self) -> dict[str, NDArray[np.bool_]]:
+        stands = in_force(self._tables)
+        return {key: counted(t, stands[key]) & ~self.amended.out(t) for key, t in self._tables.items()}
 
     def _accepted(self, *columns: str) -> pd.DataFrame:
-        tables = [t.loc[t["verdict"] == "accepted", list(columns)] for t in self._tables.values()]
+        tables = [self._labelled(table, self._held[key], columns) for key, table in self._tables.items()]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
+
+    def _labelled(self, table: pd.DataFrame, which: NDArray[np.bool_], columns: Sequence[str]) -> pd.DataFrame:
+        """Return columns of some rows; a label is the one that stands."""
+        rows = table.loc[which, list(dict.fromkeys(["digest", "label", *columns]))]
+        return rows.assign(label=self.amended.labelled(rows))[list(columns)]
 
 
 EMPTY: Final = History({})

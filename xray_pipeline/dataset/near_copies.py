@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -62,6 +62,25 @@ def every(asked: Prints, known: Prints, workers: int = 0) -> list[tuple[int, int
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         near = _candidates(asked, known, False, pool)
         return _copies([(q, n) for q, places in enumerate(near) for n in places.tolist()], asked, known, pool)
+
+
+def links(places: Sequence[int], known: Prints, workers: int = 0) -> dict[str, set[str]]:
+    """Return the near copies, by digest, of all that those at `places` of `known` are connected with."""
+    found: dict[str, set[str]] = {}
+    reached = {known.digests[at]: at for at in places}
+    asking = list(reached.values())
+    while asking:
+        further = {}
+        for at, other in every(known.take(asking), known, workers):
+            one, two = known.digests[asking[at]], known.digests[other]
+            if one != two:
+                found.setdefault(one, set()).add(two)
+                found.setdefault(two, set()).add(one)
+                if two not in reached:
+                    further[two] = other
+        reached |= further
+        asking = list(further.values())
+    return found
 
 
 def _copies(

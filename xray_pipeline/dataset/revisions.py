@@ -13,9 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
 
+from xray_pipeline.dataset.amendments import NOTHING, Amended
+
 File = tuple[str, int, str]
 
 CONFLICT = "label-conflict"
+WITHDRAWN = "withdrawn"
 
 
 def part_of(key: str) -> tuple[str, int]:
@@ -68,24 +71,25 @@ def decisive(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return sorted(keys)
 
 
-def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
+def contested(tables: Mapping[str, pd.DataFrame], amended: Amended = NOTHING) -> set[str]:
     """Return the digests of radiographs that manifests (by key) hold under two labels, themselves or near copies.
 
     Near copies are connected by what rows in force, accepted or in a label conflict, say of each other; each group of
     connected ones shows one chest. A conflict is over once the rows in force agree: of a (NORMAL), its near copy b
-    (NORMAL) and c, a near copy of b (PNEUMONIA), all are contested until a later part of a delivery replaces a row.
+    (NORMAL) and c, a near copy of b (PNEUMONIA), all are contested until a later part of a delivery replaces a row, or
+    until a person settles it: where labels are settled, what deliveries say does not count.
     """
     stands = in_force(tables)
+    said = {key: counted(table, stands[key]) & ~amended.out(table) for key, table in tables.items()}
     conflicts = {
         digest
         for key, table in tables.items()
-        for digest in table.loc[(table["reason"] == CONFLICT) & counted(table, stands[key]), "digest"]
+        for digest in table.loc[(table["reason"] == CONFLICT) & said[key], "digest"]
     }
     if not conflicts:
         return set()
     columns = ["digest", "label", "near_copy", "withdraws"]
-    parts = [t.loc[counted(t, stands[key]), columns] for key, t in tables.items()]
-    rows = pd.concat(parts, ignore_index=True)
+    rows = pd.concat([table.loc[said[key], columns] for key, table in tables.items()], ignore_index=True)
     chests = DisjointSet(conflicts)
     linked = rows.loc[(rows["near_copy"] != "") | (rows["withdraws"] != ""), ["digest", "near_copy", "withdraws"]]
     for digest, near, withdraws in linked.itertuples(index=False, name=None):
@@ -95,7 +99,9 @@ def contested(tables: Mapping[str, pd.DataFrame]) -> set[str]:
             chests.merge(digest, other)
     groups = [group for group in chests.subsets() if not conflicts.isdisjoint(group)]
     chest_of = {digest: number for number, group in enumerate(groups) for digest in group}
-    labels = rows["label"].groupby(rows["digest"].map(chest_of)).nunique()
+    chest, settled = rows["digest"].map(chest_of), rows["digest"].isin(amended.labels.keys())
+    decides = settled | ~chest.isin(set(chest[settled]))
+    labels = amended.labelled(rows)[decides].groupby(chest[decides]).nunique()
     return {digest for digest, number in chest_of.items() if labels.get(number, 0) > 1}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import os
 import secrets
@@ -32,6 +34,14 @@ def side_of(patient: str, given: str, mode: SplitMode, validation: float, held_o
     if draw < held_out:
         return "held-out"
     return "validation" if draw < held_out + validation else "train"
+
+
+def patient_hash(key: bytes, text: str) -> str:
+    """Return the keyed hash (32 hexadecimal digits) that is all that is kept of a patient.
+
+    `text` is "patient:" and the id that a delivery gives, or "file:" and the digest of the file where none is known.
+    """
+    return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
 
 
 _SHORTEST_KEY = 32  # characters, of the 64 that are made

@@ -1,10 +1,11 @@
-"""Everything accepted so far: radiographs by content digest and one immutable manifest per delivery.
+"""Everything accepted so far: radiographs by content digest, one immutable manifest per delivery, and amendments.
 
     radiographs/<2>/<digest>.jpg|.png    the stored bytes, named by their SHA-256
-    commits/<n>.json                     the n-th commit: a manifest's key and SHA-256; writing it is the commit point
+    commits/<n>.json                     the n-th commit: a manifest's key and SHA-256, or an amendment; writing it is
+                                         the commit point
     drafts/<delivery>.<digest>.parquet   the manifest until then
     manifests/<delivery>.parquet         every file of the delivery with its verdict
-    snapshots/<digest>.json              the manifests a training run reads
+    snapshots/<digest>.json              the manifests a training run reads, and what amendments say of their rows
     dataset.json                         what the first commit fixed: classes, split, fingerprint of the patient key
 
 Nothing is believed unread: a manifest is what its commit names, a commit what the next one does, dataset.json what the
@@ -23,8 +24,8 @@ import hmac
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import pandas as pd
@@ -41,10 +42,12 @@ from xray_pipeline.base.errors import (
 from xray_pipeline.base.records import canonical, digest_of, exactly, parsed
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, check_writes_once, open_store
+from xray_pipeline.dataset.amendments import Amended, Amendment, together
 from xray_pipeline.dataset.commits import IDENTITY, IDENTITY_FORMAT, Commit, Commits, Identity
 from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.parquet import FORMAT, fact, from_parquet
 from xray_pipeline.dataset.revisions import contested, decisive
+from xray_pipeline.dataset.snapshots import Named, said_of
 from xray_pipeline.dataset.split import key_of
 
 log = logging.getLogger(__name__)
@@ -73,14 +76,6 @@ class Snapshot:
     patients: int
 
 
-class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a snapshot's file holds: `dataset` is that of dataset.json, `manifests` are keys to SHA-256."""
-
-    format: int
-    dataset: dict[str, Any]
-    manifests: dict[str, str]
-
-
 class Dataset:
     """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added, drafts aside."""
 
@@ -104,7 +99,7 @@ class Dataset:
 
     def manifests(self) -> list[str]:
         """Return the keys of all committed deliveries, sorted. Raises DatasetError for a broken chain of commits."""
-        return sorted(commit.manifest for commit in self.commits.read())
+        return sorted(commit.manifest for commit in self.commits.manifests())
 
     def manifest(self, key: str) -> pd.DataFrame:
         """Return a committed delivery's table, one row per file.
@@ -114,8 +109,13 @@ class Dataset:
         return self._manifest(key)[1]
 
     def history(self) -> History:
-        """Return what all committed deliveries brought. Raises DatasetError."""
-        return History({key: self.manifest(key) for key in self.manifests()})
+        """Return what all committed deliveries brought, as amendments correct it. Raises DatasetError."""
+        amended = self.amended()  # first: what it withdraws has its manifest already
+        return History({key: self.manifest(key) for key in self.manifests()}, amended=amended)
+
+    def amended(self) -> Amended:
+        """Return what all amendments say together. Raises DatasetError for a broken chain of commits."""
+        return together(self.commits.amendments())
 
     def begin(self) -> None:
         """Fix what the first commit fixes, or compare it with the settings.
@@ -135,6 +135,16 @@ class Dataset:
         if commit is not None:
             self._make_manifest(commit)
         return commit is not None
+
+    def amend(self, describe: Callable[[History], Amendment]) -> Commit:
+        """Commit an amendment, which `describe` makes of the dataset of that moment: anew when another was faster.
+
+        Raises DatasetError, and what `describe` raises: nothing is amended then.
+        """
+        while True:
+            commits = self.finish()
+            if commit := self.commits.amend(describe(self.history()), len(commits)):
+                return commit
 
     def described(self, key: str) -> Manifest:
         """Return how many files of a committed delivery went which way. Raises DatasetError."""
@@ -161,7 +171,7 @@ class Dataset:
         """
         commits, there = self.commits.listed(self._derived)
         for commit in commits:
-            if commit.file not in there:
+            if commit.manifest and commit.file not in there:
                 self._make_manifest(commit)
         for entry in self.store.list("drafts"):
             if entry.modified < time.time() - DRAFT_SECONDS:  # of a process that was killed before its commit
@@ -179,7 +189,8 @@ class Dataset:
         Raises DatasetError when the commits themselves are not whole.
         """
         damaged = []
-        for commit in self.commits.listed()[0]:
+        self.commits.listed()
+        for commit in self.commits.manifests():
             try:
                 self._manifest(commit.manifest)
             except Damaged:
@@ -191,16 +202,18 @@ class Dataset:
         return fact(self._committed(self.commits.of(key)), "fingerprint", "")
 
     def snapshot(self) -> Snapshot | None:
-        """Name the present state of the dataset and keep that name; None while nothing is committed."""
-        keys = decisive({key: self.manifest(key) for key in self.manifests()})
+        """Name the present state of the dataset and keep that name; None while nothing is committed.
+
+        The name follows from what the dataset holds: an amendment that is undone gives back the name from before it.
+        """
+        amended = self.amended()
+        tables = {key: self.manifest(key) for key in self.manifests()}
+        keys = decisive(tables)
         if not keys:
             return None
-        content = {
-            "format": FORMAT,
-            "dataset": msgspec.to_builtins(self.commits.identity()),
-            "manifests": {key: self._manifest(key)[0] for key in keys},
-        }
-        data = canonical(content)
+        identity = msgspec.to_builtins(self.commits.identity())
+        manifests = {key: self._manifest(key)[0] for key in keys}
+        data = canonical(msgspec.to_builtins(Named(FORMAT, identity, manifests, *said_of(tables, amended))))
         digest = digest_of(data)
         if not self.store.write_if_absent(f"snapshots/{digest}.json", data):
             self.store.write(f"snapshots/{digest}.json", data)  # what is there is not what its name says
@@ -215,11 +228,13 @@ class Dataset:
 
         Columns: digest, suffix, label, patient, side, delivery, source, width, height, mode, view, sex, age_years,
         scanner. `source` is the family a file name belongs to (`source_pattern`), never the name itself. Radiographs
-        that some delivery brought under another label, themselves or a near copy, are left out: `contested`. Raises
-        DatasetError when a manifest is missing or has changed.
+        that some delivery brought under another label, themselves or a near copy, are left out: `contested`. Amendments
+        count as far as they were made before the snapshot. Raises DatasetError when a manifest is missing or has
+        changed.
         """
-        tables = {}
-        for key, expected in self._snapshot(snapshot.digest).manifests.items():
+        named = self._snapshot(snapshot.digest)
+        tables, amended = {}, named.amended()
+        for key, expected in named.manifests.items():
             actual, table = self._manifest(key)
             if actual != expected:
                 raise DatasetError(
@@ -227,12 +242,13 @@ class Dataset:
                     f"{expected[:12]}; restore {self.store.uri}/manifests/{key}.parquet from a backup"
                 )
             tables[key] = table
-        out = contested(tables)
+        out = contested(tables, amended) | amended.withdrawn.keys()
         accepted = [
             table[(table["verdict"] == "accepted") & ~table["digest"].isin(out)].assign(delivery=key)
             for key, table in tables.items()
         ]
         rows = pd.concat(accepted, ignore_index=True)
+        rows["label"] = amended.labelled(rows)
         rows["source"] = rows["file"].map(self._source)
         return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
 

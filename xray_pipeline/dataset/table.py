@@ -51,6 +51,8 @@ class Row(NamedTuple):
 
 
 COLUMNS: Final = Row._fields
+PERSONAL: Final = ("sex", "scanner", "statistics", "phash", "thumbnail")
+"""Columns of text that show the radiograph or say something of the patient; so does `age_years`."""
 _NUMBERS = {"size": "int64", "width": "int64", "height": "int64", "bits": "int64", "age_years": "float64"}
 _DTYPES = {column: _NUMBERS.get(column, "str") for column in COLUMNS}
 

@@ -2,6 +2,7 @@
 
 Each file was judged by itself; here the accepted ones are compared with each other and with the dataset, in this order:
 
+    what was withdrawn   the same image, a near copy of it, or the same patient: out (withdrawn)
     the same image       under two labels: all are out (label-conflict); else one stays (duplicate, copy-across-split)
     the same patient     on two sides of the split: the dataset's stays; where it has none, all are out
     near copies          across the split: one side stays (copy-across-split)
@@ -19,9 +20,12 @@ connect must agree, however long the way between two of them. Take two deliverie
     e and f are near copies:     {e, f} disagree. Both are out, and withdraw nothing.
     d and g have no near copy:   they are in.
 
+Where a person settled the label of an image by an amendment, that one is compared, not the delivered one.
+
 When c is deleted from its delivery and that is judged anew, its row stands no more, {a, b} agree, and both come back
-(`dataset/revisions.contested` works that out from the manifests alone). To find the groups without comparing everything
-with everything, a search starts where a disagreement is possible, and follows near copies from there (`_links`).
+(`dataset/revisions.contested` works that out from the commits alone). To find the groups without comparing everything
+with everything, a search starts where a disagreement is possible, and follows near copies from there
+(`near_copies.links`).
 """
 
 from __future__ import annotations
@@ -29,23 +33,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset import near_copies
 from xray_pipeline.dataset.fingerprints import Prints
 from xray_pipeline.dataset.history import History
-from xray_pipeline.dataset.revisions import CONFLICT
+from xray_pipeline.dataset.revisions import CONFLICT, WITHDRAWN
+from xray_pipeline.dataset.table import PERSONAL
 
 
 def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings) -> pd.DataFrame:
     """Judge the accepted rows of an intake table once more against each other and the dataset.
 
-    Returns a copy in which label conflicts, duplicates, patients on two sides and copies across the split are
-    quarantined, and near copies on the same side and what a label conflict takes out of the dataset are noted; rows
-    that are quarantined already stay so. Raises DatasetError.
+    Returns a copy in which what was withdrawn, label conflicts, duplicates, patients on two sides and copies across the
+    split are quarantined, and near copies on the same side and what a label conflict takes out of the dataset are
+    noted; rows that are quarantined already stay so. Raises DatasetError.
     """
-    table = table.copy()
+    table, delivered = table.copy(), table["label"]
+    _mark_withdrawn(table, history, settings.workers)
+    table["label"] = history.amended.labelled(table)
     accepted = table.loc[table["verdict"] == "accepted", ["digest", "label", "patient", "side", "given_split"]]
     out = _same_images(accepted, history)
     out |= _two_sides(accepted.drop(index=list(out)), history)
@@ -64,7 +72,24 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings) ->
     if out:
         table.loc[list(out), ["verdict", "side"]] = ["quarantined", ""]
         table.loc[list(out), ["reason", "detail"]] = list(out.values())
+    table["label"] = delivered
     return table
+
+
+def _mark_withdrawn(table: pd.DataFrame, history: History, workers: int) -> None:
+    """Quarantine the accepted rows of withdrawn radiographs and patients, and near copies of the former; of what they
+    show nothing is kept."""
+    accepted = np.asarray(table["verdict"] == "accepted")
+    by = np.where(accepted, history.amended.by(table), 0)
+    out = {row: f"withdrawn by amendment {number}" for row, number in zip(table.index, by, strict=True) if number}
+    rest = table.index[accepted & (by == 0)].tolist()
+    for row, _ in _copied(rest, Prints.of(table, rest), history.withdrawn, workers):
+        out[row] = "near copy of a radiograph that was withdrawn"
+    if out:
+        table.loc[list(out), ["verdict", "side", "reason"]] = ["quarantined", "", WITHDRAWN]
+        table.loc[list(out), "detail"] = list(out.values())
+        table.loc[list(out), list(PERSONAL)] = ""
+        table.loc[list(out), "age_years"] = float("nan")
 
 
 _Reasons = dict[int, tuple[str, str]]
@@ -168,7 +193,7 @@ def _two_labels(
     starts |= _under_another_label(table.loc[here, "label"], near, mine, history, workers)
     if not starts:
         return {}, {}
-    links = _links(sorted(starts), Prints.joined([mine, known, contested]), workers)
+    links = near_copies.links(sorted(starts), Prints.joined([mine, known, contested]), workers)
     rows_of: dict[str, list[int]] = {}
     for row, digest in sorted(zip(here, mine.digests, strict=True)):
         rows_of.setdefault(digest, []).append(row)
@@ -207,25 +232,6 @@ def _under_another_label(
         others = everything.take([at for at, other in enumerate(labels) if other != label])
         found |= {at for at, _ in _copied(asked, mine.take(asked), others, workers)}
     return found
-
-
-def _links(places: Sequence[int], every: Prints, workers: int) -> dict[str, set[str]]:
-    """Return the near copies, by digest, of all that those at `places` are connected with."""
-    links: dict[str, set[str]] = {}
-    reached = {every.digests[at]: at for at in places}
-    asking = list(reached.values())
-    while asking:
-        further = {}
-        for at, other in near_copies.every(every.take(asking), every, workers):
-            one, two = every.digests[asking[at]], every.digests[other]
-            if one != two:
-                links.setdefault(one, set()).add(two)
-                links.setdefault(two, set()).add(one)
-                if two not in reached:
-                    further[two] = other
-        reached |= further
-        asking = list(further.values())
-    return links
 
 
 def _groups(links: Mapping[str, set[str]], starts: Iterable[str]) -> Iterator[dict[str, str]]:

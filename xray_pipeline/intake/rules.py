@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.revisions import WITHDRAWN
 from xray_pipeline.intake.layout import LITTER
 
 _PACKAGE = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ NORMALISED: Final[Mapping[str, str]] = _WRITTEN["normalised"]
 """What is put right in a file that is accepted, in words."""
 UNREAD: Final = ("unreadable", "vanished", "changed")
 """Reasons of files whose content nobody knows."""
-NOT_COUNTED: Final = ("duplicate", LITTER)
+NOT_COUNTED: Final = ("duplicate", WITHDRAWN, LITTER)
 """Reasons that do not count in the share of quarantined files."""
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import hmac
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Entry, Store
 from xray_pipeline.dataset.fingerprints import fingerprint
-from xray_pipeline.dataset.split import side_of
+from xray_pipeline.dataset.split import patient_hash, side_of
 from xray_pipeline.dataset.table import Row, quarantined
 from xray_pipeline.images import appearance, radiograph
 from xray_pipeline.images.radiograph import Normalised
@@ -186,11 +185,8 @@ class Reader:
         """Return the keyed hash of the first known of: DICOM's id, the listed one, the file name's, the file itself."""
         for known in (dicom_id.strip(), listed_id.strip()):
             if not _NO_PATIENT.fullmatch(known):
-                return self._hash(f"patient:{known}")
+                return patient_hash(self._key, f"patient:{known}")
         match = self._pattern.search(row.file.rpartition("/")[2])
         if match:
-            return self._hash(f"patient:{match[1] if self._pattern.groups else match[0]}")
-        return self._hash(f"file:{row.source_digest}")
-
-    def _hash(self, text: str) -> str:
-        return hmac.new(self._key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
+            return patient_hash(self._key, f"patient:{match[1] if self._pattern.groups else match[0]}")
+        return patient_hash(self._key, f"file:{row.source_digest}")

@@ -115,8 +115,10 @@ def _store(settings: Settings) -> str:
     store = open_store(settings.store, settings)
     store.folders()
     check_writes_once(store)
-    commits, _ = Commits(store.child("dataset")).listed()
-    return f"{len(commits)} committed {'delivery' if len(commits) == 1 else 'deliveries'} in {settings.store}"
+    commits = Commits(store.child("dataset"))
+    commits.listed()
+    count = len(commits.manifests())
+    return f"{count} committed {'delivery' if count == 1 else 'deliveries'} in {settings.store}"
 
 
 def _ledger(settings: Settings) -> str:

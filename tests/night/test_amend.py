@@ -1,0 +1,335 @@
+"""Labels corrected, radiographs, patients, deliveries withdrawn, and undone: what snapshots and intake make of it."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from laid import ingest, lay
+from samples import dicom, jpeg, picture, png
+
+from xray_pipeline.base.errors import AmendmentError, Damaged
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import books
+from xray_pipeline.night import amend
+from xray_pipeline.night import steps as night
+from xray_pipeline.night.amend import By, Named
+from xray_pipeline.night.run import Run
+
+WHY = "a radiologist looked at it"
+MONDAY = {
+    **{f"NORMAL/patient{n}_1.png": png(picture(n, 200, 180)) for n in (1, 2, 3)},
+    "NORMAL/patient1_2.jpg": jpeg(picture(1, 200, 180), quality=60),  # a near copy of patient1_1
+    "PNEUMONIA/patient4_1.png": png(picture(4, 200, 180)),
+    "PNEUMONIA/named.dcm": dicom(picture(5, 200, 180), PatientID="4711^Ada"),
+}
+
+
+@pytest.fixture
+def run(settings: Settings) -> Run:
+    """Monday's delivery, committed."""
+    rules = IntakeRules(max_quarantined_share=1, max_leak_share=1)
+    one = Run(settings.model_copy(update={"rules": rules}), who="Ada")
+    lay(one.settings, "mon", MONDAY)
+    ingest(one)
+    return one
+
+
+def made(run: Run, *named: tuple[Any, ...], why: str = WHY) -> dict[str, Any]:
+    return amend.amend(run, [Named(*one) for one in named], why)
+
+
+def rows(run: Run) -> pd.DataFrame:
+    """The newest snapshot's radiographs."""
+    dataset = Dataset(run.settings)
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    return dataset.rows(snapshot)
+
+
+def row(file: str, key: str = "mon", run: Run | None = None) -> str:
+    names = sorted(MONDAY) if run is None else list(Dataset(run.settings).manifest(key)["file"])
+    return f"{key}/{names.index(file)}"
+
+
+def digest(run: Run, file: str, key: str = "mon") -> str:
+    table = Dataset(run.settings).manifest(key)
+    return str(table.loc[table["file"] == file, "digest"].iloc[0])
+
+
+# what snapshots make of it
+
+
+def test_a_relabelled_radiograph_and_its_near_copies_have_the_new_label_from_the_next_snapshot_on(run: Run) -> None:
+    dataset = Dataset(run.settings)
+    before = dataset.snapshot()
+    assert before is not None
+    old = dataset.rows(before)
+    ours = [digest(run, f"NORMAL/patient1_{n}.{kind}") for n, kind in ((1, "png"), (2, "jpg"))]
+    answer = made(run, ("relabel", "radiograph", ours[0][:12], "PNEUMONIA"))
+    assert (answer["number"], answer["who"], answer["why"]) == (2, "Ada", WHY)
+    assert answer["changes"][0]["radiographs"] == 2
+    now = rows(run)
+    expected = old.assign(label=old["label"].where(~old["digest"].isin(ours), "PNEUMONIA"))
+    pd.testing.assert_frame_equal(now, expected)
+    pd.testing.assert_frame_equal(Dataset(run.settings).rows(before), old)  # the older one stays what it was
+    assert Dataset(run.settings).history().labels(ours[1]) == "PNEUMONIA"
+
+
+@pytest.mark.parametrize(
+    ("by", "name", "gone"),
+    [
+        ("file", row("NORMAL/patient1_2.jpg"), ["NORMAL/patient1_1.png", "NORMAL/patient1_2.jpg"]),
+        ("patient", "patient4", ["PNEUMONIA/patient4_1.png"]),
+        ("patient", "4711^Ada", ["PNEUMONIA/named.dcm"]),
+        ("patient", "named.dcm", ["PNEUMONIA/named.dcm"]),
+        ("patient-of", row("PNEUMONIA/named.dcm"), ["PNEUMONIA/named.dcm"]),
+        ("delivery", "mon", list(MONDAY)),
+    ],
+)
+def test_what_is_withdrawn_is_in_no_later_snapshot_until_that_is_undone(
+    run: Run, by: By, name: str, gone: list[str]
+) -> None:
+    before, digests = Dataset(run.settings).snapshot(), {digest(run, file) for file in gone}
+    answer = made(run, ("withdraw", by, name))
+    assert answer["changes"][0]["radiographs"] == len(gone)
+    assert not digests & set(rows(run)["digest"])
+    assert len(rows(run)) == len(MONDAY) - len(gone)
+    assert "4711" not in str(answer)
+    made(run, ("undo", "amendment", "2"))
+    assert Dataset(run.settings).snapshot() == before  # by name, too: nothing is trained anew
+    assert [one["stands"] for one in amend.listed(run)] == [False, False]
+
+
+def test_a_withdrawn_delivery_leaves_what_others_brought_and_says_so(run: Run) -> None:
+    lay(run.settings, "tue", {"NORMAL/patient2_5.jpg": jpeg(picture(2, 200, 180), quality=55)})
+    ingest(run)
+    change = made(run, ("withdraw", "delivery", "tue"))["changes"][0]
+    assert (change["radiographs"], change["left"]) == (1, [digest(run, "NORMAL/patient2_1.png")])
+    assert set(rows(run)["delivery"]) == {"mon"}
+
+
+def test_the_side_of_a_patient_who_was_withdrawn_stays(run: Run) -> None:
+    side = Dataset(run.settings).history().side
+    patients = Dataset(run.settings).manifest("mon").set_index("patient")["side"].to_dict()
+    made(run, ("withdraw", "delivery", "mon"))
+    assert {patient: side(patient) for patient in patients} == patients
+
+
+def test_later_amendments_count_before_earlier_ones(run: Run) -> None:
+    ours = digest(run, "NORMAL/patient2_1.png")
+    for label in ("PNEUMONIA", "NORMAL", "PNEUMONIA"):
+        made(run, ("relabel", "radiograph", ours, label))
+    made(run, ("undo", "amendment", "4"))
+    assert rows(run).set_index("digest")["label"][ours] == "NORMAL"
+    made(run, ("undo", "amendment", "3"))
+    assert rows(run).set_index("digest")["label"][ours] == "PNEUMONIA"
+
+
+# what the intake makes of it
+
+
+@pytest.mark.parametrize("label", ["NORMAL", "PNEUMONIA"])
+def test_relabelling_settles_a_conflict_of_all_connected_copies(run: Run, label: str) -> None:
+    """b is a near copy of a, and was delivered under another label: both are out until somebody says which is right."""
+    copy = {"PNEUMONIA/patient2_7.jpg": jpeg(picture(2, 200, 180), quality=60)}
+    lay(run.settings, "tue", {**copy, "NORMAL/patient30_1.png": png(picture(30, 200, 180))})
+    ingest(run)
+    ours, theirs = digest(run, "NORMAL/patient2_1.png"), digest(run, next(iter(copy)), "tue")
+    assert ours not in set(rows(run)["digest"])
+    change = made(run, ("relabel", "radiograph", theirs, label))["changes"][0]
+    assert (change["radiographs"], change["quarantined"]) == (2, ["tue"])
+    assert rows(run).set_index("digest")["label"][ours] == label
+    assert night.rejudge(run, "tue")["accepted"] == 1
+    now = rows(run).set_index("digest")["label"]
+    assert (now[ours], now[theirs]) == (label, label)
+    assert books.verify(run.settings)[0]
+    # A third copy under the other label can't put them in doubt again.
+    other = {"NORMAL": "PNEUMONIA", "PNEUMONIA": "NORMAL"}[label]
+    third = {f"{other}/patient2_8.jpg": jpeg(picture(2, 200, 180), quality=50)}
+    lay(run.settings, "wed", {**third, "NORMAL/patient31_1.png": png(picture(31, 200, 180))})
+    ingest(run)
+    assert set(Dataset(run.settings).manifest("wed")["reason"]) == {"label-conflict", ""}
+    assert {ours, theirs} <= set(rows(run)["digest"])
+
+
+@pytest.mark.parametrize(
+    ("by", "name"), [("patient", "patient2"), ("file", row("NORMAL/patient2_1.png")), ("delivery", "mon")]
+)
+def test_what_was_withdrawn_and_is_delivered_again_is_quarantined(run: Run, by: By, name: str) -> None:
+    made(run, ("withdraw", by, name))
+    again = {
+        "NORMAL/patient2_1.png": MONDAY["NORMAL/patient2_1.png"],
+        "NORMAL/patient2_2.jpg": jpeg(picture(2, 200, 180), quality=60),  # a near copy
+        "NORMAL/patient9_1.png": png(picture(9, 200, 180)),
+        **({"NORMAL/patient2_3.png": png(picture(99, 200, 180))} if by == "patient" else {}),
+    }
+    lay(run.settings, "tue", again)
+    ingest(run)
+    table = Dataset(run.settings).manifest("tue").set_index("file")
+    out = table[table.index != "NORMAL/patient9_1.png"]
+    assert set(out["reason"]) == {"withdrawn"}
+    assert (out[["phash", "thumbnail", "statistics", "sex", "scanner"]] == "").all(axis=None)
+    assert table["verdict"]["NORMAL/patient9_1.png"] == "accepted"
+    assert night.rejudge(run, "tue")["accepted"] == 0
+    made(run, ("undo", "amendment", "2"))
+    assert night.rejudge(run, "tue")["accepted"] == (2 if by == "patient" else 1)  # not the exact copy
+    assert books.verify(run.settings)[0]
+
+
+def test_a_delivery_of_nothing_but_a_withdrawn_patient_is_fit(settings: Settings) -> None:
+    run = Run(settings, who="Ada")
+    lay(settings, "mon", MONDAY)
+    ingest(run)
+    made(run, ("withdraw", "patient", "patient2"))
+    lay(settings, "tue", {f"NORMAL/patient{n}_9.png": png(picture(n + 50, 200, 180)) for n in (2, 6, 7, 8)})
+    ingest(run)
+    assert Dataset(settings).manifest("tue")["reason"].tolist() == ["withdrawn", "", "", ""]
+    assert night.find_deliveries(run) == []
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ([("relabel", "radiograph", "0123456789ab", "PNEUMONIA")], "knows 0 radiographs"),
+        ([("relabel", "radiograph", "0123", "PNEUMONIA")], "8 to 64 of its digits"),
+        ([("relabel", "radiograph", "../../etc/passwd", "PNEUMONIA")], "no digest"),
+        ([("relabel", "file", row("NORMAL/patient1_1.png"), "FRACTURE")], "classes NORMAL, PNEUMONIA"),
+        ([("relabel", "file", row("NORMAL/patient1_1.png"), "NORMAL")], "labelled NORMAL already"),
+        ([("relabel", "file", "mon/99", "NORMAL")], "shows no radiograph"),
+        ([("relabel", "file", "tue/1", "NORMAL")], "no row of a committed delivery"),
+        ([("relabel", "patient", "patient2", "PNEUMONIA")], "name a radiograph"),
+        ([("withdraw", "patient", "nobody^here")], "knows 0 patients"),
+        ([("withdraw", "delivery", "tue")], "knows 0 deliveries"),
+        ([("undo", "amendment", "1")], "no amendment 1 stands"),
+        ([("undo", "amendment", "x")], "no amendment x stands"),
+        (
+            [
+                ("relabel", "file", row("NORMAL/patient1_1.png"), "PNEUMONIA"),
+                ("relabel", "file", row("NORMAL/patient1_2.jpg"), "NORMAL"),
+            ],
+            "already|both",
+        ),
+        ([("withdraw", "patient", "patient2"), ("withdraw", "patient", "nobody^here")], "knows 0 patients"),
+        ([], "name one or more"),
+    ],
+)
+def test_what_cant_be_done_changes_nothing_and_repeats_no_name(run: Run, named: list[Any], why: str) -> None:
+    before = Dataset(run.settings).snapshot()
+    with pytest.raises(AmendmentError, match=why) as raised:
+        made(run, *named)
+    assert "nobody" not in str(raised.value)
+    assert amend.listed(run) == []
+    assert Dataset(run.settings).snapshot() == before
+
+
+def test_an_amendment_asks_for_a_reason_and_is_made_once(run: Run) -> None:
+    with pytest.raises(AmendmentError, match="a reason"):
+        made(run, ("withdraw", "patient", "patient2"), why="  ")
+    made(run, ("withdraw", "patient", "patient2"))
+    with pytest.raises(AmendmentError, match="amendment 2 withdrew it"):
+        made(run, ("withdraw", "patient", "patient2"))
+    with pytest.raises(AmendmentError, match="amendment 2 withdrew it"):
+        made(run, ("relabel", "file", row("NORMAL/patient2_1.png"), "PNEUMONIA"))
+    made(run, ("undo", "amendment", "2"))
+    with pytest.raises(AmendmentError, match="there are: none"):
+        made(run, ("undo", "amendment", "2"))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("who,label\nx,NORMAL\n", "correct line 1"),
+        ("", "correct line 1"),
+        ("file,label\nmon/1,\n", "line 2"),
+        ("file,label\nmon/1,NORMAL\n,NORMAL\n", "line 3"),
+        ("radiograph,file,label\nabcdef0123,mon/1,NORMAL\n", "line 2"),
+        ("file,label\nmon/1,NORMAL,more\n", "line 2"),
+    ],
+)
+def test_a_list_that_is_not_clear_is_refused_by_its_line(text: str, why: str) -> None:
+    with pytest.raises(AmendmentError, match=why):
+        amend.of_table("relabel", text)
+
+
+def test_a_list_is_one_amendment(run: Run) -> None:
+    text = f"\ufefffile,patient\n{row('NORMAL/patient1_1.png')},\n,4711^Ada\n"
+    answer = amend.amend(run, amend.of_table("withdraw", text), WHY)
+    assert [change["radiographs"] for change in answer["changes"]] == [2, 1]
+    assert len(rows(run)) == 3
+    made(run, ("undo", "amendment", str(answer["number"])))
+    assert len(rows(run)) == len(MONDAY)
+
+
+def test_an_amendment_is_a_link_of_the_chain(run: Run) -> None:
+    for label in ("PNEUMONIA", "NORMAL"):
+        made(run, ("relabel", "file", row("NORMAL/patient2_1.png"), label))
+    place = Path(run.settings.store, "dataset", "commits", "00000002.json")
+    place.write_text(place.read_text().replace(WHY, "nobody looked"))
+    with pytest.raises(Damaged, match=r"chain of commits .* breaks at commits/00000003\.json"):
+        Dataset(run.settings).amended()
+
+
+# at once
+
+
+def _relabel(settings: Settings, file: str, labels: list[str]) -> None:
+    for label in labels:
+        amend.amend(Run(settings, who="Ada"), [Named("relabel", "file", file, label)], WHY)
+
+
+def _ingest(settings: Settings) -> None:
+    ingest(Run(settings))
+
+
+@pytest.mark.slow
+def test_amendments_and_commits_at_once_take_one_place_each(run: Run) -> None:
+    """Two people correct two radiographs ten times each, while a night takes in three deliveries that copy them."""
+    labels = list(itertools.islice(itertools.cycle(["PNEUMONIA", "NORMAL"]), 10))
+    for number in range(3):
+        copies = {f"NORMAL/patient{n}_{number + 3}.jpg": _copy(n, number) for n in (1, 2)}
+        lay(run.settings, f"tue{number}", {**copies, f"NORMAL/patient{20 + number}_1.png": png(seed=20 + number)})
+    context = multiprocessing.get_context("spawn")
+    tasks = [
+        context.Process(target=_relabel, args=(run.settings, row("NORMAL/patient1_1.png"), labels)),
+        context.Process(target=_relabel, args=(run.settings, row("NORMAL/patient2_1.png"), labels)),
+        context.Process(target=_ingest, args=(run.settings,)),
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(300)
+    assert [task.exitcode for task in tasks] == [0, 0, 0]
+    dataset = Dataset(run.settings)
+    assert len(dataset.commits.read()) == 24
+    assert len(dataset.commits.manifests()) == 4
+    now = rows(run)
+    assert now["digest"].is_unique
+    assert set(now["label"][now["digest"].isin([digest(run, f"NORMAL/patient{n}_1.png") for n in (1, 2)])]) == {
+        "NORMAL"
+    }
+    # Each delivery was judged against the amendments before it, and against no other.
+    said = {commit.number: commit for commit in dataset.commits.read()}
+    for commit in dataset.commits.manifests():
+        for n in (1, 2):
+            table = dataset.manifest(commit.manifest)
+            mine = table[table["file"].str.startswith(f"NORMAL/patient{n}_")]
+            earlier = [one.amendment for number, one in said.items() if number < commit.number and one.amendment]
+            last = [
+                c.label for a in earlier for c in a.changes if digest(run, f"NORMAL/patient{n}_1.png") in c.radiographs
+            ]
+            settled = (last or ["NORMAL"])[-1]
+            assert set(mine["verdict"]) == ({"accepted"} if settled == "NORMAL" else {"quarantined"})
+
+
+def _copy(patient: int, number: int) -> bytes:
+    return jpeg(np.asarray(picture(patient, 200, 180)), quality=50 + 7 * number)

@@ -1,0 +1,120 @@
+"""Verbs that amend the dataset: correct a label, withdraw, undo, list; and who learned from what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xray_pipeline.command.app import Json, answer, app, this_run
+
+if TYPE_CHECKING:
+    from xray_pipeline.dataset.amendments import Action
+    from xray_pipeline.night.amend import By, Named
+
+amend = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Correct labels, withdraw radiographs, patients or deliveries; from the next snapshot on.",
+)
+app.add_typer(amend, name="amend")
+
+Reason = Annotated[
+    str, typer.Option("--reason", help="Why; kept with your name in the dataset for ever: name no patient.")
+]
+Radiograph = Annotated[str, typer.Option(metavar="DIGEST", help="A radiograph by its digest, 8 digits or more.")]
+File = Annotated[str, typer.Option(metavar="DELIVERY/ROW", help="A radiograph by its row, as `xray quarantine` does.")]
+Patient = Annotated[
+    str, typer.Option(metavar="NAME", help="A patient by PatientID or the name of a file; only a keyed hash is kept.")
+]
+Delivery = Annotated[str, typer.Option(metavar="NAME", help="All that a delivery brought.")]
+Listed = Annotated[
+    Path | None, typer.Option("--from", metavar="FILE", help="CSV with these options as columns; all lines or none.")
+]
+
+
+@amend.command()
+def relabel(
+    reason: Reason,
+    label: Annotated[str, typer.Option(metavar="CLASS", help="The right label.")] = "",
+    radiograph: Radiograph = "",
+    file: File = "",
+    listed: Listed = None,
+    as_json: Json = False,
+) -> None:
+    """Give a radiograph and all copies of it another label; it settles a label conflict between them."""
+    given: dict[By, str] = {"radiograph": radiograph, "file": file}
+    if bool(label) is bool(listed):
+        raise typer.BadParameter("give one, unless a list with --from gives them", param_hint="--label")
+    _amend(_named("relabel", given, listed, label), reason, as_json)
+
+
+@amend.command()
+def withdraw(
+    reason: Reason,
+    radiograph: Radiograph = "",
+    file: File = "",
+    patient: Patient = "",
+    delivery: Delivery = "",
+    listed: Listed = None,
+    as_json: Json = False,
+) -> None:
+    """Take radiographs out of all later snapshots; delivered again they are quarantined."""
+    given: dict[By, str] = {"radiograph": radiograph, "file": file, "patient": patient, "delivery": delivery}
+    _amend(_named("withdraw", given, listed), reason, as_json)
+
+
+@amend.command()
+def undo(number: int, reason: Reason, as_json: Json = False) -> None:
+    """Undo an amendment, by its number."""
+    _amend(_named("undo", {"amendment": str(number)}, None), reason, as_json)
+
+
+@amend.command("list")
+def list_amendments(as_json: Json = False) -> None:
+    """List all amendments, oldest first."""
+    from xray_pipeline.night import amend as amending
+
+    found = amending.listed(this_run())
+    lines = [
+        f"{one['number']:>6}  {one['at'][:16]}  by {one['who']}{'' if one['stands'] else ' (does not stand)'}: "
+        f"{'; '.join(map(_change_line, one['changes']))}: {one['why']}"
+        for one in found
+    ]
+    answer(found, as_json, lines or ["no amendment was ever made"])
+
+
+def _named(action: Action, given: dict[By, str], listed: Path | None, label: str = "") -> list[Named]:
+    """Return what the options name. Raises BadParameter for none, and for more than one way to name it."""
+    from xray_pipeline.base.errors import ConfigError
+    from xray_pipeline.night import amend as amending
+
+    named = [amending.Named(action, by, name, label) for by, name in given.items() if name]
+    if len(named) + bool(listed) != 1:
+        raise typer.BadParameter(f"name one of {', '.join(given)}, or a list with --from")
+    if listed is None:
+        return named
+    try:
+        return amending.of_table(action, listed.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{listed} can't be read as text: {error}") from error
+
+
+def _amend(named: list[Named], reason: str, as_json: bool) -> None:
+    from xray_pipeline.night import amend as amending
+
+    done = amending.amend(this_run(), named, reason)
+    lines = [f"amendment {done['number']}: {_change_line(change)}" for change in done["changes"]]
+    for change in done["changes"]:
+        lines += [f"  left in, as another delivery brought it: {digest}" for digest in change["left"]]
+        lines += [f"  a quarantined copy is in {name}: xray rejudge {name}" for name in change["quarantined"]]
+    lines.append("the next night trains on it; snapshots from before it stay what they were")
+    answer(done, as_json, lines)
+
+
+def _change_line(change: dict[str, Any]) -> str:
+    name = change["name"] if change["subject"] in ("delivery", "amendment") else change["name"][:12]
+    label = f" to {change['label']}" if change["label"] else ""
+    count = f", {change['radiographs']} radiographs" if change["radiographs"] else ""
+    return f"{change['action']} {change['subject']} {name}{label}{count}"

@@ -104,6 +104,11 @@ def test_links_and_pipes_are_listed_but_never_opened(tmp_path: Path) -> None:
             store.read(key)
 
 
+def test_a_name_that_no_disk_takes_is_one_of_our_errors(tmp_path: Path) -> None:
+    with pytest.raises(StorageUnavailable, match="File name too long"):
+        open_store(tmp_path).write(f"{'a' * 300}/b", b"")
+
+
 def test_full_disk_leaves_no_torn_file(tmp_path: Path) -> None:
     script = """
 import resource, sys

@@ -18,7 +18,7 @@ from xray_pipeline.base.errors import DecoderUnavailable, RadiographError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.images import dicom_pixels
-from xray_pipeline.images.decoder_process import Workers
+from xray_pipeline.images.decoder_process import NotStarted, Workers
 from xray_pipeline.images.radiograph import Limits, normalise
 from xray_pipeline.intake import check as intake
 from xray_pipeline.intake import deliveries
@@ -51,6 +51,12 @@ def nothing_is_left_running() -> Iterator[None]:
     yield
     dicom_pixels.workers.close()
     assert {child.pid for child in psutil.Process().children()} <= before
+
+
+def test_a_worker_that_hangs_while_it_starts_is_ended() -> None:
+    stuck = Workers([sys.executable, "-c", "import time; time.sleep(600)"], seconds=1.0)
+    with pytest.raises(NotStarted):
+        stuck.decode(JPEG2000Lossless, "pylibjpeg", b"", {})
 
 
 def reason(data: bytes) -> str:

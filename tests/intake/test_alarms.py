@@ -60,6 +60,13 @@ def test_an_alarm_that_comes_later_stands_again(store: DirectoryStore) -> None:
     assert alarms.standing(store, ["a"]) == ()
 
 
+def test_one_acknowledgement_settles_alarms_measured_of_different_listings(store: DirectoryStore) -> None:
+    alarms.keep(store, "a", "g", found("pixels"))  # of files that grew while it was committed
+    features(store, "features")
+    assert alarms.acknowledge(store, "a", "alice", "looked")["alarms"] == ["features", "pixels"]
+    assert alarms.of_delivery(store, "a") == ()
+
+
 def test_an_acknowledgement_is_for_exactly_those_files(store: DirectoryStore) -> None:
     alarms.keep(store, "a", "f", found("pixels"))
     alarms.acknowledge(store, "a", "alice", "looked")

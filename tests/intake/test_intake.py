@@ -868,9 +868,9 @@ def test_placeholders_are_no_patient(tmp_path: Path, settings: Settings, identif
     assert row.patient == patient(f"file:{hashlib.sha256(data).hexdigest()}")
 
 
-def test_a_pattern_that_does_not_compile_is_a_setting(tmp_path: Path, settings: Settings) -> None:
-    with pytest.raises(ConfigError, match="patient_pattern"):
-        judged(lay(tmp_path, two_classes()), with_rules(settings, patient_pattern="("))
+def test_a_pattern_that_does_not_compile_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"XRAY_RULES__PATIENT_PATTERN: .*no regular expression"):
+        Settings(rules={"patient_pattern": "("})
 
 
 # copies, conflicts, sides

@@ -44,6 +44,20 @@ def test_one_value_of_a_table_leaves_the_others(changes: dict[str, object]) -> N
     assert after == before.model_copy(update={"flip": 0.5})
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"crop": 256}, "crop 256 is larger than side 224"),
+        ({"augmentation.ratio": [0, 1]}, "augmentation.ratio.0: .*greater than 0"),
+        ({"augmentation.area": [-0.5, 1]}, "augmentation.area.0: .*greater than 0"),
+        ({"std": [0, 0, 0]}, "std.0: .*greater than 0"),
+    ],
+)
+def test_what_no_training_could_use_is_refused_before_it_starts(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_recipe("head", changes)
+
+
 def test_a_value_is_no_table() -> None:
     with pytest.raises(ConfigError, match="epochs is one value"):
         load_recipe("head", {"epochs.flip": 1})

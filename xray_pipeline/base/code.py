@@ -16,9 +16,13 @@ _SUFFIXES = (".py", ".toml")
 
 @functools.cache
 def code_digest(*rooms: str) -> str:
-    """Return the SHA-256 over name and content of the modules, recipes and policies of some rooms, sorted by name."""
+    """Return the SHA-256 over name and content, sorted by name, of the modules, recipes and policies of some rooms.
+
+    A single module may stand in a room's place.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for room in rooms for path in (_PACKAGE / room).rglob("*") if path.suffix in _SUFFIXES):
+    paths = [path for room in rooms for path in (_PACKAGE / room, *(_PACKAGE / room).rglob("*"))]
+    for path in sorted(path for path in paths if path.suffix in _SUFFIXES):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0{len(content)}\0".encode())
         digest.update(content)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -44,6 +45,16 @@ def _words(value: object) -> object:
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 """A list as people write it (A,B) or as JSON."""
 
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return pattern
+
+
+Regex = Annotated[str, AfterValidator(_compiles)]
 SplitMode = Literal["patient", "given"]
 Promotion = Literal["approve", "auto"]
 # A star stands for the rest of a longer word; one letter alone would be found in nearly any text.
@@ -70,7 +81,7 @@ class IntakeRules(BaseModel):
     drift_min_patients: int = Field(10, ge=2, description="patients a delivery needs for drift to be measured")
     drift_min_dataset: int = Field(100, ge=10, description="patients the dataset needs for drift to be measured")
     max_leak_share: float = Field(0.1, ge=0, le=1, description="files whose image or patient is on another side too")
-    patient_pattern: str = Field(
+    patient_pattern: Regex = Field(
         r"^(person\d+_(?:bacteria|virus)|(?:NORMAL2-)?IM-\d+|patient\d+)(?=[-_.])",
         description="regular expression on a file's name; its first group is the patient",
     )
@@ -122,7 +133,7 @@ class Settings(BaseSettings):
     split_validation: float = Field(0.15, gt=0, lt=1, description="share of patients in validation")
     split_held_out: float = Field(0.15, gt=0, lt=1, description="share of patients in held-out")
     patient_key: SecretStr = Field(SecretStr(""), description="key of the patient hash; <home>/patient.key, made once")
-    source_pattern: str = Field(
+    source_pattern: Regex = Field(
         r"^(?:person\d+_(bacteria|virus)|(NORMAL2)-IM-|(IM)-)",
         description="regular expression on a file's name; the group that matches is its family, a slice of the report",
     )
@@ -168,11 +179,7 @@ class Settings(BaseSettings):
     @field_validator("source_pattern")
     @classmethod
     def _pattern_has_a_group(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
-        if not groups:
+        if not re.compile(pattern).groups:
             raise ValueError("has no group (...): the part of a name that is shown")
         return pattern
 

@@ -301,8 +301,8 @@ class DirectoryStore(Store):
         except OSError as error:
             raise self._named(error, key) from error
         finally:
-            if temporary.exists():
-                temporary.unlink()
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _named(self, error: OSError, key: str) -> StorageError:
         place = f"{key!r} in {self.uri}"

@@ -70,7 +70,7 @@ def preview_delivery(
     except DeliveryError as error:
         rejected = {"fit": False, "accepted": 0, "quarantined": {}, "why": str(error), "expectations": {}}
         return {"key": delivery.key, "files": delivery.files, **rejected, "warnings": [], "accounting": None}
-    counts, books = accounting([checked.table]), balance(checked.table, delivery.files)
+    counts, books = accounting(checked.table), balance(checked.table, delivery.files)
     refused = checked.table[checked.table["verdict"] != "accepted"][["reason", "detail", "file"]]
     rows = [{"row": row, **values} for row, values in refused.to_dict("index").items()]
     return {
@@ -128,7 +128,7 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     table = intake.check(delivery, asked, EMPTY, secrets.token_bytes(32), progress).table
     rows = table[table["reason"].isin(SCORED_ALL_THE_SAME) & (table["digest"] != "")]
     if rows.empty:
-        raise EvaluationError(f"none of the {len(table)} files in {delivery.uri} can be scored: {accounting([table])}")
+        raise EvaluationError(f"none of the {len(table)} files in {delivery.uri} can be scored: {accounting(table)}")
     probabilities = _probabilities(model, asked, delivery.uri, rows, progress)
     answers = Answers(probabilities, model.threshold, model.digest)
     cases = prepare([answers], rows["label"], rows["patient"], model.classes)
@@ -144,7 +144,7 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
         "confusion": result["confusion"],
         **metrics,
         "by_class": result["by_class"],
-        "quarantined": accounting([table[~table.index.isin(rows.index)]]),
+        "quarantined": accounting(table[~table.index.isin(rows.index)]),
         "png_bits": png_depths(rows),
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 
 import pandas as pd
 import pyarrow as pa
@@ -52,11 +51,7 @@ def read_parquet(data: bytes) -> pd.DataFrame:
     return table
 
 
-def accounting(tables: Iterable[pd.DataFrame]) -> dict[str, int]:
-    """Count the rows of some intake tables by outcome: "accepted" and each quarantine reason."""
-    counts: dict[str, int] = {}
-    for table in tables:
-        for reason, count in table["reason"].value_counts().items():
-            name = str(reason) or "accepted"
-            counts[name] = counts.get(name, 0) + int(count)
-    return dict(sorted(counts.items()))
+def accounting(table: pd.DataFrame) -> dict[str, int]:
+    """Count the rows of an intake table by outcome: "accepted" and each quarantine reason."""
+    counts = table["reason"].value_counts()
+    return {str(reason) or "accepted": int(counts[reason]) for reason in sorted(counts.index)}

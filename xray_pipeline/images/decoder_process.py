@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -124,7 +125,8 @@ class Workers:
             )
         except OSError as error:
             raise NotStarted(str(error)) from error
-        if _pipe(worker.stdout).read(1) != _READY:
+        answers = wait([_pipe(worker.stdout).fileno()], self._seconds)
+        if not answers or _pipe(worker.stdout).read(1) != _READY:
             worker.kill()
             _end(worker)
             raise NotStarted(f"{' '.join(self._command)} ended with {worker.returncode}")

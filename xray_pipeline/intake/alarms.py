@@ -52,13 +52,13 @@ def keep(store: Store, key: str, fingerprint: str, drift: Drift | None, name: st
 
 def acknowledged(store: Store, key: str, fingerprint: str) -> tuple[str, ...]:
     """Return the channels whose alarms a person has acknowledged for exactly these files, sorted."""
-    given = [given for given in _given(store, key) if given["fingerprint"] == fingerprint]
+    given = [given for given in _given(store, key) if fingerprint in given["fingerprints"]]
     return tuple(sorted({name for one in given for name in one["alarms"]}))
 
 
-def measured(store: Store, key: str, name: str = CHECKED) -> bool:
-    """Whether that measurement was made."""
-    return store.exists(intake_key(key, name))
+def features_compared(store: Store, key: str) -> bool:
+    """Whether a delivery's features were compared with the dataset's."""
+    return store.exists(intake_key(key, FEATURES))
 
 
 def standing(store: Store, keys: Iterable[str]) -> tuple[str, ...] | None:
@@ -68,7 +68,7 @@ def standing(store: Store, keys: Iterable[str]) -> tuple[str, ...] | None:
     """
     said = []
     for key in keys:
-        if not measured(store, key, FEATURES):
+        if not features_compared(store, key):
             return None
         if names := of_delivery(store, key):
             said.append(f"{key}: {' and '.join(names)}")
@@ -95,7 +95,7 @@ def acknowledgements(store: Store, keys: Iterable[str]) -> tuple[str, ...]:
     for key in keys:
         fingerprints = {drift["fingerprint"] for drift in _measurements(store, key)}
         for given in _given(store, key):
-            if given["fingerprint"] in fingerprints:
+            if fingerprints.intersection(given["fingerprints"]):
                 by = f"acknowledged by {given['who']} on {given['at'][:10]}"
                 said.append(f"{key}: {' and '.join(given['alarms'])}, {by}: {given['why'].rstrip('. ')}")
     return tuple(said)
@@ -138,10 +138,10 @@ def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
     names = of_delivery(store, key)
     if not names:
         raise DeliveryError(f"no drift alarm of delivery {key} stands; there is nothing to acknowledge")
-    fingerprint = _measurements(store, key)[0]["fingerprint"]
+    fingerprints = sorted({drift["fingerprint"] for drift in _measurements(store, key) if drift["alarms"]})
     number = len(_given(store, key)) + 1
     given = {"alarms": list(names), "who": who, "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    content, name = {"fingerprint": fingerprint, **given}, intake_key(key, f"acknowledged-{number}.json")
+    content, name = {"fingerprints": fingerprints, **given}, intake_key(key, f"acknowledged-{number}.json")
     if not records.write(store, name, content, if_absent=True):
         raise DeliveryError(f"somebody else acknowledged alarms of delivery {key} at this moment; look again")
     # A rejection was made with the alarms standing; a fit delivery's verdict is needed for its commit.

@@ -263,8 +263,7 @@ _COUNTS_ONLY: Final = {"result_format": "BASIC", "partial_unexpected_count": 0} 
 
 def _finding(asked: _Expectation, result: Any) -> Finding:
     seen = result.result.get("observed_value", result.result.get("unexpected_count"))
-    failed = result.exception_info.get("raised_exception")
-    observed = "it could not be computed" if failed else asked.says(seen)
+    observed = "it could not be computed" if seen is None else asked.says(seen)
     success = bool(result.success)
     return Finding(asked.sentence, observed, asked.threshold, success, asked.stops, asked.broken, asked.channel)
 

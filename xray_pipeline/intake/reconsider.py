@@ -55,7 +55,7 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None, hol
     delivery, judged = _judged(settings, dataset, delivery, waiting, listed, progress)
     taken = judged[judged["verdict"] == "accepted"].reset_index(drop=True)
     ended, gone = _out_of_conflict(judged, waiting), _gone(waiting, listed)
-    still = accounting([judged[judged["verdict"] != "accepted"]])
+    still = accounting(judged[judged["verdict"] != "accepted"])
     outcome |= {"judged": len(judged), "gone": len(gone), "quarantined": still}
     if not (len(taken) or len(ended) or len(gone)):
         return {**outcome, "why": "every one of them is quarantined again" if len(judged) else nothing}

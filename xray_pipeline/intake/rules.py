@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
 import json
@@ -11,16 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.revisions import WITHDRAWN
 from xray_pipeline.intake.layout import LITTER
 
-_PACKAGE = Path(__file__).parents[1]
 _JUDGES = (
-    "images/*.py",
-    *("dataset/fingerprints.py", "dataset/likeness.py", "dataset/near_copies.py", "dataset/split.py"),
-    *("intake/conflicts.py", "intake/layout.py", "intake/matching.py", "intake/scan.py"),
+    "images",
+    *(f"dataset/{name}.py" for name in ("fingerprints", "likeness", "near_copies", "split")),
+    *(f"intake/{name}.py" for name in ("check", "conflicts", "drift", "expectations", "layout", "matching", "scan")),
 )
+"""What judges a file or a delivery; a change of any other module voids no verdict."""
 
 
 class Reason(NamedTuple):
@@ -30,7 +30,7 @@ class Reason(NamedTuple):
     advice: str
 
 
-_WRITTEN = tomllib.loads((_PACKAGE / "intake" / "rules.toml").read_text(encoding="utf-8"))
+_WRITTEN = tomllib.loads(Path(__file__).with_name("rules.toml").read_text(encoding="utf-8"))
 QUARANTINED: Final[Mapping[str, Reason]] = {code: Reason(**said) for code, said in _WRITTEN["quarantined"].items()}
 """Every reason for which a file is quarantined, by the code that the intake table gives."""
 NORMALISED: Final[Mapping[str, str]] = _WRITTEN["normalised"]
@@ -46,14 +46,5 @@ def judging_digest(settings: Settings, patient_key: bytes) -> str:
     s = settings
     of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()
     split = (s.split_mode, s.split_validation, s.split_held_out)
-    depends = (s.rules.digest(), s.classes, split, of_key, _code())
+    depends = (s.rules.digest(), s.classes, split, of_key, code_digest(*_JUDGES))
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
-
-
-@functools.cache
-def _code() -> str:
-    """Return the SHA-256 of the modules that judge a file; a change of any other one voids no verdict."""
-    code = hashlib.sha256()
-    for module in (path for pattern in _JUDGES for path in sorted(_PACKAGE.glob(pattern))):
-        code.update(module.read_bytes())
-    return code.hexdigest()

@@ -17,7 +17,6 @@ import pandas as pd
 
 from xray_pipeline.base.errors import (
     AccessDenied,
-    ConfigError,
     ObjectNotFound,
     RadiographError,
     StorageError,
@@ -119,10 +118,7 @@ class Reader:
     def __init__(self, store: Store, settings: Settings, patient_key: bytes, said: Mapping[str, Place]) -> None:
         self._store, self._settings, self._key, self._said = store, settings, patient_key, said
         self._limits = Limits.of(settings.rules)
-        try:
-            self._pattern = re.compile(settings.rules.patient_pattern)
-        except re.error as error:
-            raise ConfigError(f"rules.patient_pattern is no regular expression: {error}") from error
+        self._pattern = re.compile(settings.rules.patient_pattern)
 
     def row(self, entry: Entry) -> Row:
         """Judge one file by itself."""

@@ -84,7 +84,7 @@ def judge(
     failures, warnings = (
         tuple(finding.complaint for finding in broken if finding.stops is stops) for stops in (True, False)
     )
-    counts = accounting([table])
+    counts = accounting(table)
     result = {
         "delivery": delivery.key,
         "fingerprint": delivery.fingerprint,
@@ -137,7 +137,7 @@ def keep(store: Store, intake: Intake, rules: str) -> Checked:
     if intake.drift is None:
         store.delete(intake_key(key, alarms.CHECKED))
     alarms.keep(store, key, delivery.fingerprint, intake.drift)
-    counts = accounting([intake.table])
+    counts = accounting(intake.table)
     accepted, why = counts.pop("accepted", 0), " ".join(intake.failures)
     table = records.digest_of(contents["table.parquet"])
     result = Checked(key, asdict(delivery), rules, intake.fit, accepted, counts, why, intake.warnings, table)

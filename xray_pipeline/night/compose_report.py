@@ -121,7 +121,7 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
     seen = set(dataset.open_snapshot(last).manifests) if last else set()
     arrivals = []
     for key in new_deliveries(run, registry, both):
-        verdict, counts = checked(store, key), accounting([dataset.manifest(key)])
+        verdict, counts = checked(store, key), accounting(dataset.manifest(key))
         notes = (*(verdict.warnings if verdict else ()), *_standing(run, key))
         arrivals.append(report.Arrival(key, True, counts.pop("accepted", 0), counts, notes, tonight=key not in seen))
     for verdict in rejected(run.settings):

@@ -41,7 +41,7 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
     outcome stays what it was. Raises DatasetError, StorageUnavailable, WeightsError, TrainingError.
     """
     store, dataset = run.store(), Dataset(run.settings)
-    new = [key for key in snapshot.manifests if not alarms.measured(store, key, alarms.FEATURES)]
+    new = [key for key in snapshot.manifests if not alarms.features_compared(store, key)]
     if not new and listed(store, snapshot.digest) is not None:
         return
     rows = dataset.rows(snapshot)

@@ -161,7 +161,7 @@ def check_deliveries(
         except DeliveryError:
             if key in before or key not in dataset.manifests():
                 raise
-            counts = accounting([dataset.manifest(key)])
+            counts = accounting(dataset.manifest(key))
             accepted, said = counts.pop("accepted", 0), "It was committed by another run meanwhile."
             found.append(Checked(key, {}, "", True, accepted, counts, "", (said,)))
     return found

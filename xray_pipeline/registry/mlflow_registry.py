@@ -107,15 +107,9 @@ class Registry:
 
     def versions(self) -> dict[int, Mapping[str, str]]:
         """Return the tags of every version by number."""
-        tags: dict[int, Mapping[str, str]] = {}
-        token = None
-        while True:
-            query = f"name = '{self.name}'"
-            page = ask("listing versions", self._client.search_model_versions, query, page_token=token)
-            tags.update({int(version.version): dict(version.tags) for version in page})
-            token = page.token
-            if not token:
-                return dict(sorted(tags.items()))
+        query = f"name = '{self.name}'"
+        found = ask("listing versions", tracking.mlflow.search_model_versions, filter_string=query)
+        return {int(version.version): version.tags for version in sorted(found, key=lambda one: int(one.version))}
 
     def attach(self, run_id: str, name: str, text: str) -> None:
         """Keep a text file with an MLflow run. Raises RegistryError, RegistryUnavailable."""

@@ -5,12 +5,15 @@ Made from the ledger's entries alone, so it can be written again after a crash a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from xray_pipeline.base.text import shortened
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.registry.state import State, spoken
+
+_Aliases = Mapping[str, int | None]
 
 HEADING = "**What became of it**"
 _ALL, _FIRST, _LINE = 5000, 2500, 1000
@@ -81,18 +84,18 @@ def describe_versions(registry: Registry) -> None:
 def statuses(entries: Iterable[Entry]) -> dict[int, VersionStatus]:
     """Return the status of every registered version."""
     by_version: dict[int, VersionStatus] = {}
-    champion: int | None = None
+    state = State()
     for entry in entries:
-        version = entry.version
-        if entry.kind == "registered" and version is not None:
-            for waiting in by_version.values():  # of two challengers the newer one waits
-                if waiting.status == "challenger":
-                    waiting.becomes("superseded", entry, f"superseded by version {version}")
-            by_version[version] = VersionStatus(entry, "challenger", entry)
-        elif version is not None and version in by_version:
-            _apply(by_version, champion, entry, version)
-            if entry.kind in _CROWNS:
-                champion = version
+        before = state.aliases
+        state.step(entry)
+        if entry.kind == "registered" and entry.version is not None:
+            by_version[entry.version] = VersionStatus(entry, "challenger", entry)
+        changes = _changes(entry, before, state.aliases)
+        for version, (status, text) in changes.items():
+            if version in by_version:
+                by_version[version].becomes(status, entry, text)
+        if entry.version in by_version.keys() - changes and entry.kind not in ("registered", "manual-change"):
+            by_version[entry.version].note(entry, f"{entry.kind} by {entry.who}: {entry.why}")
     return by_version
 
 
@@ -104,16 +107,21 @@ _CROWNS = {
 """What an entry that makes a version champion says of that, and what becomes of the champion before."""
 
 
-def _apply(by_version: dict[int, VersionStatus], champion: int | None, entry: Entry, version: int) -> None:
-    by = f"by {entry.who}: {entry.why}"
+def _changes(entry: Entry, before: _Aliases, after: _Aliases) -> dict[int | None, tuple[str, str]]:
+    """Return status and line of each version that an entry gives another one; `before` and `after` are aliases."""
+    by, changes = f"by {entry.who}: {entry.why}", dict[int | None, tuple[str, str]]()
     if entry.kind == "rejected":
-        by_version[version].becomes("rejected", entry, f"rejected {by}")
-    elif entry.kind == "reopened":
-        by_version[version].becomes("challenger", entry, f"reopened {by}")
-    elif entry.kind not in _CROWNS:
-        by_version[version].note(entry, f"{entry.kind} {by}")
-    elif entry.kind != "manual-change" or version != champion:
+        changes[entry.version] = "rejected", f"rejected {by}"
+    waited, waits = before["challenger"], after["challenger"]
+    if waited not in (waits, after["champion"], *changes):
+        changes[waited] = "superseded", f"superseded by version {waits}" if waits else f"no longer challenger, {by}"
+    if waits not in (None, waited) and entry.kind != "registered":
+        changes[waits] = "challenger", f"{_WAITS.get(entry.kind, entry.kind)} {by}"
+    if before["champion"] != after["champion"]:
         crowned, left = _CROWNS[entry.kind]
-        by_version[version].becomes("champion", entry, f"{crowned} {by}")
-        if champion != version and champion in by_version:
-            by_version[champion].becomes(left, entry, f"{left}: version {version} is champion, {by}")
+        changes[before["champion"]] = left, f"{left}: {spoken(after['champion'])} is champion, {by}"
+        changes[after["champion"]] = "champion", f"{crowned} {by}"
+    return changes
+
+
+_WAITS = {"manual-change": "made challenger by hand in MLflow"}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from torch import Generator, Tensor
 
 _TRIES = 10  # draws of a crop before the whole picture is taken, as torchvision's RandomResizedCrop does
@@ -23,8 +23,10 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    area: tuple[float, float] = Field((1.0, 1.0), description="share of the picture that a crop keeps; >1: zooms out")
-    ratio: tuple[float, float] = Field((1.0, 1.0), description="width over height of a crop")
+    area: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 1.0), description="share of the picture that a crop keeps; >1: zooms out"
+    )
+    ratio: tuple[PositiveFloat, PositiveFloat] = Field((1.0, 1.0), description="width over height of a crop")
     degrees: float = Field(0.0, ge=0, le=45, description="largest rotation either way")
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
     border: float = Field(0.0, ge=0, lt=0.5, description="largest share of the side covered in black, on each edge")

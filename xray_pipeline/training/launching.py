@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -104,7 +104,9 @@ def _fit(trainer: Trainer, checkpoints: Checkpoints, run_id: str, count: int, mo
                 "run it again"
             )
         if failed:
-            kind, message = json.loads((folder / "error.json").read_text())
+            said = open_store(folder).read("error.json") if (folder / "error.json").exists() else None
+            unsaid = f"training process {failed.pid} ended with {failed.returncode}; the log has what it said"
+            kind, message = json.loads(said) if said else ("TrainingError", unsaid)
             raise getattr(errors, kind, TrainingError)(message)
 
 
@@ -187,8 +189,7 @@ def main() -> None:
         if not ours:
             log.exception("it failed")
             kind, message = "TrainingError", f"training process {os.getpid()} failed: {kind}: {message}"
-        with suppress(FileExistsError), (folder / "error.json").open("x") as file:
-            json.dump([kind, message], file)
+        open_store(folder).write_if_absent("error.json", json.dumps([kind, message]).encode())  # whole, or not there
         sys.exit(1)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.shipped import read_toml
@@ -57,7 +57,7 @@ class Recipe(BaseModel):
     warm_start: bool = Field(False, description="start from the champion where it has the same network")
     head_first: int = Field(0, ge=0, le=100, description="rounds of `head` before the rest is let go")
     mean: tuple[float, float, float] | None = Field(None, description="of pixels in 0..1; None: the backbone's")
-    std: tuple[float, float, float] | None = None
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     threshold: Literal["balanced", "sensitivity", "half"] = Field(
         "balanced",
         description="chosen on validation: best balanced accuracy of fitted normals, or a sensitivity; half: .5",
@@ -69,6 +69,12 @@ class Recipe(BaseModel):
     )
     compile: bool = Field(False, description="torch.compile the network: minutes at the start, faster steps on a GPU")
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _crop_lies_in_the_picture(self) -> Recipe:
+        if self.crop > self.side:
+            raise ValueError(f"crop {self.crop} is larger than side {self.side}")
+        return self
 
     def digest(self) -> str:
         """Return the SHA-256 of everything but the name, in hexadecimal."""
@@ -98,6 +104,8 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
 def _said(error: ValidationError) -> str:
     """Say what is wrong with the first value of a recipe that pydantic refuses."""
     first = error.errors()[0]
+    if not first["loc"]:
+        return first["msg"]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{key}: {first['msg']}, got {first['input']!r}"

@@ -18,6 +18,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor
 
+from xray_pipeline.base.errors import NonFiniteLoss
 from xray_pipeline.base.progress import Progress, logged
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import MappedRows, PixelCache
@@ -150,7 +151,12 @@ class Trainer:
         self.progress(epoch, self.recipe.epochs, "training")
 
     def metrics(self, loss: float, logits: Tensor, answers: Tensor, truth: Tensor) -> dict[str, float]:
-        """Return an epoch's metrics, of validation `logits` [N, C] and training `answers` [n, C] to `truth` [n]."""
+        """Return an epoch's metrics, of validation `logits` [N, C] and training `answers` [n, C] to `truth` [n].
+
+        Raises NonFiniteLoss for logits that are NaN or infinite.
+        """
+        if not (logits.isfinite().all() and answers.isfinite().all()):
+            raise NonFiniteLoss("the network answers NaN or infinity to a radiograph after this epoch; lower the rate")
         expected, probabilities = self.labels("validation").numpy(), torch.softmax(logits.double(), 1).cpu().numpy()
         return {
             "train_loss": loss,

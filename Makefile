@@ -15,7 +15,7 @@ help: ## this list
 setup: ## make .venv from requirements.lock (quick when nothing changed)
 	@scripts/setup.sh
 
-demo: setup ## two nights on Airflow and MLflow; DATA=<folder> for your own images
+demo: setup ## two nights, an approval and a rollback on Airflow and MLflow; DATA=<folder> for your own images
 	@$(BIN)/python scripts/demo.py $(if $(DATA),--data "$(DATA)")
 
 test-fast: lint ## set-up, lint, types, the tests that start no server

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
 SETTINGS = Settings()
 WHO_MAY = (
-    f"Who may answer: {', '.join(SETTINGS.approvers)} (XRAY_APPROVERS); an answer of anybody else is refused."
+    f"**Only {', '.join(SETTINGS.approvers)} may answer** (XRAY_APPROVERS): an answer of anybody else is refused."
     if SETTINGS.approvers
-    else "Who may answer: everybody whom Airflow lets."
+    else "Everybody whom Airflow lets may answer."
 )
 
 
@@ -99,7 +99,8 @@ def record(request: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     on_success_callback=notices.notifiers(
         "promoted",
         "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion, by "
-        "{{ (ti.xcom_pull(task_ids='record') or {}).get('who', 'the policy') }}. " + notices.PAGE,
+        f"{{{{ (ti.xcom_pull(task_ids='record') or {{}}).get('who', 'the policy') }}}}: {notices.FIGURES}. "
+        + airflow_links.HISTORY,
     ),
 )
 def promote(request: dict[str, Any] | None, answered: dict[str, Any] | None) -> dict[str, Any]:
@@ -145,8 +146,8 @@ def xray_promote() -> None:
         task_id="approve",
         asked=request,
         subject="Promote version {{ ti.xcom_pull(task_ids='prepare')['version'] }} to production?",
-        body="{{ ti.xcom_pull(task_ids='prepare')['text'] }}\n\n" + WHO_MAY + "\n\n"
-        "[Report](" + airflow_links.REPORT_OF_REQUEST + ") | [Champion and history](" + airflow_links.HISTORY + ")",
+        body=f"{WHO_MAY} [Report]({airflow_links.REPORT_OF_REQUEST}) | [Champion and history]({airflow_links.HISTORY})"
+        "\n\n{{ ti.xcom_pull(task_ids='prepare')['text'] }}",
         options=[APPROVE, REJECT],
         defaults=[REJECT],
         response_timeout=timedelta(hours=SETTINGS.approval_hours),
@@ -155,7 +156,8 @@ def xray_promote() -> None:
         params={"reason": Param("", type="string", title="Reason, kept in the ledger")},
         notifiers=notices.notifiers(
             "approval wanted",
-            "Version {{ ti.xcom_pull(task_ids='prepare')['version'] }} waits for approval. " + airflow_links.REQUEST,
+            "Version {{ ti.xcom_pull(task_ids='prepare')['version'] }} waits for approval: "
+            f"{notices.FIGURES}. {airflow_links.REQUEST}",
         ),
         retries=0,
     )

@@ -208,7 +208,8 @@ def register(decided: dict[str, Any]) -> dict[str, Any]:
     outlets=[CHAMPION],
     on_success_callback=notices.notifiers(
         "promoted",
-        "Version {{ ti.xcom_pull(task_ids='promote')['version'] }} is the champion; nobody was asked. " + notices.PAGE,
+        f"Version {{{{ ti.xcom_pull(task_ids='promote')['version'] }}}} is the champion; nobody was asked: "
+        f"{notices.FIGURES}. {airflow_links.HISTORY}",
     ),
 )
 def promote(registered: dict[str, Any]) -> dict[str, Any]:

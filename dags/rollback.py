@@ -46,7 +46,7 @@ def xray_rollback() -> None:
             "rolled back",
             "Version {{ ti.xcom_pull(task_ids='rollback')['version'] }} is the champion again, by "
             "{{ ti.xcom_pull(task_ids='rollback')['who'] }}: {{ ti.xcom_pull(task_ids='rollback')['why'] }} "
-            + notices.PAGE,
+            + airflow_links.HISTORY,
         ),
     )
     def rollback() -> dict[str, Any]:

@@ -187,16 +187,18 @@ def decided_by_a_person(stack: Stack, airflow: Airflow, said: dict[str, Any], la
         return
     passwords = json.loads((stack.folder / "passwords.json").read_text())
     operator = Airflow(replace(stack, user=OPERATOR, password=passwords[OPERATOR]))
-    asking = airflow.newest_run(ASKING, 2)  # the first night's version was promoted by the policy alone
+    asking = airflow.newest_run(ASKING, 2, 600)  # the first night's version was promoted by the policy alone
     ends = ("deferred", "failed", "skipped", "upstream_failed")
-    asked = airflow.reached(lambda: airflow.task_state(ASKING, asking, "approve"), ends, 300)
+    asked = airflow.reached(lambda: airflow.task_state(ASKING, asking, "approve"), ends, 600)
     if asked != "deferred":
         console.print(f"\nNobody is asked about version {said['version']}: see the run of {ASKING}.")
         return
     lap(f"{ASKING} asks")
+    console.print(f"\n{OPERATOR} approves version {said['version']} in Airflow: the report is convincing")
     operator.answer(ASKING, asking, "approve", "Approve", "the report is convincing")
     airflow.finished(ASKING, asking)
     lap("the approval")
+    console.print(f"{OPERATOR} rolls back: complaints from ward 3")
     airflow.finished(BACK, operator.trigger(BACK, {"reason": "complaints from ward 3"}))
     lap("the rollback")
 
@@ -207,6 +209,21 @@ def history(stack: Stack) -> None:
     command = [str(Path(sys.executable).with_name("xray")), "history"]
     done = subprocess.run(command, env=stack.environment, capture_output=True, text=True, check=True)
     console.print(textwrap.indent(done.stdout, "  "), markup=False, end="", soft_wrap=True)
+
+
+def where_to_look(stack: Stack) -> None:
+    """Print the addresses, and what is worth a look there."""
+    console.print("\n[bold]What to look at[/]")
+    console.print(f"  Airflow, {stack.airflow}, user {stack.user}, password {stack.password}")
+    places = {
+        "Nights": "what came of each night, in one line",
+        "Deliveries": "what came in, what was kept out and why",
+        "Champion": "which version serves, how both do on the same patients, every decision with person and reason",
+        "Dags, xray_retrain, a run, Report": "why the night decided so: both models, clause by clause",
+    }
+    for place, shows in places.items():
+        console.print(f"    {place}: {shows}", soft_wrap=True)
+    console.print(f"  MLflow, {stack.mlflow}/#/models/chest-xray: both versions with their figures", soft_wrap=True)
 
 
 @fresh_folder()
@@ -242,13 +259,12 @@ def demo(data: Path | None, then: Callable[[Stack, Airflow], None]) -> None:
         for number, (delivery, promotion) in enumerate(zip(deliveries, ("auto", "approve"), strict=True), 1):
             delivery.rename(FOLDER / "incoming" / delivery.name)
             nights.append(night(airflow, number, {"promotion": promotion, **changes[number - 1]}))
+        summary(nights)
         clock = time.monotonic()
         decided_by_a_person(stack, airflow, nights[-1], lap)
-        summary(nights)
         history(stack)
         times(spent, nights)
-        console.print(f"\nAirflow  {stack.airflow}  user {stack.user}, password {stack.password}")
-        console.print(f"MLflow   {stack.mlflow}/#/models/chest-xray")
+        where_to_look(stack)
         then(stack, airflow)
 
 

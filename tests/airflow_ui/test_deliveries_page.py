@@ -96,4 +96,4 @@ def test_a_task_keeps_the_address_of_its_deliverys_page() -> None:
     kept: dict[str, str] = {}
     task = SimpleNamespace(op_kwargs={"delivery": "2026-01-01+2"})
     links.DeliveryPage().keep({"ti": SimpleNamespace(xcom_push=kept.__setitem__), "task": task})
-    assert kept == {links.DeliveryPage().xcom_key: f"{links.BASE}/xray/deliveries/2026-01-01%2B2"}
+    assert kept == {links.DeliveryPage().xcom_key: f"{links.DELIVERIES}#2026-01-01%2B2"}

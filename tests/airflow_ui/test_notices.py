@@ -70,7 +70,7 @@ def test_a_rejected_delivery_names_itself_and_where_to_look(
     [sent] = webhook.received
     assert sent["event"] == event
     assert sent["text"].startswith(said)
-    assert sent["text"].endswith("/xray/deliveries/a%2B2" if event == "rejected" else "/dags/log")
+    assert sent["text"].endswith("/plugin/xray-deliveries#a%2B2" if event == "rejected" else "/dags/log")
 
 
 @pytest.mark.parametrize(

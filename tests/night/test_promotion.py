@@ -265,7 +265,11 @@ def test_a_version_is_asked_about_with_its_evidence(nights: Run) -> None:
     asked = promotion.request(nights)
     assert (asked.version, asked.champion, asked.void, asked.automatic) == (2, 1, "", False)
     assert len(str(asked.to_dict())) < 4096  # what passes between tasks is small
-    assert "| accuracy | 0." in asked.text
+    figure, gap = r"0\.\d{3} \(.*?\)", r"\+0\.\d{3} \([+-]\d\.\d{3} to \+\d\.\d{3}\)"
+    assert re.search(rf"\| accuracy \| {figure} \| {figure} \| {gap} \|", asked.text)
+    assert "Different from the champion: recipe, training data." in asked.text
+    assert "No drift alarm stands." in asked.text
+    assert re.match(r"accuracy 0\.\d{3} against version 1's 0\.\d{3}: \+0\.\d{3} \(", asked.figures)
     assert "is above the champion's" in asked.text
     assert nights.store().exists(places.report_key(asked.candidate, 1))
 

@@ -53,7 +53,7 @@ def show(
             standing=_standing(store),
             deliveries=links.DELIVERIES,
             forms=_forms(state, user),
-            pending=_pending(session, state),
+            pending=_pending(session, user, state),
             rows=[_row(entry, state, store, settings) for entry in reversed(shown)],
             older=shown[0].sequence if shown and shown[0].sequence > 1 else None,
             newer=last < len(entries),
@@ -155,18 +155,20 @@ def _standing(store: Store) -> dict[str, tuple[str, ...]]:
 
 def _forms(state: State, user: BaseUser) -> dict[str, Any]:
     """Return what each form offers: versions, newest first; none where Airflow does not let this person start it."""
-    others = sorted((version for version in state.registered if version != state.champion), reverse=True)
+    versions = sorted(state.registered, reverse=True)
+    others = [version for version in versions if version != state.champion]
     return {
+        "compare": versions if len(versions) > 1 and access.may_start(user, access.COMPARE) else [],
         "promote": others if access.may_start(user, access.PROMOTE) else [],
         "reopen": sorted(state.rejected, reverse=True) if access.may_start(user, access.PROMOTE) else [],
         "rollback": list(dict.fromkeys(reversed(state.previous))) if access.may_start(user, access.ROLLBACK) else [],
     }
 
 
-def _pending(session: Session, state: State) -> list[dict[str, Any]]:
+def _pending(session: Session, user: BaseUser, state: State) -> list[dict[str, Any]]:
     """Return the requests of xray_promote that nobody has answered, newest first, each with why it is void if it is."""
     query = (
-        select(TaskInstance.run_id, HITLDetail.created_at)
+        select(TaskInstance.run_id, HITLDetail.created_at, HITLDetail.assignees)
         .join(TaskInstance, HITLDetail.ti_id == TaskInstance.id)
         .where(
             TaskInstance.dag_id == access.PROMOTE, TaskInstance.state.in_(WAITING), HITLDetail.responded_at.is_(None)
@@ -174,7 +176,8 @@ def _pending(session: Session, state: State) -> list[dict[str, Any]]:
         .order_by(HITLDetail.created_at.desc())
     )
     requests = []
-    for run_id, created in session.execute(query):
+    for run_id, created, assignees in session.execute(query):
+        assigned = [str(one["id"]) for one in assignees or ()]
         asked = returned(session, access.PROMOTE, run_id, "prepare").get("prepare")
         if asked:
             requests.append(
@@ -182,6 +185,8 @@ def _pending(session: Session, state: State) -> list[dict[str, Any]]:
                     "version": asked["version"],
                     "since": created.isoformat(),
                     "void": why_void(state, asked["version"], asked["champion"], asked.get("models")),
+                    "may": access.may_answer(user, assigned),
+                    "assigned": assigned,
                     "page": f"{links.BASE}/dags/{access.PROMOTE}/runs/{run_id}/tasks/approve/required_actions",
                 }
             )

@@ -55,8 +55,8 @@ def show_one(key: Key, user: GetUserDep) -> HTMLResponse:
             "delivery.html.j2",
             row=row,
             settled=alarms.acknowledgements(store, [key]),
-            intake=f"{links.delivery_page(key)}/intake",
-            airflow=f"{links.DELIVERIES}#{quote(key, safe='')}",
+            intake=f"{links.PAGES}/deliveries/{quote(key, safe='')}/intake",
+            airflow=links.delivery_page(key),
             may=access.may_start(user, access.DELIVERY),
         )
     except (DatasetError, StorageUnavailable) as error:

@@ -30,6 +30,8 @@ HISTORY = f"{BASE}/plugin/xray-champion"
 REQUEST = f"{BASE}/dags/xray_promote/runs/{{{{ ti.run_id | urlencode }}}}/tasks/approve/required_actions"
 """Jinja template of the page where a request of xray_promote is answered."""
 DELIVERIES = f"{BASE}/plugin/xray-deliveries"
+REPORT_OF_RUN = f"{BASE}/dags/{{{{ ti.dag_id }}}}/runs/{{{{ ti.run_id | urlencode }}}}/plugin/xray-report"
+"""Jinja template of the tab *Report* of a run."""
 _ASKED = "ti.xcom_pull(task_ids='prepare')"
 REPORT_OF_REQUEST = f"{PAGES}/reports/{{{{ {_ASKED}['candidate'] }}}}/{{{{ {_ASKED}['champion'] or 'none' }}}}"
 """Jinja template of the report that a request of xray_promote is about."""
@@ -142,8 +144,8 @@ def put(link: BaseOperatorLink, *results: Any) -> None:
 
 
 def delivery_page(key: str) -> str:
-    """Return the address of the page on a delivery."""
-    return f"{PAGES}/deliveries/{quote(key, safe='')}"
+    """Return the address of a delivery in Airflow's page *Deliveries*."""
+    return f"{DELIVERIES}#{quote(key, safe='')}"
 
 
 def version_page(settings: Settings, version: int) -> str:

@@ -18,7 +18,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
-from xray_pipeline.airflow_ui.links import FAILED_ELSEWHERE, IN_WORDS, PAGES
+from xray_pipeline.airflow_ui.links import DELIVERIES, FAILED_ELSEWHERE, IN_WORDS, REPORT_OF_RUN
 from xray_pipeline.base.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,9 +28,14 @@ log = logging.getLogger(__name__)
 
 SECONDS = 10.0
 PAGE = "{{ ti.log_url }}"
+FIGURES = "{{ (ti.xcom_pull(task_ids=['evaluate', 'prepare']) | select | first | default({})).get('figures', '') }}"
+"""The accuracy of both models and their difference, from whichever task of the run has measured them."""
 _OF_DECIDE = "ti.xcom_pull(task_ids='decide')"
-REFUSED = f"The candidate is refused: {{{{ {_OF_DECIDE}['reasons'] | join(' ') if {_OF_DECIDE} else '' }}}} {PAGE}"
-REJECTED = f"{{{{ exception }}}} {PAGES}/deliveries/{{{{ task.op_kwargs['delivery'] | urlencode }}}}"
+REFUSED = (
+    f"The candidate is refused: {FIGURES}. {{{{ {_OF_DECIDE}['reasons'] | join(' ') if {_OF_DECIDE} else '' }}}} "
+    f"{REPORT_OF_RUN}"
+)
+REJECTED = f"{{{{ exception }}}} {DELIVERIES}#{{{{ task.op_kwargs['delivery'] | urlencode }}}}"
 FAILED = "{{ ti.dag_id }}: task {{ ti.task_id }} failed: {{ exception }} " + PAGE
 
 

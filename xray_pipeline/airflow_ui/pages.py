@@ -66,11 +66,10 @@ def report(candidate: Digest, against: Against) -> Response:
 
 def run_report(dag_id: Name, run_id: Name, session: SessionDep) -> Response:
     """Show the report of a DAG run, or say why it has none."""
-    said = returned(session, dag_id, run_id, "decide", "prepare", "conclude")
-    about = said.get("decide") or said.get("prepare") or {}
-    candidate = str(about.get("candidate", ""))
-    if links.DIGEST.fullmatch(candidate):
-        return _report(candidate, about["champion"])
+    said = returned(session, dag_id, run_id, "decide", "prepare", "conclude", "compare")
+    about = said.get("compare") or said.get("decide") or said.get("prepare") or {}
+    if links.DIGEST.fullmatch(str(about.get("candidate", ""))):
+        return _report(about["candidate"], about["champion"], about.get("snapshot"))
     state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
     if state in (DagRunState.RUNNING, DagRunState.QUEUED):
         why = "It is written once the candidate has been scored; this page is made anew each time you open it."
@@ -79,12 +78,16 @@ def run_report(dag_id: Name, run_id: Name, session: SessionDep) -> Response:
     return drawing.page("notice.html.j2", 200, title="This run has no report", text=why)
 
 
-def _report(candidate: str, against: int | None) -> Response:
-    from xray_pipeline.report.places import report_key
+def _report(candidate: str, against: int | None, snapshot: str | None = None) -> Response:
+    """Give the report on a pair as it was decided, or the one on the held-out radiographs of a snapshot."""
+    from xray_pipeline.report.places import comparison_key, report_key
 
     settings = Settings()
+    key = report_key(candidate, against)
+    if against is not None and snapshot is not None and links.DIGEST.fullmatch(snapshot):
+        key = comparison_key(candidate, against, snapshot)
     try:
-        content = open_store(settings.store, settings).read(report_key(candidate, against))
+        content = open_store(settings.store, settings).read(key)
     except ObjectNotFound as error:
         raise HTTPException(404, "there is no such report") from error
     except StorageUnavailable as error:

@@ -11,6 +11,7 @@ from xray_pipeline.gate.policy import decide, load_policy
 
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
+    from xray_pipeline.evaluation.metric_table import Interval
     from xray_pipeline.evaluation.metrics import Evaluation
     from xray_pipeline.gate.evidence import Evidence
     from xray_pipeline.gate.policy import Decision
@@ -52,10 +53,18 @@ def in_short(evidence: Evidence, champion: int | None) -> str:
     if ours is None:
         return "the candidate could not be measured"
     against = f" against version {champion}'s {theirs.metrics['accuracy'].value:.3f}" if theirs else ""
+    if evidence.comparison and (gap := evidence.comparison.differences.get("accuracy")):
+        against += f": {with_range(gap, '+z')}"
     return (
-        f"accuracy {ours.metrics['accuracy'].value:.3f}{against}, on {ours.n:,} held-out radiographs of "
+        f"accuracy {ours.metrics['accuracy'].value:.3f}{against} on {ours.n:,} held-out radiographs of "
         f"{ours.patients:,} patients"
     )
+
+
+def with_range(interval: Interval, sign: str = "") -> str:
+    """Return a value with its interval: 0.931 (0.909 to 0.948); `sign` "+z" is for differences."""
+    value, low, high = (format(number, f"{sign}.3f") for number in (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})"
 
 
 def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None:

@@ -47,7 +47,7 @@ class Request(Outcome):
     """A question to a person: `version` in place of `champion`? `void` says why there is nothing to ask.
 
     `candidate` is its digest; `automatic`: the policy and the settings ask nobody; `text` is the evidence in Markdown;
-    `models` is what both numbers mean (`State.models`).
+    `models` is what both numbers mean (`State.models`); `figures` says how accurate both are.
     """
 
     version: int
@@ -58,6 +58,7 @@ class Request(Outcome):
     candidate: str = ""
     automatic: bool = False
     models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    figures: str = ""
 
 
 def request(run: Run, version: int | None = None, candidate: str = "") -> Request:
@@ -87,7 +88,7 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
     _ensure_report(run, registry, evaluated, decision)
     void = "" if decision.may_promote else f"the policy does not allow version {version}: {' '.join(decision.reasons)}"
     text = question(decision, version, evaluated.champion, run.evidence(evaluated.evidence))
-    about = (void, candidate, decision.automatic, state.models(version, evaluated.champion))
+    about = (void, candidate, decision.automatic, state.models(version, evaluated.champion), evaluated.figures)
     return Request(version, evaluated.champion, evaluated.evidence, text, *about)
 
 
@@ -101,13 +102,18 @@ def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision:
 
 
 def question(decision: Decision, version: int, champion: int | None, evidence: Evidence) -> str:
-    """Return the evidence as Markdown of at most some 3 KB: both models' metrics, then each clause of the policy."""
+    """Return the evidence as Markdown of at most some 3 KB: both models' metrics and how they differ, what else is
+    different, whether an alarm stands, then each clause of the policy."""
     against = f"version {champion}" if champion else "no model"
     lines = [f"Version **{version}** in place of {against}. Policy {decision.policy_name}.", ""]
-    lines += ["| held-out | candidate | champion |", "| --- | --- | --- |"]
+    lines += ["| held-out, 95 % | candidate | champion | difference |", "| --- | --- | --- | --- |"]
+    differences = evidence.comparison.differences if evidence.comparison else {}
     for name in HEADLINE:
         if evidence.candidate and name in evidence.candidate.metrics:
-            lines.append(f"| {name} | {_cell(evidence.candidate, name)} | {_cell(evidence.champion, name)} |")
+            gap = judging.with_range(differences[name], "+z") if name in differences else "-"
+            values = f"{_cell(evidence.candidate, name)} | {_cell(evidence.champion, name)}"
+            lines.append(f"| {name} | {values} | {gap} |")
+    lines += ["", *([_changes(evidence), ""] if champion else []), _drift(evidence)]
     lines += ["", "| clause | found | held |", "| --- | --- | --- |"]
     held = {True: "yes", False: "**no**"}
     asked = [c for c in decision.clauses if c.passed is not None and (c.stage != "evidence" or not c.passed)]
@@ -117,7 +123,19 @@ def question(decision: Decision, version: int, champion: int | None, evidence: E
 
 def _cell(evaluation: Evaluation | None, name: str) -> str:
     metric = evaluation.metrics.get(name) if evaluation else None
-    return f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})" if metric else "-"
+    return judging.with_range(metric) if metric else "-"
+
+
+def _changes(evidence: Evidence) -> str:
+    if evidence.changed is None:
+        return "What is different from the champion is not on record."
+    return f"Different from the champion: {', '.join(evidence.changed) or 'nothing'}."
+
+
+def _drift(evidence: Evidence) -> str:
+    if evidence.alarms is None:
+        return "Drift was not measured."
+    return f"**Drift alarm:** {_short('; '.join(evidence.alarms))}." if evidence.alarms else "No drift alarm stands."
 
 
 def _short(text: str) -> str:

@@ -97,13 +97,14 @@ class Trained(Outcome):
 class Evaluated(Outcome):
     """Where the evidence on a candidate lies in the store, and against which champion it was gathered.
 
-    `models` is what the champion's number means (`State.models`).
+    `models` is what the champion's number means (`State.models`), `figures` what was found in short.
     """
 
     candidate: str
     evidence: str
     champion: int | None
     models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    figures: str = ""
 
 
 @dataclass(frozen=True)

@@ -250,8 +250,9 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
         if measured:
             values = judging.headline(measured)
             log.info("%s: %s; %d radiographs of %d patients", name, values, measured.n, measured.patients)
-    _end(judging.in_short(found, champion))
-    return Evaluated(trained.candidate, key, champion, state.models(champion))
+    figures = judging.in_short(found, champion)
+    _end(figures)
+    return Evaluated(trained.candidate, key, champion, state.models(champion), figures)
 
 
 @repair.mending

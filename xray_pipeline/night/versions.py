@@ -22,13 +22,14 @@ from xray_pipeline.gate.policy import Decision, load_policy
 from xray_pipeline.gate.policy import decide as judge
 from xray_pipeline.night import compose_report, gather, identity
 from xray_pipeline.night import pair as comparing
+from xray_pipeline.night.judging import in_short
 from xray_pipeline.night.lineage import JUDGES
 from xray_pipeline.night.run import Run
 from xray_pipeline.night.scores import Scores, in_charge, keep, last_scores
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.state import State
 from xray_pipeline.report import page as report
-from xray_pipeline.report.places import report_key
+from xray_pipeline.report.places import comparison_key
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,10 @@ def compare(run: Run, version: int, against: int, progress: Progress | None = No
     both = comparing.pair(run, registry, candidate, against, progress, newest_snapshot(run))
     evidence = gather.evidence(run, registry, both, progress)
     decision = judge(evidence, load_policy(run.settings.policy))
-    page = report_key(candidate, against, f"on-{both.snapshot.digest[:12]}.html")
+    page = comparison_key(candidate, against, both.snapshot.digest)
     shown = compose_report.compose(run, registry, both, evidence, decision)
     run.store().write(page, report.render(shown).encode())
+    log.info("version %d: %s", version, in_short(evidence, against))
     return Compared(scores, decision, page)
 
 

@@ -27,7 +27,7 @@ FLAGS = [
 ]
 expect.set_options(timeout=60_000)  # of its own it waits 5 seconds, which an app that loads may take
 
-DAGS = ("xray_retrain", "xray_promote", "xray_rollback", "xray_delivery")
+DAGS = ("xray_retrain", "xray_promote", "xray_rollback", "xray_compare", "xray_delivery")
 
 
 @pytest.fixture(scope="module")

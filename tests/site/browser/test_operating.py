@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from operated_site import Site, plugin_page
-from playwright.sync_api import Locator, Page, expect
+from operated_site import Site, logged_in, plugin_page
+from playwright.sync_api import Browser, Locator, Page, expect
+from samples import png
 from services import Failed
 
 pytestmark = pytest.mark.timeout(900)  # whole nights, on whatever cores there are
@@ -101,7 +103,20 @@ def test_the_run_shows_its_report(page: Page, site: Site, shoot: Shoot) -> None:
     report = page.frame_locator("iframe[title=Report]")
     expect(report.get_by_role("heading", level=1)).to_contain_text("chest-xray")
     expect(report.get_by_text("is above the champion's").first).to_be_visible()
+    assert page.url.endswith("/plugin/xray-report")  # where notifications lead
     shoot("airflow-report.png")
+    report.get_by_role("link", name="2026-01-02").click()
+    expect(report.get_by_role("heading", name="Delivery 2026-01-02")).to_be_visible()
+
+
+def test_a_check_leads_to_its_deliverys_page(page: Page, site: Site) -> None:
+    run = newest_run(site, "xray_retrain")
+    path = f"/dags/xray_retrain/dagRuns/{quote(run)}/taskInstances/check_delivery/links?map_index=0"
+    address = site.airflow.call("GET", path)["extra_links"]["Delivery"]
+    page.goto(address)
+    expect(page.get_by_role("heading", name="Delivery 2026-01-02")).to_be_visible()
+    intake = page.get_by_test_id("xray-deliveries").frame_locator("iframe")
+    expect(intake.get_by_text("truncated").first).to_be_visible()
 
 
 def test_nights_are_told_and_drawn(page: Page, site: Site, shoot: Shoot) -> None:
@@ -129,8 +144,15 @@ def asked(site: Site, run: str) -> None:
     assert reached(lambda: task_state(site, "xray_promote", run, "approve"), ends, 400) == "deferred"
 
 
-def test_nobody_but_an_approver_may_answer(page: Page, site: Site) -> None:
+def test_nobody_but_an_approver_may_answer(browser: Browser, site: Site) -> None:
     run = waiting_request(site)
+    other = logged_in(browser, site, "clerk")
+    shown = champion_page(other, site)
+    expect(shown.get_by_text("You may not answer it: admin may.")).to_be_visible()
+    shown.get_by_role("link", name="The request about version 2").click()
+    request = other.context.pages[-1]
+    expect(request.get_by_text("Only admin may answer").first).to_be_visible()
+    other.context.close()
     login = {"username": "clerk", "password": site.passwords["clerk"]}
     token = httpx.post(f"{site.stack.airflow}/auth/token", json=login, timeout=60).json()["access_token"]
     path = f"/api/v2/dags/xray_promote/dagRuns/{quote(run)}/taskInstances/approve/-1/hitlDetails"
@@ -154,6 +176,7 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
         shown.get_by_role("link", name="Approve or reject version 2").click()
     request = opened.value
     expect(request.get_by_text("Promote version 2 to production?").first).to_be_visible()
+    expect(request.get_by_text("Different from the champion: recipe, training data.").first).to_be_visible()
     request.locator("[name='element_reason']").fill("the report is convincing")
     shoot("airflow-approve.png", page=request)
     again = site.airflow.trigger("xray_promote", {"version": 2})
@@ -178,13 +201,33 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
     shoot("mlflow-version.png")
 
 
+def test_two_versions_are_compared(page: Page, site: Site) -> None:
+    form = champion_page(page, site).locator("form[data-dag=xray_compare]")
+    form.locator("[name=version]").select_option("1")
+    form.locator("[name=against]").select_option("2")
+    form.get_by_role("button", name="Compare").click()
+    form.get_by_role("link", name="Started").click()
+    succeeded(site, "xray_compare", newest_run(site, "xray_compare"))
+    page.reload()
+    report = page.frame_locator("iframe[title=Report]")
+    expect(report.get_by_role("heading", level=1)).to_contain_text("chest-xray")
+    expect(report.get_by_text("Version: 1").first).to_be_visible()
+    assert len(site.airflow.call("GET", "/assets/events")["asset_events"]) == 4  # nothing is decided by it
+
+
 @pytest.mark.usefixtures("page")  # skipped with those that come before it
-def test_a_refused_night_leaves_the_champion(site: Site) -> None:
+def test_a_refused_night_leaves_the_champion_and_a_note(site: Site) -> None:
+    misspelt = site.stack.folder / "incoming" / "misspelt" / "PNEUMONA"
+    misspelt.mkdir(parents=True)
+    (misspelt / "a.png").write_bytes(png())
     weak = {"epochs": 1, "overrides": "levels=false\npenalty=100000"}
     run = site.airflow.trigger("xray_retrain", weak)
     succeeded(site, "xray_retrain", run)
     assert site.airflow.returned("xray_retrain", run, "conclude")["decision"]["verdict"] == "refused"
     assert task_state(site, "xray_retrain", run, "register") == "skipped"
+    note = site.airflow.call("GET", f"/dags/xray_retrain/dagRuns/{quote(run)}")["note"]
+    assert note.startswith("refused: 1 delivery")
+    assert "rejected: misspelt" in note
 
 
 def test_a_rollback_to_what_never_was_champion_fails(site: Site) -> None:
@@ -213,10 +256,37 @@ def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
     page.set_viewport_size({"width": 1400, "height": 820})
 
 
+def test_a_rejected_version_is_reopened_from_the_page(page: Page, site: Site) -> None:
+    shown = champion_page(page, site)
+    shown.get_by_role("button", name="Ask").click()
+    shown.get_by_role("link", name="Started").wait_for()
+    run = newest_run(site, "xray_promote", 4)
+    asked(site, run)
+    no = {"chosen_options": ["Reject"], "params_input": {"reason": "the ward asks to wait"}}
+    site.airflow.call("PATCH", f"/dags/xray_promote/dagRuns/{quote(run)}/taskInstances/approve/-1/hitlDetails", no)
+    succeeded(site, "xray_promote", run)
+    shown = champion_page(page, site)
+    shown.get_by_label("Reason").first.fill("the ward has looked at it")
+    shown.get_by_role("button", name="Reopen").click()
+    shown.get_by_role("link", name="Started").wait_for()
+    asked(site, newest_run(site, "xray_promote", 5))
+    shown = champion_page(page, site)
+    expect(shown.locator("tbody tr").first).to_contain_text("reopened version 2")
+    expect(shown.locator("tbody tr").first).to_contain_text("the ward has looked at it")
+    expect(shown.get_by_role("link", name="Approve or reject version 2")).to_be_visible()
+
+
 def test_what_was_notified(page: Page, site: Site) -> None:
-    told = [event for event in site.events() if event != "missed night"]
+    told = [sent for sent in site.webhook.received if sent["event"] != "missed night"]
     asked = ["approval wanted", "approval wanted"]
-    assert told == ["promoted", *asked, "promoted", "refused", "failed", "rolled back"]
+    night = ["rejected", "refused", "failed", "rolled back"]
+    assert [sent["event"] for sent in told] == ["promoted", *asked, "promoted", *night, *asked]
+    texts = {str(sent["event"]): str(sent["text"]) for sent in told}
+    assert texts["rejected"].startswith("Delivery misspelt is rejected: ")
+    assert texts["rejected"].endswith("/plugin/xray-deliveries#misspelt")
+    for event, page_of in {"refused": "/plugin/xray-report", "approval wanted": "/required_actions"}.items():
+        assert re.search(r"accuracy 0\.\d+ against version \d's 0\.\d+: [+-]0\.\d+ \(", texts[event])
+        assert texts[event].endswith(page_of)
     reached(lambda: "told" if "missed night" in site.events() else "not yet", ("told",))
 
 

@@ -104,7 +104,9 @@ def test_nights_are_told_and_drawn(page: Page, site: Site, shoot: Callable[..., 
     expect(shown.locator("svg")).to_have_count(6)
     expect(shown.locator("tbody tr").first).to_contain_text("1 delivery, 129 accepted")
     shoot("airflow-nights.png")
-    shown.get_by_role("link", name="90 nights").click()
+    shown.get_by_text("why", exact=True).first.click()
+    expect(shown.get_by_text("It is not above the champion's.").first).to_be_visible()
+    shown.get_by_role("link", name="365 nights").click()
     expect(shown.locator("tbody tr")).to_have_count(40)
 
 

@@ -60,7 +60,7 @@ async function send(form) {
   }
   const link = document.createElement("a");
   const airflow = new URL("..", address).pathname;
-  link.href = `${airflow}dags/${form.dataset.dag}/runs/${encodeURIComponent(said.dag_run_id)}`;
+  link.href = `${airflow}dags/${form.dataset.dag}/runs/${encodeURIComponent(said.dag_run_id)}${form.dataset.tab ?? ""}`;
   link.textContent = "Started: see its run";
   output.replaceChildren(link);
 }

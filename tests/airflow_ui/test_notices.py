@@ -51,6 +51,25 @@ def test_a_failure_says_why_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_a_refusal_says_how_accurate_both_are_and_leads_to_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    returned = {
+        "evaluate": {"figures": "accuracy 0.815 against version 1's 0.828"},
+        "decide": {"reasons": ["Not above."]},
+    }
+
+    def pulled(task_ids: Any) -> Any:
+        return returned.get(task_ids) if isinstance(task_ids, str) else [returned.get(task) for task in task_ids]
+
+    task = SimpleNamespace(dag_id="xray_retrain", run_id="manual+1", xcom_pull=pulled)
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
+        [notifier] = notices.notifiers("refused", notices.REFUSED)
+        notifier({**CONTEXT, "ti": task})
+    said, _, page = str(webhook.received[0]["text"]).rpartition(" ")
+    assert said == "The candidate is refused: accuracy 0.815 against version 1's 0.828. Not above."
+    assert page.endswith("/dags/xray_retrain/runs/manual%2B1/plugin/xray-report")
+
+
 @pytest.mark.parametrize(
     ("ended", "event", "said"),
     [

@@ -149,8 +149,9 @@ def test_nobody_but_an_approver_may_answer(browser: Browser, site: Site) -> None
     other = logged_in(browser, site, "clerk")
     shown = champion_page(other, site)
     expect(shown.get_by_text("You may not answer it: admin may.")).to_be_visible()
-    shown.get_by_role("link", name="The request about version 2").click()
-    request = other.context.pages[-1]
+    with other.context.expect_page() as opened:
+        shown.get_by_role("link", name="The request about version 2").click()
+    request = opened.value
     expect(request.get_by_text("Only admin may answer").first).to_be_visible()
     other.context.close()
     login = {"username": "clerk", "password": site.passwords["clerk"]}

@@ -47,8 +47,9 @@ WHO_MAY = (
 def _run() -> Run:
     from xray_pipeline.night.run import Run
 
-    who = get_current_context()["dag_run"].triggering_user_name or "xray_promote"
-    return Run.of({}, who, pages=airflow_links.PAGES)
+    context = get_current_context()
+    who = context["dag_run"].triggering_user_name or "xray_promote"
+    return Run.of({}, who, context["run_id"], airflow_links.PAGES)
 
 
 def _name() -> str:

@@ -281,7 +281,7 @@ def test_the_header_names_version_night_and_date(two: Made, page: str) -> None:
     assert "candidate cccccccccccc" in head
     assert "Version: not registered." in head
     assert "Compared with version 1, the model in production," in head
-    assert "Decided 2026-11-30 02:41 UTC by the night scheduled-1." in head
+    assert "Decided 2026-11-30 02:41 UTC, Airflow run scheduled-1." in head
     known = render(replace(two.report, subject=replace(two.report.subject, version=7)))
     for before, after in ((page, known), (model_card(two.report), "")):
         named = with_version(before, 7)

@@ -27,6 +27,7 @@ import phantom
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from services import ROOT, Airflow, Failed, Stack, running
 
@@ -156,13 +157,13 @@ def summary(nights: list[dict[str, Any]]) -> None:
             f"held out: {held['images']} of {held['patients']}"
         )
         table = Table("held-out", "accuracy (95 %)", "AUC", "sensitivity", "specificity", box=None, pad_edge=False)
-        table.add_row("  candidate", *metrics(said["candidate"]))
+        table.add_row("candidate", *metrics(said["candidate"]))
         champion = said["champion"]
-        name = f"  champion, version {champion['version']}" if champion else "  champion"
+        name = f"champion, version {champion['version']}" if champion else "champion: none yet"
         table.add_row(name, *metrics(champion))
-        console.print(table)
+        console.print(Padding(table, (0, 0, 0, 2)))
         for reason in said["decision"]["reasons"] if said["decision"] else [said["message"]]:
-            console.print(f"  {escape(reason)}")
+            console.print(f"  {escape(reason)}", soft_wrap=True)
         if said["version"]:
             console.print(f"  registered as version {said['version']}, alias {said['alias']}")
 
@@ -194,6 +195,7 @@ def decided_by_a_person(stack: Stack, airflow: Airflow, said: dict[str, Any], la
         console.print(f"\nNobody is asked about version {said['version']}: see the run of {ASKING}.")
         return
     lap(f"{ASKING} asks")
+    airflow.beats(5)  # a person is slower: a task that is answered before the scheduler saw it pause is taken for lost
     console.print(f"\n{OPERATOR} approves version {said['version']} in Airflow: the report is convincing")
     operator.answer(ASKING, asking, "approve", "Approve", "the report is convincing")
     airflow.finished(ASKING, asking)

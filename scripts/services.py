@@ -267,6 +267,16 @@ class Airflow:
             time.sleep(0.5)
         return found
 
+    def beats(self, count: int, seconds: float = 300) -> None:
+        """Wait for so many heartbeats of the scheduler, which comes round to what has happened between two of them."""
+        seen: set[str] = set()
+
+        def look() -> str:
+            seen.add(self.call("GET", "/monitor/health")["scheduler"]["latest_scheduler_heartbeat"])
+            return "over" if len(seen) > count else "waiting"
+
+        self.reached(look, ("over",), seconds)
+
     def task_state(self, dag: str, run: str, task: str) -> str:
         """Return the state of a task that is not mapped."""
         return str(self.call("GET", f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}")["state"])

@@ -29,17 +29,18 @@ from xray_pipeline.night.run import Run
 pytestmark = pytest.mark.timeout(900)
 
 BEGAN = datetime(2026, 1, 1, 2, tzinfo=UTC)
+SINCE = "2025-12-19T02:40:00+00:00"
+
+
+def a_model(version: int | None, accuracy: float) -> Model:
+    values = {"accuracy": accuracy, "auc": accuracy + 0.02}
+    return Model(version, 1200, {name: Interval(at, at - 0.012, at + 0.01) for name, at in values.items()})
 
 
 def a_night(day: int) -> Night:
     """Return a night of a made-up past: each fifth is quiet, each seventh failed, else a candidate was refused."""
     at = (BEGAN + timedelta(days=day)).isoformat(timespec="seconds")
-    level = 0.94 + 0.0004 * day
-    figures = {
-        name: Interval(level + up, level + up - 0.012, level + up + 0.01)
-        for name, up in (("accuracy", 0), ("auc", 0.02))
-    }
-    quiet = Night(f"scheduled__{at}", "schedule", at, at, why="nothing new to decide", in_production=1, since=at)
+    quiet = Night(f"scheduled__{at}", "schedule", at, at, why="nothing new to decide", in_production=1, since=SINCE)
     if day % 5 == 0:
         return quiet
     if day % 7 == 0:
@@ -48,7 +49,7 @@ def a_night(day: int) -> Night:
     drift = {"pixels": 0.0004 if alarm else 0.3 + day % 3 / 10, "labels": 0.05 * (day % 9 + 1)}
     counts = {"truncated": day % 4, "duplicate": 2, "lateral": day % 3}
     arrival = Arrival(at[:10], "ingested", 90 + day, counts, alarms=alarm, drift=drift)
-    candidate, champion = Model(None, 1200, figures), Model(1, 1200, figures)
+    candidate, champion = a_model(None, 0.934 + 0.0004 * day + day % 3 / 500), a_model(1, 0.94 + 0.0004 * day)
     minutes = {"check_delivery": 0.5, "train": 22.0 + day % 6, "evaluate": 3.0}
     judged = {"candidate": candidate, "champion": champion, "verdict": "refused", "minutes": minutes}
     return replace(quiet, deliveries=(arrival,), why="It is not above the champion's.", **judged)

@@ -31,16 +31,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import (
-    Asset,
-    ExceptionRetryPolicy,
-    Param,
-    RetryAction,
-    RetryRule,
-    dag,
-    get_current_context,
-    task,
-)
+from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
@@ -135,13 +126,9 @@ def find_deliveries() -> list[str]:
 
 LONGEST = 500  # characters of a reason in a notification
 DELIVERY = airflow_links.DeliveryPage()
-# A rejected delivery ends its task as a program ends, without a traceback, and another try would say the same.
-REJECTED = ExceptionRetryPolicy(
-    [RetryRule(exception=SystemExit, action=RetryAction.FAIL, reason="the delivery is rejected; see above")]
-)
 
 
-@task(map_index_template="{{ delivery }}", retry_policy=REJECTED, on_failure_callback=notices.check_failed)
+@task(map_index_template="{{ delivery }}", on_failure_callback=notices.check_failed)
 def check_delivery(delivery: str) -> None:
     from xray_pipeline.base.text import shortened, without_names
     from xray_pipeline.night import steps as night
@@ -149,7 +136,7 @@ def check_delivery(delivery: str) -> None:
     DELIVERY.keep(get_current_context())
     checked = night.check_delivery(_run(), delivery)
     if not checked.fit:
-        sys.exit(shortened(f"Delivery {delivery} is rejected: {without_names(checked.why)}", LONGEST))
+        sys.exit(shortened(f"Delivery {delivery} is rejected: {without_names(checked.why)}", LONGEST))  # see `tries`
 
 
 @task(trigger_rule="all_done")

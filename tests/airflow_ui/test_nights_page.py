@@ -22,7 +22,7 @@ BEGAN = datetime(2026, 1, 1, 2, tzinfo=UTC)
 
 
 def night(day: int) -> Night:
-    at = (BEGAN + timedelta(days=day)).isoformat()
+    at = (BEGAN + timedelta(days=day)).isoformat(timespec="milliseconds")
     arrival = Arrival("first", "ingested", 40 + day, {"truncated": 2, "lateral": 1}, drift={"pixels": 0.2})
     scored = Model(None, 900, {"accuracy": Interval(0.9, 0.88, 0.92), "auc": Interval(0.97, 0.95, 0.99)})
     about = {"candidate": scored, "champion": replace(scored, version=7), "verdict": "refused"}
@@ -67,6 +67,7 @@ def test_a_span_ends_and_the_older_nights_follow(store: Store) -> None:
     [older] = set(re.findall(r'before=([^"&]+)"', page))
     assert drawn(before=unquote(older)).count('class="when"') == 2
     assert drawn(span="90").count('class="when"') == 32
+    assert "No night began before 2025-12-31 02:00 UTC" in drawn(before="2025-12-31T02:00:00+00:00")
 
 
 def test_a_damaged_record_is_told(store: Store) -> None:
@@ -91,6 +92,17 @@ def test_an_axis_marks_no_accuracy_above_one() -> None:
     for chart in charts.of_nights([replace(night(0), candidate=best, champion=None)])[:2]:
         assert all(float(text) <= 1 for _, text in chart.ticks)
         assert all(charts.TOP <= mark.high <= mark.y <= mark.low <= charts.BOTTOM for mark in chart.marks)
+
+
+def test_an_axis_from_nothing_begins_at_0() -> None:
+    assert charts.of_nights([replace(night(0), minutes={"train": 0.5})])[5].ticks[0][1] == "0"
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    drifted = replace(night(0), deliveries=(Arrival("a", "ingested", 1, drift={"pixels": 1e-5}, alarms=("pixels",)),))
+    said = [chart.says for chart in charts.of_nights([replace(drifted, champion=None)])]
+    assert said[0] == "Held-out accuracy: 1 measurement, the newest 0.900."
+    assert said[4] == "Drift of deliveries, p: 1 comparison, 1 alarm."
 
 
 def test_bars_of_a_night_stand_on_each_other() -> None:

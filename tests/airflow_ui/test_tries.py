@@ -6,11 +6,11 @@ import pytest
 from airflow.sdk import RetryAction
 
 from xray_pipeline.airflow_ui import tries
-from xray_pipeline.base.errors import ConfigError, ModelRefused, RegistryUnavailable, StorageUnavailable, XrayError
+from xray_pipeline.base.errors import ConfigError, ModelRefused, RegistryUnavailable, StorageUnavailable
 
 
-@pytest.mark.parametrize("error", [ConfigError("no recipe 'nope'"), ModelRefused("a pickle")])
-def test_what_a_person_must_change_is_not_tried_again(error: XrayError) -> None:
+@pytest.mark.parametrize("error", [ConfigError("no recipe 'nope'"), ModelRefused("a pickle"), SystemExit(3)])
+def test_what_a_person_must_change_is_not_tried_again(error: BaseException) -> None:
     decision = tries.POLICY.evaluate(error, 1, 3)
     assert decision.action is RetryAction.FAIL
     assert decision.reason is not None

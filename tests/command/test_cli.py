@@ -195,6 +195,19 @@ def test_evaluate_gives_each_metric_with_its_interval(xray: Run, delivery: Path,
         assert said[name]["low"] <= said[name]["value"] <= said[name]["high"]
 
 
+def test_a_class_named_like_a_field_is_a_class(xray: Run, delivery: Path, tmp_path: Path) -> None:
+    classes = ("high", "low", "value")
+    for old, new in (("NORMAL", "high"), ("PNEUMONIA", "low")):
+        (delivery / old).rename(delivery / new)
+    (delivery / "value").mkdir()
+    for seed in range(20, 26):
+        (delivery / "value" / f"patient{seed:04d}_1.jpeg").write_bytes(jpeg(seed=seed))
+    small_classifier(classes=classes).save(tmp_path / "three")
+    done = xray("evaluate", tmp_path / "three", "--data", delivery)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^accuracy +0\.\d{3}  \(0\.\d{3} to [01]\.\d{3}\)$", done.stdout, re.MULTILINE)
+
+
 def test_evaluate_counts_copies_too(xray: Run, delivery: Path, model: Path) -> None:
     (delivery / "NORMAL" / "copy.jpeg").write_bytes(jpeg(seed=0))
     assert json.loads(xray("evaluate", model, "--data", delivery, "--json").stdout)["n"] == 13

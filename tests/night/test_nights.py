@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_server import BUCKET, S3Server
+from samples import jpeg, lay_files
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
-from xray_pipeline.evaluation.metric_table import Interval
-from xray_pipeline.gate.evidence import FORMAT, evidence_key
-from xray_pipeline.night import nights, summary
+from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
+from xray_pipeline.evaluation.metrics import Evaluation
+from xray_pipeline.gate.evidence import FORMAT, Evidence, evidence_key
+from xray_pipeline.night import nights, steps, summary
 from xray_pipeline.night.nights import Arrival, Model, Night
 from xray_pipeline.night.run import Run
 
+ACCURACY = Interval(0.9, 0.8, 1.0)
 AT = "2026-03-05T02:00:00+00:00"
 QUIET = Night("run 1", "schedule", AT, AT, why="nothing new to decide", in_production=7, since="2026-03-03T02:40:00Z")
 TAKEN = (Arrival("a", "ingested", 400, {"truncated": 9}), Arrival("b", "ingested", 12), Arrival("c", "ingested"))
@@ -152,6 +156,15 @@ def test_a_damaged_record_is_named_and_hides_no_other(store: Store) -> None:
     assert record.key in said
 
 
+def test_a_damaged_record_of_this_run_does_not_stop_the_next(store: Store) -> None:
+    nights.keep(store, QUIET)
+    for entry in [*store.list(nights.RECORDS), *store.list(nights.MONTHS)]:
+        store.write(entry.key, store.read(entry.key).replace(b"nothing new", b"something new"))
+    nights.keep(store, JUDGED)
+    assert nights.read(store).nights == (JUDGED,)
+    assert len(nights.read(store).damaged) == 1
+
+
 def test_nights_are_kept_on_s3(s3: S3Server) -> None:
     store = open_store(f"s3://{BUCKET}/nights-of-a-test", Settings(s3_endpoint=s3.endpoint))
     for day in range(1, 13):
@@ -169,12 +182,50 @@ def test_a_night_that_fails_leaves_its_record(settings: Settings) -> None:
 
 
 def test_a_candidate_is_named_by_the_digest_that_the_ledger_has(settings: Settings) -> None:
-    run, figures = Run(settings), {"value": 0.9, "low": 0.8, "high": 1.0}
-    measured = {"model_digest": "f" * 64, "n": 60, "threshold": 0.5, "metrics": {"accuracy": figures}}
-    data = records.canonical({"format": FORMAT, "candidate": measured, "champion": measured})
-    key = evidence_key("c" * 64, records.digest_of(data))
-    run.store().write(key, data)
-    evaluated = {"candidate": "c" * 64, "evidence": key, "champion": 7, "models": {"7": ["d" * 64, "a" * 64]}}
+    run, evaluated = Run(settings), evaluated_in(Run(settings).store())
     said = summary.conclude(run, summary.Steps(evaluated=evaluated), summary.Course(AT, {}))
-    assert (said["candidate"]["digest"], said["candidate"]["accuracy"]) == ("c" * 64, figures)
+    assert (said["candidate"]["digest"], said["candidate"]["accuracy"]) == ("c" * 64, asdict(ACCURACY))
     assert (said["champion"]["version"], said["champion"]["digest"]) == (7, "d" * 64)
+    assert said["candidate"].keys() == {"digest", "threshold", *HEADLINE}
+
+
+def evaluated_in(store: Store) -> dict[str, Any]:
+    """Keep evidence and return what `evaluate` returns of it."""
+    classes, confusion = ("NORMAL", "PNEUMONIA"), ((27, 3), (3, 27))
+    measured = Evaluation("f" * 64, "s" * 64, 60, 50, classes, 0.5, confusion, {"accuracy": ACCURACY})
+    found = Evidence(measured, measured, True, None, "s" * 64, "approve")
+    data = records.canonical({"format": FORMAT, **found.to_dict()})
+    key = evidence_key("c" * 64, records.digest_of(data))
+    store.write(key, data)
+    return {"candidate": "c" * 64, "evidence": key, "champion": 7, "models": {"7": ["d" * 64, "a" * 64]}}
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_a_night_whose_evidence_is_damaged_is_recorded_without_figures(
+    settings: Settings, content: bytes | None
+) -> None:
+    run = Run(settings)
+    evaluated = evaluated_in(run.store())
+    if content is None:
+        run.store().delete(evaluated["evidence"])
+    else:
+        run.store().write(evaluated["evidence"], content)
+    said = summary.conclude(run, summary.Steps(evaluated=evaluated), summary.Course(AT, {}))
+    assert (said["candidate"], said["champion"]) == (None, None)
+    assert len(nights.read(run.store()).nights) == 1
+
+
+def test_a_delivery_that_was_not_committed_is_no_part_of_the_dataset(settings: Settings) -> None:
+    run = Run(settings)
+    for name in ("a", "b"):
+        lay_files(
+            Path(settings.incoming, name),
+            {f"NORMAL/{name}{n}_1.jpg": jpeg(seed=n + 10 * (name == "b")) for n in range(3)},
+        )
+        steps.check_delivery(run, name)
+    steps.commit_deliveries(run, ["a"])
+    said = summary.conclude(run, summary.Steps(["a", "b"]), summary.Course(AT, {}, {"commit_deliveries": "died"}))
+    assert [(one["name"], one["state"], one["accepted"]) for one in said["deliveries"]] == [("a", "ingested", 3)]
+    assert said["unchecked"] == ["b"]
+    (kept,) = nights.read(run.store()).nights
+    assert (kept.accepted, [arrival.state for arrival in kept.deliveries]) == (3, ["ingested", "unchecked"])

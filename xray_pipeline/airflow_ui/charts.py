@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from xray_pipeline.base.text import several
 from xray_pipeline.night.nights import Model, Night
 
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 352.0, 10.0, 156.0
@@ -106,7 +107,7 @@ def _figures(nights: Sequence[Night], metric: str, title: str) -> Chart:
     newest = marks[-1][2].figures[metric].value
     return Chart(
         title,
-        f"{title}: {len(marks)} measurements, the newest {newest:.3f}.",
+        f"{title}: {several(len(marks), 'measurement')}, the newest {newest:.3f}.",
         (("champion", "champion"), ("candidate", "candidate"), ("refused", "refused candidate; 95 % intervals")),
         axis.labels,
         _days(nights),
@@ -150,7 +151,9 @@ def _columns(nights: Sequence[Night], counts: Sequence[Mapping[str, float]], tit
                 top += count
     legend = [(kinds[name], f"{name} {shown.format(totals[name])}") for name in names[:COLOURS]]
     if rest := names[COLOURS:]:
-        legend.append(("part-other", f"{len(rest)} others {shown.format(sum(totals[name] for name in rest))}"))
+        legend.append(
+            ("part-other", f"{several(len(rest), 'other')} {shown.format(sum(totals[name] for name in rest))}")
+        )
     says = f"{title}: {', '.join(f'{name} {shown.format(totals[name])}' for name in names)}."
     return Chart(title, says, tuple(legend), axis.labels, _days(nights), bars=tuple(bars))
 
@@ -169,7 +172,7 @@ def _drift(nights: Sequence[Night]) -> Chart:
         return Chart(title, "No delivery was compared with the dataset in these nights.")
     alarms = sum(mark.kind == "alarm" for mark in marks)
     legend = (("calm", "a channel of a delivery"), ("alarm", "with an alarm"))
-    says = f"{title}: {len(marks)} comparisons, {alarms} alarms."
+    says = f"{title}: {several(len(marks), 'comparison')}, {several(alarms, 'alarm')}."
     return Chart(title, says, legend, axis.labels, _days(nights), marks=tuple(marks))
 
 
@@ -188,6 +191,8 @@ def _linear(low: float, high: float, most: float = math.inf) -> _Axis:
 
 def _short(value: float, digits: int = 4) -> str:
     """Write a value without the zero before its point, and without zeros at its end where `digits` is not asked for."""
+    if value == 0:
+        return "0"
     text = f"{value:,.{digits}f}" if digits < 4 else f"{value:g}".replace("1e-04", "0.0001")
     return text.removeprefix("0") if text.startswith("0.") else text
 

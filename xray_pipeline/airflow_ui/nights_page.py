@@ -20,7 +20,7 @@ SPANS = (30, 90, 365)
 
 def show(
     span: Annotated[Literal["30", "90", "365"], Query()] = "30",
-    before: Annotated[str | None, Query(pattern=r"^[0-9T:+-]{19,32}$")] = None,
+    before: Annotated[str | None, Query(pattern=r"^[0-9T:.+-]{19,32}$")] = None,
 ) -> HTMLResponse:
     """Show `span` nights that began before a moment (default: the newest), with charts of them."""
     settings = Settings()

@@ -9,15 +9,9 @@ from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from xray_pipeline.base.errors import Permanent
 
-POLICY = ExceptionRetryPolicy(
-    [
-        RetryRule(
-            Permanent,
-            RetryAction.FAIL,
-            reason="trying again changes nothing until a person has changed something",
-        )
-    ]
-)
+_NO_USE = "trying again changes nothing until a person has changed something"
+# A rejected delivery ends its task as a program ends, without a traceback.
+POLICY = ExceptionRetryPolicy([RetryRule(error, RetryAction.FAIL, reason=_NO_USE) for error in (Permanent, SystemExit)])
 AGAIN: dict[str, Any] = {
     "retries": 3,
     "retry_delay": timedelta(seconds=20),

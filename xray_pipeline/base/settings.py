@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     mlflow_url: str = Field("", description="MLflow's address for people's browsers; tracking_uri where that is http")
     approvers: Words = Field((), description="Airflow's ids of who may approve; none: all it lets")
     idle_days: int = Field(400, ge=1, description="a clock so far ahead of the ledger's newest entry is wrong")
-    approval_hours: float = Field(72, gt=0, description="a request nobody answers for so long is rejected")
+    approval_hours: float = Field(72, gt=0, description="a request nobody answers for so long ends; it is asked again")
     notify_webhook: SecretStr = Field(SecretStr(""), description="http(s) address that gets notifications as JSON")
     notify_slack: SecretStr = Field(SecretStr(""), description="address of a Slack incoming webhook")
     notify_email: Words = Field((), description="addresses, through Airflow's connection smtp_default")

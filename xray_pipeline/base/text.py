@@ -19,6 +19,11 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def several(count: int, noun: str, plural: str = "") -> str:
+    """A number of things: 1 radiograph, 1,204 radiographs."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean X?" for the one of the names that is nearest to a mistyped one, "" where none is near."""
     near = difflib.get_close_matches(name, names, n=1)

@@ -11,7 +11,7 @@ import typer
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.command import answers
 from xray_pipeline.command.app import Json, answer, app, progress_bars, this_run
-from xray_pipeline.evaluation.metric_table import METRICS
+from xray_pipeline.evaluation.metric_table import METRICS, NAMES
 from xray_pipeline.training import overrides
 
 ModelUri = Annotated[str, typer.Argument(help="models:/chest-xray@champion, models:/chest-xray/3, or a folder")]
@@ -52,11 +52,9 @@ def evaluate(
     with progress_bars(as_json) as progress:
         result = answers.evaluate_folder(this_run().settings, model_uri, data, progress)
     lines = [f"{result['n']} radiographs of {result['patients']} patients, threshold {result['threshold']:.3f}"]
-    lines += [
-        f"{name:<18} {value['value']:.3f}  ({value['low']:.3f} to {value['high']:.3f})"
-        for name, value in result.items()
-        if isinstance(value, dict) and "low" in value
-    ]
+    for name in NAMES:
+        if value := result.get(name):
+            lines.append(f"{name:<18} {value['value']:.3f}  ({value['low']:.3f} to {value['high']:.3f})")
     left_out = {reason: count for reason, count in result["quarantined"].items() if reason != "system-file"}
     lines.append(f"{sum(left_out.values())} of {result['n'] + sum(left_out.values())} files are left out")
     lines += [f"  {count} {reason}: {QUARANTINED[reason].rule}" for reason, count in left_out.items()]
@@ -83,6 +81,7 @@ def predict(model_uri: ModelUri, files: list[Path], as_json: Json = False) -> No
 def compare(version: int, against: int, as_json: Json = False) -> None:
     """Score two registered versions on the newest held-out radiographs, and apply the policy to the first."""
     from xray_pipeline.night import versions
+    from xray_pipeline.report.wording import difference
 
     run = this_run()
     with progress_bars(as_json) as progress:
@@ -96,7 +95,7 @@ def compare(version: int, against: int, as_json: Json = False) -> None:
     for metric in METRICS:
         if comparison and (gap := comparison.differences.get(metric.name)):
             values = f"{ours.metrics[metric.name].value:>10.3f} {theirs.metrics[metric.name].value:>10.3f}"
-            lines.append(f"{metric.title[:18]:<18} {values}   {gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})")
+            lines.append(f"{metric.title[:18]:<18} {values}   {difference(gap)}")
     may = "may" if decision.may_promote else "may not"
     lines += [f"policy {decision.policy_name}: version {version} {may} take the place of version {against}"]
     lines += [f"  {reason}" for reason in decision.reasons]

@@ -64,7 +64,7 @@ class Comparison(Plain):
     """Candidate against champion on the same radiographs; every difference is candidate minus champion.
 
     `p_value` is one-sided: how often two equally good models would differ in accuracy at least this much in the
-    candidate's favour (see `compared`). `confidence` is 1 - p_value.
+    candidate's favour (see `compared`).
     """
 
     candidate: str

@@ -23,7 +23,7 @@ from xray_pipeline.base.errors import DatasetError, XrayError
 from xray_pipeline.base.schedule import due
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import check_writes_once, open_store, reader, require_folder, sweep
-from xray_pipeline.base.text import without_passwords
+from xray_pipeline.base.text import several, without_passwords
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.policy import load_policy
@@ -107,7 +107,7 @@ def _looked(part: str, look: Callable[[], str]) -> Health:
 def _incoming(settings: Settings) -> str:
     require_folder(settings.incoming)
     count = len(open_store(settings.incoming, settings).folders())
-    return f"{count} {'delivery' if count == 1 else 'deliveries'} in {settings.incoming}"
+    return f"{several(count, 'delivery', 'deliveries')} in {settings.incoming}"
 
 
 def _store(settings: Settings) -> str:
@@ -117,27 +117,25 @@ def _store(settings: Settings) -> str:
     check_writes_once(store)
     commits = Commits(store.child("dataset"))
     commits.listed()
-    count = len(commits.manifests())
-    return f"{count} committed {'delivery' if count == 1 else 'deliveries'} in {settings.store}"
+    count = several(len(commits.manifests()), "committed delivery", "committed deliveries")
+    return f"{count} in {settings.store}"
 
 
 def _ledger(settings: Settings) -> str:
     state = Ledger(open_store(settings.store, settings)).state()
     if state.by_hand:
-        raise _Ill(
-            f"{len(state.by_hand)} changes by hand are neither accepted nor undone; see `xray history` and `xray adopt`"
-        )
+        made = several(len(state.by_hand), "change was made", "changes were made")
+        raise _Ill(f"{made} by hand, neither accepted nor undone yet; see `xray history` and `xray adopt`")
     champion = f"version {state.champion} is the champion" if state.champion else "there is no champion yet"
-    return f"{state.sequence} entries, the chain is whole; {champion}"
+    return f"{several(state.sequence, 'entry', 'entries')}, the chain is whole; {champion}"
 
 
 def _registry(settings: Settings) -> str:
     compare(Run(settings), mend=False)
     registry = Registry(settings)
     found, state = registry.aliases(), registry.ledger.state()
-    wanted = {"champion": state.champion, "challenger": state.challenger}
-    if found != wanted:
-        raise _Ill(f"MLflow has {found}, the ledger says {wanted}; run `xray verify`")
+    if found != state.aliases:
+        raise _Ill(f"MLflow has {found}, the ledger says {state.aliases}; run `xray verify`")
     return f"MLflow at {without_passwords(settings.tracking_uri)} agrees with the ledger"
 
 
@@ -187,7 +185,7 @@ def _drift(settings: Settings) -> str:
     holds_up = alarms_hold_up(settings)
     if lines := alarms.lines(open_store(settings.store, settings), keys, holds_up):
         raise _Ill(" ".join(lines))
-    return f"no drift alarm of {len(keys)} committed {'delivery' if len(keys) == 1 else 'deliveries'} stands"
+    return f"no drift alarm of {several(len(keys), 'committed delivery', 'committed deliveries')} stands"
 
 
 def _airflow(settings: Settings) -> str:

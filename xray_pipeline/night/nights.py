@@ -22,6 +22,7 @@ import msgspec
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import DatasetError, ObjectNotFound
 from xray_pipeline.base.storage import Store
+from xray_pipeline.base.text import several
 from xray_pipeline.evaluation.metric_table import Interval
 
 log = logging.getLogger(__name__)
@@ -130,8 +131,8 @@ def in_words(night: Night) -> str:
 def _deliveries(night: Night) -> str:
     if not night.deliveries:
         return "no deliveries"
-    count, out = len(night.deliveries), sum(night.quarantined.values())
-    return f"{count} {'delivery' if count == 1 else 'deliveries'}, {night.accepted} accepted, {out} quarantined"
+    told = several(len(night.deliveries), "delivery", "deliveries")
+    return f"{told}, {night.accepted} accepted, {sum(night.quarantined.values())} quarantined"
 
 
 def _exceptions(night: Night) -> list[str]:
@@ -172,14 +173,19 @@ def moment() -> str:
 def keep(store: Store, night: Night) -> None:
     """Write a night's record, once; a repeat that has nothing else to say adds nothing.
 
-    Raises StorageUnavailable, and DatasetError for an earlier record of this run that is damaged.
+    An earlier record of this run that is damaged stays, and counts as one that said something else. Raises
+    StorageUnavailable.
     """
     stem = f"{RECORDS}/{night.started[:7]}/{_stem(night)}"
     for number in itertools.count(1):
         key = f"{stem}-{number}.json"
         if records.write(store, key, asdict(night), if_absent=True):
             break
-        earlier = records.read(store, key, Night)
+        try:
+            earlier = records.read(store, key, Night)
+        except DatasetError as error:
+            log.warning("%s; the night's record is written beside it", error)
+            continue
         if replace(earlier, ended=night.ended) == _as_read(night):
             return
     log.info("the night's record is %s in %s", key, store.uri)

@@ -6,22 +6,29 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from xray_pipeline.base.errors import LedgerError, RegistryUnavailable, XrayError
+from xray_pipeline.base.errors import (
+    DatasetError,
+    EvaluationError,
+    LedgerError,
+    ObjectNotFound,
+    RegistryUnavailable,
+    XrayError,
+)
 from xray_pipeline.base.progress import Progress
-from xray_pipeline.base.storage import Store
 from xray_pipeline.base.text import shortened, without_names
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
+from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.evaluation.metrics import Evaluation
+from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.intake import alarms, verdicts
-from xray_pipeline.intake.verdicts import Checked
 from xray_pipeline.night import health, nights, versions
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.nights import Arrival, Model, Night
-from xray_pipeline.night.run import Run, Trained, kept_evidence
+from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.registry.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -125,25 +132,28 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     message and in_words. Raises RegistryError and DatasetError where nothing may be written, StorageError.
     """
     store, committed, evaluated, decided = run.store(), steps.committed or {}, steps.evaluated, steps.decided
-    judged = {key: verdicts.checked(store, key) for key in steps.deliveries}
-    evidence = kept_evidence(store, evaluated["evidence"]) if evaluated else {}
+    arrivals = _arrivals(run, steps.deliveries)
+    evidence = _evidence(run, evaluated["evidence"]) if evaluated else None
     pair = evaluated or {"candidate": "", "champion": None, "models": {}}
     learnt = pair["models"].get(str(pair["champion"]), ("",))[0]
     summary: dict[str, Any] = {
-        "deliveries": [_delivery(store, verdict) for verdict in judged.values() if verdict],
-        "unchecked": [key for key, verdict in judged.items() if verdict is None],
+        "deliveries": [
+            {**asdict(arrival), "alarms": list(arrival.alarms)} for arrival in arrivals if arrival.state != "unchecked"
+        ],
+        "unchecked": [arrival.name for arrival in arrivals if arrival.state == "unchecked"],
         "snapshot": committed.get("snapshot", ""),
         **{name: committed.get(name, 0) for name in ("images", "patients")},
         "held_out": {name: committed.get(f"held_out_{name}", 0) for name in ("images", "patients")},
-        "candidate": _scores(evidence.get("candidate"), digest=pair["candidate"]),
-        "champion": _scores(evidence.get("champion"), version=pair["champion"], digest=learnt),
-        "decision": _decision(decided, steps.promoted) if decided else None,
+        "candidate": _scores(evidence and evidence.candidate, digest=pair["candidate"]),
+        "champion": _scores(evidence and evidence.champion, version=pair["champion"], digest=learnt),
+        "decision": decided
+        and {"verdict": decided["verdict"], "promoted": bool(steps.promoted), "reasons": list(decided["reasons"])},
         "version": steps.registered["version"] if steps.registered else None,
         "alias": "champion" if steps.promoted else "challenger" if steps.registered else "",
     }
     summary["message"] = _message(summary, steps, course)
     log.info("%s", summary["message"])
-    record = _record(run, summary, steps, course, evidence)
+    record = _record(run, summary, steps, course, arrivals, evidence)
     summary["in_words"] = f"{nights.outcome(record)}: {nights.in_words(record)}"
     _before_writing(run, course)
     nights.keep(store, record)
@@ -165,26 +175,53 @@ def _before_writing(run: Run, course: Course) -> None:
             raise
 
 
-def _record(run: Run, summary: Mapping[str, Any], steps: Steps, course: Course, evidence: Mapping[str, Any]) -> Night:
+def _arrivals(run: Run, keys: Sequence[str]) -> list[Arrival]:
+    """Return what became of the night's deliveries; one that is fit and yet not in the dataset counts as unchecked."""
+    store, committed = run.store(), Dataset(run.settings).manifests() if keys else []
+    arrivals = []
+    for key in keys:
+        verdict = verdicts.checked(store, key)
+        if verdict is None or (verdict.fit and key not in committed):
+            arrivals.append(Arrival(key, "unchecked"))
+            continue
+        state, accepted = ("ingested", verdict.accepted) if verdict.fit else ("rejected", 0)
+        told = (dict(verdict.quarantined), without_names(verdict.why), alarms.of_delivery(store, key))
+        arrivals.append(Arrival(key, state, accepted, *told, alarms.p_values(store, key)))
+    return arrivals
+
+
+def _evidence(run: Run, key: str) -> Evidence | None:
+    try:
+        return run.evidence(key)
+    except (DatasetError, EvaluationError, ObjectNotFound) as error:
+        log.warning("the night's record has no figures of its models: %s", error)
+        return None
+
+
+def _record(
+    run: Run,
+    summary: Mapping[str, Any],
+    steps: Steps,
+    course: Course,
+    arrivals: Sequence[Arrival],
+    evidence: Evidence | None,
+) -> Night:
     try:
         state = Ledger(run.store()).state()
         in_production, since = state.champion, state.since.at if state.since else ""
     except LedgerError as error:  # the night failed by it
         log.warning("the night's record names no champion: %s", error)
         in_production, since = None, ""
-    arrivals = [
-        Arrival(**{**delivery, "why": shortened(delivery["why"], LONGEST)}) for delivery in summary["deliveries"]
-    ]
     return Night(
         run=run.name,
         who=run.who,
         started=course.started,
         ended=nights.moment(),
-        deliveries=(*arrivals, *(Arrival(key, "unchecked") for key in summary["unchecked"])),
+        deliveries=tuple(replace(arrival, why=shortened(arrival.why, LONGEST)) for arrival in arrivals),
         radiographs=summary["images"],
         patients=summary["patients"],
-        candidate=_model(evidence.get("candidate"), summary["version"]),
-        champion=_model(evidence.get("champion"), steps.evaluated["champion"] if steps.evaluated else None),
+        candidate=_model(evidence and evidence.candidate, summary["version"]),
+        champion=_model(evidence and evidence.champion, steps.evaluated["champion"] if steps.evaluated else None),
         verdict=steps.decided["verdict"] if steps.decided else "",
         version=summary["version"],
         alias=summary["alias"],
@@ -196,12 +233,11 @@ def _record(run: Run, summary: Mapping[str, Any], steps: Steps, course: Course, 
     )
 
 
-def _model(evaluation: Mapping[str, Any] | None, version: int | None) -> Model | None:
+def _model(evaluation: Evaluation | None, version: int | None) -> Model | None:
     if not evaluation:
         return None
-    metrics = {name: evaluation["metrics"][name] for name in CHARTED if evaluation["metrics"].get(name)}
-    figures = {name: Interval(metric["value"], metric["low"], metric["high"]) for name, metric in metrics.items()}
-    return Model(version, evaluation["n"], figures)
+    figures = {name: evaluation.metrics[name] for name in CHARTED if name in evaluation.metrics}
+    return Model(version, evaluation.n, figures)
 
 
 def _why(summary: Mapping[str, Any], steps: Steps) -> str:
@@ -212,22 +248,6 @@ def _why(summary: Mapping[str, Any], steps: Steps) -> str:
         return f"nothing new to decide: {steps.trained['concluded']}" if steps.trained["concluded"] else ""
     empty = steps.committed is not None and not summary["snapshot"]
     return "nothing to train on: no delivery was ever accepted" if empty else ""
-
-
-def _delivery(store: Store, verdict: Checked) -> dict[str, Any]:
-    return {
-        "name": verdict.key,
-        "state": "ingested" if verdict.fit else "rejected",
-        "accepted": verdict.accepted if verdict.fit else 0,
-        "quarantined": dict(verdict.quarantined),
-        "why": without_names(verdict.why),
-        "alarms": list(alarms.of_delivery(store, verdict.key)),
-        "drift": alarms.p_values(store, verdict.key),
-    }
-
-
-def _decision(decided: Mapping[str, Any], promoted: Returned) -> dict[str, Any]:
-    return {"verdict": decided["verdict"], "promoted": bool(promoted), "reasons": list(decided["reasons"])}
 
 
 def _message(summary: Mapping[str, Any], steps: Steps, course: Course) -> str:
@@ -242,20 +262,16 @@ def _message(summary: Mapping[str, Any], steps: Steps, course: Course) -> str:
     ]
     parts += [f"Delivery {key} not taken: not checked, or changed since." for key in summary["unchecked"]]
     parts = parts or ["No new deliveries."]
-    if steps.committed and not summary["snapshot"]:
-        parts.append("Nothing to train on: no delivery was ever accepted.")
-    elif steps.trained and steps.trained["concluded"]:
-        parts.append(f"Nothing new to decide: {steps.trained['concluded']}.")
-    elif summary["decision"]:
-        parts += summary["decision"]["reasons"]
+    if why := _why(summary, steps):
+        parts.append(why if steps.decided else f"{why[0].upper()}{why[1:]}.")
     if steps.registered:
         parts.append(f"Version {summary['version']} is {summary['alias']}.")
     return " ".join(parts)
 
 
-def _scores(evaluation: Mapping[str, Any] | None, **model: object) -> dict[str, Any] | None:
+def _scores(evaluation: Evaluation | None, **model: object) -> dict[str, Any] | None:
     """What was measured of a model, after which one it is: the digest that names a candidate everywhere."""
     if not evaluation:
         return None
-    metrics = {name: evaluation["metrics"].get(name) for name in HEADLINE}
-    return {**model, "threshold": evaluation["threshold"], **metrics}
+    measured = {name: asdict(metric) for name, metric in evaluation.metrics.items()}
+    return {**model, "threshold": evaluation.threshold, **{name: measured.get(name) for name in HEADLINE}}

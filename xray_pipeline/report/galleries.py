@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from xray_pipeline.base.text import several
 from xray_pipeline.report import figures
 from xray_pipeline.report.contents import Report
 from xray_pipeline.report.examples import Example
-from xray_pipeline.report.wording import candidate_of, several
+from xray_pipeline.report.wording import candidate_of
 
 
 def galleries(report: Report) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from xray_pipeline.base.text import several
 from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation
 from xray_pipeline.evaluation.sweep import Cuts
@@ -33,11 +34,6 @@ def percent(share: float) -> str:
     if text == "0.0" and share > 0:
         return f"under 0.1{_SPACE}%"
     return f"over 99.9{_SPACE}%" if text == "100.0" and share < 1 else f"{text}{_SPACE}%"
-
-
-def several(count: int, noun: str) -> str:
-    """A number of things: 1 radiograph, 1,204 radiographs."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError
+from xray_pipeline.base.pages import template
 from xray_pipeline.evaluation.bootstrap import Resampling
 from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import BY_NAME, NAMES, NEEDED, Interval
@@ -332,6 +334,16 @@ def test_a_model_that_reads_the_border_is_warned_of(evidence: Evidence) -> None:
     assert Decision.from_dict(json.loads(json.dumps(loud.to_dict()))).warnings == loud.warnings
 
 
+@pytest.mark.parametrize(
+    ("auc", "said"), [(0.5, "does not tell the classes apart ("), (0.65, "tells the classes apart somewhat (AUC 0.650")]
+)
+def test_what_a_model_reads_from_the_border_is_said_as_far_as_it_goes(auc: float, said: str) -> None:
+    found = decide(replace(BETTER, stress=(*STRAINED[:1], border(auc))), DEFAULT)
+    (why,) = [clause.why for clause in found.clauses if clause.number == "4.11"]
+    assert said in why
+    assert (found.may_promote, found.warnings) == (True, ())
+
+
 def test_a_policy_may_stop_a_model_that_reads_the_border(tmp_path: Path) -> None:
     path = tmp_path / "strict.toml"
     path.write_text(DEFAULT.source.replace("stop_above = 1.0", "stop_above = 0.8"))
@@ -448,6 +460,16 @@ def test_each_use_asks_for_more_confidence(uses: float, more: float) -> None:
     assert spending(uses + more, 0.5, 365, 0.05) <= spending(uses, 0.5, 365, 0.05)
 
 
+def test_a_budget_of_nothing_is_said_to_ask_for_certainty(tmp_path: Path) -> None:
+    (tmp_path / "none.toml").write_text(DEFAULT.source.replace("budget = 0.5", "budget = 0"))
+    policy = load_policy(str(tmp_path / "none.toml"))
+    for p in (1e-6, 0.0):
+        found = decide(replace(BETTER, comparison=versus(p)), policy)
+        (said,) = [clause for clause in found.clauses if clause.number == "4.2"]
+        assert (found.may_promote, said.passed, said.threshold) == (False, False, 1.0)
+        assert "asked after no earlier use of the held-out patients: 1.0000" in said.why
+
+
 def test_new_held_out_patients_restore_what_was_spent() -> None:
     worn = effective_uses([400] * 300, 400)
     restored = effective_uses([400] * 300, 1200)
@@ -473,6 +495,16 @@ def test_in_a_year_of_equally_good_candidates_the_policy_promotes_none_where_the
 
 
 # --- policies
+
+
+def test_no_number_is_a_negative_nothing(tmp_path: Path) -> None:
+    (tmp_path / "strict.toml").write_text(re.sub(r"at_most = [0-9.]+", "at_most = 0.0", DEFAULT.source))
+    found = decide(
+        replace(BETTER, stress=(part(0.0, dimension="stress"), border(0.5))), load_policy(str(tmp_path / "strict.toml"))
+    )
+    assert not [clause.why for clause in found.clauses if re.search(r"-0(\.0+)?\b(?!\.)", clause.why)]
+    shown = template("report", "report.html.j2").environment.filters["shown"]
+    assert (shown(-0.0), shown(-1e-9), shown(-0.25)) == ("0", "0.0000", "-0.25")
 
 
 def test_every_decision_lists_every_clause_with_threshold_and_value() -> None:

@@ -101,6 +101,19 @@ def test_another_warm_start_is_another_start(store: Store) -> None:
     assert facts(store, warm)["training started from"] == "version 3"
 
 
+@pytest.mark.parametrize("of", ["champion", "candidate"])
+@pytest.mark.parametrize("lost", ["start.json", "environment.json"])
+def test_a_start_that_is_not_on_record_stops_no_evaluation(store: Store, lost: str, of: str) -> None:
+    warm, cold = trained(store, "warm", mode="partial", warm_start=True), trained(store, "cold", mode="partial")
+    before = warm.digest.removesuffix("warm")
+    records.write(store, f"candidates/{before}/start.json", {"version": 3, "model": "m"})
+    ours, theirs = (cold, warm) if of == "champion" else (warm, cold)
+    assert changed(store, ours, theirs.digest) == ("recipe", "starting weights")
+    store.delete(f"candidates/{before if lost == 'start.json' else warm.digest}/{lost}")
+    assert changed(store, ours, theirs.digest) is None
+    assert facts(store, warm)["training started from"] == NOT_RECORDED
+
+
 @pytest.mark.parametrize("lost", ["candidate.json", "recipe.json", "environment.json"])
 def test_without_the_champions_record_nothing_is_said_of_what_changed(store: Store, lost: str) -> None:
     champion = trained(store, "old")

@@ -12,6 +12,7 @@ import pytest
 from candidates import promoted, trained
 
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.night import steps as night
 from xray_pipeline.night.pair import pair
@@ -38,7 +39,11 @@ def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(
     caplog.set_level("INFO", "xray_pipeline.night")
     champion = promoted(grown, trained(grown), None)
     candidate, run = trained(grown, seed=1, epochs=2), Run(grown)
-    evaluated = night.evaluate(run, Trained(candidate.digest, ""))
+    shutil.rmtree(grown.cache)
+    seen: list[int] = []
+    evaluated = night.evaluate(run, Trained(candidate.digest, ""), lambda done, total, what: seen.append(total))
+    snapshot = Dataset(grown).open_snapshot(candidate.snapshot)
+    assert {int(count) for count in Dataset(grown).rows(snapshot)["side"].value_counts()} <= set(seen)
     compared = rf"accuracy \d\.\d{{3}} against version {champion}'s \d\.\d{{3}}, on \d+ held-out radiographs of \d+ pat"
     assert re.match(compared, last(caplog))
     reports = Path(grown.store) / "reports" / candidate.digest / f"against-{champion}"

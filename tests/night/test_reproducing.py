@@ -10,6 +10,7 @@ import torch
 from candidates import promoted, trained
 from commands import Run as Command
 
+import xray_pipeline
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import RegistryError
 from xray_pipeline.base.settings import Settings
@@ -48,13 +49,16 @@ def test_it_proves_a_version_and_changes_nothing(grown: Settings, mode: str) -> 
     assert not list(grown.cache.glob("reproduce-*"))
 
 
-def test_a_warm_start_is_proved_from_the_champion_of_then(grown: Settings) -> None:
-    """Another champion by now, or no word of the one it started from, are told apart."""
+def test_a_warm_start_is_proved_from_the_champion_of_then(grown: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another champion by now, or no word of the one it started from, are told apart; also after an upgrade."""
     first = promoted(grown, trained(grown, mode="finetune", epochs=1), None)
-    warm = trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
+    with monkeypatch.context() as then:
+        then.setattr(xray_pipeline, "__version__", "0.0.1")
+        warm = trained(grown, mode="finetune", epochs=1, learning_rate=1e-3, warm_start=True)
     second = promoted(grown, warm, first)
     found = reproduce(grown, second)
-    assert (found.reproduced, found.inputs, found.outputs) == (True, (), ())
+    assert (found.reproduced, found.trained, found.outputs) == (True, True, ())
+    assert found.inputs == (f"version of xray-retrain: {xray_pipeline.__version__}, recorded 0.0.1",)
     for path in Path(grown.store).glob("candidates/*/start.json"):
         path.unlink()
     found = reproduce(grown, second)
@@ -92,18 +96,16 @@ def test_another_engine_than_the_recorded_one_is_named(grown: Settings) -> None:
 
 def test_it_names_what_went_in_and_came_out_differently(grown: Settings) -> None:
     candidate = registered(grown)
-    folder = Path(grown.store) / "candidates" / candidate.digest
-    recipe = json.loads((folder / "recipe.json").read_bytes())
-    (folder / "recipe.json").write_text(json.dumps({**recipe, "penalty": 1.0}))
-    store = DirectoryStore(folder)
+    store = DirectoryStore(Path(grown.store) / "candidates" / candidate.digest)
     environment = records.read(store, "environment.json", list[dict[str, Any]])
     environment[0]["versions"]["torch"] = "1.0"
     environment[0]["device"] = "NVIDIA T4"
+    environment[0]["engine"] = "torch float32"  # which answers otherwise by the last bits
     records.write(store, "environment.json", environment)
     found = reproduce(grown, 1)
     assert (found.reproduced, found.trained) == (False, True)
     said = "\n".join(found.lines())
-    for text in ("recipe: digest", "recorded 1.0", "device: cpu, recorded NVIDIA T4", "tensor head.weight is another"):
+    for text in ("recorded 1.0", "device: cpu, recorded NVIDIA T4", "tensor head.weight is another"):
         assert text in said
     assert "tensor backbone" not in said
 
@@ -111,12 +113,9 @@ def test_it_names_what_went_in_and_came_out_differently(grown: Settings) -> None
 def test_missing_parts_are_named(grown: Settings) -> None:
     registered(grown)
     for pattern, message in (
-        ("dataset/snapshots/*.json", "snapshot: no snapshot"),
-        (
-            "dataset/manifests/*.parquet",
-            "snapshot: manifests/first.parquet, committed as commits/00000001.json, is missing",
-        ),
-        ("candidates/*/recipe.json", "the recipe is missing"),
+        ("dataset/snapshots/*.json", "no snapshot"),
+        ("dataset/manifests/*.parquet", "manifests/first.parquet, committed as commits/00000001.json, is missing"),
+        ("candidates/*/recipe.json", "no recipe this version can read"),
         ("dataset/radiographs/*/*", "is missing"),
     ):
         lost = {path: path.read_bytes() for path in Path(grown.store).glob(pattern)}
@@ -127,6 +126,14 @@ def test_missing_parts_are_named(grown: Settings) -> None:
         assert message in "\n".join(found.lines())
         for path, data in lost.items():
             path.write_bytes(data)
+
+
+def test_another_recipe_than_the_recorded_one_is_not_trained(grown: Settings) -> None:
+    path = Path(grown.store) / "candidates" / registered(grown).digest / "recipe.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "penalty": 1.0}))
+    found = reproduce(grown, 1)
+    assert (found.reproduced, found.trained) == (False, False)
+    assert "/recipe.json has digest " in found.inputs[0]
 
 
 def test_an_unknown_version_is_an_error(grown: Settings) -> None:

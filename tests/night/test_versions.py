@@ -21,6 +21,8 @@ from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.night import scores, versions
 from xray_pipeline.night import steps as night
+from xray_pipeline.night.gather import new_deliveries
+from xray_pipeline.night.pair import pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions
 from xray_pipeline.registry.entries import Move
@@ -111,6 +113,14 @@ def test_the_command_compares_any_two_versions(two: Run) -> None:
         unknown = CliRunner().invoke(cli.app, ["compare", "1", wrong])
         assert unknown.exit_code == 1
         assert why in str(unknown.exception)
+
+
+def test_what_came_after_a_version_is_nothing_that_it_learnt_from(two: Run) -> None:
+    deliver(two)
+    state, registry = Ledger(two.store()).state(), two.registry()
+    both = pair(two, registry, state.registered[2].candidate, 1, snapshot=versions.newest_snapshot(two))
+    assert set(both.snapshot.manifests) == {"first", "second"}
+    assert new_deliveries(two, registry, both) == []
 
 
 def test_a_version_that_was_never_registered_is_named_before_anything_is_scored(settings: Settings) -> None:

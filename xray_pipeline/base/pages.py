@@ -40,7 +40,7 @@ def _shown(value: float | str | None) -> str:
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     if value.is_integer():
-        return f"{value:,.0f}"
+        return f"{value:z,.0f}"
     # As many digits as the sentence beside it has; more where a confidence is nearly 1.
     digits = 2 if round(value, 2) == value else 5 if 0.999 < value < 1 else 4
-    return f"{value:.{digits}f}"
+    return f"{value:z.{digits}f}"

@@ -183,28 +183,24 @@ def _patients(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
 
 
 def level_after(uses: float | None, numbers: Mapping[str, float]) -> float:
+    """Return the level that a clause `confidence` of these numbers leaves after so many uses; 0 where they are none."""
     known = number_of(uses)
-    return (
-        spending(known, numbers["budget"], numbers["half_life"], numbers["max_level"])
-        if known is not None and known >= 0
-        else 0.0
-    )
+    return 0.0 if known is None or known < 0 else spending(known, **numbers)
 
 
 def _confidence(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
     p = number_of(evidence.comparison and evidence.comparison.p_value)
-    most = level_after(evidence.earlier_uses, numbers)
-    if most == 0.0:
+    uses, most = number_of(evidence.earlier_uses), level_after(evidence.earlier_uses, numbers)
+    if uses is None or uses < 0:
         return Finding(False, None, None, "How often the held-out patients were used before is not known.")
     if p is None or not 0 <= p <= 1:
         return Finding(False, None, 1 - most, "There is no comparison with the champion.")
-    uses = evidence.earlier_uses or 0.0
     said = "no earlier use" if not uses else f"{uses:.1f} earlier uses" if uses >= 0.05 else "under 0.1 earlier uses"
     why = (
         f"Confidence that the candidate is more accurate: {1 - p:.4f}; asked after {said} of the held-out patients: "
         f"{1 - most:.4f}."
     )
-    return Finding(p <= most, 1 - p, 1 - most, why)
+    return Finding(most > 0 and p <= most, 1 - p, 1 - most, why)
 
 
 def _drop(metric: str, sign: int) -> _Judge:
@@ -252,7 +248,7 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
         what = f"{metric.replace('_', ' ').replace('auc', 'AUC')}, candidate minus champion"
         why = (
             f"Worst of the {parts_are}: {where}. Of {what}, the upper end of the interval is {-loss:+z.4f}; "
-            f"no lower than {-most:+g} is allowed."
+            f"no lower than {-most:+zg} is allowed."
         )
         if small:
             why += f" Of too few patients to be judged: {small} of {len(losses) + small}."
@@ -264,6 +260,7 @@ def _parts(which: Literal["slices", "stress"], metric: str) -> _Judge:
 def _border_only(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
     """Judge whether the candidate tells the classes apart where no lung is left, by the lower end of the interval."""
     warn, stop = numbers["warn_above"], numbers["stop_above"]
+    most = min(warn, stop)
     baseline = [part for part in evidence.stress or () if part.dimension == "baseline"]
     auc = baseline[0].candidate.get("auc") if baseline else None
     low = number_of(auc.low) if auc else None
@@ -276,9 +273,14 @@ def _border_only(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
             f"Shortcut: with only the border of a radiograph left, the candidate still tells the classes apart {shown}."
             " Letters, collimation or position give the class away; see Stress."
         )
+    elif low > 0.5:
+        why = (
+            f"With only the border of a radiograph left, the candidate tells the classes apart somewhat {shown}; "
+            f"up to {most:g} is taken without a warning."
+        )
     else:
         why = f"With only the border of a radiograph left, the candidate does not tell the classes apart {shown}."
-    return Finding(passed, low, min(warn, stop), why, warning=passed and warned)
+    return Finding(passed, low, most, why, warning=passed and warned)
 
 
 def _changes(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:

@@ -131,10 +131,10 @@ class _Compiled:
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
             "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same core
         }
-        with torch.inference_mode(), one_thread():
+        with torch.inference_mode(), torch_threads(1):
             expected = frozen.features(probe)
         try:
-            with warnings.catch_warnings(), torch.no_grad(), one_thread():
+            with warnings.catch_warnings(), torch.no_grad(), torch_threads(1):
                 warnings.simplefilter("ignore")  # torch calls its trace deprecated; shapes are meant to be constant
                 trace = torch.jit.trace(_Features(frozen), probe, check_trace=False)  # type: ignore[no-untyped-call]
             frontend = FrontEndManager().load_by_framework("pytorch")
@@ -194,10 +194,10 @@ def _take(request: openvino.InferRequest, place: tuple[npt.NDArray[np.float32], 
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread in the block: for a single radiograph more of them mostly wait, busily."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads in the block; of several, for one radiograph, most wait, and busily."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

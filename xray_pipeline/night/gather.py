@@ -49,7 +49,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
             resampling,
             progress,
         ),
-        alarms=alarms.standing(run.store(), both.snapshot.manifests),
+        alarms=alarms.standing(run.store(), Dataset(run.settings).open_snapshot(both.candidate.snapshot).manifests),
         changed=_changed(run, registry, both),
         acknowledged=alarms.acknowledgements(run.store(), new_deliveries(run, registry, both)),
     )
@@ -80,7 +80,7 @@ def _compared_patients(registry: Registry, candidate: str) -> list[int]:
 
 
 def new_deliveries(run: Run, registry: Registry, both: Pair) -> list[str]:
-    """The deliveries that the candidate's snapshot has and the champion's has not."""
-    entry = _champion_entry(registry, both)
-    before = set(Dataset(run.settings).open_snapshot(entry.snapshot).manifests) if entry else set()
-    return [key for key in both.snapshot.manifests if key not in before]
+    """The deliveries that the candidate has learnt from and the champion has not."""
+    dataset, entry = Dataset(run.settings), _champion_entry(registry, both)
+    before = set(dataset.open_snapshot(entry.snapshot).manifests) if entry else set()
+    return [key for key in dataset.open_snapshot(both.candidate.snapshot).manifests if key not in before]

@@ -17,7 +17,7 @@ from xray_pipeline.base.errors import Damaged, EvaluationError, ObjectNotFound, 
 from xray_pipeline.base.storage import Store
 from xray_pipeline.training.candidate import Candidate, candidate_digest, find_candidate
 from xray_pipeline.training.recipe import Recipe
-from xray_pipeline.training.start import recorded
+from xray_pipeline.training.start import Start, recorded
 
 _JUDGES = ("numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydicom", "torch", "captum", "mlflow")
 NOT_RECORDED = "not recorded"
@@ -50,7 +50,9 @@ def recipe_of(store: Store, candidate: str) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(store.read(f"candidates/{candidate}/recipe.json"))
     except (ObjectNotFound, ValueError) as error:
-        raise EvaluationError(f"candidate {candidate[:12]} has no recipe this version can read; train again") from error
+        raise EvaluationError(
+            f"candidate {candidate[:12]} has no recipe this version can read: put recipe.json back, or train again"
+        ) from error
     if recipe.digest() != (named := find_candidate(store, candidate).recipe):
         raise EvaluationError(
             f"candidates/{candidate}/recipe.json has digest {recipe.digest()[:12]}, candidate.json names {named[:12]}; "
@@ -66,7 +68,10 @@ def facts(store: Store, candidate: Candidate) -> dict[str, str]:
     """
     recipe = recipe_of(store, candidate.digest)
     runs = environments(store, candidate.digest)
-    start = _start(store, candidate, recipe, runs)
+    try:
+        start = f"version {began.version}" if (began := _start(store, candidate, recipe, runs)) else ""
+    except (TrainingError, Damaged):
+        start = NOT_RECORDED
     runs = runs or [{}]
 
     def recorded(name: str) -> str:
@@ -78,7 +83,7 @@ def facts(store: Store, candidate: Candidate) -> dict[str, str]:
         "MLflow run": candidate.run_id,
         "recipe": candidate.recipe,
         "pretrained weights (SHA-256 of the tensors)": recorded("weights"),
-        **({"training started from": f"version {start}"} if start is not None else {}),
+        **({"training started from": start} if start else {}),
         "training code (SHA-256 of the package)": recorded("code"),
         "code that evaluated": code_digest(*JUDGES),
         "seed of training": str(recipe.seed),
@@ -96,22 +101,22 @@ def facts(store: Store, candidate: Candidate) -> dict[str, str]:
 def changed(store: Store, candidate: Candidate, champion: str) -> tuple[str, ...] | None:
     """Return what the candidate has otherwise than the champion (a candidate's digest), as `rules.PARTS` names it.
 
-    None when it can't be told, because the champion's training is not on record. Raises EvaluationError, StorageError.
+    None when it can't be told, because the champion's training, or what either started from, is not on record. Raises
+    EvaluationError, StorageError.
     """
+    now_recipe, ours = recipe_of(store, candidate.digest), environments(store, candidate.digest)
     try:
         before, was, theirs = find_candidate(store, champion), recipe_of(store, champion), environments(store, champion)
-        began = _start(store, before, was, theirs)
+        starts = _start(store, candidate, now_recipe, ours), _start(store, before, was, theirs)
     except (TrainingError, EvaluationError, Damaged):
         return None
-    ours = environments(store, candidate.digest)
     if not ours or not theirs:
         return None
-    now_recipe = recipe_of(store, candidate.digest)
     found = {_PARTS.get(name, "recipe") for name in _differing(now_recipe, was)}
     if before.snapshot != candidate.snapshot:
         found.add("training data")
     now, then = ours[-1], theirs[-1]
-    if now.get("weights") != then.get("weights") or _start(store, candidate, now_recipe, ours) != began:
+    if now.get("weights") != then.get("weights") or starts[0] != starts[1]:
         found.add("starting weights")
     if any(now.get(name) != then.get(name) for name in ("code", "versions", "engine")):
         found.add("software")
@@ -123,11 +128,22 @@ def _differing(ours: Recipe, theirs: Recipe) -> list[str]:
     return [name for name in left if left[name] != right[name]]
 
 
-def _start(store: Store, candidate: Candidate, recipe: Recipe, runs: Sequence[Mapping[str, Any]]) -> int | None:
-    """The version that a warm start began from; None when it began from the pretrained network."""
-    if not recipe.warm_start or not runs:
-        return None
+def before_start(candidate: Candidate, recipe: Recipe, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the digest under which training wrote down which champion it started from.
+
+    "" when it started from the pretrained network; `runs` are its `environments`. Raises TrainingError without them.
+    """
+    if not recipe.warm_start:
+        return ""
+    if not runs:
+        raise TrainingError(
+            f"what candidate {candidate.digest[:12]} started from is not known: environment.json, which says where it "
+            f"was trained, is missing; restore it from a backup"
+        )
     before = candidate_digest(candidate.snapshot, recipe, runs[0]["weights"], runs[0]["versions"])
-    if before == candidate.digest:
-        return None
-    return recorded(store, before).version
+    return "" if before == candidate.digest else before
+
+
+def _start(store: Store, candidate: Candidate, recipe: Recipe, runs: Sequence[Mapping[str, Any]]) -> Start | None:
+    before = before_start(candidate, recipe, runs)
+    return recorded(store, before) if before else None

@@ -9,8 +9,7 @@ is not installed is replaced by torch, and named.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,25 +17,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xray_pipeline.base import records
 from xray_pipeline.base.errors import (
     ConfigError,
-    Damaged,
     DatasetError,
-    ObjectNotFound,
+    EvaluationError,
     RadiographDamaged,
     RegistryError,
+    TrainingError,
     WeightsError,
 )
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, open_store, reader
+from xray_pipeline.base.storage import open_store, reader
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Backbone
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.models.engine import Wanted, engine_name
+from xray_pipeline.models.engine import Wanted, engine_name, torch_threads
+from xray_pipeline.night import lineage
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
@@ -44,7 +43,7 @@ from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.features import feature_dtype
 from xray_pipeline.training.fitting import fit
 from xray_pipeline.training.recipe import Recipe
-from xray_pipeline.training.start import digest_from, start_of
+from xray_pipeline.training.start import digest_from, recorded, start_of
 from xray_pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -83,16 +82,15 @@ class Reproduction:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """What is left of a candidate's inputs; a part that is missing is None."""
+class _Inputs:
+    """What a candidate was trained from by its record, and what is otherwise today."""
 
-    recipe: Recipe | None
-    rows: pd.DataFrame | None
-    backbone: Backbone | None
+    recipe: Recipe
+    rows: pd.DataFrame
+    backbone: Backbone
+    start: Classifier | None
     environment: Mapping[str, Any]
     differences: tuple[str, ...]
-    start: Classifier | None = None
-    startless: bool = False
 
 
 def reproduce(settings: Settings, version: int, progress: Progress | None = None) -> Reproduction:
@@ -106,113 +104,53 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
     if version not in registered:
         known = ", ".join(map(str, sorted(registered))) or "none"
         raise RegistryError(f"the ledger knows no version {version}; registered are: {known}")
-    candidate = training.find_candidate(open_store(settings.store, settings), registered[version].candidate)
     meant = registered[version]
-    if candidate.digest != meant.candidate:
-        raise RegistryError(
-            f"version {version} is candidate {meant.candidate[:12]}, the store's record under that name is of "
-            f"{candidate.digest[:12]}; restore candidates/ from a backup"
-        )
+    candidate = training.find_candidate(open_store(settings.store, settings), meant.candidate)
     expected, about = registry.load(version), {"version": version, "artifact": meant.artifact}
     dataset = Dataset(settings)
-    record = _record(settings, dataset, candidate)
-    if record.recipe is None or record.rows is None or record.backbone is None or record.startless:
-        return _outcome(about, candidate, expected, None, record.differences)
-    with scratch("reproduce-", settings.cache) as folder, _threads(record.environment):
+    try:
+        inputs = _inputs(settings, dataset, candidate, registry)
+    except (ConfigError, DatasetError, EvaluationError, TrainingError, WeightsError) as error:
+        return _outcome(about, candidate, expected, None, (str(error),))
+    environment = inputs.environment
+    threads = environment.get("threads", torch.get_num_threads())
+    with scratch("reproduce-", settings.cache) as folder, torch_threads(threads):
         rules = settings.rules.model_copy(update=asdict(expected.limits))
-        engine = _engine(record.environment)
-        update = {"cache": folder / "cache", "device": "cpu", "engine": engine, "rules": rules}
+        update = {"cache": folder / "cache", "device": "cpu", "engine": _engine(environment), "rules": rules}
         again = settings.model_copy(update=update)
-        trainer = Trainer(record.recipe, record.backbone, dataset, record.rows, again, progress, record.start)
+        trainer = Trainer(inputs.recipe, inputs.backbone, dataset, inputs.rows, again, progress, inputs.start)
         try:
             fit(trainer, Checkpoints(open_store(folder / "checkpoints")), _forgotten)
         except RadiographDamaged as error:
-            return _outcome(about, candidate, expected, None, (*record.differences, f"snapshot: {error}"))
+            return _outcome(about, candidate, expected, None, (*inputs.differences, str(error)))
         classifier = trainer.classifier()
         classifier.save(folder / "classifier")
         found = Classifier.load(folder / "classifier")
-    return _outcome(about, candidate, expected, found, record.differences)
+    return _outcome(about, candidate, expected, found, inputs.differences)
 
 
 def _forgotten(epoch: int, metrics: Mapping[str, float]) -> None:
     log.info("epoch %d is not logged: the original's metrics stand", epoch)
 
 
-def _record(settings: Settings, dataset: Dataset, candidate: Candidate) -> _Record:
-    folder = open_store(settings.store, settings).child(f"candidates/{candidate.digest}")
-    differences: list[str] = []
-    recipe = _recipe(folder, candidate, differences)
-    rows = _rows(dataset, candidate, differences)
-    backbone = None
-    environment = _environment(folder, differences)
-    if recipe is not None:
-        try:
-            backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
-        except (WeightsError, ConfigError) as error:
-            differences.append(f"pretrained weights: {error}")
-        else:
-            start, startless = _start(settings, recipe, backbone, candidate, differences)
-            differences += _differing(environment, backbone, candidate, recipe, start)
-            return _Record(recipe, rows, backbone, environment, tuple(differences), start, startless)
-    return _Record(recipe, rows, backbone, environment, tuple(differences))
-
-
-def _start(
-    settings: Settings,
-    recipe: Recipe,
-    backbone: Backbone,
-    candidate: Candidate,
-    differences: list[str],
-) -> tuple[Classifier | None, bool]:
-    """Return the champion that a warm start began from, and whether it should be known but is not."""
-    if not recipe.warm_start:
-        return None, False
+def _inputs(settings: Settings, dataset: Dataset, candidate: Candidate, registry: Registry) -> _Inputs:
+    """Read what a candidate was trained from. Raises the error that names the first part which is gone or damaged."""
     store = open_store(settings.store, settings)
-    before = training.candidate_digest(candidate.snapshot, recipe, backbone.weights_digest)
-    if not store.exists(f"candidates/{before}/start.json"):
-        differences.append(
-            f"which champion it started from is not known here: {store.uri}/candidates/{before}/start.json is missing"
-        )
-        return None, True
-    return start_of(recipe, settings, store, before, Registry(settings)), False
-
-
-def _recipe(folder: Store, candidate: Candidate, differences: list[str]) -> Recipe | None:
-    try:
-        recipe = Recipe.model_validate_json(folder.read("recipe.json"))
-    except ObjectNotFound:
-        differences.append(f"the recipe is missing: {folder.uri}/recipe.json; restore it from a backup")
-        return None
-    except ValueError as error:
-        first = str(error).splitlines()
-        differences.append(f"the recipe in {folder.uri}/recipe.json can't be read by this version: {first[0]}")
-        return None
-    if recipe.digest() != candidate.recipe:
-        differences.append(f"recipe: digest {recipe.digest()[:12]}, recorded {candidate.recipe[:12]}")
-    return recipe
-
-
-def _rows(dataset: Dataset, candidate: Candidate, differences: list[str]) -> pd.DataFrame | None:
-    """Return the rows of the candidate's snapshot, when that is there, unchanged."""
-    try:
-        return dataset.rows(dataset.open_snapshot(candidate.snapshot))
-    except DatasetError as error:
-        differences.append(f"snapshot: {error}")
-        return None
-
-
-def _environment(folder: Store, differences: list[str]) -> dict[str, Any]:
-    try:
-        environments = records.read(folder, "environment.json", list[dict[str, Any]])
-    except ObjectNotFound:
+    recipe, runs = lineage.recipe_of(store, candidate.digest), lineage.environments(store, candidate.digest)
+    rows = dataset.rows(dataset.open_snapshot(candidate.snapshot))
+    backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
+    start: Classifier | None = None
+    differences: list[str] = []
+    if before := lineage.before_start(candidate, recipe, runs):
+        recorded(store, before)  # one that is missing must not be written anew
+        start = start_of(recipe, settings, store, before, registry)
+    if not runs:
         differences.append("no record of device, threads and package versions is kept with this candidate")
-        return {}
-    except Damaged as error:
-        differences.append(str(error))
-        return {}
-    if len(environments) > 1:
-        differences.append(f"training went on in {len(environments)} different environments; the last is compared")
-    return dict(environments[-1])
+    elif len(runs) > 1:
+        differences.append(f"training went on in {len(runs)} different environments; the last is compared")
+    environment = runs[-1] if runs else {}
+    differences += _differing(environment, backbone, candidate, recipe, start)
+    return _Inputs(recipe, rows, backbone, start, environment, tuple(differences))
 
 
 def _differing(
@@ -226,16 +164,13 @@ def _differing(
     engine = engine_name(cpu, feature_dtype(recipe, cpu), _engine(environment))
     now = training.environment(cpu, backbone.weights_digest, engine)
     found = []
-    for name, recorded in environment.items():
-        if name in ("versions", "threads"):
-            continue
-        if now.get(name) != recorded:
-            found.append(f"{name}: {_short(now.get(name))}, recorded {_short(recorded)}")
-    for name, recorded in environment.get("versions", {}).items():
-        if now["versions"].get(name) != recorded:
-            found.append(f"version of {name}: {now['versions'].get(name, 'not installed')}, recorded {recorded}")
-    before = training.candidate_digest(candidate.snapshot, recipe, backbone.weights_digest)
-    digest = digest_from(before, start)
+    for name, then in environment.items():
+        if name not in ("versions", "threads") and now.get(name) != then:
+            found.append(f"{name}: {_short(now.get(name))}, recorded {_short(then)}")
+    for name, then in environment.get("versions", {}).items():
+        if now["versions"].get(name) != then:
+            found.append(f"version of {name}: {now['versions'].get(name, 'not installed')}, recorded {then}")
+    digest = digest_from(training.candidate_digest(candidate.snapshot, recipe, backbone.weights_digest), start)
     if digest != candidate.digest and not found:
         found.append(f"candidate digest: {digest[:12]}, recorded {candidate.digest[:12]}")
     return found
@@ -291,14 +226,3 @@ def _came_out(expected: Classifier, again: Classifier) -> list[str]:
         for name in sorted(ours.keys() | theirs.keys())
         if name not in ours or name not in theirs or not np.array_equal(ours[name], theirs[name])
     ]
-
-
-@contextmanager
-def _threads(environment: Mapping[str, Any]) -> Iterator[None]:
-    """Compute with as many threads as were recorded: sums are split by them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(environment.get("threads", before)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

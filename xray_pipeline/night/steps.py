@@ -240,7 +240,7 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     state = manual_changes.reconcile(registry)
     champion = state.champion
     both = comparing.pair(run, registry, trained.candidate, champion, progress)
-    screening.screen(run, both.snapshot, lineage.recipe_of(run.store(), trained.candidate))
+    screening.screen(run, both.snapshot, lineage.recipe_of(run.store(), trained.candidate), progress)
     found = gather.evidence(run, registry, both, progress)
     compose_report.explain(run, both)  # now that the models are loaded
     data = records.canonical({"format": FORMAT, **found.to_dict()})

@@ -30,7 +30,7 @@ from xray_pipeline.dataset.pixels import SHARD, MappedRows, PixelCache, Read, Ro
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.models.engine import Engine, engine_for, one_thread
+from xray_pipeline.models.engine import Engine, engine_for, torch_threads
 from xray_pipeline.training import augmentation
 from xray_pipeline.training.augmentation import Augmentation
 from xray_pipeline.training.device import Precision, batch_for, halving
@@ -129,7 +129,7 @@ class Features:
         def draw(picture: Tensor, digest: str) -> Tensor:
             return augmentation.view(drawn, picture[None], self.pixels.side, [digest], view)
 
-        with one_thread(), ThreadPoolExecutor(workers) as pool:
+        with torch_threads(1), ThreadPoolExecutor(workers) as pool:
             return torch.cat(list(pool.map(draw, pixels, digests)))
 
 

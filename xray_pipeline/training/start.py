@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import TrainingError
+from xray_pipeline.base.errors import ObjectNotFound, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store
 from xray_pipeline.models.classifier import Classifier
@@ -74,8 +74,13 @@ def start_of(recipe: Recipe, settings: Settings, store: Store, digest: str, cham
 
 
 def recorded(store: Store, digest: str) -> Start:
-    """Return what was written down for the candidate `digest`. Raises DatasetError, ObjectNotFound."""
-    return records.read(store, f"candidates/{digest}/start.json", Start)
+    """Return what was written down for the candidate `digest`. Raises TrainingError when nothing was, DatasetError."""
+    try:
+        return records.read(store, key := f"candidates/{digest}/start.json", Start)
+    except ObjectNotFound as error:
+        raise TrainingError(
+            f"which champion it started from is not known: {key} in {store.uri} is missing; restore it from a backup"
+        ) from error
 
 
 def digest_from(digest: str, start: Classifier | None) -> str:

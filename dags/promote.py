@@ -22,7 +22,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import pendulum
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
@@ -120,8 +119,6 @@ def promote(request: dict[str, Any] | None, answered: dict[str, Any] | None) -> 
 
 @dag(
     schedule=REGISTERED,
-    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
-    catchup=False,
     allowed_run_types=["asset_triggered", "manual"],
     params={
         "version": Param(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, recall_score
 
 from xray_pipeline.base.errors import EvaluationError
-from xray_pipeline.evaluation.sweep import CUTS, at_cuts, compare_cuts
+from xray_pipeline.evaluation.sweep import CUTS, Cuts, at_cuts
 
 shares = st.floats(0, 1, width=16)
 
@@ -40,16 +40,10 @@ def test_scores_and_truths_that_are_not_as_many_are_refused() -> None:
         at_cuts([0.1, 0.2, 0.3], [True, False])
 
 
-TRUTH = np.array([False] * 4 + [True] * 4)
-GOOD = np.array([0.1, 0.2, 0.3, 0.55, 0.6, 0.7, 0.8, 0.9])  # ranks all right
-FAIR = np.array([0.1, 0.2, 0.3, 0.62, 0.6, 0.7, 0.8, 0.9])  # one pair wrong
-
-
 def test_a_better_ranking_that_loses_by_its_cut_is_told_from_one_that_loses() -> None:
-    lost = compare_cuts(GOOD, FAIR, TRUTH, (0.75, 0.5))
-    assert (lost.own, lost.half) == ((0.75, 0.875), (0.875, 0.875))
-    assert lost.auc[0] > lost.auc[1]
-    assert lost.decide
-    assert not compare_cuts(GOOD, FAIR, TRUTH, (0.58, 0.5)).decide  # ranks better, names more right
-    assert not compare_cuts(GOOD, GOOD, TRUTH, (0.75, 0.58)).decide  # no ranking is better
-    assert compare_cuts(FAIR, GOOD, TRUTH, (0.5, 0.75)).decide  # won by its cut alone
+    half, better = (0.875, 0.875), (1.0, 0.9375)
+    assert Cuts((0.75, 0.875), half, better).decide
+    assert not Cuts((1.0, 0.875), half, better).decide  # ranks better, names more right
+    assert not Cuts((0.75, 0.875), half, (1.0, 1.0)).decide  # no ranking is better
+    assert Cuts((0.875, 0.75), half, (0.9375, 1.0)).decide  # won by its cut alone
+    assert not Cuts((0.75, 0.875), (0.8, 0.875), better).decide  # behind at .5, too

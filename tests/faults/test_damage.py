@@ -124,7 +124,7 @@ def of_candidates(site: Run) -> Any:
 
 def of_evidence(site: Run) -> Any:
     decided = [entry for entry in Ledger(site.store()).entries() if entry.kind in ("registered", "refused")]
-    return [judging.judged(site, entry.decision["evidence"]).to_dict() for entry in decided]
+    return [judging.judged(site, entry.decision["evidence"])[1].to_dict() for entry in decided]
 
 
 def of_predictions(site: Run) -> Any:

@@ -188,7 +188,7 @@ def test_a_new_request_is_void_for_a_version_that_no_longer_waits(asked: Asked) 
     asked.register(3, 1)
     assert "version 3 was registered meanwhile" in promotion.request(asked.run, 2).void
     asked.answer("Reject")
-    with pytest.raises(LedgerError, match="version 9 is not in the ledger"):
+    with pytest.raises(LedgerError, match="version 9 was never registered"):
         promotion.request(asked.run, 9)
 
 
@@ -266,7 +266,7 @@ def test_a_version_is_asked_about_with_its_evidence(nights: Run) -> None:
     assert (asked.version, asked.champion, asked.void, asked.automatic) == (2, 1, "", False)
     assert len(str(asked.to_dict())) < 4096  # what passes between tasks is small
     figure, gap = r"0\.\d{3} \(.*?\)", r"\+0\.\d{3} \([+-]\d\.\d{3} to \+\d\.\d{3}\)"
-    assert re.search(rf"\| accuracy \| {figure} \| {figure} \| {gap} \|", asked.text)
+    assert re.search(rf"\| Accuracy \| {figure} \| {figure} \| {gap} \|", asked.text)
     assert "Different from the champion: recipe, training data." in asked.text
     assert "No drift alarm stands." in asked.text
     assert re.match(r"accuracy 0\.\d{3} against version 1's 0\.\d{3}: \+0\.\d{3} \(", asked.figures)
@@ -292,7 +292,7 @@ def test_an_alarm_is_settled_by_a_person_whom_the_decision_and_the_report_name(n
     settled = promotion.request(nights)
     assert settled.void == ""
     said = f"Drift: no alarm. {key}: pixels, acknowledged by alice on "
-    (clause,) = [c for c in judging.judged(nights, settled.evidence).clauses if c.number == "4.9"]
+    (clause,) = [c for c in judging.judged(nights, settled.evidence)[1].clauses if c.number == "4.9"]
     assert clause.why.startswith(said)
     assert said in store.read(page).decode()
     assert b"Not to be promoted." not in store.read(page)

@@ -12,7 +12,7 @@ from commands import Run as Command
 
 import xray_pipeline
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import RegistryError
+from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.night.reproduce import reproduce
@@ -63,7 +63,7 @@ def test_a_warm_start_is_proved_from_the_champion_of_then(grown: Settings, monke
         path.unlink()
     found = reproduce(grown, second)
     assert (found.reproduced, found.trained) == (False, False)
-    assert "which champion it started from is not known here" in "\n".join(found.lines())
+    assert "which champion it started from is not known: candidates/" in "\n".join(found.lines())
 
 
 def test_the_recorded_threads_are_used(grown: Settings) -> None:
@@ -137,7 +137,7 @@ def test_another_recipe_than_the_recorded_one_is_not_trained(grown: Settings) ->
 
 
 def test_an_unknown_version_is_an_error(grown: Settings) -> None:
-    with pytest.raises(RegistryError, match="no version 7; registered are: none"):
+    with pytest.raises(LedgerError, match="version 7 was never registered; there are: none"):
         reproduce(grown, 7)
 
 

@@ -155,7 +155,6 @@ def version_page(settings: Settings, version: int) -> str:
 
 def run_page(settings: Settings, candidate: str) -> str:
     """Return MLflow's page on the run of a candidate, "" when there is none. Raises StorageUnavailable."""
-
     from xray_pipeline.base import records
     from xray_pipeline.base.errors import DatasetError, ObjectNotFound
     from xray_pipeline.base.storage import open_store

@@ -12,7 +12,6 @@ import structlog
 
 def about(*, delivery: str = "", candidate: str = "") -> None:
     """Name what the log lines from here on are about; what is not given is not named any more."""
-
     structlog.contextvars.unbind_contextvars("delivery", "candidate")
     named = {"delivery": delivery, "candidate": candidate}
     structlog.contextvars.bind_contextvars(**{name: value for name, value in named.items() if value})

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from xray_pipeline.base.errors import Damaged, DatasetError
+from xray_pipeline.base.errors import Damaged, DatasetError, EvaluationError
 from xray_pipeline.base.storage import DirectoryStore, Store
 
 T = TypeVar("T")
@@ -109,14 +109,17 @@ def _object(data: bytes, version: int, what: str) -> dict[str, Any]:
     return content
 
 
-class Outcome:
-    """What passes between tasks: a few strings and numbers, never data."""
+class Plain:
+    """A frozen dataclass that survives JSON: a small outcome that passes between tasks, or a part of a record."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as JSON-able values."""
+        """Return this as JSON-able values."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild an outcome from `to_dict`."""
-        return cls(**values)
+        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise EvaluationError(f"this is no {cls.__name__.lower()} written by this version: {error}") from error

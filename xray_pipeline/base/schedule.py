@@ -15,7 +15,6 @@ def due(settings: Settings, now: datetime) -> datetime | None:
 
     Raises ConfigError for a schedule that is no cron expression, or one that never comes.
     """
-
     if settings.schedule == "none":
         return None
     try:

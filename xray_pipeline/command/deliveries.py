@@ -83,12 +83,9 @@ def acknowledge(
     as_json: Json = False,
 ) -> None:
     """Acknowledge the drift alarms of a delivery: you are the person who looked at it."""
-    from xray_pipeline.intake import alarms
-    from xray_pipeline.night import identity
+    from xray_pipeline.night import delivery_actions
 
-    run = this_run()
-    identity.compare(run)
-    result = alarms.acknowledge(run.store(), delivery, run.who, reason)
+    result = delivery_actions.act(this_run(), "acknowledge", delivery, reason)
     answer(result, as_json, [f"delivery {delivery}: alarms of {', '.join(result['alarms'])} acknowledged"])
 
 

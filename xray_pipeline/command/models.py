@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ ModelUri = Annotated[str, typer.Argument(help="models:/chest-xray@champion, mode
 @app.command()
 def retrain(
     recipe: Annotated[str | None, typer.Option(help="Recipe name or TOML file.")] = None,
-    mode: Annotated[str | None, typer.Option("--promotion", help="approve or auto.")] = None,
+    promotion: Annotated[Literal["approve", "auto"] | None, typer.Option(help="approve or auto.")] = None,
     incoming: Annotated[str | None, typer.Option(help="Folder or s3:// prefix of deliveries.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe.")
@@ -30,9 +30,7 @@ def retrain(
     """Run the whole night: check, commit, train, evaluate, decide, register, promote."""
     from xray_pipeline.night import summary
 
-    if mode not in (None, "approve", "auto"):
-        raise typer.BadParameter(f"{mode!r} is neither approve nor auto", param_hint="--promotion")
-    run = this_run({"recipe": recipe, "promotion": mode, "incoming": incoming, **_parsed(changes)})
+    run = this_run({"recipe": recipe, "promotion": promotion, "incoming": incoming, **_parsed(changes)})
     with progress_bars(as_json) as progress:
         result = summary.whole(run, progress)
     refused = (result["decision"] or {}).get("verdict") == "refused"

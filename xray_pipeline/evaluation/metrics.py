@@ -10,31 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
 
-import msgspec
 import numpy as np
 
-from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.records import Plain
 from xray_pipeline.evaluation.bootstrap import Measured, Resampling, measure, sign_flip_p
 from xray_pipeline.evaluation.cases import Cases, require_every_class
 from xray_pipeline.evaluation.metric_table import Interval
-
-
-class Plain:
-    """A frozen dataclass that survives JSON."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as JSON-able values."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises EvaluationError for anything else."""
-        try:
-            return msgspec.convert(values, cls)
-        except msgspec.ValidationError as error:
-            raise EvaluationError(f"this is no {cls.__name__.lower()} written by this version: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from xray_pipeline.base.records import Plain
 from xray_pipeline.evaluation.bootstrap import Resampling, measure
 from xray_pipeline.evaluation.cases import Cases
 from xray_pipeline.evaluation.metric_table import Interval
-from xray_pipeline.evaluation.metrics import Plain
 from xray_pipeline.images.raster import VIEWS
 
 SMALL_SLICE = 30

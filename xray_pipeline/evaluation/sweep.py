@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
 
 from xray_pipeline.base.errors import EvaluationError
 
@@ -57,18 +56,3 @@ class Cuts:
         their own cuts, and not at .5."""
         own, half, auc = (first - second for first, second in (self.own, self.half, self.auc))
         return own * auc < 0 <= half * auc
-
-
-def compare_cuts(
-    candidate: npt.ArrayLike, champion: npt.ArrayLike, truth: npt.ArrayLike, cuts: tuple[float, float]
-) -> Cuts:
-    """Compare two models' probabilities [N] of the positive class at their own cuts and at .5.
-
-    Raises EvaluationError as `at_cuts` does.
-    """
-    pairs = [
-        (at_cuts(scores, truth, (cut, 0.5)).accuracy, float(roc_auc_score(truth, scores)))
-        for scores, cut in zip((candidate, champion), cuts, strict=True)
-    ]
-    own, half = ((float(pairs[0][0][n]), float(pairs[1][0][n])) for n in (0, 1))
-    return Cuts(own, half, (pairs[0][1], pairs[1][1]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xray_pipeline.evaluation.metrics import Comparison, Evaluation, Plain
+from xray_pipeline.base.records import Plain
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation
 from xray_pipeline.evaluation.slices import Slice
 
 FORMAT = 1

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.records import Plain
 from xray_pipeline.base.shipped import read_toml
-from xray_pipeline.evaluation.metrics import Plain
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.rules import RULES, Stage, level_after, number_of
 
@@ -160,16 +162,18 @@ def _reasons(clauses: tuple[Clause, ...], registered: bool, may_promote: bool) -
     return (*head, "May be promoted.", *of("promote", "release", passed=True), *warnings)
 
 
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    version: int
+    clause: list[dict[str, Any]]
+
+
 def _policy(content: Mapping[str, Any], source: str) -> Policy:
-    stray = sorted(set(content) - {"name", "version", "clause"})
-    name, version = content.get("name"), content.get("version")
-    listed = content.get("clause")
-    whole = isinstance(listed, list) and all(isinstance(clause, dict) for clause in listed)
-    if stray or not whole or not isinstance(name, str) or not isinstance(version, int):
-        raise ConfigError(
-            f"a policy has a name, a version (whole number) and clauses; found {', '.join(sorted(content))}"
-        )
-    clauses = tuple(_policy_clause(found) for found in content["clause"])
+    try:
+        file = msgspec.convert(content, _File)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"a policy has a name, a version (whole number) and clauses: {error}") from error
+    clauses, name = tuple(_policy_clause(found) for found in file.clause), file.name
     for what, given in (("number", [c.number for c in clauses]), ("rule", [c.rule for c in clauses])):
         twice = sorted({value for value in given if given.count(value) > 1})
         if twice:
@@ -177,7 +181,7 @@ def _policy(content: Mapping[str, Any], source: str) -> Policy:
     absent = sorted({rule for rule, spec in RULES.items() if spec.required} - {c.rule for c in clauses})
     if absent:
         raise ConfigError(f"policy {name!r} leaves out {', '.join(absent)}, which no policy may")
-    return Policy(name, version, clauses, hashlib.sha256(source.encode()).hexdigest(), source)
+    return Policy(name, file.version, clauses, hashlib.sha256(source.encode()).hexdigest(), source)
 
 
 def _policy_clause(found: Mapping[str, Any]) -> PolicyClause:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from xray_pipeline.evaluation.metric_table import NEEDED
+from xray_pipeline.evaluation.metric_table import BY_NAME, NEEDED
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.metrics import Evaluation
@@ -203,9 +203,9 @@ def _confidence(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
     return Finding(most > 0 and p <= most, 1 - p, 1 - most, why)
 
 
-def _drop(metric: str, sign: int) -> _Judge:
-    """Judge how far a metric got worse: it fell (sign 1) or rose (sign -1)."""
-    name = {"auc": "AUC", "ece": "Calibration error"}.get(metric, metric.capitalize())
+def _drop(metric: str) -> _Judge:
+    """Judge how far a metric got worse."""
+    name, sign = BY_NAME[metric].title, 1 if BY_NAME[metric].higher_is_better else -1
 
     def judge(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
         ours, theirs = _metric(evidence.candidate, metric), _metric(evidence.champion, metric)
@@ -322,10 +322,10 @@ RULES: Mapping[str, Rule] = {
     "first-patients": Rule("first", _patients, ("at_least",), required=True),
     "held-out-patients": Rule("promote", _patients, ("at_least",)),
     "confidence": Rule("promote", _confidence, ("budget", "half_life", "max_level"), required=True),
-    "sensitivity-drop": Rule("promote", _drop("sensitivity", 1), ("at_most",), required=True),
-    "specificity-drop": Rule("promote", _drop("specificity", 1), ("at_most",)),
-    "auc-drop": Rule("promote", _drop("auc", 1), ("at_most",)),
-    "ece-rise": Rule("promote", _drop("ece", -1), ("at_most",)),
+    "sensitivity-drop": Rule("promote", _drop("sensitivity"), ("at_most",), required=True),
+    "specificity-drop": Rule("promote", _drop("specificity"), ("at_most",)),
+    "auc-drop": Rule("promote", _drop("auc"), ("at_most",)),
+    "ece-rise": Rule("promote", _drop("ece"), ("at_most",)),
     "slices": Rule("promote", _parts("slices", "accuracy"), ("at_most", "min_patients")),
     "stress": Rule("promote", _parts("stress", "auc"), ("at_most", "min_patients")),
     "border-only": Rule("release", _border_only, ("warn_above", "stop_above")),

@@ -135,7 +135,6 @@ class Workers:
 
 def _exchange(worker: subprocess.Popen[bytes], request: bytes, frame: bytes) -> NDArray[Any] | str:
     """Return the pixels, or the name of what the decoder raised. Raises OSError, ValueError, KeyError, struct.error."""
-
     out, back = _pipe(worker.stdin), _pipe(worker.stdout)
     out.write(struct.pack("<II", len(request), len(frame)) + request + frame)
     out.flush()
@@ -169,7 +168,6 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 def decoded(syntax: str, plugin: str, frame: bytes, options: Mapping[str, Any]) -> NDArray[Any]:
     """Decode one frame in this process, by pydicom's decoder `plugin`. Raises what the decoder likes."""
-
     # Not padded to an even length: a JPEG 2000 codestream may say that it goes on to the end.
     buffer = struct.pack("<IIII", 0xE000FFFE, 0, 0xE000FFFE, len(frame)) + frame + struct.pack("<II", 0xE0DDFFFE, 0)
     values, _ = get_decoder(UID(syntax)).as_array(buffer, raw=True, decoding_plugin=plugin, **options)

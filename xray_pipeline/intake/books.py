@@ -69,7 +69,6 @@ def balance(table: Any, files: int | None = None) -> Balance:
 
 def of_delivery(settings: Settings, key: str) -> dict[str, Any] | None:
     """Return the balance of a delivery: of its manifest, else of its last check, else None. Raises DatasetError."""
-
     dataset, store = Dataset(settings), open_store(settings.store, settings)
     verdict = verdicts.checked(store, key)
     files = int(verdict.delivery["files"]) if verdict else None
@@ -88,7 +87,6 @@ def quarantine(settings: Settings, delivery: str = "", reason: str = "", paths: 
     parts that were rejected are listed too; `committed` tells them. Raises DeliveryError for a delivery that was
     neither committed nor judged file by file, DatasetError.
     """
-
     dataset, store = Dataset(settings), open_store(settings.store, settings)
     tables = {key: dataset.manifest(key) for key in dataset.manifests()}
     keys = [key for key in tables if not delivery or delivery in (key, part_of(key)[0])]
@@ -119,7 +117,6 @@ def _standing(tables: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[
 def _kept_out(store: Any, rejected: Sequence[Checked], more: bool) -> Iterator[tuple[str, Any]]:
     """Yield (key, row) of quarantined files of rejected deliveries; one that was not judged by file is an error unless
     there is `more` to tell."""
-
     for verdict in rejected:
         if verdict.table:
             table = verdicts.checked_table(store, verdict)
@@ -131,7 +128,6 @@ def _kept_out(store: Any, rejected: Sequence[Checked], more: bool) -> Iterator[t
 
 def verify(settings: Settings) -> tuple[bool, str]:
     """Check that every file of every committed delivery ended once: (holds, a sentence). Raises DatasetError."""
-
     dataset = Dataset(settings)
     if altered := dataset.altered():
         return False, f"missing, or not what was committed: the manifests of {', '.join(altered[:5])}"
@@ -157,7 +153,6 @@ def verify(settings: Settings) -> tuple[bool, str]:
 
 def split(settings: Settings) -> tuple[bool, str]:
     """Check that no patient is on two sides of the split: (holds, a sentence). Raises DatasetError."""
-
     dataset = Dataset(settings)
     sides: dict[str, set[str]] = {}
     for key in dataset.manifests():

@@ -56,7 +56,6 @@ def check(
     Raises DeliveryError when the delivery can't be judged as a whole (unknown class, unreadable labels.csv, changed
     since it was found), StorageError when its store does not answer, ConfigError.
     """
-
     store = open_store(delivery.uri, settings)
     entries = listing(store)
     seen = history.seen(delivery.name)[1]

@@ -39,7 +39,6 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None, hol
     delivery whose folder is gone changes nothing. Raises DeliveryError when the delivery was never committed or can't
     be judged as a whole, DatasetError, StorageError.
     """
-
     dataset = Dataset(settings)
     dataset.finish()
     tables = {key: dataset.manifest(key) for key in dataset.manifests() if part_of(key)[0] == name}
@@ -85,7 +84,6 @@ def _judged(
 
     To what is not in the dataset yet nothing is compared: a verdict that follows from it could never be undone.
     """
-
     if not listed & waiting.keys():
         return delivery, of_rows(())
     history = dataset.history().without(delivery.name, {file[0] for file in waiting}, listed - waiting.keys())
@@ -105,7 +103,6 @@ def _out_of_conflict(judged: Any, waiting: Mapping[File, str]) -> Any:
 
 def _gone(waiting: Mapping[File, str], listed: Set[File]) -> Any:
     """Return one row for each path in a label conflict at which nothing is any more."""
-
     there = {file[0] for file in listed}
     gone = {file[0]: file for file, reason in waiting.items() if reason == CONFLICT and file[0] not in there}
     detail = "gone from the delivery; it was in a label conflict"
@@ -122,7 +119,6 @@ def _commit(
     holds_up: bool,
 ) -> dict[str, Any]:
     """Commit an addition unless what is accepted in it is unfit; return what changes in the outcome of `rejudge`."""
-
     store, key = open_store(settings.store, settings), addition.key
     taken = table[table["verdict"] == "accepted"].reset_index(drop=True)
     intake = verdicts.Intake(addition, table, True, (), {}, "")

@@ -29,7 +29,6 @@ model that is trained afterwards takes them along.
 
 def page() -> str:
     """Return all rules as Markdown: files, what is normalised, deliveries, and the settings that decide."""
-
     quarantined = [(f"`{code}`", reason.rule, reason.advice) for code, reason in QUARANTINED.items()]
     normalised = [(f"`{what}`", rule) for what, rule in NORMALISED.items()]
     return "\n".join(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import AccessDenied, Damaged, DeliveryError, ObjectNotFound
-from xray_pipeline.base.records import Outcome
+from xray_pipeline.base.records import Plain
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.base.text import shortened
@@ -49,7 +49,7 @@ class Intake:
 
 
 @dataclass(frozen=True)
-class Checked(Outcome):
+class Checked(Plain):
     """The verdict on one delivery, kept in the store beside its intake table and page.
 
     `rules` is the digest of all that it depends on beside the files and the dataset (`rules.judging_digest`), "" when
@@ -121,7 +121,6 @@ def keep(store: Store, intake: Intake, rules: str) -> Checked:
 
     Raises StorageError.
     """
-
     delivery, key = intake.delivery, intake.delivery.key
     contents = {
         "table.parquet": to_parquet(intake.table, {"delivery": delivery.name}),
@@ -176,7 +175,6 @@ def checked(store: Store, key: str) -> Checked | None:
 
 def checked_table(store: Store, verdict: Checked) -> pd.DataFrame:
     """Return the intake table that a verdict names. Raises DeliveryError when it is not there, DatasetError."""
-
     try:
         data = records.exactly(store, intake_key(verdict.key, "table.parquet"), verdict.table, VERDICT)
     except (Damaged, ObjectNotFound) as error:
@@ -189,7 +187,6 @@ def rejected(settings: Settings) -> list[Checked]:
 
     Raises StorageError.
     """
-
     committed, store = set(Dataset(settings).manifests()), open_store(settings.store, settings)
     waiting = [checked(store, key) for key in sorted(judged(store) - committed)]
     return [

@@ -39,16 +39,11 @@ class Missing(RegistryError):
     """MLflow answered that there is no such thing."""
 
 
-_REFUSALS = {
-    "BAD_REQUEST": RegistryError,
-    "INVALID_PARAMETER_VALUE": RegistryError,
-    "PERMISSION_DENIED": RegistryError,
-    "UNAUTHENTICATED": RegistryError,
-    "RESOURCE_ALREADY_EXISTS": RegistryError,
-    "RESOURCE_DOES_NOT_EXIST": Missing,
-    "NOT_FOUND": Missing,
-}
-
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+_REFUSED = (
+    *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED"),
+)
 
 _masked: dict[str, str] = {}  # addresses without login, as messages show them
 
@@ -71,7 +66,8 @@ def use(uri: str) -> str:
 
 def named(error: Exception, what: str) -> RegistryError:
     """Return the error of ours for one of MLflow's: RegistryUnavailable, or a RegistryError when it refused."""
-    kind = _REFUSALS.get(getattr(error, "error_code", ""), RegistryUnavailable)
+    code = getattr(error, "error_code", "")
+    kind = Missing if code in _MISSING else RegistryError if code in _REFUSED else RegistryUnavailable
     reason = (str(error).splitlines() or [""])[0][:300]
     said = "did not answer" if kind is RegistryUnavailable else "refused"
     address = mlflow.get_tracking_uri()
@@ -89,7 +85,6 @@ def calls(what: str, *more: type[Exception]) -> Iterator[None]:
 
 def metric_log(run_id: str) -> Callable[[int, Mapping[str, float]], None]:
     """Return what logs an epoch's metrics with a run of MLflow: `record(epoch, metrics)`. It raises RegistryError."""
-
     client = MlflowClient()
 
     def record(epoch: int, metrics: Mapping[str, float]) -> None:

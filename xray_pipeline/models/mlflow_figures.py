@@ -58,8 +58,8 @@ def describe(run_id: str, lines: Sequence[str]) -> None:
         MlflowClient().set_tag(run_id, "mlflow.note.content", "\n\n".join(lines))
 
 
-def artifact_link(run_id: str, name: str) -> str:
-    """Return a link (Markdown) from one of MLflow's pages to a file of a run. Raises RegistryError and its kin."""
+def artifact_links(run_id: str, *names: str) -> list[str]:
+    """Return links (Markdown) from one of MLflow's pages to files of a run. Raises RegistryError and its kin."""
     with calls("asking for the run"):
         experiment = MlflowClient().get_run(run_id).info.experiment_id
-    return f"[{name}](#/experiments/{experiment}/runs/{run_id}/artifacts/{name})"
+    return [f"[{name}](#/experiments/{experiment}/runs/{run_id}/artifacts/{name})" for name in names]

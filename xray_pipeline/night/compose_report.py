@@ -94,8 +94,7 @@ def _keep(run: Run, registry: Registry, candidate: Candidate, champion: int | No
 
 
 def _subject(run: Run, registry: Registry, both: Pair) -> report.Subject:
-    registered = registry.ledger.state().registered.items()
-    version = next((version for version, entry in registered if entry.candidate == both.candidate.digest), None)
+    version = registry.ledger.state().version_of(both.candidate.digest)
     now = datetime.fromtimestamp(run.store().clock(), UTC).strftime("%Y-%m-%d %H:%M")
     about = (run.settings.model_name, both.candidate.digest, version, both.champion, run.name, now, run.pages)
     return report.Subject(*about)

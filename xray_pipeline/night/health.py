@@ -7,17 +7,15 @@ What can be known without the registry a night looks at itself, first of all: `b
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import requests
 
 from xray_pipeline.base.errors import DatasetError, XrayError
 from xray_pipeline.base.schedule import due
@@ -98,7 +96,7 @@ class _Ill(Exception):
 def _looked(part: str, look: Callable[[], str]) -> Health:
     try:
         return Health(part, True, look())
-    except (_Ill, XrayError, OSError, http.client.HTTPException) as error:
+    except (_Ill, XrayError, OSError) as error:
         return Health(part, False, str(error) or type(error).__name__)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return Health(part, False, f"its answer is not what was expected ({type(error).__name__}: {error})")
@@ -215,13 +213,12 @@ def _asked(url: str, body: dict[str, str] | None = None, token: str = "") -> Any
     """Return the JSON that an HTTP(S) address answers. Raises _Ill."""
     if not url.startswith(("http://", "https://")):
         raise _Ill(f"{url!r} is no http(s) address; see XRAY_AIRFLOW_URL")
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    request = urllib.request.Request(url, json.dumps(body).encode() if body else None, headers)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise _Ill(f"{url} answered {error.code}; see XRAY_AIRFLOW_USER and XRAY_AIRFLOW_PASSWORD") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        why = getattr(error, "reason", error) or type(error).__name__
-        raise _Ill(f"{url} did not answer: {why}") from error
+        answer = requests.request("POST" if body else "GET", url, json=body, headers=headers, timeout=_SECONDS)
+        answer.raise_for_status()
+        return answer.json()
+    except requests.HTTPError as error:
+        raise _Ill(f"{url} answered {answer.status_code}; see XRAY_AIRFLOW_USER and XRAY_AIRFLOW_PASSWORD") from error
+    except (requests.RequestException, ValueError) as error:
+        raise _Ill(f"{url} did not answer: {error}") from error

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.gate.policy import decide, load_policy
+from xray_pipeline.report.wording import difference
 
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
-    from xray_pipeline.evaluation.metric_table import Interval
     from xray_pipeline.evaluation.metrics import Evaluation
     from xray_pipeline.gate.evidence import Evidence
     from xray_pipeline.gate.policy import Decision
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from xray_pipeline.registry.mlflow_registry import Registry
 
 
-def judged(run: Run, evidence: str) -> Decision:
-    """Return what the run's policy says of evidence that `evaluate` kept. Raises ConfigError, EvaluationError."""
-    return decide(run.evidence(evidence), load_policy(run.settings.policy))
+def judged(run: Run, key: str) -> tuple[Evidence, Decision]:
+    """Return evidence that `evaluate` kept, and what the policy says of it. Raises ConfigError, EvaluationError."""
+    evidence = run.evidence(key)
+    return evidence, decide(evidence, load_policy(run.settings.policy))
 
 
 def alarms_hold_up(settings: Settings) -> bool:
@@ -29,11 +30,10 @@ def alarms_hold_up(settings: Settings) -> bool:
     return load_policy(settings.policy).asks("no-drift")
 
 
-def recorded(run: Run, decision: Decision, evidence: str) -> dict[str, Any]:
-    """Return what the ledger keeps of a decision: all of it, its evidence, and how much of the held-out budget it
-    used."""
-    comparison = run.evidence(evidence).comparison
-    return {**decision.to_dict(), "evidence": evidence, "compared_patients": comparison.patients if comparison else 0}
+def recorded(evidence: Evidence, decision: Decision, key: str) -> dict[str, Any]:
+    """Return what the ledger keeps of a decision: all of it, its evidence's key, and how many patients it compared."""
+    compared = evidence.comparison.patients if evidence.comparison else 0
+    return {**decision.to_dict(), "evidence": key, "compared_patients": compared}
 
 
 def why_waits(decision: Decision) -> str:
@@ -54,17 +54,11 @@ def in_short(evidence: Evidence, champion: int | None) -> str:
         return "the candidate could not be measured"
     against = f" against version {champion}'s {theirs.metrics['accuracy'].value:.3f}" if theirs else ""
     if evidence.comparison and (gap := evidence.comparison.differences.get("accuracy")):
-        against += f": {with_range(gap, '+z')}"
+        against += f": {difference(gap)}"
     return (
         f"accuracy {ours.metrics['accuracy'].value:.3f}{against} on {ours.n:,} held-out radiographs of "
         f"{ours.patients:,} patients"
     )
-
-
-def with_range(interval: Interval, sign: str = "") -> str:
-    """Return a value with its interval: 0.931 (0.909 to 0.948); `sign` "+z" is for differences."""
-    value, low, high = (format(number, f"{sign}.3f") for number in (interval.value, interval.low, interval.high))
-    return f"{value} ({low} to {high})"
 
 
 def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None:

@@ -8,7 +8,7 @@ so.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xray_pipeline.base import records
@@ -74,8 +74,11 @@ def facts(store: Store, candidate: Candidate) -> dict[str, str]:
         start = NOT_RECORDED
     runs = runs or [{}]
 
+    def said(values: Iterable[object]) -> str:
+        return ", then ".join(dict.fromkeys(map(str, values)))
+
     def recorded(name: str) -> str:
-        return ", then ".join(dict.fromkeys(str(run.get(name, NOT_RECORDED)) for run in runs))
+        return said(run.get(name, NOT_RECORDED) for run in runs)
 
     names = dict.fromkeys(name for run in runs for name in run.get("versions", {}))
     return {
@@ -89,9 +92,7 @@ def facts(store: Store, candidate: Candidate) -> dict[str, str]:
         "seed of training": str(recipe.seed),
         "trained on": " ".join((recorded("device"), f"({recorded('cpu')}, {recorded('threads')} threads)")),
         **{
-            f"version of {name}": ", then ".join(
-                dict.fromkeys(str(run.get("versions", {}).get(name, NOT_RECORDED)) for run in runs)
-            )
+            f"version of {name}": said(run.get("versions", {}).get(name, NOT_RECORDED) for run in runs)
             for name in names
         },
         "packages that evaluated": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _JUDGES),

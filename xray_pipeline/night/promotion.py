@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import LedgerError
-from xray_pipeline.base.records import Outcome
+from xray_pipeline.base.records import Plain
 from xray_pipeline.base.text import APPROVE, SHORTEST_REASON, shortened
-from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.evaluation.metric_table import BY_NAME, HEADLINE
 from xray_pipeline.night import compose_report, judging, trial, versions
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night import steps as night
@@ -26,15 +26,16 @@ from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.questions import rollback_target, why_void
 from xray_pipeline.report import page as report
 from xray_pipeline.report.places import report_key
+from xray_pipeline.report.wording import cell, difference
 from xray_pipeline.training import candidate as training
 
 if TYPE_CHECKING:
-    from xray_pipeline.evaluation.metrics import Evaluation
     from xray_pipeline.gate.evidence import Evidence
     from xray_pipeline.gate.policy import Decision
     from xray_pipeline.night.run import Evaluated
     from xray_pipeline.registry.entries import Entry
     from xray_pipeline.registry.mlflow_registry import Registry
+    from xray_pipeline.registry.state import State
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ NOBODY = "nobody, the time ran out"
 
 
 @dataclass(frozen=True)
-class Request(Outcome):
+class Request(Plain):
     """A question to a person: `version` in place of `champion`? `void` says why there is nothing to ask.
 
     `candidate` is its digest; `automatic`: the policy and the settings ask nobody; `text` is the evidence in Markdown;
@@ -68,37 +69,39 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
     The report on exactly this pair is written when it is not there yet, or tells of another decision. Raises
     LedgerError for a version that was never registered, and what `night.evaluate` raises.
     """
-
     registry = run.registry()
     state = manual_changes.reconcile(registry)
     version = version or state.challenger
     if version is None:
         return Request(0, state.champion, "", "", "no version waits to be promoted")
-    if version == state.champion:
-        return Request(version, state.champion, "", "", f"version {version} is the champion already")
-    if version not in state.registered:
-        raise LedgerError(f"version {version} is not in the ledger; only what the night registered can be promoted")
-    if void := why_void(state, version, state.champion):
-        return Request(version, state.champion, "", "", f"version {version} is not to be asked about: {void}")
-    if candidate and (other := state.other({str(version): [candidate, state.registered[version].artifact]})):
-        return Request(version, state.champion, "", "", other)
+    if void := _not_to_ask(state, version, candidate):
+        return Request(version, state.champion, "", "", void)
     candidate = state.registered[version].candidate
     evaluated = night.evaluate(run, Trained(candidate, ""))
-    decision = judging.judged(run, evaluated.evidence)
-    _ensure_report(run, registry, evaluated, decision)
+    evidence, decision = judging.judged(run, evaluated.evidence)
+    _ensure_report(run, registry, evaluated, evidence, decision)
     void = "" if decision.may_promote else f"the policy does not allow version {version}: {' '.join(decision.reasons)}"
-    text = question(decision, version, evaluated.champion, run.evidence(evaluated.evidence))
+    text = question(decision, version, evaluated.champion, evidence)
     about = (void, candidate, decision.automatic, state.models(version, evaluated.champion), evaluated.figures)
     return Request(version, evaluated.champion, evaluated.evidence, text, *about)
 
 
-def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, decision: Decision) -> None:
-    """Write the report unless it is there and of this decision: an alarm may have been acknowledged since."""
+def _not_to_ask(state: State, version: int, candidate: str) -> str:
+    """Say why a version is not to be asked about, "" when it is. Raises LedgerError for one never registered."""
+    if version == state.champion:
+        return f"version {version} is the champion already"
+    meant = versions.registered(state, version)
+    if void := why_void(state, version, state.champion):
+        return f"version {version} is not to be asked about: {void}"
+    return state.other({str(version): [candidate, meant.artifact]}) if candidate else ""
 
+
+def _ensure_report(run: Run, registry: Registry, evaluated: Evaluated, evidence: Evidence, decision: Decision) -> None:
+    """Write the report unless it is there and of this decision: an alarm may have been acknowledged since."""
     store, key = run.store(), report_key(evaluated.candidate, evaluated.champion)
     if not (store.exists(key) and report.is_of(store.read(key).decode(errors="replace"), decision)):
         both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
-        compose_report.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
+        compose_report.write_report(run, registry, both, evidence, decision)
 
 
 def question(decision: Decision, version: int, champion: int | None, evidence: Evidence) -> str:
@@ -110,20 +113,15 @@ def question(decision: Decision, version: int, champion: int | None, evidence: E
     differences = evidence.comparison.differences if evidence.comparison else {}
     for name in HEADLINE:
         if evidence.candidate and name in evidence.candidate.metrics:
-            gap = judging.with_range(differences[name], "+z") if name in differences else "-"
-            values = f"{_cell(evidence.candidate, name)} | {_cell(evidence.champion, name)}"
-            lines.append(f"| {name} | {values} | {gap} |")
+            theirs = evidence.champion.metrics.get(name) if evidence.champion else None
+            values = f"{cell(evidence.candidate.metrics[name])} | {cell(theirs)} | {difference(differences.get(name))}"
+            lines.append(f"| {BY_NAME[name].title} | {values} |")
     lines += ["", *([_changes(evidence), ""] if champion else []), _drift(evidence)]
     lines += ["", "| clause | found | held |", "| --- | --- | --- |"]
     held = {True: "yes", False: "**no**"}
     asked = [c for c in decision.clauses if c.passed is not None and (c.stage != "evidence" or not c.passed)]
     lines += [f"| {c.number} | {_short(c.why)} | {held[c.passed is True]} |" for c in asked]
     return "\n".join(lines)
-
-
-def _cell(evaluation: Evaluation | None, name: str) -> str:
-    metric = evaluation.metrics.get(name) if evaluation else None
-    return judging.with_range(metric) if metric else "-"
 
 
 def _changes(evidence: Evidence) -> str:
@@ -149,7 +147,6 @@ def record_answer(run: Run, asked: Request, answer: Mapping[str, Any], name: str
     the time ran out; or void: why nobody was left to ask. `name` makes a repeat of this call find its own entries.
     Returns outcome, version, who and why. Raises RegistryError, StorageError.
     """
-
     registry = run.registry()
     registry.aliases()  # an answer goes to no other ledger than the one that asked
     if "void" in answer:
@@ -205,14 +202,14 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
 
     Raises LedgerError when the question is void, RegistryError, ModelRefused.
     """
-
     registry = run.registry()
     judging.expect_same(registry, asked.models)
     terms: dict[str, Any] = {"who": who, "why": why, "expected_champion": asked.champion, "request": name}
-    decision = {**judging.judged(run, asked.evidence).to_dict(), "evidence": asked.evidence}
+    _, decision = judging.judged(run, asked.evidence)
     if not asked.automatic:
         decisions.answer(registry, "approved", asked.version, **terms)
-    entry = decisions.promote(registry, asked.version, **terms, decision=decision)
+    told = {**decision.to_dict(), "evidence": asked.evidence}
+    entry = decisions.promote(registry, asked.version, **terms, decision=told)
     versions.refresh(run)
     return Promoted(asked.version, entry.sequence, entry.candidate, entry.artifact)
 
@@ -224,7 +221,6 @@ def rollback(run: Run, version: int | None, why: str, name: str = "", untried: b
     what was in production once may be needed at once. Raises LedgerError when there is nothing to go back to, LostRace
     when another champion came meanwhile, EvaluationError, RegistryError, ModelRefused: the champion stays.
     """
-
     registry = run.registry()
     champion, difference = None, None
     if not registry.ledger.state().asked("rolled-back", name):
@@ -245,7 +241,6 @@ def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
     With `lost` this is about what MLflow has where the ledger lost the entries that would say. Raises LedgerError when
     nothing was changed by hand or lost, RegistryError, ModelRefused.
     """
-
     registry, said = run.registry(), {"who": run.who, "why": why}
     if lost:
         find = functools.partial(training.find_candidate, run.store())

@@ -22,7 +22,6 @@ from xray_pipeline.base.errors import (
     DatasetError,
     EvaluationError,
     RadiographDamaged,
-    RegistryError,
     TrainingError,
     WeightsError,
 )
@@ -36,6 +35,7 @@ from xray_pipeline.models.backbones import Backbone
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.engine import Wanted, engine_name, torch_threads
 from xray_pipeline.night import lineage
+from xray_pipeline.night.versions import registered
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
@@ -96,15 +96,11 @@ class _Inputs:
 def reproduce(settings: Settings, version: int, progress: Progress | None = None) -> Reproduction:
     """Train the candidate of a registered version again and compare it with what is registered.
 
-    Raises RegistryError for a version that the ledger does not know, ModelRefused when its own files can't be trusted,
+    Raises LedgerError for a version that was never registered, ModelRefused when its own files can't be trusted,
     TrainingError, RegistryUnavailable, StorageUnavailable.
     """
     registry = Registry(settings)
-    registered = registry.ledger.state().registered
-    if version not in registered:
-        known = ", ".join(map(str, sorted(registered))) or "none"
-        raise RegistryError(f"the ledger knows no version {version}; registered are: {known}")
-    meant = registered[version]
+    meant = registered(registry.ledger.state(), version)
     candidate = training.find_candidate(open_store(settings.store, settings), meant.candidate)
     expected, about = registry.load(version), {"version": version, "artifact": meant.artifact}
     dataset = Dataset(settings)

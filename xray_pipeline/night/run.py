@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base import records
-from xray_pipeline.base.records import Outcome
+from xray_pipeline.base.records import Plain
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.gate import evidence
@@ -46,12 +46,10 @@ class Run:
 
     def recipe(self) -> Recipe:
         """Return the recipe with its overrides. Raises ConfigError."""
-
         return load_recipe(self.settings.recipe, self.overrides)
 
     def registry(self) -> Registry:
         """Open the registry and the ledger it follows. Raises ConfigError."""
-
         return Registry(self.settings)
 
     @cached_property
@@ -61,7 +59,6 @@ class Run:
 
     def evidence(self, key: str) -> Evidence:
         """Read evidence kept by `evaluate`. Raises EvaluationError, and as `kept_evidence`."""
-
         return replace(Evidence.from_dict(kept_evidence(self.store(), key)), promotion=self.settings.promotion)
 
     def store(self) -> Store:
@@ -70,7 +67,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Committed(Outcome):
+class Committed(Plain):
     """The dataset after the night's deliveries; `snapshot` is "" while it is empty.
 
     `changed` are those of the deliveries that changed between check and commit and so were left out.
@@ -86,7 +83,7 @@ class Committed(Outcome):
 
 
 @dataclass(frozen=True)
-class Trained(Outcome):
+class Trained(Plain):
     """The candidate; `concluded` says what was decided of it when nothing is left to decide, "" when something is."""
 
     candidate: str
@@ -94,46 +91,44 @@ class Trained(Outcome):
 
 
 @dataclass(frozen=True)
-class Evaluated(Outcome):
-    """Where the evidence on a candidate lies in the store, and against which champion it was gathered.
+class _OnEvidence(Plain):
+    """A candidate, the key of the evidence on it, and the champion that this was gathered against.
 
-    `models` is what the champion's number means (`State.models`), `figures` what was found in short.
+    `models` is what the numbers of versions mean (`State.models`).
     """
 
     candidate: str
     evidence: str
     champion: int | None
-    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    figures: str = ""
+    models: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Decided(Outcome):
-    """The policy's verdict on a candidate: "registered" or "refused", with its reasons."""
+class Evaluated(_OnEvidence):
+    """That the evidence lies in the store; `figures` says in short what was found."""
 
-    candidate: str
-    evidence: str
-    champion: int | None
+    figures: str
+
+
+@dataclass(frozen=True)
+class Decided(_OnEvidence):
+    """The policy's verdict on the candidate: "registered" or "refused", with its reasons."""
+
     verdict: str
     automatic: bool
     reasons: tuple[str, ...]
-    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Registered(Outcome):
-    """The candidate's version and the champion it was decided against; `waits` says why it is not promoted at once."""
+class Registered(_OnEvidence):
+    """The candidate's version; `waits` says why it is not promoted at once."""
 
-    candidate: str
     version: int
-    champion: int | None
-    evidence: str
     waits: str
-    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Promoted(Outcome):
+class Promoted(Plain):
     """The new champion's version, the ledger entry that made it so, and the digests that the entry names."""
 
     version: int

@@ -262,10 +262,10 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
     Raises ConfigError, LedgerError, and what `evaluate` raises.
     """
     logs.about(candidate=evaluated.candidate)
-    decision, registry = judging.judged(run, evaluated.evidence), run.registry()
+    (evidence, decision), registry = judging.judged(run, evaluated.evidence), run.registry()
     judging.expect_same(registry, evaluated.models)
     both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
-    page = compose_report.write_report(run, registry, both, run.evidence(evaluated.evidence), decision)
+    page = compose_report.write_report(run, registry, both, evidence, decision)
     log.info("report: %s in %s", page, run.settings.store)
     for reason in decision.reasons:
         log.info("%s", reason)
@@ -275,12 +275,12 @@ def decide(run: Run, evaluated: Evaluated) -> Decided:
             training.find_candidate(run.store(), evaluated.candidate),
             who=run.who,
             why=" ".join(decision.reasons),
-            decision=judging.recorded(run, decision, evaluated.evidence),
+            decision=judging.recorded(evidence, decision, evaluated.evidence),
             champion_before=evaluated.champion,
         )
     _end(" ".join(decision.reasons[:2]))
-    about = (evaluated.candidate, evaluated.evidence, evaluated.champion)
-    return Decided(*about, decision.verdict, decision.automatic, decision.reasons, evaluated.models)
+    about = (evaluated.candidate, evaluated.evidence, evaluated.champion, evaluated.models)
+    return Decided(*about, decision.verdict, decision.automatic, decision.reasons)
 
 
 @repair.mending
@@ -290,7 +290,7 @@ def register(run: Run, decided: Decided) -> Registered:
     Raises LostRace, RegistryError, ModelRefused.
     """
     logs.about(candidate=decided.candidate)
-    decision, registry = judging.judged(run, decided.evidence), run.registry()
+    (evidence, decision), registry = judging.judged(run, decided.evidence), run.registry()
     judging.expect_same(registry, decided.models)
     candidate = training.find_candidate(run.store(), decided.candidate)
     tried = trial.try_candidate(run, registry, candidate)
@@ -300,7 +300,7 @@ def register(run: Run, decided: Decided) -> Registered:
         candidate,
         who=run.who,
         why=why,
-        decision={**judging.recorded(run, decision, decided.evidence), "trial": asdict(tried)},
+        decision={**judging.recorded(evidence, decision, decided.evidence), "trial": asdict(tried)},
         champion_before=decided.champion,
         tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
     )
@@ -310,7 +310,7 @@ def register(run: Run, decided: Decided) -> Registered:
     waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {judging.why_waits(decision)}"
     models = registry.ledger.state().models(entry.version, decided.champion)
     _end(waits or f"version {entry.version} is registered; the policy promotes it without asking a person")
-    return Registered(candidate.digest, entry.version, decided.champion, decided.evidence, waits, models)
+    return Registered(candidate.digest, decided.evidence, decided.champion, models, entry.version, waits)
 
 
 @repair.mending
@@ -320,7 +320,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
     Raises LostRace and its kin, EvaluationError when the server on the version answers otherwise than was judged.
     """
     logs.about(candidate=registered.candidate)
-    decision, registry = judging.judged(run, registered.evidence), run.registry()
+    (evidence, decision), registry = judging.judged(run, registered.evidence), run.registry()
     judging.expect_same(registry, registered.models)
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
     request = f"auto {registered.version} over {registered.champion}"
@@ -332,7 +332,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
         who=run.who,
         why=" ".join(decision.reasons),
         expected_champion=registered.champion,
-        decision=judging.recorded(run, decision, registered.evidence),
+        decision=judging.recorded(evidence, decision, registered.evidence),
         request=request,
     )
     before = f"in place of version {registered.champion}" if registered.champion else "the first one"

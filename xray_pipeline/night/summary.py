@@ -22,7 +22,6 @@ from xray_pipeline.base.text import shortened, without_names
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.evaluation.metrics import Evaluation
-from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.night import health, nights, versions
 from xray_pipeline.night import steps as night
@@ -133,7 +132,7 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     """
     store, committed, evaluated, decided = run.store(), steps.committed or {}, steps.evaluated, steps.decided
     arrivals = _arrivals(run, steps.deliveries)
-    evidence = _evidence(run, evaluated["evidence"]) if evaluated else None
+    ours, theirs = _measured(run, evaluated["evidence"]) if evaluated else (None, None)
     pair = evaluated or {"candidate": "", "champion": None, "models": {}}
     learnt = pair["models"].get(str(pair["champion"]), ("",))[0]
     summary: dict[str, Any] = {
@@ -144,8 +143,8 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
         "snapshot": committed.get("snapshot", ""),
         **{name: committed.get(name, 0) for name in ("images", "patients")},
         "held_out": {name: committed.get(f"held_out_{name}", 0) for name in ("images", "patients")},
-        "candidate": _scores(evidence and evidence.candidate, digest=pair["candidate"]),
-        "champion": _scores(evidence and evidence.champion, version=pair["champion"], digest=learnt),
+        "candidate": _scores(ours, digest=pair["candidate"]),
+        "champion": _scores(theirs, version=pair["champion"], digest=learnt),
         "decision": decided
         and {"verdict": decided["verdict"], "promoted": bool(steps.promoted), "reasons": list(decided["reasons"])},
         "version": steps.registered["version"] if steps.registered else None,
@@ -153,7 +152,7 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     }
     summary["message"] = _message(summary, steps, course)
     log.info("%s", summary["message"])
-    record = _record(run, summary, steps, course, arrivals, evidence)
+    record = _record(run, summary, steps, course, arrivals, (ours, theirs))
     summary["in_words"] = f"{nights.outcome(record)}: {nights.in_words(record)}"
     _before_writing(run, course)
     nights.keep(store, record)
@@ -190,12 +189,14 @@ def _arrivals(run: Run, keys: Sequence[str]) -> list[Arrival]:
     return arrivals
 
 
-def _evidence(run: Run, key: str) -> Evidence | None:
+def _measured(run: Run, key: str) -> tuple[Evaluation | None, Evaluation | None]:
+    """Return what evidence says of candidate and champion; nothing where it is damaged, as the night is over."""
     try:
-        return run.evidence(key)
+        evidence = run.evidence(key)
     except (DatasetError, EvaluationError, ObjectNotFound) as error:
         log.warning("the night's record has no figures of its models: %s", error)
-        return None
+        return None, None
+    return evidence.candidate, evidence.champion
 
 
 def _record(
@@ -204,7 +205,7 @@ def _record(
     steps: Steps,
     course: Course,
     arrivals: Sequence[Arrival],
-    evidence: Evidence | None,
+    measured: tuple[Evaluation | None, Evaluation | None],
 ) -> Night:
     try:
         state = Ledger(run.store()).state()
@@ -220,8 +221,8 @@ def _record(
         deliveries=tuple(replace(arrival, why=shortened(arrival.why, LONGEST)) for arrival in arrivals),
         radiographs=summary["images"],
         patients=summary["patients"],
-        candidate=_model(evidence and evidence.candidate, summary["version"]),
-        champion=_model(evidence and evidence.champion, steps.evaluated["champion"] if steps.evaluated else None),
+        candidate=_model(measured[0], summary["version"]),
+        champion=_model(measured[1], steps.evaluated["champion"] if steps.evaluated else None),
         verdict=steps.decided["verdict"] if steps.decided else "",
         version=summary["version"],
         alias=summary["alias"],

@@ -6,8 +6,9 @@ from xray_pipeline.base.text import shortened
 from xray_pipeline.evaluation.metric_table import BY_NAME, HEADLINE
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.gate.policy import Decision
-from xray_pipeline.models.mlflow_figures import Seen, artifact_link, describe, log_figures
+from xray_pipeline.models.mlflow_figures import Seen, artifact_links, describe, log_figures
 from xray_pipeline.night.pair import Pair
+from xray_pipeline.report.wording import cell
 
 
 def tell(both: Pair, measured: Evaluation, decision: Decision, page: str) -> None:
@@ -27,12 +28,11 @@ def tell(both: Pair, measured: Evaluation, decision: Decision, page: str) -> Non
 
 
 def _lines(both: Pair, measured: Evaluation, decision: Decision, page: str) -> list[str]:
-    shown = {BY_NAME[name].title: measured.metrics[name] for name in HEADLINE if name in measured.metrics}
-    headline = ", ".join(f"{title} {i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for title, i in shown.items())
+    shown = [name for name in HEADLINE if name in measured.metrics]
+    headline = ", ".join(f"{BY_NAME[name].title} {cell(measured.metrics[name])}" for name in shown)
     seen = f"{measured.n} held-out radiographs of {measured.patients} patients"
     against = "" if both.champion is None else f" against version {both.champion}"
-    run_id = both.candidate.run_id
-    links = [artifact_link(run_id, name) for name in ("report.html", "model-card.md")]
+    links = artifact_links(both.candidate.run_id, "report.html", "model-card.md")
     return [
         f"{headline}; on {seen}.",
         f"**{decision.verdict.capitalize()}**{against}: {shortened(' '.join(decision.reasons), 400)}",

@@ -10,24 +10,21 @@ bring is not tried.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import requests
 
 from xray_pipeline.base.children import child
 from xray_pipeline.base.errors import EvaluationError, ModelRefused
@@ -147,9 +144,9 @@ def _wait(url: str, server: subprocess.Popen[bytes], output: Path, seconds: floa
     until = time.monotonic() + seconds
     while time.monotonic() < until and server.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
+            requests.get(url, timeout=5).raise_for_status()
+            return
+        except requests.RequestException:
             time.sleep(0.3)
     why = f"ended with {server.returncode}" if server.returncode is not None else f"did not answer in {seconds:.0f} s"
     tail = " / ".join(output.read_text(errors="replace").splitlines()[-5:])
@@ -159,14 +156,15 @@ def _wait(url: str, server: subprocess.Popen[bytes], output: Path, seconds: floa
 def ask(address: str, files: Sequence[bytes]) -> list[dict[str, Any]]:
     """Return a server's answers to image files, one row of columns each. Raises EvaluationError."""
     rows = [[base64.b64encode(data).decode()] for data in files]
-    body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}).encode()
-    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
+    body: dict[str, Any] = {"dataframe_split": {"columns": ["image"], "data": rows}}
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
-            answers: list[dict[str, Any]] = json.load(reply)["predictions"]
-    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-        said = error.read()[:300].decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else error
-        raise EvaluationError(f"the model server could not answer: {said or type(error).__name__}") from error
+        reply = requests.post(f"{address}/invocations", json=body, timeout=ANSWER_SECONDS)
+        reply.raise_for_status()
+        answers: list[dict[str, Any]] = reply.json()["predictions"]
+    except requests.HTTPError as error:
+        raise EvaluationError(f"the model server could not answer: {reply.text[:300]}") from error
+    except (requests.RequestException, ValueError, LookupError, TypeError) as error:
+        raise EvaluationError(f"the model server could not answer: {error}") from error
     return answers
 
 

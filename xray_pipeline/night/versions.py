@@ -26,6 +26,7 @@ from xray_pipeline.night.judging import in_short
 from xray_pipeline.night.lineage import JUDGES
 from xray_pipeline.night.run import Run
 from xray_pipeline.night.scores import Scores, in_charge, keep, last_scores
+from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.state import State
 from xray_pipeline.report import page as report
@@ -52,7 +53,7 @@ def compare(run: Run, version: int, against: int, progress: Progress | None = No
     if version == against:
         raise ConfigError(f"version {version} is the same as version {against}; name two")
     scores, registry = score(run, [version, against], progress), run.registry()
-    candidate = registered(registry.ledger.state(), version)
+    candidate = registered(registry.ledger.state(), version).candidate
     both = comparing.pair(run, registry, candidate, against, progress, newest_snapshot(run))
     evidence = gather.evidence(run, registry, both, progress)
     decision = judge(evidence, load_policy(run.settings.policy))
@@ -70,7 +71,7 @@ def score(run: Run, versions: Sequence[int], progress: Progress | None = None) -
     """
     identity.compare(run)
     state = Ledger(run.store()).state()
-    candidates = [registered(state, version) for version in versions]
+    candidates = [registered(state, version).candidate for version in versions]
     snapshot, models, resampling = newest_snapshot(run), state.models(*versions), Resampling(run.settings.bootstrap)
     inputs = {"models": models, "snapshot": snapshot.digest, "resampling": asdict(resampling)}
     digest = records.digest_of(records.canonical({**inputs, "code": code_digest(*JUDGES)}))
@@ -103,10 +104,10 @@ def refresh(run: Run) -> Scores | None:
         return None
 
 
-def registered(state: State, version: int) -> str:
-    """Return the candidate digest of a version. Raises LedgerError, naming those there are, for another number."""
+def registered(state: State, version: int) -> Entry:
+    """Return the entry that registered a version. Raises LedgerError, naming those there are, for another number."""
     if version in state.registered:
-        return state.registered[version].candidate
+        return state.registered[version]
     numbers = ", ".join(map(str, sorted(state.registered))) or "none"
     raise LedgerError(f"version {version} was never registered; there are: {numbers}")
 

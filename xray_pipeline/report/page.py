@@ -17,7 +17,7 @@ from markupsafe import escape
 from xray_pipeline.base.pages import template
 from xray_pipeline.evaluation.bootstrap import LEVEL
 from xray_pipeline.evaluation.metrics import Evaluation
-from xray_pipeline.evaluation.sweep import compare_cuts
+from xray_pipeline.evaluation.sweep import Cuts, at_cuts
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.report import figures, galleries, tables
 from xray_pipeline.report.contents import Report
@@ -114,8 +114,9 @@ def _cuts(report: Report) -> list[str]:
         return []
     (_, ours, one), (_, theirs, two) = models
     truth = np.asarray(report.labels) == one.classes[1]
-    own = one.threshold, two.threshold
-    return [cuts_in_words(compare_cuts(ours[:, 1], theirs[:, 1], truth, own), own)]
+    own, auc = ((one.metrics[name].value, two.metrics[name].value) for name in ("accuracy", "auc"))
+    half = (at_cuts(ours[:, 1], truth, 0.5).accuracy.item(), at_cuts(theirs[:, 1], truth, 0.5).accuracy.item())
+    return [cuts_in_words(Cuts(own, half, auc), (one.threshold, two.threshold))]
 
 
 def _lineage(report: Report) -> dict[str, str]:

@@ -52,6 +52,12 @@ def test_each_row_tells_state_counts_and_alarm(store: Store) -> None:
     assert "7 accepted, 2 quarantined" in page
 
 
+def test_past_the_end_of_the_list_the_page_says_so(store: Store) -> None:
+    page = asked("/deliveries?first=300").text
+    assert "The list ends before number 300" in page
+    assert "None yet" not in page
+
+
 def test_one_that_is_being_judged_anew_keeps_its_page(store: Store) -> None:
     store.delete(intake_key("a", VERDICT))
     assert '<b class="being judged">' in asked("/deliveries").text

@@ -53,6 +53,7 @@ def show(
             standing=_standing(store),
             deliveries=links.DELIVERIES,
             forms=_forms(state, user),
+            may=any(access.may_start(user, dag) for dag in (access.PROMOTE, access.ROLLBACK, access.COMPARE)),
             pending=_pending(session, user, state),
             rows=[_row(entry, state, store, settings) for entry in reversed(shown)],
             older=shown[0].sequence if shown and shown[0].sequence > 1 else None,

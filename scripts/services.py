@@ -212,7 +212,7 @@ class Airflow:
         )
         answer.raise_for_status()
         headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
-        self.client = httpx.Client(base_url=f"{stack.airflow}/api/v2", headers=headers, timeout=30)
+        self.client = httpx.Client(base_url=f"{stack.airflow}/api/v2", headers=headers, timeout=120)
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Call the API; return its JSON. Raises Failed with the answer when it refuses."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -20,42 +20,6 @@ pytestmark = pytest.mark.timeout(900)  # whole nights, on whatever cores there a
 Shoot = Callable[..., None]
 
 
-def succeeded(site: Site, dag: str, run: str, seconds: float = 600) -> None:
-    """Wait for a run to end well. Raises Failed with the end of the failing task's log."""
-    if reached(lambda: site.airflow.state(dag, run), ("success", "failed"), seconds) == "success":
-        return
-    for task in site.airflow.tasks(dag, run):
-        if task["state"] == "failed":
-            path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
-            log = site.airflow.call("GET", f"{path}?map_index={task['map_index']}&full_content=true")["content"]
-            raise Failed(f"{dag}: {task['task_id']} failed:\n" + "\n".join(str(line)[:2000] for line in log[-12:]))
-
-
-def reached(look: Callable[[], str], states: tuple[str, ...], seconds: float = 120) -> str:
-    until = time.monotonic() + seconds
-    while (found := look()) not in states:
-        if time.monotonic() > until:
-            raise Failed(f"it is still {found} after {seconds:.0f} s")
-        time.sleep(0.5)
-    return found
-
-
-def newest_run(site: Site, dag: str, count: int = 1) -> str:
-    """Wait for a DAG to have `count` runs; return the newest one's id."""
-    found: dict[str, Any] = {}
-
-    def look() -> str:
-        found.update(site.airflow.call("GET", f"/dags/{dag}/dagRuns?order_by=-run_after&limit=1"))
-        return "there" if found["total_entries"] >= count else "fewer"
-
-    reached(look, ("there",))
-    return str(found["dag_runs"][0]["dag_run_id"])
-
-
-def task_state(site: Site, dag: str, run: str, task: str) -> str:
-    return str(site.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}")["state"])
-
-
 def open_form(page: Page, site: Site, dag: str) -> Locator:
     page.goto(f"{site.stack.airflow}/dags/{dag}")
     page.get_by_role("button", name="Trigger").first.click()
@@ -68,7 +32,7 @@ def send(dialog: Locator, site: Site, dag: str) -> str:
     """Press the form's button; return the run's id."""
     before: int = site.airflow.call("GET", f"/dags/{dag}/dagRuns")["total_entries"]
     dialog.get_by_role("button", name="Trigger").click()
-    return newest_run(site, dag, before + 1)
+    return site.airflow.newest_run(dag, before + 1)
 
 
 def champion_page(page: Page, site: Site) -> Locator:
@@ -85,17 +49,17 @@ def test_a_night_is_started_through_the_form(page: Page, site: Site, shoot: Shoo
     page.keyboard.press("Enter")
     expect(form.locator("[name='element_promotion']")).to_have_value("auto")
     run = send(form, site, "xray_retrain")
-    succeeded(site, "xray_retrain", run)
+    site.airflow.finished("xray_retrain", run)
     said: dict[str, Any] = site.airflow.returned("xray_retrain", run, "conclude")
     assert said["alias"] == "champion", said["message"]
-    succeeded(site, "xray_promote", newest_run(site, "xray_promote"))
-    assert task_state(site, "xray_promote", newest_run(site, "xray_promote"), "prepare") == "skipped"
+    site.airflow.finished("xray_promote", site.airflow.newest_run("xray_promote"))
+    assert site.airflow.task_state("xray_promote", site.airflow.newest_run("xray_promote"), "prepare") == "skipped"
 
 
 def test_the_run_shows_its_report(page: Page, site: Site, shoot: Shoot) -> None:
     site.deliver("2026-01-02")
     run = site.airflow.trigger("xray_retrain", {})
-    succeeded(site, "xray_retrain", run)
+    site.airflow.finished("xray_retrain", run)
     page.goto(f"{site.stack.airflow}/dags/xray_retrain/runs/{quote(run)}")
     page.get_by_role("link", name="Report").wait_for()
     shoot("airflow-run.png")
@@ -110,7 +74,7 @@ def test_the_run_shows_its_report(page: Page, site: Site, shoot: Shoot) -> None:
 
 
 def test_a_check_leads_to_its_deliverys_page(page: Page, site: Site) -> None:
-    run = newest_run(site, "xray_retrain")
+    run = site.airflow.newest_run("xray_retrain")
     path = f"/dags/xray_retrain/dagRuns/{quote(run)}/taskInstances/check_delivery/links?map_index=0"
     address = site.airflow.call("GET", path)["extra_links"]["Delivery"]
     page.goto(address)
@@ -133,7 +97,7 @@ def test_nights_are_told_and_drawn(page: Page, site: Site, shoot: Shoot) -> None
 
 def waiting_request(site: Site) -> str:
     """Wait for xray_promote to ask; return the run's id."""
-    run = newest_run(site, "xray_promote", 2)  # the first night promoted by itself
+    run = site.airflow.newest_run("xray_promote", 2)  # the first night promoted by itself
     asked(site, run)
     return run
 
@@ -141,7 +105,8 @@ def waiting_request(site: Site) -> str:
 def asked(site: Site, run: str) -> None:
     """Wait for a run of xray_promote to ask: deferred, so it holds no worker."""
     ends = ("deferred", "failed", "skipped", "upstream_failed")
-    assert reached(lambda: task_state(site, "xray_promote", run, "approve"), ends, 400) == "deferred"
+    look = functools.partial(site.airflow.task_state, "xray_promote", run, "approve")
+    assert site.airflow.reached(look, ends, 400) == "deferred"
 
 
 def test_nobody_but_an_approver_may_answer(browser: Browser, site: Site) -> None:
@@ -160,7 +125,7 @@ def test_nobody_but_an_approver_may_answer(browser: Browser, site: Site) -> None
     answer = {"chosen_options": ["Approve"], "params_input": {"reason": "I would like to"}}
     headers = {"Authorization": f"Bearer {token}"}
     assert httpx.patch(site.stack.airflow + path, json=answer, headers=headers, timeout=60).status_code == 403
-    assert task_state(site, "xray_promote", run, "approve") == "deferred"
+    assert site.airflow.task_state("xray_promote", run, "approve") == "deferred"
 
 
 def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoot: Shoot) -> None:
@@ -183,15 +148,13 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
     again = site.airflow.trigger("xray_promote", {"version": 2})
     asked(site, again)  # the same question a second time
     request.get_by_role("button", name="Approve", exact=True).click()
-    succeeded(site, "xray_promote", run)
+    site.airflow.finished("xray_promote", run)
     request.close()
-    second = {"chosen_options": ["Reject"], "params_input": {"reason": "no, after all"}}
-    path = f"/dags/xray_promote/dagRuns/{quote(run)}/taskInstances/approve/-1/hitlDetails"
     with pytest.raises(Failed, match="answered 409"):
-        site.airflow.call("PATCH", path, second)
-    succeeded(site, "xray_promote", again)  # by itself: the champion is another now
+        site.airflow.answer("xray_promote", run, "approve", "Reject", "no, after all")
+    site.airflow.finished("xray_promote", again)  # by itself: the champion is another now
     assert "the champion is now version 2" in site.airflow.returned("xray_promote", again, "record")["why"]
-    assert task_state(site, "xray_promote", again, "promote") == "skipped"
+    assert site.airflow.task_state("xray_promote", again, "promote") == "skipped"
 
     shown = champion_page(page, site)
     expect(shown.locator(".role.champion")).to_contain_text("Version 2")
@@ -208,7 +171,7 @@ def test_two_versions_are_compared(page: Page, site: Site) -> None:
     form.locator("[name=against]").select_option("2")
     form.get_by_role("button", name="Compare").click()
     form.get_by_role("link", name="Started").click()
-    succeeded(site, "xray_compare", newest_run(site, "xray_compare"))
+    site.airflow.finished("xray_compare", site.airflow.newest_run("xray_compare"))
     page.reload()
     report = page.frame_locator("iframe[title=Report]")
     expect(report.get_by_role("heading", level=1)).to_contain_text("chest-xray")
@@ -223,9 +186,9 @@ def test_a_refused_night_leaves_the_champion_and_a_note(site: Site) -> None:
     (misspelt / "a.png").write_bytes(png())
     weak = {"epochs": 1, "overrides": "levels=false\npenalty=100000"}
     run = site.airflow.trigger("xray_retrain", weak)
-    succeeded(site, "xray_retrain", run)
+    site.airflow.finished("xray_retrain", run)
     assert site.airflow.returned("xray_retrain", run, "conclude")["decision"]["verdict"] == "refused"
-    assert task_state(site, "xray_retrain", run, "register") == "skipped"
+    assert site.airflow.task_state("xray_retrain", run, "register") == "skipped"
     note = site.airflow.call("GET", f"/dags/xray_retrain/dagRuns/{quote(run)}")["note"]
     assert note.startswith("refused: 1 delivery")
     assert "rejected: misspelt" in note
@@ -233,7 +196,7 @@ def test_a_refused_night_leaves_the_champion_and_a_note(site: Site) -> None:
 
 def test_a_rollback_to_what_never_was_champion_fails(site: Site) -> None:
     run = site.airflow.trigger("xray_rollback", {"version": 99, "reason": "a slip of the finger"})
-    assert reached(lambda: site.airflow.state("xray_rollback", run), ("success", "failed")) == "failed"
+    assert site.airflow.reached(lambda: site.airflow.state("xray_rollback", run), ("success", "failed")) == "failed"
 
 
 def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
@@ -244,7 +207,7 @@ def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
     shown.get_by_label("Reason").last.fill("complaints from ward 3")
     shown.get_by_role("button", name="Roll back").click()
     shown.get_by_role("link", name="Started").wait_for()
-    succeeded(site, "xray_rollback", newest_run(site, "xray_rollback", 2))
+    site.airflow.finished("xray_rollback", site.airflow.newest_run("xray_rollback", 2))
     shown = champion_page(page, site)
     expect(shown.locator(".role.champion")).to_contain_text("Version 1")
     expect(shown.locator("tbody tr").first).to_contain_text("rolled-back version 1")
@@ -261,16 +224,16 @@ def test_a_rejected_version_is_reopened_from_the_page(page: Page, site: Site) ->
     shown = champion_page(page, site)
     shown.get_by_role("button", name="Ask").click()
     shown.get_by_role("link", name="Started").wait_for()
-    run = newest_run(site, "xray_promote", 4)
+    run = site.airflow.newest_run("xray_promote", 4)
     asked(site, run)
-    no = {"chosen_options": ["Reject"], "params_input": {"reason": "the ward asks to wait"}}
-    site.airflow.call("PATCH", f"/dags/xray_promote/dagRuns/{quote(run)}/taskInstances/approve/-1/hitlDetails", no)
-    succeeded(site, "xray_promote", run)
+    site.airflow.beats(5)
+    site.airflow.answer("xray_promote", run, "approve", "Reject", "the ward asks to wait")
+    site.airflow.finished("xray_promote", run)
     shown = champion_page(page, site)
     shown.get_by_label("Reason").first.fill("the ward has looked at it")
     shown.get_by_role("button", name="Reopen").click()
     shown.get_by_role("link", name="Started").wait_for()
-    asked(site, newest_run(site, "xray_promote", 5))
+    asked(site, site.airflow.newest_run("xray_promote", 5))
     shown = champion_page(page, site)
     expect(shown.locator("tbody tr").first).to_contain_text("reopened version 2")
     expect(shown.locator("tbody tr").first).to_contain_text("the ward has looked at it")
@@ -288,7 +251,7 @@ def test_what_was_notified(page: Page, site: Site) -> None:
     for event, page_of in {"refused": "/plugin/xray-report", "approval wanted": "/required_actions"}.items():
         assert re.search(r"accuracy 0\.\d+ against version \d's 0\.\d+: [+-]0\.\d+ \(", texts[event])
         assert texts[event].endswith(page_of)
-    reached(lambda: "told" if "missed night" in site.events() else "not yet", ("told",))
+    site.airflow.reached(lambda: "told" if "missed night" in site.events() else "not yet", ("told",))
 
 
 def test_the_asset_graph_carries_the_versions(page: Page, site: Site) -> None:
@@ -341,7 +304,7 @@ def test_a_page_may_load_and_run_nothing(site: Site) -> None:
 
 
 def test_a_report_may_load_and_run_nothing(page: Page, site: Site) -> None:
-    run = newest_run(site, "xray_retrain")
+    run = site.airflow.newest_run("xray_retrain")
     policy = get(site, f"runs/xray_retrain/{quote(run)}").headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
     assert policy.endswith("sandbox allow-same-origin")  # and no allow-scripts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,26 @@ def two_nights(once: Once, empty_mlflow: Path) -> Callable[[Path], None]:
     made = once("two-nights", lambda home: _make(home, empty_mlflow))
 
     def lay(home: Path) -> None:
-        _artifact_repos_cache.clear()  # MLflow remembers by the run's id where its artifacts lay: in another copy
-        for kept, name in (("store", "store"), (DELIVERED, "incoming"), ("artifacts", "artifacts"), ("cache", "cache")):
-            shutil.copytree(made / kept, home / name)
-        for name in (DATABASE, AFTER_FIRST):
-            shutil.copy(made / name, home)
-            with sqlite3.connect(home / name) as database:
-                for table, column in _PLACES:
-                    database.execute(
-                        f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (made.as_uri(), home.as_uri())
-                    )
+        lay_copy(made, home, {"store": "store", DELIVERED: "incoming", "artifacts": "artifacts", "cache": "cache"})
+        move_database(made, home, AFTER_FIRST)
 
     return lay
+
+
+def lay_copy(made: Path, home: Path, folders: Mapping[str, str]) -> None:
+    """Copy folders (from what they are called to what they are to be) of an installation, with MLflow's database."""
+    _artifact_repos_cache.clear()  # MLflow remembers by the run's id where its artifacts lay: in another copy
+    for kept, name in folders.items():
+        shutil.copytree(made / kept, home / name)
+    move_database(made, home, DATABASE)
+
+
+def move_database(made: Path, home: Path, name: str) -> None:
+    """Copy a database of MLflow's, and let it name files in the one home instead of the other."""
+    shutil.copy(made / name, home)
+    with sqlite3.connect(home / name) as database:
+        for table, column in _PLACES:
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (made.as_uri(), home.as_uri()))
 
 
 def _make(home: Path, empty: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
@@ -23,6 +23,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms
+from xray_pipeline.registry import tidied
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.questions import why_void
 from xray_pipeline.registry.state import State
@@ -52,7 +53,7 @@ def show(
             together=_together(state, store),
             standing=_standing(store),
             deliveries=links.DELIVERIES,
-            forms=_forms(state, user),
+            forms=_forms(state, tidied.of_versions(store, state.registered), user),
             may=any(access.may_start(user, dag) for dag in (access.PROMOTE, access.ROLLBACK, access.COMPARE)),
             pending=_pending(session, user, state),
             rows=[_row(entry, state, store, settings) for entry in reversed(shown)],
@@ -154,14 +155,18 @@ def _standing(store: Store) -> dict[str, tuple[str, ...]]:
     return {key: channels for key, channels in found.items() if channels}
 
 
-def _forms(state: State, user: BaseUser) -> dict[str, Any]:
-    """Return what each form offers: versions, newest first; none where Airflow does not let this person start it."""
-    versions = sorted(state.registered, reverse=True)
+def _forms(state: State, removed: Container[int], user: BaseUser) -> dict[str, Any]:
+    """Return what each form offers: versions, newest first; none where Airflow does not let this person start it.
+
+    What `xray tidy` removed can't be promoted or compared.
+    """
+    versions = sorted((version for version in state.registered if version not in removed), reverse=True)
     others = [version for version in versions if version != state.champion]
+    rejected = [version for version in versions if version in state.rejected]
     return {
         "compare": versions if len(versions) > 1 and access.may_start(user, access.COMPARE) else [],
         "promote": others if access.may_start(user, access.PROMOTE) else [],
-        "reopen": sorted(state.rejected, reverse=True) if access.may_start(user, access.PROMOTE) else [],
+        "reopen": rejected if access.may_start(user, access.PROMOTE) else [],
         "rollback": list(dict.fromkeys(reversed(state.previous))) if access.may_start(user, access.ROLLBACK) else [],
     }
 

@@ -80,15 +80,19 @@ def run_report(dag_id: Name, run_id: Name, session: SessionDep) -> Response:
 
 def _report(candidate: str, against: int | None, snapshot: str | None = None) -> Response:
     """Give the report on a pair as it was decided, or the one on the held-out radiographs of a snapshot."""
+    from xray_pipeline.registry import tidied
     from xray_pipeline.report.places import comparison_key, report_key
 
     settings = Settings()
+    store = open_store(settings.store, settings)
     key = report_key(candidate, against)
     if against is not None and snapshot is not None and links.DIGEST.fullmatch(snapshot):
         key = comparison_key(candidate, against, snapshot)
     try:
-        content = open_store(settings.store, settings).read(key)
+        content = store.read(key)
     except ObjectNotFound as error:
+        if removals := tidied.of_candidate(store, candidate):
+            return drawing.page("notice.html.j2", 410, title="This report was removed", text=removals[-1].sentence())
         raise HTTPException(404, "there is no such report") from error
     except StorageUnavailable as error:
         raise HTTPException(503, "the store did not answer") from error

@@ -163,6 +163,9 @@ class Settings(BaseSettings):
         "auto", description="what computes features on a CPU; auto: OpenVINO; torch: slower, for what OpenVINO can't do"
     )
     train_processes: int = Field(0, ge=0, description="processes that train a network; 0: one per GPU, else one")
+    tidy_schedule: str = Field("0 12 * * 0", description="cron expression of xray_tidy, in UTC; none: only by hand")
+    keep_candidates: int = Field(20, ge=1, description="newest candidates that `xray tidy` keeps whatever their age")
+    keep_days: float = Field(60, ge=1, description="days that a candidate is kept whole after it was last worked on")
     workers: int = Field(0, ge=0, description="threads for reading and decoding; 0: one per core")
     stress_images: int = Field(100, ge=10, description="held-out radiographs scored under each perturbation")
     checkpoint_seconds: float = Field(60, ge=0, description="seconds between checkpoints within an epoch")

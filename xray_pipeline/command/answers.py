@@ -19,9 +19,11 @@ from xray_pipeline.base.errors import ConfigError, DatasetError, DeliveryError, 
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.registry import tidied
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.state import State, replay
+from xray_pipeline.registry.tidied import Tidied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,6 +220,11 @@ def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entr
     entries, unsure = ledger.entries(moment), ledger.unsure(moment) if moment else []
     perhaps = [(entry, replay([*entries, *unsure[: count + 1]])) for count, entry in enumerate(unsure)]
     return replay(entries), entries, perhaps
+
+
+def removed(settings: Settings, state: State) -> dict[int, Tidied]:
+    """Return what `xray tidy` removed of registered versions. Raises DatasetError, StorageUnavailable."""
+    return tidied.of_versions(open_store(settings.store, settings), state.registered)
 
 
 def _probabilities(

@@ -32,7 +32,10 @@ def history(
     lines.append(f"champion: {unknown}{named}; challenger: {' or '.join(str(v or 'none') for v in challengers)}")
     said = {"champion": state.champion} if known else {"champion": "unknown", "perhaps": champions}
     told = [entry.to_dict() for entry in entries] if as_json else []
-    answer({**said, "challenger": state.challenger, "entries": told}, as_json, lines, yes=known)
+    removed = answers.removed(this_run().settings, state)
+    lines += [f"version {version}: {removal.sentence()}" for version, removal in removed.items()]
+    gone = {version: removal.at for version, removal in removed.items()}
+    answer({**said, "challenger": state.challenger, "removed": gone, "entries": told}, as_json, lines, yes=known)
 
 
 @app.command()
@@ -113,6 +116,30 @@ def repair(as_json: Json = False) -> None:
     if done.lost:
         lines.append("deliver a lost one again, in any delivery, or restore its file from a backup of the store")
     answer(asdict(done), as_json, lines, yes=not done.lost)
+
+
+@app.command()
+def tidy(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it, for good.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove models, pictures, predictions and reports of old candidates; ledger, evidence and decisions stay."""
+    from xray_pipeline.night import tidy as tidying
+
+    if dry_run == yes:
+        raise typer.BadParameter("say either --dry-run or --yes")
+    with progress_bars(as_json) as progress:
+        done = (tidying.tidy if yes else tidying.look)(this_run(), progress)
+    kinds, verb = done.bytes(), "removed" if yes else "would go"
+    lines = [
+        f"candidate {one.candidate[:12]}{f', version {one.version}' if one.version else ''}: {one.files} files, "
+        f"{sum(one.bytes.values()) / 1e6:.1f} MB"
+        for one in done.removals
+    ]
+    lines += [f"  {kind}: {size / 1e6:.1f} MB" for kind, size in kinds.items()]
+    lines.append(f"{len(done.removals)} candidates {verb}, {sum(kinds.values()) / 1e6:.1f} MB; {done.kept} stay whole")
+    answer({"removed": yes, **asdict(done), "bytes": kinds}, as_json, lines)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.intake import alarms
 from xray_pipeline.models import backbones
+from xray_pipeline.night import space
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.judging import alarms_hold_up
 from xray_pipeline.night.run import Run
@@ -76,6 +77,7 @@ def check(settings: Settings, now: datetime | None = None) -> list[Health]:
         "ledger": lambda: _ledger(settings),
         "registry": lambda: _registry(settings),
         "cache": lambda: _cache(settings.cache),
+        "space": lambda: f"{space.used(settings)}; `xray tidy --dry-run` says what may go",
         "schedule": lambda: _schedule(settings, moment),
         "policy": lambda: _policy(settings),
         "key": lambda: _patient_key(settings),

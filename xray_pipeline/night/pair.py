@@ -19,10 +19,12 @@ from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import predictions
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.night.run import Run
+from xray_pipeline.registry import tidied
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
 from xray_pipeline.training.features import kept_scorer
+from xray_pipeline.training.in_use import take_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +99,24 @@ def pair(
 ) -> Pair:
     """Put a candidate beside a champion, on the held-out radiographs of a snapshot, by default the candidate's.
 
-    Raises EvaluationError when there are none, DatasetError.
+    Raises EvaluationError when there are none, and for a candidate that `xray tidy` removed; DatasetError.
     """
     dataset = Dataset(run.settings)
     candidate = training.find_candidate(run.store(), digest)
+    _take_up(run, candidate)
     snapshot = snapshot or dataset.open_snapshot(candidate.snapshot)
     rows = dataset.rows(snapshot)
     rows = rows[rows["side"] == "held-out"].reset_index(drop=True)
     if rows.empty:
         raise EvaluationError(f"snapshot {snapshot.digest[:12]} has no held-out radiographs; deliver more patients")
     return Pair(run, registry, candidate, champion, snapshot, rows, progress)
+
+
+def _take_up(run: Run, candidate: Candidate) -> None:
+    """Say that a candidate is worked on, so that its files stay. Raises EvaluationError where they are gone."""
+    stays, about = take_up(run.store(), candidate.digest), f"candidate {candidate.digest[:12]} can't be scored"
+    for removal in tidied.of_candidate(run.store(), candidate.digest):
+        if removal.model == candidate.model_uri:
+            raise EvaluationError(f"{about}: {removal.sentence()}")
+    if not stays:
+        raise EvaluationError(f"{about}: `xray tidy` was about to remove it; let it end, or run it again, then repeat")

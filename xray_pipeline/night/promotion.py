@@ -76,6 +76,8 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
         return Request(0, state.champion, "", "", "no version waits to be promoted")
     if void := _not_to_ask(state, version, candidate):
         return Request(version, state.champion, "", "", void)
+    if removal := registry.removed(version):
+        return Request(version, state.champion, "", "", f"version {version} can't be promoted: {removal.sentence()}")
     candidate = state.registered[version].candidate
     evaluated = night.evaluate(run, Trained(candidate, ""))
     evidence, decision = judging.judged(run, evaluated.evidence)
@@ -172,9 +174,12 @@ def record_answer(run: Run, asked: Request, answer: Mapping[str, Any], name: str
 def reopen(run: Run, version: int, why: str, name: str = "") -> dict[str, Any]:
     """Let a rejected version be asked about again; return version, who and why.
 
-    Raises LedgerError when it was not rejected or another version waits, RegistryError.
+    Raises LedgerError when it was not rejected, was tidied, or another version waits; RegistryError.
     """
-    return _done(decisions.reopen(run.registry(), version, who=run.who, why=why, request=name))
+    registry = run.registry()
+    if removal := registry.removed(version):
+        raise LedgerError(f"version {version} can't be promoted any more: {removal.sentence()}")
+    return _done(decisions.reopen(registry, version, who=run.who, why=why, request=name))
 
 
 def to_ask_again(run: Run) -> dict[str, Any]:

@@ -26,13 +26,14 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.models import mlflow_client as tracking
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import Missing, MlflowClient
-from xray_pipeline.registry import model_files
+from xray_pipeline.registry import model_files, tidied
 from xray_pipeline.registry.calls import ask
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.model_files import ModelVersion
 from xray_pipeline.registry.registered_model import ALIASES, RegisteredModel, aliases_of
 from xray_pipeline.registry.state import State, aliases_since, spoken
+from xray_pipeline.registry.tidied import Tidied
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class Registry:
         self.settings = settings
         self.name = settings.model_name
         self.cache = settings.cache / "models"
-        self.ledger = ledger or Ledger(open_store(settings.store, settings), settings.idle_days)
+        self._store = open_store(settings.store, settings)
+        self.ledger = ledger or Ledger(self._store, settings.idle_days)
         # Parts of MLflow ask for the process's own URI whatever a client was given.
         address = tracking.use(settings.tracking_uri)
         with tracking.calls("opening the registry", OSError):
@@ -130,6 +132,11 @@ class Registry:
         """Return the version of each alias as MLflow has it now, None where it has none."""
         model, _ = self.model.read()
         return aliases_of(model) if model else dict.fromkeys(ALIASES)
+
+    def aliased(self) -> set[int]:
+        """Return the versions that carry an alias in MLflow, ours or somebody's own. Raises as `aliases` does."""
+        model, _ = self.model.read()
+        return {int(version) for version in model.aliases.values()} if model else set()
 
     def champion(self) -> int | None:
         """Return the version in production by the ledger, None without one. Raises LedgerError."""
@@ -223,6 +230,11 @@ class Registry:
 
     # Models
 
+    def removed(self, version: int) -> Tidied | None:
+        """Return the record of what `xray tidy` removed of a version, None while that is kept. Raises DatasetError."""
+        entry = self.ledger.state().registered.get(version)
+        return tidied.of_model(self._store, entry.candidate, entry.artifact) if entry else None
+
     def resolve(self, target: str | int) -> ModelVersion:
         """Find a model: a version number, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or a folder.
 
@@ -260,8 +272,17 @@ class Registry:
         )
 
     def download(self, target: str | int) -> Path:
-        """Return a folder with the files of what `target` names (see `resolve`). Raises as `model_files.fetch` does."""
-        return model_files.fetch(self.resolve(target), self.cache)
+        """Return a folder with the files of what `target` names (see `resolve`).
+
+        Raises RegistryError where `xray tidy` removed them, and as `model_files.fetch` does.
+        """
+        return model_files.fetch(self._kept(self.resolve(target)), self.cache)
+
+    def _kept(self, model: ModelVersion) -> ModelVersion:
+        """Return a resolved model. Raises RegistryError for a version whose files `xray tidy` removed."""
+        if gone := tidied.of_model(self._store, model.candidate, model.artifact):
+            raise RegistryError(f"{model.uri} can't be loaded: {gone.sentence()}")
+        return model
 
     def load(self, target: str | int) -> Classifier:
         """Download, audit and load a model with our own code, onto the CPU. Raises as `download` does."""
@@ -269,7 +290,7 @@ class Registry:
 
     def load_exactly(self, model: ModelVersion, digest: str) -> Classifier:
         """Download, audit and load a resolved model whose classifier must have this model digest."""
-        return self._answering(Classifier.load(model_files.fetch(model, self.cache), digest))
+        return self._answering(Classifier.load(model_files.fetch(self._kept(model), self.cache), digest))
 
     def _answering(self, model: Classifier) -> Classifier:
         """Return a model that answers by the engine that the settings ask for."""
@@ -280,7 +301,7 @@ class Registry:
 
         The digest is that of the ledger where it knows the version.
         """
-        model = self.resolve(version)
+        model = self._kept(self.resolve(version))
         with model_files.audited(model, self.cache) as folder:
             Classifier.load(folder)
         return model.artifact

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from xray_pipeline.base.errors import DatasetError, LedgerError, ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.registry import tidied
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.manual_changes import gone_with
@@ -114,8 +115,13 @@ def _check_artifacts(
     crowned = [entry.version for entry in entries if entry.version is not None and has_crowned(entry)]
     proven: set[tuple[str, str]] = set()
     sound = 0
+    removed = tidied.of_versions(open_store(registry.settings.store, registry.settings), state.registered)
+    for version, removal in removed.items():
+        findings.append(
+            Finding("I1", version not in (*within_reach, *crowned), f"version {version}: {removal.sentence()}")
+        )
     for version in dict.fromkeys([*within_reach, *state.registered, *crowned]):
-        if version in accepted:
+        if version in accepted or version in removed:
             continue
         role = "kept to promote or go back to" if version in within_reach else "registered or champion once"
         role = "the champion" if version == state.champion else role

@@ -32,6 +32,7 @@ from xray_pipeline.training import launching, mlflow_run, pictures
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import has_bfloat16
 from xray_pipeline.training.fitting import fit
+from xray_pipeline.training.in_use import take_up
 from xray_pipeline.training.recipe import Recipe, load_recipe
 from xray_pipeline.training.start import Champions, digest_from, start_of
 from xray_pipeline.training.trainer import Trainer
@@ -157,6 +158,7 @@ def train(
 def _trained_before(store: Store, digest: str, snapshot: Snapshot, recipe: Recipe) -> Candidate | None:
     """Return the candidate if it was trained to its end and MLflow still has its model."""
     folder = store.child(f"candidates/{digest}")
+    there = take_up(store, digest)
     folder.write("recipe.json", recipe.model_dump_json(indent=1).encode())
     if not folder.exists("candidate.json"):
         return None
@@ -164,10 +166,10 @@ def _trained_before(store: Store, digest: str, snapshot: Snapshot, recipe: Recip
         candidate = find_candidate(store, digest)
     except Damaged as error:
         candidate = _from_mlflow(folder, digest, snapshot, recipe, error)
-    if mlflow_run.still_logged(candidate.model_uri):
+    if there and mlflow_run.still_logged(candidate.model_uri):
         log.info("candidate %s was trained before: MLflow run %s", digest[:12], candidate.run_id)
         return candidate
-    log.warning("candidate %s was trained before, but MLflow has lost its model: training again", digest[:12])
+    log.warning("candidate %s was trained before, but its model is not in MLflow any more: training again", digest[:12])
     for name in ("candidate.json", "run.json", "environment.json"):
         folder.delete(name)
     return None

@@ -69,4 +69,6 @@ def test_a_list_is_amended_as_one_or_not_at_all(xray: Run, home: Path, tmp_path:
     assert xray("amend", "list").stdout.strip() == "no amendment was ever made"
     listed.write_text("file,label\nmon/0,PNEUMONIA\nmon/1,PNEUMONIA\n")
     assert xray(*asked).stdout.count("amendment 2: relabel radiograph") == 2
+    assert xray("affected", "--delivery", "mon").stdout.strip().startswith("no candidate learned from it")
+    assert xray("affected").returncode == 2
     assert xray("amend", "relabel", "--from", tmp_path / "none.csv", "--reason", "read again").returncode == 1

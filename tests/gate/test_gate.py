@@ -67,11 +67,12 @@ def border(auc: float) -> Slice:
 
 
 STRAINED = (part(dimension="stress"), border(0.55))
-FIRST = Evidence(model("new"), None, False, None, "s" * 64, "auto", None, None, STRAINED, alarms=())
+FIRST = Evidence(model("new"), None, False, None, "s" * 64, "auto", None, None, STRAINED, alarms=(), withdrawn=0)
 BETTER = Evidence(
     *(model("new", accuracy=0.93), model("old"), True, versus(), "s" * 64, "auto", 0.0, (part(),), STRAINED),
     alarms=(),
     changed=("training data",),
+    withdrawn=0,
 )
 
 
@@ -218,6 +219,8 @@ def test_a_metric_that_is_missing_or_no_number_is_refused(who: str, name: str, b
         ({"alarms": ("2026-11-24: pixels",)}, "4.9"),
         ({"changed": None}, "4.10"),
         ({"changed": ("training data", "classes")}, "4.10"),
+        ({"withdrawn": None}, "4.12"),
+        ({"withdrawn": -1}, "4.12"),
         ({"promotion": "later"}, "5.1"),
     ],
 )
@@ -350,6 +353,18 @@ def test_a_policy_may_stop_a_model_that_reads_the_border(tmp_path: Path) -> None
     for auc, stopped in ((0.79, []), (0.81, ["4.11"])):
         found = decide(replace(BETTER, stress=(*STRAINED[:1], border(auc))), load_policy(str(path)))
         assert (found.verdict, failed(found), len(found.warnings)) == ("registered", stopped, 1 - len(stopped))
+
+
+def test_a_candidate_that_learned_from_what_is_withdrawn_is_warned_of_or_stopped(tmp_path: Path) -> None:
+    learned, path = replace(BETTER, withdrawn=3), tmp_path / "strict.toml"
+    found = decide(learned, DEFAULT)
+    assert (found.automatic, failed(found)) == (True, [])
+    (said,) = found.warnings
+    assert said.startswith("The candidate learned from 3 radiographs that are withdrawn by now")
+    path.write_text(DEFAULT.source.replace("stop = 0", "stop = 1"))
+    stopped = decide(learned, load_policy(str(path)))
+    assert (stopped.verdict, stopped.may_promote, failed(stopped)) == ("registered", False, ["4.12"])
+    assert decide(BETTER, load_policy(str(path))).automatic
 
 
 def test_a_decision_keeps_who_settled_an_alarm() -> None:
@@ -590,8 +605,8 @@ def _without(source: str, *rules: str) -> str:
         ("at_least = 0.80", "at_least = -1", "clause 3.3 .first-auc.: at_least is -1"),
         ("at_least = 0.80", "at_least = true", "clause 3.3 .first-auc.: at_least is True"),
         ('number = "4.7"', 'number = "4.6"', "uses the number '4.6' more than once"),
-        ("version = 4", "", "a policy has a name, a version"),
-        ("version = 4", "version = 4\nlenient = true", "a policy has a name, a version"),
+        ("version = 5", "", "a policy has a name, a version"),
+        ("version = 5", "version = 5\nlenient = true", "a policy has a name, a version"),
         ("[[clause]]", "[[clause", "is not TOML"),
         ('"software",', '"classes",', "clause 4.10 .changes.: no 'classes' to allow"),
         ("allowed = [", "permitted = [", "clause 4.10 .changes. takes no numbers"),

@@ -15,6 +15,8 @@ from samples import dicom, jpeg, picture, png
 
 from xray_pipeline.base.errors import AmendmentError, Damaged
 from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset import snapshots
+from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books
 from xray_pipeline.night import amend
@@ -181,6 +183,23 @@ def test_what_was_withdrawn_and_is_delivered_again_is_quarantined(run: Run, by: 
     made(run, ("undo", "amendment", "2"))
     assert night.rejudge(run, "tue")["accepted"] == (2 if by == "patient" else 1)  # not the exact copy
     assert books.verify(run.settings)[0]
+
+
+def test_what_came_in_although_it_was_withdrawn_is_noticed(run: Run) -> None:
+    assert books.amended(run.settings) == (True, "0 amendments; of 0 withdrawn radiographs none came in again")
+    old = Dataset(run.settings).snapshot()
+    assert old is not None
+    made(run, ("withdraw", "patient", "patient2"))
+    made(run, ("relabel", "file", row("NORMAL/patient1_1.png"), "PNEUMONIA"))
+    assert books.amended(run.settings) == (True, "2 amendments; of 1 withdrawn radiographs none came in again")
+    assert snapshots.since(Dataset(run.settings).rows(old), Dataset(run.settings).amended()) == (2, 1)
+    dataset = Dataset(run.settings)
+    table = dataset.manifest("mon")
+    assert dataset.append("tue", to_parquet(table, {"delivery": "tue", "fingerprint": ""}), 3)  # as nobody commits
+    assert books.amended(run.settings) == (
+        False,
+        "1 radiographs were accepted after they, or their patients, had been withdrawn",
+    )
 
 
 def test_a_delivery_of_nothing_but_a_withdrawn_patient_is_fit(settings: Settings) -> None:

@@ -96,7 +96,7 @@ def make(
     theirs = tables[1] if champion else None
     slices = all_slices(rows, cases, resampling)
     strained = stress.stress(models, rows, read, store, 20, resampling) if stressed else None
-    evidence = Evidence(found, other, champion, comparison, "5" * 64, "approve", 3.0, slices, strained)
+    evidence = Evidence(found, other, champion, comparison, "5" * 64, "approve", 3.0, slices, strained, withdrawn=0)
     disagreements, errors = examples(models, rows, tables, read, limit=6)
     arrivals = (
         Arrival("night-14", True, 88, {"duplicate": 2}, ("Two probable mislabels.",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Mapping
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from xray_pipeline.airflow_ui.returned import returned
 from xray_pipeline.base.errors import DatasetError, LedgerError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms
 from xray_pipeline.registry import tidied
@@ -52,6 +54,7 @@ def show(
             barred=_barred(state),
             together=_together(state, store),
             standing=_standing(store),
+            withdrawn=_withdrawn(settings, len(entries)),
             deliveries=links.DELIVERIES,
             forms=_forms(state, tidied.of_versions(store, state.registered), user),
             may=any(access.may_start(user, dag) for dag in (access.PROMOTE, access.ROLLBACK, access.COMPARE)),
@@ -153,6 +156,21 @@ def _standing(store: Store) -> dict[str, tuple[str, ...]]:
     """Return the channels of each delivery whose drift alarms nobody has settled."""
     found = {key: alarms.of_delivery(store, key) for key in memory.alarmed(store)}
     return {key: channels for key, channels in found.items() if channels}
+
+
+def _withdrawn(settings: Settings, entries: int) -> int:
+    """Return from how many radiographs that are withdrawn by now the champion learned."""
+    commits = Dataset(settings).commits
+    head = commits.digest(len(commits.read())) if commits.amendments() else ""
+    return _learned_withdrawn(settings.store, head, entries) if head else 0
+
+
+@functools.lru_cache(maxsize=1)
+def _learned_withdrawn(store: str, head: str, entries: int) -> int:
+    """Count once for each state of the dataset (its newest commit) and of the ledger: it reads every manifest."""
+    from xray_pipeline.night.affected import champion_learned_withdrawn
+
+    return champion_learned_withdrawn(Settings(store=store))[1]
 
 
 def _forms(state: State, removed: Container[int], user: BaseUser) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,3 +119,27 @@ def _change_line(change: dict[str, Any]) -> str:
     label = f" to {change['label']}" if change["label"] else ""
     count = f", {change['radiographs']} radiographs" if change["radiographs"] else ""
     return f"{change['action']} {change['subject']} {name}{label}{count}"
+
+
+@app.command()
+def affected(
+    radiograph: Radiograph = "",
+    file: File = "",
+    patient: Patient = "",
+    delivery: Delivery = "",
+    as_json: Json = False,
+) -> None:
+    """Print which candidates and versions learned from a radiograph, a patient or a delivery. Needs no MLflow."""
+    from xray_pipeline.night import affected as learning
+
+    given: dict[By, str] = {"radiograph": radiograph, "file": file, "patient": patient, "delivery": delivery}
+    named = [(by, name) for by, name in given.items() if name]
+    if len(named) != 1:
+        raise typer.BadParameter(f"name one of {', '.join(given)}")
+    found = learning.affected(this_run().settings, *named[0])
+    lines = [
+        f"{f'version {one.version}' if one.version else one.candidate[:12]}, {one.role}: learned from {one.learned} of "
+        f"its radiographs, was measured on {one.measured}"
+        for one in found
+    ]
+    answer([asdict(one) for one in found], as_json, lines or ["no candidate learned from it or was measured on it"])

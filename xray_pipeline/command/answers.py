@@ -190,6 +190,7 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
     looks: dict[str, Callable[[], tuple[bool, str]]] = {
         "I4": lambda: bookkeeping.verify(run.settings),
         "I7": lambda: bookkeeping.split(run.settings),
+        "I9": lambda: bookkeeping.amended(run.settings),
         "dataset": lambda: repair.verify(run, quick, progress),
     }
     for name, look in looks.items():

@@ -25,7 +25,8 @@ class Evidence(Plain):
     comparisons on these held-out patients (see `effective_uses`). `slices` and `stress` compare both models on parts of
     the held-out set and under perturbations. `alarms` names the drift alarms of the data behind the candidate that
     stand; `acknowledged` says of what is new against the champion's data who settled which alarms and why; `changed`
-    names what it has otherwise than the champion (of `rules.PARTS`). None always means not measured, which fails each
+    names what it has otherwise than the champion (of `rules.PARTS`); `withdrawn` counts the radiographs that the
+    candidate learned from and that are withdrawn by now. None always means not measured, which fails each
     clause that asks for it.
     """
 
@@ -41,3 +42,4 @@ class Evidence(Plain):
     alarms: tuple[str, ...] | None = None
     changed: tuple[str, ...] | None = None
     acknowledged: tuple[str, ...] = ()
+    withdrawn: int | None = None

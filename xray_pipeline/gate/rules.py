@@ -301,6 +301,17 @@ def _alarms(evidence: Evidence, _: Mapping[str, float]) -> Finding:
     return Finding(not evidence.alarms, actual, "no alarm", why)
 
 
+def _withdrawn(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+    count = number_of(evidence.withdrawn)
+    if count is None or count < 0:
+        return Finding(False, None, 0.0, "Whether the candidate learned from what is withdrawn by now is not known.")
+    if not count:
+        return Finding(True, count, 0.0, "The candidate learned from nothing that is withdrawn by now.")
+    why = f"The candidate learned from {count:g} radiographs that are withdrawn by now; see `xray amend list`."
+    stop = bool(numbers["stop"])
+    return Finding(not stop, count, 0.0, why, warning=not stop)
+
+
 def _approval(evidence: Evidence, _: Mapping[str, float]) -> Finding:
     known = evidence.promotion in ("auto", "approve")
     why = {
@@ -331,6 +342,7 @@ RULES: Mapping[str, Rule] = {
     "border-only": Rule("release", _border_only, ("warn_above", "stop_above")),
     "changes": Rule("promote", _changes, parts=PARTS),
     "no-drift": Rule("release", _alarms),
+    "withdrawn": Rule("release", _withdrawn, ("stop",)),
     "approval": Rule("release", _approval, required=True),
 }
 """What a clause may ask. It applies: "evidence" always, "register" when there is a champion, "first" when there is

@@ -151,6 +151,20 @@ def verify(settings: Settings) -> tuple[bool, str]:
     return True, f"{len(files)} files of {deliveries} deliveries, each accepted or quarantined once"
 
 
+def amended(settings: Settings) -> tuple[bool, str]:
+    """Check that nothing that was withdrawn came in again: (holds, a sentence). Raises DatasetError."""
+    dataset = Dataset(settings)
+    said, again = dataset.amended(), 0
+    for commit in dataset.commits.manifests():
+        table = dataset.manifest(commit.manifest)
+        by = said.by(table)
+        again += int(((table["verdict"] == "accepted") & (by > 0) & (by < commit.number)).sum())
+    if again:
+        return False, f"{again} radiographs were accepted after they, or their patients, had been withdrawn"
+    count = len(dataset.commits.amendments())
+    return True, f"{count} amendments; of {len(said.withdrawn)} withdrawn radiographs none came in again"
+
+
 def split(settings: Settings) -> tuple[bool, str]:
     """Check that no patient is on two sides of the split: (holds, a sentence). Raises DatasetError."""
     dataset = Dataset(settings)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from xray_pipeline.base.text import without_names
+from xray_pipeline.dataset import snapshots
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -14,7 +15,7 @@ from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake.verdicts import checked, rejected
-from xray_pipeline.night import lineage, screening, tell_mlflow
+from xray_pipeline.night import affected, lineage, screening, tell_mlflow
 from xray_pipeline.night.gather import new_deliveries
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
@@ -163,8 +164,14 @@ def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
 
 
 def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:
+    dataset = Dataset(run.settings)
+    version, count = affected.champion_learned_withdrawn(run.settings)
+    learned = f"version {version}, the champion, learned from {count} radiographs" if count else "nothing"
+    relabelled, withdrawn = snapshots.since(dataset.rows(both.snapshot), dataset.amended())
     return {
         **lineage.facts(run.store(), both.candidate),
         "Airflow run": run.name or "none: from the command line",
         "asked by": run.who,
+        "amended since the snapshot was made": f"{relabelled} of its radiographs relabelled, {withdrawn} withdrawn",
+        "withdrawn by now": learned,
     }

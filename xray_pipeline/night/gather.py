@@ -15,7 +15,7 @@ from xray_pipeline.evaluation.stress import stress
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.rules import effective_uses
 from xray_pipeline.intake import alarms
-from xray_pipeline.night import lineage
+from xray_pipeline.night import affected, lineage
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.entries import Entry
@@ -52,6 +52,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
         alarms=alarms.standing(run.store(), Dataset(run.settings).open_snapshot(both.candidate.snapshot).manifests),
         changed=_changed(run, registry, both),
         acknowledged=alarms.acknowledgements(run.store(), new_deliveries(run, registry, both)),
+        withdrawn=affected.learned_withdrawn(run.settings, both.candidate.digest),
     )
 
 

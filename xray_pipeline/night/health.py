@@ -28,6 +28,7 @@ from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.intake import alarms
 from xray_pipeline.models import backbones
 from xray_pipeline.night import space
+from xray_pipeline.night.affected import champion_learned_withdrawn
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.judging import alarms_hold_up
 from xray_pipeline.night.run import Run
@@ -84,6 +85,7 @@ def check(settings: Settings, now: datetime | None = None) -> list[Health]:
         "recipe": lambda: _recipe(settings),
         "device": lambda: _device(settings),
         "drift": lambda: _drift(settings),
+        "withdrawn": lambda: _withdrawn(settings),
     }
     if settings.airflow_url:
         parts["airflow"] = lambda: _airflow(settings)
@@ -186,6 +188,13 @@ def _drift(settings: Settings) -> str:
     if lines := alarms.lines(open_store(settings.store, settings), keys, holds_up):
         raise _Ill(" ".join(lines))
     return f"no drift alarm of {several(len(keys), 'committed delivery', 'committed deliveries')} stands"
+
+
+def _withdrawn(settings: Settings) -> str:
+    version, count = champion_learned_withdrawn(settings)
+    if count:
+        raise _Ill(f"version {version}, the champion, learned from {count} radiographs that are withdrawn by now")
+    return "no champion learned from what is withdrawn by now"
 
 
 def _airflow(settings: Settings) -> str:

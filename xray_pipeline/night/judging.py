@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.gate.policy import decide, load_policy
+from xray_pipeline.night.affected import learned_withdrawn
 from xray_pipeline.report.wording import difference
 
 if TYPE_CHECKING:
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
 
 
 def judged(run: Run, key: str) -> tuple[Evidence, Decision]:
-    """Return evidence that `evaluate` kept, and what the policy says of it. Raises ConfigError, EvaluationError."""
-    evidence = run.evidence(key)
+    """Return evidence that `evaluate` kept, with what was withdrawn since, and what the policy says of it.
+
+    Raises ConfigError, EvaluationError, DatasetError.
+    """
+    evidence = replace(run.evidence(key), withdrawn=learned_withdrawn(run.settings, key.split("/")[1]))
     return evidence, decide(evidence, load_policy(run.settings.policy))
 
 

@@ -124,6 +124,15 @@ def changed(store: Store, candidate: Candidate, champion: str) -> tuple[str, ...
     return tuple(sorted(found))
 
 
+def started_from(store: Store, candidate: str) -> int | None:
+    """Return the version whose weights a candidate's training started from, None for the pretrained network's.
+
+    Raises EvaluationError as `recipe_of` does, TrainingError, StorageError.
+    """
+    found = find_candidate(store, candidate)
+    return _start(store, found, recipe_of(store, candidate), environments(store, candidate))
+
+
 def _differing(ours: Recipe, theirs: Recipe) -> list[str]:
     left, right = (recipe.model_dump(exclude={"name"}) for recipe in (ours, theirs))
     return [name for name in left if left[name] != right[name]]

@@ -30,6 +30,7 @@ ACTIONS = {
     "withdraw-delivery": "withdraw a delivery",
     "undo": "undo an amendment",
 }
+NO_LABEL = "as it is"
 
 
 @dag(
@@ -48,9 +49,9 @@ ACTIONS = {
             description="a radiograph by its digest or DELIVERY/ROW, a delivery's name, an amendment's number",
         ),
         "label": Param(
-            None,
-            type=["null", "string"],
-            enum=[None, *Settings().classes],
+            NO_LABEL,
+            type="string",
+            enum=[NO_LABEL, *Settings().classes],
             title="Label",
             description="to relabel: the right one",
         ),
@@ -75,9 +76,9 @@ def xray_amend() -> None:
         context = get_current_context()
         who = context["dag_run"].triggering_user_name or "unknown"
         action, name, label, why = (context["params"][field] for field in ("action", "subject", "label", "reason"))
-        return amend.from_form(Run.of({}, who), action, name, label or "", why)
+        return amend.from_form(Run.of({}, who), action, name, label, why)
 
     act()
 
 
-xray_amend()
+dag_object = xray_amend()

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from xray_pipeline.dataset.amendments import Amended
+from xray_pipeline.dataset.amendments import NOTHING, Amended
 from xray_pipeline.dataset.revisions import counted, in_force
 
 
@@ -32,6 +32,8 @@ class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 def said_of(tables: Mapping[str, pd.DataFrame], amended: Amended) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return what amendments say of the radiographs in manifests: labels by digest, and the digests that are out."""
+    if amended == NOTHING:
+        return {}, ()
     stands = in_force(tables)
     rows = pd.concat(
         [table.loc[counted(table, stands[key]), ["digest", "patient"]] for key, table in tables.items()],

@@ -38,6 +38,7 @@ import pandas as pd
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset import near_copies
+from xray_pipeline.dataset.amendments import NOTHING
 from xray_pipeline.dataset.fingerprints import Prints
 from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.revisions import CONFLICT, WITHDRAWN
@@ -79,6 +80,8 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings) ->
 def _mark_withdrawn(table: pd.DataFrame, history: History, workers: int) -> None:
     """Quarantine the accepted rows of withdrawn radiographs and patients, and near copies of the former; of what they
     show nothing is kept."""
+    if history.amended == NOTHING:
+        return
     accepted = np.asarray(table["verdict"] == "accepted")
     by = np.where(accepted, history.amended.by(table), 0)
     out = {row: f"withdrawn by amendment {number}" for row, number in zip(table.index, by, strict=True) if number}

@@ -94,7 +94,7 @@ def from_form(run: Run, form_action: str, name: str, label: str, why: str) -> di
     }
     if form_action not in ways:
         raise AmendmentError(f"no action {form_action!r}; there are {', '.join(ways)}")
-    done = amend(run, [Named(*ways[form_action], name.strip(), label)], why)
+    done = amend(run, [Named(*ways[form_action], name.strip(), label if form_action == "relabel" else "")], why)
     [change] = done.pop("changes")
     return {**done, **change, "left": len(change["left"]), "quarantined": len(change["quarantined"])}
 

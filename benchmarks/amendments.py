@@ -1,0 +1,67 @@
+"""What many amendments cost to read: a dataset whose chain has so many, each of one radiograph.
+
+    python benchmarks/amendments.py [--counts 1000 10000]
+
+The commits are laid as `xray amend` leaves them, and read and added up by a dataset that has read nothing yet. What is
+reported is the median by clock and by CPU. The commits of a list (`--from`) are one amendment, and cost less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from xray_pipeline.base.records import canonical, digest_of
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.amendments import Amendment, Change, together
+from xray_pipeline.dataset.commits import FORMAT, IDENTITY, IDENTITY_FORMAT, Commit, Commits, Identity
+
+ROUNDS = 5
+
+
+def lay(folder: Path, count: int) -> None:
+    """Lay a dataset of `count` amendments and nothing else."""
+    identity = Identity(IDENTITY_FORMAT, ["NORMAL", "PNEUMONIA"], "patient", 0.15, 0.15, "0" * 16)
+    data = canonical(msgspec.to_builtins(identity))
+    (folder / "commits").mkdir()
+    (folder / IDENTITY).write_bytes(data)
+    for number in range(1, count + 1):
+        radiograph = hashlib.sha256(str(number).encode()).hexdigest()
+        change = Change("relabel", "radiograph", radiograph, "NORMAL", (radiograph,))
+        amendment = Amendment("Ada", "2026-03-03T14:00:00+00:00", "read again by two radiologists", (change,))
+        commit = Commit(FORMAT, number, digest_of(data), amendment=amendment)
+        data = canonical(msgspec.to_builtins(commit))
+        (folder / commit.place).write_bytes(data)
+
+
+def measure(count: int) -> tuple[float, float]:
+    """Return the medians of clock and CPU seconds that reading takes."""
+    clock, used = [], []
+    with tempfile.TemporaryDirectory(prefix="amendments-") as temporary:
+        lay(Path(temporary), count)
+        for _ in range(ROUNDS):
+            began, before = time.perf_counter(), time.process_time()
+            found = together(Commits(open_store(temporary)).amendments())
+            clock.append(time.perf_counter() - began)
+            used.append(time.process_time() - before)
+            if len(found.labels) != count:
+                raise SystemExit(f"{len(found.labels)} labels of {count} amendments")
+    return statistics.median(clock), statistics.median(used)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000])
+    for count in parser.parse_args().counts:
+        clock, used = measure(count)
+        print(f"{count:>7} amendments: {clock:.2f} s by the clock, {used:.2f} s of a processor")
+
+
+if __name__ == "__main__":
+    main()

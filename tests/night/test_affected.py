@@ -45,7 +45,7 @@ def test_after_an_amendment_all_is_trained_and_measured_anew_and_the_past_is_kno
         f"version {champion}, the champion, learned from 1 radiographs that are withdrawn by now",
     )
     assert affected(grown, "radiograph", lost["digest"]) == found
-    assert any("withdrawn by now" in said for said in judging.judged(run, kept).warnings)
+    assert any("withdrawn by now" in said for said in judging.judged(run, kept)[1].warnings)
     assert run.evidence(kept).withdrawn == 0  # what was decided earlier keeps what it was decided on
 
     committed = night.commit_deliveries(run, [])
@@ -60,4 +60,4 @@ def test_after_an_amendment_all_is_trained_and_measured_anew_and_the_past_is_kno
     assert evidence.champion is not None
     assert evidence.candidate is not None
     assert {evidence.champion.snapshot, evidence.candidate.snapshot} == {committed.snapshot}
-    assert not any("withdrawn" in said for said in judging.judged(run, evaluated.evidence).warnings)
+    assert not any("withdrawn" in said for said in judging.judged(run, evaluated.evidence)[1].warnings)

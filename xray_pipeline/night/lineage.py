@@ -130,7 +130,8 @@ def started_from(store: Store, candidate: str) -> int | None:
     Raises EvaluationError as `recipe_of` does, TrainingError, StorageError.
     """
     found = find_candidate(store, candidate)
-    return _start(store, found, recipe_of(store, candidate), environments(store, candidate))
+    start = _start(store, found, recipe_of(store, candidate), environments(store, candidate))
+    return start.version if start else None
 
 
 def _differing(ours: Recipe, theirs: Recipe) -> list[str]:

@@ -205,6 +205,8 @@ def test_trained_again_it_is_there_again(tidy_site: OldSite) -> None:
     registry = Registry(tidy_site.settings)
     assert comparing.pair(tidy_site.run, registry, again.digest, 2).models[0].digest == before.model_digest
     assert tidy.tidy(tidy_site.run, now=tidy_site.later).removals == ()
+    waits = tidy_site.candidates["challenger"].digest
+    Path(tidy_site.settings.store, "candidates", waits, "candidate.json").touch()  # so that the other is not the newest
     (removal,) = tidy.tidy(tidy_site.run, now=tidy_site.later + 86_400).removals
     assert removal.model == again.model_uri
     assert len(tidied.of_candidate(open_store(tidy_site.settings.store), again.digest)) == 2

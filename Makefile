@@ -43,8 +43,9 @@ bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
 	$(BIN)/python benchmarks/engine.py --json bench/engine.json
 	$(BIN)/python benchmarks/history.py --json bench/history.json
+	$(if $(SMALL),$(BIN)/python benchmarks/night.py --data "$(SMALL)" $(if $(QUICK),--images 200 --new 50 --asked 100) --json bench/night.json)
 	$(BIN)/python benchmarks/training.py $(if $(FULL),--data "$(FULL)") $(if $(SMALL),--small "$(SMALL)") \
-		$(if $(QUICK),--images 60 --epochs 2 --new 60 --factors 1 4 --rows 100000) --json bench/training.json
+		--epochs $(if $(QUICK),2 --images 60 --new 60 --factors 1 4 --rows 100000,3 --factors 1 8) --json bench/training.json
 	$(BIN)/python benchmarks/drift.py $(if $(SMALL),--data "$(SMALL)") --json bench/drift.json
 	$(if $(SMALL),$(BIN)/python benchmarks/suspects.py --data "$(SMALL)" --json bench/suspects.json)
 

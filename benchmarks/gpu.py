@@ -59,6 +59,7 @@ from xray_pipeline.training.step import Logits, take_step  # noqa: E402
 AUGMENTED = importlib.util.find_spec("pydantic") is not None
 if AUGMENTED:  # what describes an augmentation is one of its models
     from xray_pipeline.training.augmentation import Augmentation
+    from xray_pipeline.training.augmenting import augmented
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 NETWORKS = ("resnet18", "efficientnet_lite0")
@@ -286,13 +287,13 @@ def training_speed(asked: Asked, name: str, compiled: bool) -> dict[str, Any]:
     recipe = Recipe(batch_size=asked.batch, backbone=name)
     state = State(network, recipe, len(asked.labels), Precision(device))  # type: ignore[arg-type]
     called: Logits = torch.compile(network) if compiled else network
-    drawn = Augmentation(area=(0.08, 1.0), ratio=(0.75, 1.33), flip=0.5) if AUGMENTED else None
+    ranges = Augmentation(area=(0.08, 1.0), ratio=(0.75, 1.33), flip=0.5) if AUGMENTED else None
     with Feeder(asked.pixels, asked.labels, asked.batch, 0, device) as feeder:  # type: ignore[arg-type]
         began = waited = seen = 0.0
         for number in count():
             state.step, state.seen = 0, 0
             batch, truth = feeder.take(*divmod(number, feeder.steps))
-            pixels = drawn(batch, asked.side, generator_of(number)) if drawn else batch
+            pixels = augmented(ranges, batch, asked.side, generator_of(number)) if ranges else batch
             take_step(state, called, nn.CrossEntropyLoss(), pixels, truth, number)
             if number == asked.steps:  # compiled, its memory taken, cuDNN's choices made
                 synchronise(device)

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tasks import Site, by_task
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
@@ -35,7 +36,6 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import appearance
 from xray_pipeline.models import backbones
-from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
@@ -53,58 +53,31 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def imports() -> float:
-    """CPU seconds of what a check imports, which it does once however many files there are."""
-    start = time.process_time()
-    from xray_pipeline.intake import expectations
-
-    expectations.version()
-    return time.process_time() - start
-
-
 def whole_night(patients: int) -> dict[str, Any]:
     """Run a night on one delivery: seconds by step, bytes by folder and per radiograph."""
     with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
         home = Path(name, "home")
-        imported = imports()
         phantom.lay(home / "incoming", deliveries=1, patients=patients)
-        run = Run(Settings(home=home, settle_seconds=0, patient_key="a benchmark's key"), {}, "benchmark")  # type: ignore[arg-type]
-        seconds: dict[str, float] = {}
-        processor: dict[str, float] = {}
-
-        def timed(step: str, function: Callable[..., Any], *values: Any) -> Any:
-            start, used = time.perf_counter(), time.process_time()
-            result = function(run, *values)
-            seconds[step], processor[step] = time.perf_counter() - start, time.process_time() - used
-            return result
-
-        found = timed("find_deliveries", night.find_deliveries)
-        for key in found:
-            timed("check_delivery", night.check_delivery, key)
-        committed = timed("commit_deliveries", night.commit_deliveries, found)
-        trained = timed("train", night.train, committed.snapshot)
-        evaluated = timed("evaluate", night.evaluate, trained)
-        timed("decide", night.decide, evaluated)
+        tasks = by_task(Site(home, promotion="approve").night())
+        run = Run(Settings(home=home))
+        dataset, recipe = Dataset(run.settings), run.recipe()
+        snapshot = dataset.snapshot()
+        assert snapshot is not None
+        rows = dataset.rows(snapshot)
         store, cache = home / "store", home / "cache"
-        sides = (
-            Dataset(run.settings).rows(Dataset(run.settings).open_snapshot(committed.snapshot))["side"].value_counts()
-        )
+        sides = rows["side"].value_counts()
         features = {path.name: folder_bytes(path) for path in cache.glob("features-*")}
-        recipe = run.recipe()
         backbone = backbones.load(recipe.backbone, recipe.weights)
-        dataset = Dataset(run.settings)
-        trainer = Trainer(
-            recipe, backbone, dataset, dataset.rows(dataset.open_snapshot(committed.snapshot)), run.settings
-        )
+        trainer = Trainer(recipe, backbone, dataset, rows, run.settings)
         return {
-            "radiographs": committed.images,
-            "imports_cpu_seconds": imported,
+            "radiographs": snapshot.images,
+            "imports_cpu_seconds": tasks["check_delivery"].phases["imports"][1],
             "train": int(sides["train"]),
             "views": recipe.views,
-            "seconds": seconds,
-            "cpu_seconds": processor,
-            "manifest_bytes_per_row": folder_bytes(store / "dataset" / "manifests") / committed.images,
-            "stored_bytes_per_radiograph": folder_bytes(store / "dataset" / "radiographs") / committed.images,
+            "seconds": {name: task.work[0] for name, task in tasks.items()},
+            "cpu_seconds": {name: task.work[1] for name, task in tasks.items()},
+            "manifest_bytes_per_row": folder_bytes(store / "dataset" / "manifests") / snapshot.images,
+            "stored_bytes_per_radiograph": folder_bytes(store / "dataset" / "radiographs") / snapshot.images,
             "pixel_cache_bytes_per_radiograph": recipe.side**2,
             "feature_bytes_per_view": trainer.network.head.in_features * 4,
             "feature_cache_bytes": sum(features.values()),

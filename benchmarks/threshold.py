@@ -29,6 +29,7 @@ from quality import Bench, taller
 from scipy.special import expit, log_softmax
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from xray_pipeline.evaluation.sweep import AtCuts, at_cuts
 from xray_pipeline.models import backbones
 from xray_pipeline.training.calibration import operating_threshold, temperature
 from xray_pipeline.training.head_fit import HeadFit
@@ -148,10 +149,9 @@ class Bed:
         )
 
 
-def at_cut(answers: Answers, heat: float, cut: float) -> tuple[float, float]:
-    """Return accuracy and specificity of answers at a cut."""
-    right = (expit((answers.logits[:, 1] - answers.logits[:, 0]) / heat) >= cut) == answers.truth
-    return float(right.mean()), float(right[answers.truth == 0].mean())
+def at(answers: Answers, heat: float, cuts: npt.ArrayLike) -> AtCuts:
+    """Return what answers come to at some cuts."""
+    return at_cuts(expit((answers.logits[:, 1] - answers.logits[:, 0]) / heat), answers.truth, cuts)
 
 
 def judged(bed: Bed, seed: int) -> dict[str, dict[str, float]]:
@@ -170,18 +170,20 @@ def judged(bed: Bed, seed: int) -> dict[str, dict[str, float]]:
             return heat, rule(expit(margin / heat), validation.truth)
 
         heat, own = chosen(large[0])
-        accuracy, _ = at_cut(large[1], heat, own)
-        before, _ = at_cut(small[1], *chosen(small[0]))
-        framed, cleared = at_cut(large[2], heat, own)
+        accuracy = at(large[1], heat, own).accuracy[0]
+        smaller_heat, smaller_own = chosen(small[0])
+        before = at(small[1], smaller_heat, smaller_own).accuracy[0]
+        framed = at(large[2], heat, own)
         found[name] = {
             "cut": own,
             "accuracy": accuracy,
-            "below the best": max(at_cut(large[1], heat, cut)[0] for cut in np.linspace(0.02, 0.98, 97)) - accuracy,
-            "framed otherwise": framed,
-            "framed, specificity": cleared,
+            "below the best": at(large[1], heat, np.linspace(0.02, 0.98, 97)).accuracy.max() - accuracy,
+            "framed otherwise": framed.accuracy[0],
+            "framed, specificity": framed.specificity[0],
             "few": chosen(few)[1],
-            "refused": float(areas[1] > areas[0] and accuracy <= before),
+            "refused": areas[1] > areas[0] and accuracy <= before,
         }
+        found[name] = {what: float(value) for what, value in found[name].items()}
     return found
 
 

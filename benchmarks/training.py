@@ -6,8 +6,9 @@ Parts (all without any named; those whose folder is not given are left out):
   features   recipe article-features on kept features beside the script, from empty and from full caches
   finetune   recipe article-finetune beside the script
   feeding    one core: pixels from the memory map beside ImageFolder, with and without augmentation and normalising
-  nights     a night with the same number of new radiographs after short and long histories, then one with none; what
-             costs the same each night is kept small (10 radiographs under stress), so that it can't hide what grows
+  nights     a night with the same number of new radiographs after short and long histories, then one with none: what
+             the tasks do, without start and imports, and with 10 radiographs under stress, so that nothing that costs
+             the same each night can hide what grows
   rows       snapshot, split and head of a dataset of made features: seconds and the process's peak memory
 
 --data has full-resolution radiographs by class, --small ones of 224 pixels (both: FOLDER/<CLASS>/*). Both sides of a
@@ -37,20 +38,21 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from article import loader
 from article import train as train_as_the_article
 from pydantic import SecretStr
 from sklearn.metrics import roc_auc_score
+from tasks import Site, by_task, deliver
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models import backbones
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
+from xray_pipeline.training.augmenting import augmented
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.feeding import Feeder
 from xray_pipeline.training.fitting import fit
@@ -59,6 +61,7 @@ from xray_pipeline.training.trainer import Trainer
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 KEY = SecretStr("benchmark")  # the same split each time
+JUDGED = ("find_deliveries", "check_delivery", "commit_deliveries", "train", "evaluate", "decide")
 SPLIT: dict[str, Any] = {"split_validation": 0.2, "split_held_out": 0.3}
 
 
@@ -67,10 +70,10 @@ class Home:
 
     def __init__(self, root: Path, source: Path, count: int) -> None:
         self.settings = Settings(home=root / "home", settle_seconds=0, patient_key=KEY, **SPLIT)
-        deliver(self.settings, "first", source, 0, count)
+        deliver(Path(self.settings.incoming), "first", source, 0, count)
         run = Run(self.settings)
-        night.check_delivery(run, "first")
-        night.commit_deliveries(run, ["first"])
+        intake_steps.check_delivery(run, "first")
+        intake_steps.commit_deliveries(run, ["first"])
         self.dataset = Dataset(self.settings)
         snapshot = self.dataset.snapshot()
         assert snapshot is not None
@@ -99,18 +102,6 @@ class Home:
         scores = model.probabilities(trainer.pixels.get(list(held_out["digest"])))[:, 1]
         auc = float(roc_auc_score(held_out["label"] == CLASSES[1], scores))
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "auc": auc}
-
-
-def deliver(settings: Settings, name: str, source: Path, first: int, count: int) -> None:
-    """Deliver `count` images of a folder by class, from the `first` of a fixed shuffle of all of them on."""
-    files = sorted(path for label in CLASSES for path in (source / label).iterdir() if path.is_file())
-    if len(files) < first + count:
-        raise SystemExit(f"{source} holds {len(files)} files; {first + count} are needed: ask for fewer images")
-    np.random.default_rng(0).shuffle(files)  # type: ignore[arg-type]
-    for path in files[first : first + count]:
-        target = Path(settings.incoming) / name / path.parent.name
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target / path.name)
 
 
 def features(source: Path, count: int, asked: argparse.Namespace) -> dict[str, Any]:
@@ -172,7 +163,7 @@ def feeding(source: Path, count: int) -> dict[str, Any]:
                 train,
                 recipe,
                 lambda batch, generator: backbones.normalise(
-                    recipe.augmentation(batch, recipe.crop, generator), (0.5,) * 3, (0.25,) * 3
+                    augmented(recipe.augmentation, batch, recipe.crop, generator), (0.5,) * 3, (0.25,) * 3
                 ),
             ),
         }
@@ -197,64 +188,39 @@ def _fed(trainer: Trainer, train: pd.DataFrame, recipe: Recipe, work: Callable[.
 def nights(source: Path, base: int, new: int, factors: list[int]) -> dict[str, Any]:
     """Time a night with `new` radiographs after `base` times each factor, and one with none, with recipe `head`.
 
-    The time is that up to the decision: whether one candidate is registered and another refused is chance.
+    The time is the tasks' work up to the decision: whether one candidate is registered and another refused is chance.
     """
     found = []
     for factor in factors:
         with tempfile.TemporaryDirectory() as name:
-            settings = Settings(
-                home=Path(name, "home"), settle_seconds=0, patient_key=KEY, promotion="auto", stress_images=10
-            )
-            deliver(settings, "history", source, 0, base * factor)
-            if "promote" not in _night(Run(settings)):
+            site = Site(Path(name), stress_images=10)
+            deliver(site.incoming, "history", source, 0, base * factor)
+            if "promote" not in by_task(site.night()):
                 raise SystemExit(f"a history of {base} makes no champion to compare with; give a larger --base")
-            deliver(settings, "new", source, base * factor, new)
-            second = _night(Run(settings))
-            before = _kept(settings)
-            third = _night(Run(settings))
-            judged = [second[step] for step in ("find", "check", "commit", "train", "evaluate", "decide")]
-            found.append(
-                {
-                    "history": base * factor,
-                    "new": new,
-                    "seconds": sum(clock for clock, _ in judged),
-                    "cpu_seconds": sum(cpu for _, cpu in judged),
-                    "steps": second,
-                    "seconds_without_new_files": sum(clock for clock, _ in third.values()),
-                    "decoded_or_extracted_without_new_files": _kept(settings) - before,
-                }
-            )
+            deliver(site.incoming, "new", source, base * factor, new)
+            second = by_task(site.night())
+            before = _kept(site.home / "cache")
+            third = by_task(site.night())
+            after = _kept(site.home / "cache")
+        judged = [second[task].work for task in JUDGED]
+        found.append(
+            {
+                "history": base * factor,
+                "new": new,
+                "seconds": sum(clock for clock, _ in judged),
+                "cpu_seconds": sum(cpu for _, cpu in judged),
+                "steps": {name: task.work for name, task in second.items()},
+                "seconds_without_new_files": sum(task.work[0] for task in third.values()),
+                "decoded_or_extracted_without_new_files": after - before,
+            }
+        )
         print(f"  history {base * factor}: {found[-1]['seconds']:.1f} s", file=sys.stderr)
     return {"nights": found, "ratios": _ratios(found[-1], found[0])}
 
 
-def _night(run: Run) -> dict[str, tuple[float, float]]:
-    """Run the steps of a night; return the seconds of each, by the clock and of CPU."""
-    taken: dict[str, tuple[float, float]] = {}
-
-    def step(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        start, cpu = time.perf_counter(), time.process_time()
-        result = function(run, *arguments)
-        taken[name] = time.perf_counter() - start, time.process_time() - cpu
-        return result
-
-    keys = step("find", night.find_deliveries)
-    for key in keys:
-        step("check", night.check_delivery, key)
-    committed = step("commit", night.commit_deliveries, keys)
-    trained = step("train", night.train, committed.snapshot)
-    if not trained.concluded:
-        decided = step("decide", night.decide, step("evaluate", night.evaluate, trained))
-        if decided.verdict == "registered":
-            registered = step("register", night.register, decided)
-            if not registered.waits:
-                step("promote", night.promote, registered)
-    return taken
-
-
-def _kept(settings: Settings) -> int:
+def _kept(cache: Path) -> int:
     """How many rows of pixels and features are kept."""
-    return sum(len(json.loads(path.read_bytes())["digests"]) for path in settings.cache.glob("*-*/*.json"))
+    return sum(len(json.loads(path.read_bytes())["digests"]) for path in cache.glob("*-*/*.json"))
 
 
 def rows(count: int, width: int) -> dict[str, Any]:

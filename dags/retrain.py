@@ -116,12 +116,15 @@ def _run() -> Run:
 
 @task
 def find_deliveries() -> list[str]:
-    from xray_pipeline.night import health
-    from xray_pipeline.night import steps as night
+    from xray_pipeline.night import before, intake_steps
 
     run = _run()
-    health.before_night(run)
-    return night.find_deliveries(run)
+    before.look(run)
+    if run.settings.device not in ("auto", "cpu"):  # whether it is there takes torch to say
+        from xray_pipeline.training.device import pick_device
+
+        pick_device(run.settings.device)
+    return intake_steps.find_deliveries(run)
 
 
 LONGEST = 500  # characters of a reason in a notification
@@ -131,48 +134,48 @@ DELIVERY = airflow_links.DeliveryPage()
 @task(map_index_template="{{ delivery }}", on_failure_callback=notices.check_failed)
 def check_delivery(delivery: str) -> None:
     from xray_pipeline.base.text import shortened, without_names
-    from xray_pipeline.night import steps as night
+    from xray_pipeline.night import intake_steps
 
     DELIVERY.keep(get_current_context())
-    checked = night.check_delivery(_run(), delivery)
+    checked = intake_steps.check_delivery(_run(), delivery)
     if not checked.fit:
         sys.exit(shortened(f"Delivery {delivery} is rejected: {without_names(checked.why)}", LONGEST))  # see `tries`
 
 
 @task(trigger_rule="all_done")
 def commit_deliveries(deliveries: list[str] | None) -> dict[str, Any]:
-    from xray_pipeline.night import steps as night
+    from xray_pipeline.night import intake_steps
 
     if deliveries is None:
         raise AirflowFailException("find_deliveries failed; see its log")
-    return night.commit_deliveries(_run(), deliveries).to_dict()
+    return intake_steps.commit_deliveries(_run(), deliveries).to_dict()
 
 
 @task(**GPU, execution_timeout=timedelta(hours=8))
 def train(committed: dict[str, Any]) -> dict[str, Any]:
-    from xray_pipeline.night import steps as night
+    from xray_pipeline.night import model_steps
 
     if not committed["snapshot"]:
         raise AirflowSkipException("nothing to train on: no delivery was ever accepted")
-    return night.train(_run(), committed["snapshot"]).to_dict()
+    return model_steps.train(_run(), committed["snapshot"]).to_dict()
 
 
 @task(**GPU)
 def evaluate(trained: dict[str, Any]) -> dict[str, Any]:
-    from xray_pipeline.night import steps as night
+    from xray_pipeline.night import model_steps
     from xray_pipeline.night.run import Trained
 
     if trained["concluded"]:
         raise AirflowSkipException(trained["concluded"])
-    return night.evaluate(_run(), Trained.from_dict(trained)).to_dict()
+    return model_steps.evaluate(_run(), Trained.from_dict(trained)).to_dict()
 
 
 @task
 def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
-    from xray_pipeline.night import steps as night
+    from xray_pipeline.night import decision_steps
     from xray_pipeline.night.run import Evaluated
 
-    return night.decide(_run(), Evaluated.from_dict(evaluated)).to_dict()
+    return decision_steps.decide(_run(), Evaluated.from_dict(evaluated)).to_dict()
 
 
 @task(
@@ -180,12 +183,12 @@ def decide(evaluated: dict[str, Any]) -> dict[str, Any]:
     on_skipped_callback=notices.notifiers("refused", notices.REFUSED),
 )
 def register(decided: dict[str, Any]) -> dict[str, Any]:
-    from xray_pipeline.night import steps as night
+    from xray_pipeline.night import decision_steps
     from xray_pipeline.night.run import Decided
 
     if decided["verdict"] == "refused":
         raise AirflowSkipException(f"refused: {' '.join(decided['reasons'])}")
-    registered = night.register(_run(), Decided.from_dict(decided)).to_dict()
+    registered = decision_steps.register(_run(), Decided.from_dict(decided)).to_dict()
     about = {name: registered[name] for name in ("version", "candidate", "champion")}
     get_current_context()["outlet_events"][REGISTERED].extra = {**about, "promotes": not registered["waits"]}
     return registered
@@ -200,12 +203,12 @@ def register(decided: dict[str, Any]) -> dict[str, Any]:
     ),
 )
 def promote(registered: dict[str, Any]) -> dict[str, Any]:
-    from xray_pipeline.night import steps as night
+    from xray_pipeline.night import decision_steps
     from xray_pipeline.night.run import Registered
 
     if registered["waits"]:
         raise AirflowSkipException(registered["waits"])
-    promoted = night.promote(_run(), Registered.from_dict(registered)).to_dict()
+    promoted = decision_steps.promote(_run(), Registered.from_dict(registered)).to_dict()
     get_current_context()["outlet_events"][CHAMPION].extra = {**promoted, "who": _run().who}
     return promoted
 
@@ -225,12 +228,16 @@ def conclude(
     promoted: dict[str, Any] | None,
 ) -> dict[str, Any]:
     from xray_pipeline.airflow_ui import measurements
-    from xray_pipeline.night import summary
+    from xray_pipeline.night import newest, summary
 
     steps = summary.Steps(deliveries or (), committed, trained, evaluated, decided, registered, promoted)
     context = get_current_context()
     course = airflow_links.course(context)
-    said = summary.conclude(_run(), steps, course)
+    said = summary.conclude(run := _run(), steps, course)
+    if not course.failed and not newest.are_newest(run):
+        from xray_pipeline.night import versions
+
+        versions.refresh(run)
     measurements.send(said, course.minutes)
     context["ti"].xcom_push(airflow_links.IN_WORDS, said["in_words"])
     if course.failed:
@@ -245,9 +252,9 @@ def conclude(
 
 @task(outlets=[REGISTERED])
 def ask_again(concluded: dict[str, Any]) -> dict[str, Any]:
-    from xray_pipeline.night import promotion
+    from xray_pipeline.night import unanswered
 
-    asked = promotion.to_ask_again(_run())
+    asked = unanswered.to_ask_again(_run())
     if not asked:
         raise AirflowSkipException("no request went unanswered")
     get_current_context()["outlet_events"][REGISTERED].extra = {**asked, "promotes": False}

@@ -19,8 +19,7 @@ from xray_pipeline.base.errors import ConfigError, ObjectNotFound, StorageError,
 from xray_pipeline.base.s3_store import S3Store
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, check_writes_once, open_store
-from xray_pipeline.night import health
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import health, intake_steps
 from xray_pipeline.night.run import Run
 
 
@@ -194,9 +193,9 @@ def test_the_first_commit_and_health_refuse_it(forgetful: FaultProxy, settings: 
     asked = of(forgetful, settings).model_copy(update={"patient_key": SecretStr("k" * 32)})
     lay(asked, "first", FILES)
     run = Run(asked)
-    assert night.check_delivery(run, "first").fit
+    assert intake_steps.check_delivery(run, "first").fit
     with pytest.raises(StorageError, match="does not keep what is written once"):
-        night.commit_deliveries(run, ["first"])
+        intake_steps.commit_deliveries(run, ["first"])
     assert list(run.store().list("dataset")) == []
     (said,) = [part.text for part in health.check(asked) if part.part == "store"]
     assert f"{asked.store} does not keep what is written once" in said

@@ -15,12 +15,14 @@ from samples import jpeg, picture
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
+from xray_pipeline.registry.loading import Champions
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.recipe import load_recipe
+from xray_pipeline.training.train import train
 
 SMALL: dict[str, Any] = {"backbone": "shufflenet_v2_x0_5", "weights": "none", "side": 64, "epochs": 3, "views": 1}
 
@@ -51,9 +53,9 @@ def _grow(home: Path) -> None:
                 jpeg(np.clip(pixels, 0, 255).astype(np.uint8))
             )
     run = Run(settings)
-    for key in night.find_deliveries(run):
-        night.check_delivery(run, key)
-        night.commit_deliveries(run, [key])
+    for key in intake_steps.find_deliveries(run):
+        intake_steps.check_delivery(run, key)
+        intake_steps.commit_deliveries(run, [key])
     (home / "incoming").rename(
         home / DELIVERED
     )  # the store knows where its delivery lay: a copy must not find it there
@@ -63,7 +65,9 @@ def trained(settings: Settings, **overrides: Any) -> training.Candidate:
     dataset = Dataset(settings)
     snapshot = dataset.snapshot()
     assert snapshot is not None
-    return training.train(dataset, snapshot, load_recipe("head", {**SMALL, **overrides}), settings, Registry(settings))
+    return train(
+        dataset, snapshot, load_recipe("head", {**SMALL, **overrides}), settings, Champions(Registry(settings))
+    )
 
 
 def fresh(settings: Settings, tmp_path: Path) -> Settings:

@@ -7,7 +7,7 @@ from pathlib import Path
 from samples import dicom, jpeg, png
 
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
 
 FILES = {
@@ -26,7 +26,7 @@ def lay(settings: Settings, name: str, files: dict[str, bytes]) -> None:
 
 
 def ingest(run: Run) -> None:
-    keys = night.find_deliveries(run)
+    keys = intake_steps.find_deliveries(run)
     for key in keys:
-        night.check_delivery(run, key)
-    night.commit_deliveries(run, keys)
+        intake_steps.check_delivery(run, key)
+    intake_steps.commit_deliveries(run, keys)

@@ -16,7 +16,7 @@ from mlflow_server import DATABASE, lay_database
 from once import Once
 
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.night import summary
+from xray_pipeline.night import whole
 from xray_pipeline.night.run import Run
 
 SITE = Path(__file__).parents[1] / "site" / "browser"
@@ -75,7 +75,7 @@ def _make(home: Path, empty: Path) -> None:
     (home / "incoming").mkdir()
     for delivery, promotes, overrides in zip(waiting, ("auto", "approve"), (weak, {}), strict=True):
         delivery.rename(home / "incoming" / delivery.name)
-        summary.whole(Run(Settings(home=home, **SETTINGS, promotion=promotes), overrides, "schedule"))
+        whole.whole(Run(Settings(home=home, **SETTINGS, promotion=promotes), overrides, "schedule"))
         if not (home / AFTER_FIRST).exists():
             shutil.copy(home / DATABASE, home / AFTER_FIRST)
     (home / "incoming").rename(home / DELIVERED)

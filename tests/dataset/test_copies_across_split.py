@@ -20,7 +20,7 @@ from xray_pipeline.intake import deliveries
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.verdicts import Intake
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
 
 KEY, NOW = b"key of the tests", 1e12
@@ -306,10 +306,10 @@ def test_the_night_gives_the_same_manifests_in_another_store(given: Settings, tm
 
     def manifests(settings: Settings) -> list[bytes]:
         run = Run(settings)
-        keys = night.find_deliveries(run)
+        keys = intake_steps.find_deliveries(run)
         for key in keys:
-            night.check_delivery(run, key)
-        night.commit_deliveries(run, keys)
+            intake_steps.check_delivery(run, key)
+        intake_steps.commit_deliveries(run, keys)
         folder = Path(settings.store) / "dataset" / "manifests"
         return [(folder / f"{name}.parquet").read_bytes() for name in ("one", "two")]
 

@@ -21,7 +21,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake import commit as commits
 from xray_pipeline.intake import verdicts
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Committed, Run
 
 
@@ -36,10 +36,10 @@ def deliver(settings: Settings, name: str, seeds: range, label: str = "NORMAL") 
 
 def ingest(settings: Settings) -> Committed:
     run = Run(settings)
-    keys = night.find_deliveries(run)
+    keys = intake_steps.find_deliveries(run)
     for key in keys:
-        night.check_delivery(run, key)
-    return night.commit_deliveries(run, keys)
+        intake_steps.check_delivery(run, key)
+    return intake_steps.commit_deliveries(run, keys)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ def test_two_deliveries_committed_at_once_are_judged_against_each_other(
     for name, side, seeds in (("a", "train", range(10)), ("b", "test", range(5, 13))):
         (Path(settings.incoming) / name / side).mkdir(parents=True)
         deliver(settings, f"{name}/{side}", seeds)
-        assert night.check_delivery(run, name).fit
+        assert intake_steps.check_delivery(run, name).fit
     moment = "_store_radiographs" if when.startswith("while") else "write_if_absent"
     target = commits if moment == "_store_radiographs" else DirectoryStore
     before = getattr(target, moment)
@@ -64,11 +64,11 @@ def test_two_deliveries_committed_at_once_are_judged_against_each_other(
     def interrupted(self: object, *given: object) -> object:
         if moment == "_store_radiographs" or str(given[0]).startswith("commits/"):
             monkeypatch.setattr(target, moment, before)
-            night.commit_deliveries(Run(settings), ["b"])  # the other process
+            intake_steps.commit_deliveries(Run(settings), ["b"])  # the other process
         return before(self, *given)
 
     monkeypatch.setattr(target, moment, interrupted)
-    night.commit_deliveries(run, ["a"])
+    intake_steps.commit_deliveries(run, ["a"])
     dataset = Dataset(settings)
     assert dataset.manifests() == ["a", "b"]
     snapshot = dataset.snapshot()
@@ -87,15 +87,15 @@ def test_a_commit_that_was_killed_before_its_manifest_is_finished(
     run = Run(settings)
     for name, seeds in (("a", range(6)), ("b", range(4, 10))):
         deliver(settings, name, seeds)
-        assert night.check_delivery(run, name).fit
+        assert intake_steps.check_delivery(run, name).fit
     with monkeypatch.context() as killed:
         killed.setattr(Dataset, "_make_manifest", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            night.commit_deliveries(run, ["a"])
+            intake_steps.commit_deliveries(run, ["a"])
     assert Dataset(settings).manifests() == ["a"]
     assert len(Dataset(settings).manifest("a")) == 6  # from its draft
-    night.commit_deliveries(run, ["a"] if who == "its repeat" else ["b"])
-    night.commit_deliveries(run, ["a", "b"])
+    intake_steps.commit_deliveries(run, ["a"] if who == "its repeat" else ["b"])
+    intake_steps.commit_deliveries(run, ["a", "b"])
     dataset = Dataset(settings)
     assert dataset.manifests() == ["a", "b"]
     assert (dataset.manifest("a")["verdict"] == "accepted").all()  # it came first
@@ -110,13 +110,13 @@ def test_a_delivery_that_changed_after_its_commit_was_killed_is_an_addition(
 ) -> None:
     run = Run(settings)
     folder = deliver(settings, "a", range(6))
-    night.check_delivery(run, "a")
+    intake_steps.check_delivery(run, "a")
     with monkeypatch.context() as killed:
         killed.setattr(Dataset, "_make_manifest", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            night.commit_deliveries(run, ["a"])
+            intake_steps.commit_deliveries(run, ["a"])
     (folder / "patient0006_1.jpeg").write_bytes(b"no image")
-    assert night.find_deliveries(run) == ["a+2"]
+    assert intake_steps.find_deliveries(run) == ["a+2"]
     assert Dataset(settings).manifests() == ["a"]
 
 
@@ -146,7 +146,7 @@ def test_a_manifest_that_was_changed_or_lost_is_named(settings: Settings) -> Non
     dataset.store.delete("manifests/b.parquet")
     assert bookkeeping.verify(settings) == (False, "missing, or not what was committed: the manifests of a, b")
     with pytest.raises(DatasetError, match=r"manifests/b.parquet, committed as commits/00000002.json, is missing"):
-        night.find_deliveries(Run(settings))
+        intake_steps.find_deliveries(Run(settings))
 
 
 def test_a_draft_that_was_never_committed_goes(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_a_draft_that_was_never_committed_goes(settings: Settings, monkeypatch: 
     store.write("drafts/old.parquet", b"")
     time.sleep(3.1)
     store.write("drafts/new.parquet", b"")
-    night.find_deliveries(Run(settings))
+    intake_steps.find_deliveries(Run(settings))
     assert [entry.key for entry in store.list("drafts")] == ["drafts/new.parquet"]
 
 

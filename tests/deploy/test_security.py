@@ -34,7 +34,7 @@ from xray_pipeline.base.errors import ConfigError, RegistryError, StorageError, 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.base.text import without_passwords
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training.checkpoints import Checkpoints
@@ -93,7 +93,7 @@ def test_a_delivery_address_leads_to_folders_and_our_s3_only(
     port, callers = stranger
     asked = settings.model_copy(update={"incoming": address.format(port=port), "s3_endpoint": s3.endpoint})
     with pytest.raises(ConfigError):
-        night.find_deliveries(Run(asked))
+        intake_steps.find_deliveries(Run(asked))
     assert callers == []
 
 
@@ -102,7 +102,7 @@ def test_a_bucket_that_looks_like_a_host_is_asked_for_at_our_s3(
 ) -> None:
     asked = settings.model_copy(update={"incoming": "s3://127.0.0.1/x", "s3_endpoint": s3.endpoint})
     with pytest.raises(StorageError, match="S3 answered"):
-        night.find_deliveries(Run(asked))
+        intake_steps.find_deliveries(Run(asked))
     assert stranger[1] == []
 
 
@@ -124,7 +124,7 @@ def test_a_delivery_named_by_a_path_is_not_read(settings: Settings, tmp_path: Pa
     (tmp_path / "outside" / "NORMAL" / "a.png").write_bytes(samples.png())
     Path(settings.incoming).mkdir(parents=True)
     with pytest.raises(XrayError, match="no delivery"):
-        night.check_delivery(Run(settings), "../../outside")
+        intake_steps.check_delivery(Run(settings), "../../outside")
 
 
 @pytest.mark.parametrize("name", ["../escape.jpg", "a/../../escape.jpg", "/etc/hostname"])

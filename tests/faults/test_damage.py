@@ -26,8 +26,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import predictions
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
-from xray_pipeline.night import health, judging, lineage, screening, summary
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import health, intake_steps, judging, lineage, model_steps, screening, whole
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -63,7 +62,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Run:
         (Path(settings.incoming) / f"day{number}" / "NORMAL" / "notes.txt").write_bytes(b"no image")
         promotes = settings.model_copy(update={"promotion": "auto" if number == 0 else "approve"})
         if number != 1:
-            summary.whole(Run(promotes, QUICK))
+            whole.whole(Run(promotes, QUICK))
     return Run(settings, QUICK, "alice")
 
 
@@ -276,7 +275,7 @@ def test_commits_that_are_not_what_they_were_stop_the_night_and_are_told(
 ) -> None:
     change(Path(site.settings.store) / "dataset")
     with pytest.raises((DatasetError, RegistryError), match="commit"):
-        night.commit_deliveries(site, [])
+        intake_steps.commit_deliveries(site, [])
     told = [finding["text"] for finding in answers.verify(site.settings) if not finding["holds"]]
     ill = [part.text for part in health.check(site.settings) if not part.well]
     assert any("commit" in text for text in told), told
@@ -317,10 +316,10 @@ def test_a_manifest_that_says_otherwise_is_used_by_nothing(site: Run, kept: Kept
         lambda dataset: dataset.snapshot(),
         lambda dataset: dataset.open_snapshot(newest),
         lambda dataset: dataset.fingerprint("day0"),
-        lambda dataset: night.find_deliveries(site),
-        lambda dataset: night.train(site, newest),
+        lambda dataset: intake_steps.find_deliveries(site),
+        lambda dataset: model_steps.train(site, newest),
         lambda dataset: bookkeeping.quarantine(site.settings),
-        lambda dataset: night.rejudge(site, "day0"),
+        lambda dataset: intake_steps.rejudge(site, "day0"),
     ]
     for use in uses:
         with pytest.raises(Damaged, match=r"manifests/day0.parquet in .* commits/00000001.json names"):
@@ -333,11 +332,11 @@ def test_dataset_json_is_put_back_from_the_settings_it_was_made_with(site: Run, 
         path.write_bytes(damage) if damage is not None else path.unlink()
         with pytest.raises(Damaged, match=r"dataset\.json"):
             Dataset(site.settings).manifests()
-        night.find_deliveries(site)
+        intake_steps.find_deliveries(site)
         assert path.read_bytes() == kept[path]
     path.unlink()
     with pytest.raises(Damaged, match=r"dataset\.json .* is missing or not what"):
-        night.find_deliveries(Run(site.settings.model_copy(update={"split_held_out": 0.31})))
+        intake_steps.find_deliveries(Run(site.settings.model_copy(update={"split_held_out": 0.31})))
     assert not path.exists()
 
 
@@ -377,14 +376,14 @@ def test_a_damaged_candidate_is_put_back_from_mlflow(site: Run, kept: Kept) -> N
     folder = Path(site.settings.store, "candidates", entry.candidate)
     for name in ("candidate.json", "recipe.json"):
         (folder / name).write_bytes(kept[folder / name].replace(b"0", b"1"))
-    night.train(site, entry.snapshot)
+    model_steps.train(site, entry.snapshot)
     assert {name: (folder / name).read_bytes() for name in ("candidate.json", "recipe.json")} == {
         name: kept[folder / name] for name in ("candidate.json", "recipe.json")
     }
     (folder / "run.json").unlink()
     (folder / "candidate.json").write_bytes(b"{")
     with pytest.raises(XrayError, match=r"candidate\.json|run\.json"):
-        night.train(site, entry.snapshot)
+        model_steps.train(site, entry.snapshot)
 
 
 @pytest.mark.parametrize("name", ["checked.json", "table.parquet"])
@@ -394,15 +393,15 @@ def test_a_damaged_verdict_is_made_anew(settings: Settings, name: str) -> None:
     for seed in range(4):
         (folder / f"patient{seed}_1.jpeg").write_bytes(jpeg(seed=seed))
     run = Run(settings)
-    night.check_delivery(run, "day")
+    intake_steps.check_delivery(run, "day")
     path = Path(settings.store, "intake", "day", name)
     whole = path.read_bytes()
     path.write_bytes(whole[:50] + b"x" + whole[51:])
-    assert night.commit_deliveries(run, ["day"]).snapshot == ""
-    assert night.find_deliveries(run) == ["day"]
-    assert night.check_delivery(run, "day").fit
+    assert intake_steps.commit_deliveries(run, ["day"]).snapshot == ""
+    assert intake_steps.find_deliveries(run) == ["day"]
+    assert intake_steps.check_delivery(run, "day").fit
     assert path.read_bytes() == whole
-    assert night.commit_deliveries(run, ["day"]).images == 4
+    assert intake_steps.commit_deliveries(run, ["day"]).images == 4
 
 
 # Other formats, other fields, no JSON: every command says which file

@@ -37,7 +37,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake.verdicts import Checked
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
 from xray_pipeline.training.recipe import load_recipe
 
@@ -63,8 +63,8 @@ def through(run: Run, name: str = "delivery") -> tuple[Checked, dict[str, str]]:
     """Check and commit; return the verdict and what became of each file. The invariants hold, and a repeat is idle."""
     folder = Path(run.settings.incoming, name)
     before = contents(folder)
-    checked = night.check_delivery(run, name)
-    night.commit_deliveries(run, [name])
+    checked = intake_steps.check_delivery(run, name)
+    intake_steps.commit_deliveries(run, [name])
     assert contents(folder) == before
     if not checked.fit:
         assert name not in Dataset(run.settings).manifests()
@@ -75,7 +75,7 @@ def through(run: Run, name: str = "delivery") -> tuple[Checked, dict[str, str]]:
     assert bookkeeping.balance(table, listed - bookkeeping_files).holds
     assert bookkeeping.verify(run.settings)[0]
     snapshot = Dataset(run.settings).snapshot()
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
     assert Dataset(run.settings).snapshot() == snapshot
     return checked, {row.file: row.reason or row.verdict for row in table.itertuples()}
 
@@ -110,21 +110,21 @@ def test_a_delivery_that_is_still_copied_waits_and_is_whole_the_next_night(setti
     with subprocess.Popen(command, stdout=subprocess.PIPE) as copying:
         assert copying.stdout is not None
         copying.stdout.readline()
-        assert night.find_deliveries(run) == []  # it changed less than two seconds ago
+        assert intake_steps.find_deliveries(run) == []  # it changed less than two seconds ago
         copying.stdout.read()
     time.sleep(2.2)
-    assert night.find_deliveries(run) == ["delivery"]
+    assert intake_steps.find_deliveries(run) == ["delivery"]
     assert through(run)[1]["NORMAL/patient900_1.jpeg"] == "accepted"
 
 
 def test_a_delivery_that_grows_between_finding_and_checking_is_not_judged_by_half(settings: Settings) -> None:
     run, folder = lenient(settings), lay(settings, GOOD)
-    key = night.find_deliveries(run)[0]
-    assert night.check_delivery(run, key).fit
+    key = intake_steps.find_deliveries(run)[0]
+    assert intake_steps.check_delivery(run, key).fit
     (folder / "NORMAL" / "patient901_1.jpeg").write_bytes(jpeg(seed=901))
-    night.commit_deliveries(run, [key])  # what was judged is what is committed
+    intake_steps.commit_deliveries(run, [key])  # what was judged is what is committed
     assert accepted(run) == len(GOOD)
-    assert night.find_deliveries(run) == ["delivery+2"]
+    assert intake_steps.find_deliveries(run) == ["delivery+2"]
 
 
 def _replace(path: Path) -> None:
@@ -148,16 +148,16 @@ def test_a_delivery_that_changes_between_check_and_commit_is_left_to_the_next_ni
     other = {f"NORMAL/patient{n}_1.jpeg": jpeg(seed=n) for n in range(400, 404)}
     lay(settings, other, "other")
     for key in ("delivery", "other"):
-        night.check_delivery(run, key)
+        intake_steps.check_delivery(run, key)
     change(folder / next(iter(GOOD)))
-    night.commit_deliveries(run, ["delivery", "other"])
+    intake_steps.commit_deliveries(run, ["delivery", "other"])
     assert Dataset(run.settings).manifests() == ["other"]
     assert "row 0 of delivery delivery" in caplog.text
     assert "between check and commit" in caplog.text
     assert not any(name.rpartition("/")[2] in caplog.text for name in GOOD)
     assert verdicts.checked(run.store(), "delivery") is None
-    night.check_delivery(run, "delivery")
-    night.commit_deliveries(run, ["delivery"])
+    intake_steps.check_delivery(run, "delivery")
+    intake_steps.commit_deliveries(run, ["delivery"])
     whole = change is _replace
     assert accepted(run) == len(GOOD) + len(other) - (not whole)
 
@@ -279,13 +279,13 @@ def peak():  # KB, of this program alone: ru_maxrss begins with what its parent 
 IN_BOUNDED_MEMORY = f"""
 {PEAK}
 import sys
-from xray_pipeline.night import steps as night
-from xray_pipeline.night.steps import Run
+from xray_pipeline.night import intake_steps
+from xray_pipeline.night.run import Run
 from xray_pipeline.base.settings import IntakeRules, Settings
 run = Run(Settings(home=sys.argv[1], settle_seconds=0, rules=IntakeRules(max_quarantined_share=1.0)))
-night.check_delivery(run, "warm")
+intake_steps.check_delivery(run, "warm")
 before = peak()
-checked = night.check_delivery(run, "delivery")
+checked = intake_steps.check_delivery(run, "delivery")
 print(peak() - before, dict(checked.quarantined))
 """
 
@@ -453,8 +453,8 @@ def test_one_image_under_two_labels_is_out_twice_and_across_deliveries_too(setti
     assert found["NORMAL/patient800_1.jpeg"] == found["PNEUMONIA/patient800_2.jpeg"] == "label-conflict"
     contradicted = jpeg(seed=300)  # NORMAL in the first delivery
     lay(settings, {"PNEUMONIA/patient801_1.jpeg": contradicted, "NORMAL/patient802_1.jpeg": jpeg(seed=71)}, "second")
-    night.check_delivery(run, "second")
-    night.commit_deliveries(run, ["second"])
+    intake_steps.check_delivery(run, "second")
+    intake_steps.commit_deliveries(run, ["second"])
     rows = Dataset(settings).rows(Dataset(settings).snapshot())  # type: ignore[arg-type]
     assert hashlib.sha256(contradicted).hexdigest() not in set(rows["digest"])
     assert len(rows) == len(GOOD) - 1 + 1
@@ -510,8 +510,9 @@ def test_a_delivery_of_one_class_is_taken_by_default_and_rejected_where_the_rule
 
 
 def test_a_dataset_of_one_class_trains_nothing_and_says_why(settings: Settings) -> None:
+    from xray_pipeline.registry.loading import Champions
     from xray_pipeline.registry.mlflow_registry import Registry
-    from xray_pipeline.training.candidate import train
+    from xray_pipeline.training.train import train
 
     lay(settings, {name: data for name, data in GOOD.items() if name.startswith("NORMAL")})
     run = lenient(settings)
@@ -520,7 +521,7 @@ def test_a_dataset_of_one_class_trains_nothing_and_says_why(settings: Settings) 
     snapshot = dataset.snapshot()
     assert snapshot is not None
     with pytest.raises(TrainingError, match="deliver more patients"):
-        train(dataset, snapshot, load_recipe("head", {"weights": "none"}), settings, Registry(settings))
+        train(dataset, snapshot, load_recipe("head", {"weights": "none"}), settings, Champions(Registry(settings)))
 
 
 # 34: copies of held-out radiographs
@@ -542,7 +543,7 @@ def test_an_exact_copy_of_a_held_out_radiograph_never_reaches_training(settings:
         (first / label).rmdir()
     through(run)
     lay(settings, {"NORMAL/patient95_1.jpeg": held_out, "NORMAL/patient96_1.dcm": dicom(pixels)}, "second")
-    checked = night.check_delivery(run, "second")
+    checked = intake_steps.check_delivery(run, "second")
     # The key decides the new patients' own side: on the held-out one they are copies within it.
     assert sum(checked.quarantined.values()) == 2
     assert set(checked.quarantined) <= {"copy-across-split", "duplicate"}

@@ -16,8 +16,7 @@ from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake.drift import Channel, Drift
-from xray_pipeline.night import health
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import health, intake_steps
 from xray_pipeline.night.run import Run
 
 
@@ -115,8 +114,8 @@ def test_two_who_acknowledge_at_once_are_told(store: DirectoryStore, monkeypatch
 def judged(settings: Settings, **rules: Any) -> tuple[Run, verdicts.Checked]:
     asked = {"drift_min_dataset": 60, **rules}
     run = Run(settings.model_copy(update={"rules": IntakeRules(**asked)}))
-    (key,) = night.find_deliveries(run)
-    return run, night.check_delivery(run, key)
+    (key,) = intake_steps.find_deliveries(run)
+    return run, intake_steps.check_delivery(run, key)
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def grown(settings: Settings) -> Settings:
     deliver(settings, "first", range(70))
     run, checked = judged(settings)
     assert checked.warnings == ()
-    night.commit_deliveries(run, ["first"])
+    intake_steps.commit_deliveries(run, ["first"])
     return settings
 
 
@@ -166,7 +165,7 @@ def test_a_promise_is_made_only_by_a_policy_that_keeps_it(grown: Settings, tmp_p
     page = run.store().read("intake/second/page.html").decode()
     assert "Drift alarm:" in page
     assert "promoted" not in page
-    night.commit_deliveries(run, ["second"])
+    intake_steps.commit_deliveries(run, ["second"])
     (said,) = [part for part in health.check(own) if part.part == "drift"]
     assert not said.well
     assert said.text == "Drift alarm: second differs from the dataset in pixels; nobody has acknowledged it."
@@ -182,10 +181,10 @@ def test_a_policy_may_stop_it_until_a_person_lets_it_in(grown: Settings) -> None
     run, checked = judged(grown, drift="stop")
     assert not checked.fit
     assert "Pixels do not look like the dataset's" in checked.why
-    night.commit_deliveries(run, ["second"])
-    assert night.find_deliveries(run) == ["second"]
+    intake_steps.commit_deliveries(run, ["second"])
+    assert intake_steps.find_deliveries(run) == ["second"]
     alarms.acknowledge(run.store(), "second", "alice", "a new detector")
-    again = night.check_delivery(run, "second")
+    again = intake_steps.check_delivery(run, "second")
     assert (again.fit, again.warnings) == (True, ())
     assert "the alarm is acknowledged" in run.store().read("intake/second/page.html").decode()
 
@@ -195,15 +194,15 @@ def test_files_judged_anew_are_compared_too(grown: Settings) -> None:
     deliver(grown, "second", range(200, 225), inverted=True, side=200)
     run, checked = judged(grown, drift="stop", min_side=220, max_quarantined_share=1.0)
     assert (checked.fit, checked.accepted) == (True, 30)
-    night.commit_deliveries(run, ["second"])
+    intake_steps.commit_deliveries(run, ["second"])
     rules = IntakeRules(drift_min_dataset=60, drift="stop")
     run = Run(grown.model_copy(update={"rules": rules}))
-    refused = night.rejudge(run, "second")
+    refused = intake_steps.rejudge(run, "second")
     assert not refused["fit"]
     assert "Pixels do not look like the dataset's" in refused["why"]
     assert alarms.of_delivery(run.store(), "second+2") == ("pixels",)
     alarms.acknowledge(run.store(), "second+2", "alice", "an older detector")
-    assert night.rejudge(run, "second")["accepted"] == 25
+    assert intake_steps.rejudge(run, "second")["accepted"] == 25
 
 
 def test_more_of_the_same_raises_nothing(grown: Settings) -> None:
@@ -216,7 +215,7 @@ def test_more_of_the_same_raises_nothing(grown: Settings) -> None:
 def test_a_small_dataset_never_raises_an_alarm(settings: Settings) -> None:
     deliver(settings, "first", range(20))
     run, _ = judged(settings, drift="stop")
-    night.commit_deliveries(run, ["first"])
+    intake_steps.commit_deliveries(run, ["first"])
     folder = Path(settings.incoming, "second", "NORMAL")
     folder.mkdir(parents=True)
     for seed in range(30):

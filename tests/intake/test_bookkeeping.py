@@ -19,9 +19,9 @@ from xray_pipeline.intake import books as bookkeeping
 from xray_pipeline.intake import rules_page
 from xray_pipeline.intake.books import balance, quarantine, verify
 from xray_pipeline.intake.rules import judging_digest
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
+from xray_pipeline.night.intake_steps import rejudge
 from xray_pipeline.night.run import Run
-from xray_pipeline.night.steps import rejudge
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = picture(77, 48, 48)
@@ -32,10 +32,10 @@ def run_of(settings: Settings, **rules: Any) -> Run:
 
 
 def ingest(run: Run) -> None:
-    keys = night.find_deliveries(run)
+    keys = intake_steps.find_deliveries(run)
     for key in keys:
-        night.check_delivery(run, key)
-    night.commit_deliveries(run, keys)
+        intake_steps.check_delivery(run, key)
+    intake_steps.commit_deliveries(run, keys)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_files_that_are_only_named_are_counted_apart(settings: Settings) -> None
 def test_a_rejected_delivery_is_counted_from_its_check(settings: Settings) -> None:
     lay(settings, "first", {"NORMAL/a.jpg": b"", "NORMAL/b.jpg": jpeg(seed=1)})
     run = Run(settings)
-    night.check_delivery(run, "first")
+    intake_steps.check_delivery(run, "first")
     found = bookkeeping.of_delivery(run.settings, "first")
     assert found is not None
     assert (found["accepted"], found["quarantined"], found["holds"]) == (1, 1, True)
@@ -184,7 +184,7 @@ def test_judging_twice_changes_nothing_more(committed: Run) -> None:
     again = rejudge(run, "first")
     assert (again["key"], again["accepted"]) == ("", 0)
     assert manifests(run) == before
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
 
 
 def test_without_a_changed_rule_nothing_is_added(committed: Run) -> None:
@@ -198,7 +198,7 @@ def test_new_files_are_left_to_the_next_night(committed: Run) -> None:
     run = run_of(committed.settings, min_side=32)
     found = rejudge(run, "first")
     assert found["accepted"] == 1
-    assert night.find_deliveries(run) == ["first+3"]
+    assert intake_steps.find_deliveries(run) == ["first+3"]
     ingest(run)
     assert verify(run.settings)[0]
     snapshot = Dataset(run.settings).snapshot()
@@ -270,7 +270,7 @@ def test_a_label_conflict_that_is_settled_gives_the_radiograph_back(settings: Se
     assert before is not None
     assert len(Dataset(settings).rows(before)) == 2
     assert rejudge(run, "first")["key"] == ""
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
 
 
 @pytest.mark.parametrize("wrong", [SAME, NEAR], ids=["the same image", "a near copy"])

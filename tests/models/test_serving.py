@@ -24,8 +24,11 @@ from small_models import image, logged, small_classifier
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.images.radiograph import Limits, square
-from xray_pipeline.models.bundle import audit, inventory, log_model
-from xray_pipeline.models.classifier import FACTS, WEIGHTS, Classifier, model_digest
+from xray_pipeline.models.audit import audit, inventory
+from xray_pipeline.models.bundle import log_model
+from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.models.saved import FACTS, WEIGHTS, model_digest
+from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 
 
@@ -437,7 +440,7 @@ def test_a_model_logged_before_the_rooms_is_audited_loaded_and_served(tmp_path: 
     assert audit(folder, recorded) == recorded
     files = [image(0), image(1, "PNG")]
     expected = [answer.probabilities for answer in classifier.classify(files)]
-    loaded = Registry(Settings(home=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")).load(str(folder))
+    loaded = load(Registry(Settings(home=tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")), str(folder))
     assert [answer.probabilities for answer in loaded.classify(files)] == expected
     code = """
 import pathlib, sys, mlflow, pandas

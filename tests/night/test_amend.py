@@ -19,8 +19,7 @@ from xray_pipeline.dataset import snapshots
 from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books
-from xray_pipeline.night import amend
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import amend, intake_steps
 from xray_pipeline.night.amend import By, Named
 from xray_pipeline.night.run import Run
 
@@ -148,7 +147,7 @@ def test_relabelling_settles_a_conflict_of_all_connected_copies(run: Run, label:
     change = made(run, ("relabel", "radiograph", theirs, label))["changes"][0]
     assert (change["radiographs"], change["quarantined"]) == (2, ["tue"])
     assert rows(run).set_index("digest")["label"][ours] == label
-    assert night.rejudge(run, "tue")["accepted"] == 1
+    assert intake_steps.rejudge(run, "tue")["accepted"] == 1
     now = rows(run).set_index("digest")["label"]
     assert (now[ours], now[theirs]) == (label, label)
     assert books.verify(run.settings)[0]
@@ -179,9 +178,9 @@ def test_what_was_withdrawn_and_is_delivered_again_is_quarantined(run: Run, by: 
     assert set(out["reason"]) == {"withdrawn"}
     assert (out[["phash", "thumbnail", "statistics", "sex", "scanner"]] == "").all(axis=None)
     assert table["verdict"]["NORMAL/patient9_1.png"] == "accepted"
-    assert night.rejudge(run, "tue")["accepted"] == 0
+    assert intake_steps.rejudge(run, "tue")["accepted"] == 0
     made(run, ("undo", "amendment", "2"))
-    assert night.rejudge(run, "tue")["accepted"] == (2 if by == "patient" else 1)  # not the exact copy
+    assert intake_steps.rejudge(run, "tue")["accepted"] == (2 if by == "patient" else 1)  # not the exact copy
     assert books.verify(run.settings)[0]
 
 
@@ -210,7 +209,7 @@ def test_a_delivery_of_nothing_but_a_withdrawn_patient_is_fit(settings: Settings
     lay(settings, "tue", {f"NORMAL/patient{n}_9.png": png(picture(n + 50, 200, 180)) for n in (2, 6, 7, 8)})
     ingest(run)
     assert Dataset(settings).manifest("tue")["reason"].tolist() == ["withdrawn", "", "", ""]
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
 
 
 # what is refused

@@ -19,6 +19,7 @@ from xray_pipeline.night.lineage import NOT_RECORDED, changed, facts
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
 from xray_pipeline.training.recipe import Recipe
+from xray_pipeline.training.train import environment
 
 PLACE = {
     "device": "cpu",
@@ -124,7 +125,7 @@ def test_without_the_champions_record_nothing_is_said_of_what_changed(store: Sto
 def test_training_records_the_code_it_ran(store: Store) -> None:
     import torch
 
-    assert training.environment(torch.device("cpu"), "w", "torch")["code"] == code_digest(*training.MAKERS)
+    assert environment(torch.device("cpu"), "w", "torch")["code"] == code_digest(*training.MAKERS)
     assert len(code_digest("base")) == 64
 
 

@@ -29,7 +29,7 @@ from xray_pipeline.intake import deliveries, expectations, verdicts
 from xray_pipeline.intake.deliveries import Delivery
 from xray_pipeline.intake.rules import judging_digest
 from xray_pipeline.intake.verdicts import Checked
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
 
 GOOD = {
@@ -47,9 +47,9 @@ def changed(run: Run, **values: Any) -> Run:
 
 
 def ingest(run: Run) -> list[Checked]:
-    keys = night.find_deliveries(run)
-    found = [night.check_delivery(run, key) for key in keys]
-    night.commit_deliveries(run, keys)
+    keys = intake_steps.find_deliveries(run)
+    found = [intake_steps.check_delivery(run, key) for key in keys]
+    intake_steps.commit_deliveries(run, keys)
     return found
 
 
@@ -58,15 +58,15 @@ def ingest(run: Run) -> list[Checked]:
 
 def commit_meanwhile(settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let another run commit a delivery once this one asks for it."""
-    check = night.check_delivery
+    check = intake_steps.check_delivery
 
     def first_the_other(run: Run, asked: str, *rest: Any, **named: Any) -> Checked:
         if asked == key:
             check(Run(settings), key)
-            night.commit_deliveries(Run(settings), [key])
+            intake_steps.commit_deliveries(Run(settings), [key])
         return check(run, asked, *rest, **named)
 
-    monkeypatch.setattr(night, "check_delivery", first_the_other)
+    monkeypatch.setattr(intake_steps, "check_delivery", first_the_other)
 
 
 @pytest.mark.parametrize("named", [(), ("a", "b", "c")])
@@ -92,9 +92,9 @@ def test_a_delivery_judged_anew_by_another_run_while_it_is_committed_stops_no_ot
     run = Run(settings)
     for number, name in enumerate("ab"):
         lay(settings, name, {f"NORMAL/patient{number}_{n}.jpg": jpeg(seed=10 * number + n) for n in range(3)})
-        night.check_delivery(run, name)
+        intake_steps.check_delivery(run, name)
     run.store().delete("intake/a/table.parquet")  # as the other run does before it keeps its own
-    assert night.commit_deliveries(run, ["a", "b"]).changed == ("a",)
+    assert intake_steps.commit_deliveries(run, ["a", "b"]).changed == ("a",)
     assert Dataset(settings).manifests() == ["b"]
 
 
@@ -104,12 +104,12 @@ def test_a_delivery_judged_anew_by_another_run_while_it_is_committed_stops_no_ot
 def test_a_delivery_that_still_changes_is_refused_by_name_and_says_why(settings: Settings) -> None:
     run = changed(Run(settings), settle_seconds=600)
     lay(settings, "day", GOOD)
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
     with pytest.raises(DeliveryError, match=r"day changed \d s ago .* 600 s \(XRAY_SETTLE_SECONDS\).*_SUCCESS"):
-        night.check_delivery(run, "day", named=True)
+        intake_steps.check_delivery(run, "day", named=True)
     assert not run.store().exists("intake/day/checked.json")
     lay(settings, "day", {"_SUCCESS": b""})
-    assert night.check_delivery(run, "day", named=True).fit
+    assert intake_steps.check_delivery(run, "day", named=True).fit
 
 
 def test_a_check_of_what_is_committed_meanwhile_takes_nothing_away(
@@ -118,20 +118,20 @@ def test_a_check_of_what_is_committed_meanwhile_takes_nothing_away(
     """`xray ingest day` beside the night that commits it."""
     run = Run(settings)
     lay(settings, "day", GOOD)
-    night.check_delivery(run, "day")
+    intake_steps.check_delivery(run, "day")
     find = deliveries.find
 
     def meanwhile(*given: Any, **named: Any) -> list[Delivery]:
         found = find(*given, **named)
-        night.commit_deliveries(Run(settings), ["day"])
+        intake_steps.commit_deliveries(Run(settings), ["day"])
         return found
 
     monkeypatch.setattr(deliveries, "find", meanwhile)
     before = run.store().read("intake/day/table.parquet")
-    assert night.check_delivery(run, "day", named=True).fit
+    assert intake_steps.check_delivery(run, "day", named=True).fit
     assert run.store().read("intake/day/table.parquet") == before
     with pytest.raises(DeliveryError, match="no delivery day waits"):
-        night.check_delivery(run, "day", named=True)
+        intake_steps.check_delivery(run, "day", named=True)
 
 
 def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
@@ -139,18 +139,18 @@ def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
 ) -> None:
     run = Run(settings)
     folder = lay(settings, "day", GOOD)
-    night.check_delivery(run, "day")
+    intake_steps.check_delivery(run, "day")
     find = deliveries.find
 
     def meanwhile(*given: Any, **named: Any) -> list[Delivery]:
         found = find(*given, **named)
-        night.commit_deliveries(Run(settings), ["day"])
+        intake_steps.commit_deliveries(Run(settings), ["day"])
         (folder / "NORMAL" / "late.jpg").write_bytes(jpeg(seed=99))
         return found
 
     monkeypatch.setattr(deliveries, "find", meanwhile)
     with pytest.raises(DeliveryError, match="day was committed by another run meanwhile"):
-        night.check_delivery(run, "day", named=True)
+        intake_steps.check_delivery(run, "day", named=True)
     assert run.store().exists("intake/day/table.parquet")
     kept = verdicts.checked(run.store(), "day")
     assert kept is not None
@@ -160,7 +160,7 @@ def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
 def test_a_delivery_that_changed_before_its_commit_is_no_success(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, check = Run(settings), night.check_delivery
+    run, check = Run(settings), intake_steps.check_delivery
     folder = lay(settings, "day", GOOD)
 
     def then_changed(*given: Any, **named: Any) -> Checked:
@@ -168,7 +168,7 @@ def test_a_delivery_that_changed_before_its_commit_is_no_success(
         next(folder.rglob("*.jpg")).write_bytes(jpeg(seed=900 + time.monotonic_ns() % 90))
         return checked
 
-    monkeypatch.setattr(night, "check_delivery", then_changed)
+    monkeypatch.setattr(intake_steps, "check_delivery", then_changed)
     monkeypatch.setattr(delivery_verbs, "this_run", lambda *_: run)
     monkeypatch.setattr(model_verbs, "this_run", lambda *_: run)
     said = CliRunner().invoke(cli.app, ["ingest"])
@@ -183,9 +183,9 @@ def test_a_delivery_that_grows_after_it_was_found_is_judged_when_it_has_settled(
     run = changed(Run(settings), settle_seconds=3)
     folder = lay(settings, "day", GOOD)
     time.sleep(3.1)
-    assert night.find_deliveries(run) == ["day"]
+    assert intake_steps.find_deliveries(run) == ["day"]
     (folder / "NORMAL" / "late.jpg").write_bytes(jpeg(seed=99))
-    caught = night.check_delivery(run, "day")
+    caught = intake_steps.check_delivery(run, "day")
     assert not caught.fit
     assert "still be arriving" in caught.why
     time.sleep(3.1)
@@ -197,7 +197,7 @@ def test_a_file_dated_ahead_does_not_hide_that_others_are_still_copied(settings:
     folder = lay(settings, "day", GOOD)
     ahead = time.time() + 3 * DAYS
     os.utime(folder / next(iter(GOOD)), (ahead, ahead))
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
 
 
 # a verdict that stands
@@ -224,7 +224,7 @@ def test_a_rejected_delivery_is_judged_once_while_nothing_changes(
     judged = counted(monkeypatch)
     assert [verdict.fit for verdict in ingest(run) + ingest(run)] == [False, False]
     assert judged == ["day"]
-    assert not night.check_delivery(run, "day", named=True).fit
+    assert not intake_steps.check_delivery(run, "day", named=True).fit
     assert judged == ["day", "day"]
 
 
@@ -332,7 +332,7 @@ def test_litter_alone_is_no_addition(settings: Settings, litter: str) -> None:
     lay(settings, "day", GOOD)
     ingest(run)
     lay(settings, "day", {litter: b"x"})
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
     lay(settings, "day", {"NORMAL/patient90_1.jpg": jpeg(seed=90)})
     (added,) = ingest(run)
     assert (added.key, added.accepted, dict(added.quarantined)) == ("day+2", 1, {"system-file": 1})
@@ -358,7 +358,7 @@ def test_an_addition_of_which_nothing_is_new_is_settled_once_and_trains_nothing(
     assert (settled.key, settled.fit, settled.accepted) == ("day+2", True, 0)
     assert "Nothing is new" in " ".join(settled.warnings)
     assert len(Dataset(run.settings).manifest("day+2")) == sum(settled.quarantined.values())
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
     assert snapshot(run) == before  # and so the candidate, which is found trained
     assert bookkeeping.verify(run.settings)[0]
 
@@ -431,7 +431,7 @@ def test_what_is_no_delivery_is_left_out_beside_real_ones_and_told(
 def test_incoming_that_is_a_delivery_stops_beside_folders_that_are_none(settings: Settings, stray: str) -> None:
     lay(settings, "", {stray: b"x", "notes/readme.txt": b"x", "sub/b.jpg": b"x"})
     with pytest.raises(DeliveryError, match="looks like a delivery itself; point at its parent"):
-        night.find_deliveries(Run(settings))
+        intake_steps.find_deliveries(Run(settings))
 
 
 def test_rejected_deliveries_keep_no_other_out(settings: Settings) -> None:

@@ -17,7 +17,7 @@ from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.gate.evidence import FORMAT, Evidence, evidence_key
-from xray_pipeline.night import nights, steps, summary
+from xray_pipeline.night import intake_steps, nights, summary, whole
 from xray_pipeline.night.nights import Arrival, Model, Night
 from xray_pipeline.night.run import Run
 
@@ -175,7 +175,7 @@ def test_nights_are_kept_on_s3(s3: S3Server) -> None:
 
 def test_a_night_that_fails_leaves_its_record(settings: Settings) -> None:
     with pytest.raises(StorageUnavailable, match="no folder"):
-        summary.whole(Run(settings, who="alice"))  # nobody made the incoming folder
+        whole.whole(Run(settings, who="alice"))  # nobody made the incoming folder
     [night] = nights.read(open_store(settings.store)).nights
     assert (night.who, list(night.failed), night.in_production) == ("alice", ["find_deliveries"], None)
     assert nights.in_words(night).startswith("failed in find_deliveries: ")
@@ -222,8 +222,8 @@ def test_a_delivery_that_was_not_committed_is_no_part_of_the_dataset(settings: S
             Path(settings.incoming, name),
             {f"NORMAL/{name}{n}_1.jpg": jpeg(seed=n + 10 * (name == "b")) for n in range(3)},
         )
-        steps.check_delivery(run, name)
-    steps.commit_deliveries(run, ["a"])
+        intake_steps.check_delivery(run, name)
+    intake_steps.commit_deliveries(run, ["a"])
     said = summary.conclude(run, summary.Steps(["a", "b"]), summary.Course(AT, {}, {"commit_deliveries": "died"}))
     assert [(one["name"], one["state"], one["accepted"]) for one in said["deliveries"]] == [("a", "ingested", 3)]
     assert said["unchecked"] == ["b"]

@@ -14,7 +14,7 @@ from candidates import promoted, trained
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import decision_steps, intake_steps, model_steps
 from xray_pipeline.night.pair import pair
 from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.report.examples import packed, unpacked
@@ -28,7 +28,7 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
 
 def last(caplog: pytest.LogCaptureFixture) -> str:
     """The sentence that a step ended with."""
-    said = [record.getMessage() for record in caplog.records if record.name == "xray_pipeline.night.steps"][-1]
+    said = [record.getMessage() for record in caplog.records if record.name == "xray_pipeline.night.run"][-1]
     assert len(said) <= 120
     return said
 
@@ -41,7 +41,7 @@ def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(
     candidate, run = trained(grown, seed=1, epochs=2), Run(grown)
     shutil.rmtree(grown.cache)
     seen: list[int] = []
-    evaluated = night.evaluate(run, Trained(candidate.digest, ""), lambda done, total, what: seen.append(total))
+    evaluated = model_steps.evaluate(run, Trained(candidate.digest, ""), lambda done, total, what: seen.append(total))
     snapshot = Dataset(grown).open_snapshot(candidate.snapshot)
     assert {int(count) for count in Dataset(grown).rows(snapshot)["side"].value_counts()} <= set(seen)
     compared = rf"accuracy \d\.\d{{3}} against version {champion}'s \d\.\d{{3}}, on \d+ held-out radiographs of \d+ pat"
@@ -50,11 +50,11 @@ def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(
     drawn = (reports / "examples.npz").read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(Classifier, "load", refuse)
-        decided = night.decide(run, evaluated)
+        decided = decision_steps.decide(run, evaluated)
     assert (decided.candidate, decided.champion) == (candidate.digest, champion)
     assert last(caplog).startswith("Refused. " if decided.verdict == "refused" else "Registered. ")
     shutil.rmtree(Path(grown.incoming) / "first")
-    assert night.find_deliveries(run) == []
+    assert intake_steps.find_deliveries(run) == []
     assert last(caplog).startswith("no new deliveries in ")
     page = (reports / "report.html").read_bytes()
 
@@ -63,7 +63,7 @@ def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(
     (reports / "examples.npz").write_bytes(drawn[:-40])
     both = pair(run, run.registry(), candidate.digest, champion)
     assert [table.shape for table in both.tables] == [(len(both.rows), 2)] * 2
-    night.decide(run, evaluated)
+    decision_steps.decide(run, evaluated)
     assert len((reports / "report.html").read_bytes()) == pytest.approx(len(page), rel=0.01)
     about = (both.snapshot.digest, *both.model_digests())
     before, after = (unpacked(data, about) for data in (drawn, (reports / "examples.npz").read_bytes()))

@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 from xray_pipeline.base.errors import DatasetError, RegistryError, RegistryUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
-from xray_pipeline.night import health, promotion, repair, summary, versions
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import health, intake_steps, promotion, repair, versions, whole
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.entries import Move
@@ -65,12 +64,12 @@ def half(run: Run) -> None:
 
 
 COMMANDS: dict[str, Callable[[Run], Any]] = {
-    "find": night.find_deliveries,
-    "check": lambda run: night.check_delivery(run, "second"),
-    "check by name": lambda run: night.check_delivery(run, "second", named=True),
-    "commit": lambda run: night.commit_deliveries(run, ["second"]),
-    "whole night": summary.whole,
-    "rejudge": lambda run: night.rejudge(run, "first"),
+    "find": intake_steps.find_deliveries,
+    "check": lambda run: intake_steps.check_delivery(run, "second"),
+    "check by name": lambda run: intake_steps.check_delivery(run, "second", named=True),
+    "commit": lambda run: intake_steps.commit_deliveries(run, ["second"]),
+    "whole night": whole.whole,
+    "rejudge": lambda run: intake_steps.rejudge(run, "first"),
     "repair": repair.repair,
     "adopt": lambda run: promotion.adopt(run, False, "because"),
     "promote": lambda run: promotion.request(run, 1),
@@ -125,10 +124,10 @@ def test_health_says_what_is_wrong_before_the_night(run: Run) -> None:
 def test_the_right_store_again_is_taken(run: Run) -> None:
     unmounted(run)
     with pytest.raises(RegistryError):
-        night.find_deliveries(run)
+        intake_steps.find_deliveries(run)
     Path(run.settings.store).rmdir()
     shutil.move(run.settings.home / "the disk", run.settings.store)
-    assert night.find_deliveries(run) == ["second"]
+    assert intake_steps.find_deliveries(run) == ["second"]
 
 
 def test_a_registry_that_can_not_be_asked_is_not_taken_for_an_empty_one(run: Run, monkeypatch: Any) -> None:
@@ -136,14 +135,14 @@ def test_a_registry_that_can_not_be_asked_is_not_taken_for_an_empty_one(run: Run
     away = Run(run.settings.model_copy(update={"tracking_uri": "http://127.0.0.1:9"}))
     before = contents(Path(run.settings.store))
     with pytest.raises(RegistryUnavailable):
-        night.find_deliveries(away)
+        intake_steps.find_deliveries(away)
     assert contents(Path(run.settings.store)) == before
 
 
 def test_a_lost_registry_beside_a_ledger_is_noticed(run: Run) -> None:
     lost = Run(run.settings.model_copy(update={"tracking_uri": f"sqlite:///{run.settings.home}/lost.db"}))
     with pytest.raises(RegistryError, match="the ledger knows 1 versions"):
-        night.find_deliveries(lost)
+        intake_steps.find_deliveries(lost)
 
 
 def test_a_first_night_makes_no_database(settings: Settings) -> None:

@@ -24,7 +24,7 @@ from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import judging, promotion
+from xray_pipeline.night import judging, promotion, unanswered
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.promotion import Request
 from xray_pipeline.night.run import Run
@@ -102,7 +102,7 @@ def test_a_rejection_takes_the_challenger_away(asked: Asked) -> None:
 
 
 def test_a_request_nobody_answered_is_asked_again_once_and_may_then_be_answered(asked: Asked) -> None:
-    assert promotion.to_ask_again(asked.run) == {}
+    assert unanswered.to_ask_again(asked.run) == {}
     said = asked.answer("Reject", "", None)
     assert (said["outcome"], said["who"]) == ("not-answered", promotion.NOBODY)
     assert asked.answer("Reject", "", None) == said
@@ -110,10 +110,10 @@ def test_a_request_nobody_answered_is_asked_again_once_and_may_then_be_answered(
     assert asked.registry.aliases() == {"champion": 1, "challenger": 2}  # it still waits
     tonight, tomorrow = replace(asked.run, name="night 1"), replace(asked.run, name="night 2")
     again = {"version": 2, "candidate": f"{2:064x}", "champion": 1}
-    assert promotion.to_ask_again(tonight) == promotion.to_ask_again(tonight) == again
-    assert promotion.to_ask_again(tomorrow) == {}  # the request of that night is open
+    assert unanswered.to_ask_again(tonight) == unanswered.to_ask_again(tonight) == again
+    assert unanswered.to_ask_again(tomorrow) == {}  # the request of that night is open
     assert asked.answer("Approve")["outcome"] == "approved"
-    assert promotion.to_ask_again(tomorrow) == {}
+    assert unanswered.to_ask_again(tomorrow) == {}
     assert all(finding.holds for finding in check(asked.registry))
 
 

@@ -20,8 +20,7 @@ from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.command import answers
 from xray_pipeline.dataset.parquet import from_parquet
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.night import repair
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps, model_steps, repair
 from xray_pipeline.night.run import Run
 
 
@@ -109,7 +108,7 @@ def test_what_can_not_be_repaired_is_named_and_healed_by_the_same_image_in_any_d
     assert (said["read"], said["repaired"]) == (4, [])
     assert said["lost"][0]["rows"] == [["first", 2]]
     lay(run.settings, "again", {"PNEUMONIA/x.dcm": FILES["PNEUMONIA/patient3_1.dcm"]})
-    checked = night.check_delivery(run, "again")
+    checked = intake_steps.check_delivery(run, "again")
     assert not checked.fit  # nothing but a copy, as before
     assert stored(run, 2).read_bytes() == before
     assert xray("repair").returncode == 0
@@ -128,7 +127,7 @@ def test_the_delivery_copied_anew_heals_it(run: Run) -> None:
 
 def test_an_original_that_lies_in_a_rejected_delivery_is_found(run: Run) -> None:
     lay(run.settings, "copies", {"NORMAL/a.jpg": FILES["NORMAL/patient1_1.jpg"]})
-    assert not night.check_delivery(run, "copies").fit
+    assert not intake_steps.check_delivery(run, "copies").fit
     shutil.rmtree(Path(run.settings.incoming) / "first")
     stored(run).unlink()
     assert len(repair.repair(run).repaired) == 1
@@ -180,11 +179,11 @@ def test_what_stands_damaged_in_the_way_of_a_commit_is_replaced(settings: Settin
     """Left by a commit that was killed, and damaged since."""
     run = Run(settings)
     lay(settings, "first", FILES)
-    night.check_delivery(run, "first")
+    intake_steps.check_delivery(run, "first")
     table = from_parquet(run.store().read("intake/first/table.parquet"), "it")
     for row in table.itertuples():
         Dataset(settings).put(row.digest, row.suffix, b"of another time")
-    night.commit_deliveries(run, ["first"])
+    intake_steps.commit_deliveries(run, ["first"])
     assert repair.verify(run)[0]
 
 
@@ -199,9 +198,9 @@ def test_a_night_puts_back_what_it_meets_and_stops_where_it_can_not(grown: Setti
     run = Run(grown, {**SMALL, "epochs": 1})
     shutil.move(grown.incoming, grown.home / "away")
     with pytest.raises(RadiographDamaged, match="run `xray repair`"):
-        night.train(run, snapshot.digest)
+        model_steps.train(run, snapshot.digest)
     shutil.move(grown.home / "away", grown.incoming)
-    assert night.train(run, snapshot.digest).candidate
+    assert model_steps.train(run, snapshot.digest).candidate
     assert len(rows) == len(paths)
     assert repair.verify(run)[0]
 

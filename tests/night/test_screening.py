@@ -11,8 +11,7 @@ from phantoms import deliver
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.intake import alarms
-from xray_pipeline.night import screening
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps, screening
 from xray_pipeline.night.run import Run
 from xray_pipeline.training.recipe import load_recipe
 
@@ -30,8 +29,8 @@ def run(settings: Settings) -> Run:
 
 def grow(run: Run, name: str, numbers: range, inverted: bool = False) -> Snapshot:
     deliver(run.settings, name, numbers, inverted)
-    night.check_delivery(run, name)
-    night.commit_deliveries(run, [name])
+    intake_steps.check_delivery(run, name)
+    intake_steps.commit_deliveries(run, [name])
     found = Dataset(run.settings).snapshot()
     assert found is not None
     return found

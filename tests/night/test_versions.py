@@ -19,8 +19,7 @@ from xray_pipeline.base.errors import DatasetError, LedgerError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.night import scores, versions
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps, scores, versions
 from xray_pipeline.night.gather import new_deliveries
 from xray_pipeline.night.pair import pair
 from xray_pipeline.night.run import Run
@@ -56,9 +55,9 @@ def deliver(run: Run) -> None:
             pixels[30:60, 20:50] += bright
             data = jpeg(np.clip(pixels, 0, 255).astype(np.uint8))
             (folder / f"patient{seed + 5000 + bright}_1.jpeg").write_bytes(data)
-    for key in night.find_deliveries(run):
-        night.check_delivery(run, key)
-        night.commit_deliveries(run, [key])
+    for key in intake_steps.find_deliveries(run):
+        intake_steps.check_delivery(run, key)
+        intake_steps.commit_deliveries(run, [key])
 
 
 def held_out(run: Run) -> int:

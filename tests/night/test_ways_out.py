@@ -21,8 +21,7 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import main as cli
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import promotion
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import decision_steps, model_steps, promotion
 from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.registry import chronology
 from xray_pipeline.registry.entries import Entry
@@ -231,7 +230,7 @@ def test_a_refusal_of_the_night_that_the_ledger_lost_is_noticed(site: Site) -> N
     policy.write_text(Path(SETTINGS["policy"]).read_text().replace("more_than = 0.0", "more_than = 0.9"))
     site.monkeypatch.setenv("XRAY_POLICY", str(policy))
     run, candidate = Run(site.settings, who="schedule"), site.ledger[-1].candidate
-    assert night.decide(run, night.evaluate(run, Trained(candidate, ""))).verdict == "refused"
+    assert decision_steps.decide(run, model_steps.evaluate(run, Trained(candidate, ""))).verdict == "refused"
     last = site.ledger[-1]
     (Path(site.settings.store) / "ledger" / f"{last.sequence:08d}.json").unlink()
     assert (last.kind, last.sequence) == ("refused", 4)

@@ -17,6 +17,7 @@ from xray_pipeline.registry import commit, manual_changes
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.entries import Entry, Move
 from xray_pipeline.registry.ledger import LostRace
+from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.questions import rollback_target, why_void
 from xray_pipeline.registry.verify import check
@@ -378,7 +379,7 @@ def test_a_champion_the_ledger_never_knew_is_recorded_and_can_be_undone(
     client.set_registered_model_alias(two.name, "champion", "3")
     assert manual_changes.reconcile(two).champion == 3
     with pytest.raises(ModelRefused, match="no record of its files"):
-        two.load(3)  # so a night stops here
+        load(two, 3)  # so a night stops here
     assert {invariant for invariant, _ in failures(two)} == {"I1", "I3"}
     with pytest.raises(ModelRefused):
         operations.adopt(two, accept=True, who="alice", why="it looked good")

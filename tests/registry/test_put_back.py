@@ -21,6 +21,7 @@ from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry import lost_entries, manual_changes
 from xray_pipeline.registry.entries import Entry, Move
+from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.questions import why_void
 from xray_pipeline.registry.registered_model import FOLLOWED_TAG
@@ -241,8 +242,8 @@ def test_a_candidate_tag_on_another_version_is_not_believed(site: Site) -> None:
     site.client.set_model_version_tag("chest-xray", "1", "xray.candidate", wanted.digest)
     assert site.register(2, 1) == 2
     assert list(site.registry.versions()) == [1, 2]
-    assert site.registry.load(2).digest == wanted.model_digest
-    assert site.registry.load(1).digest == site.candidates[0].model_digest
+    assert load(site.registry, 2).digest == wanted.model_digest
+    assert load(site.registry, 1).digest == site.candidates[0].model_digest
 
 
 @pytest.mark.parametrize("text", ["", "7", "{}", "[1]", '{"sequence": "x", "head": ""}'])

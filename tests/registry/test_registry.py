@@ -19,6 +19,7 @@ from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.registered_model import RegisteredModel
 
@@ -292,7 +293,7 @@ def test_a_missing_version_or_alias_is_named(three: Registry) -> None:
 
 def test_equal_models_are_kept_once(three: Registry) -> None:
     first = three.download(1)
-    assert isinstance(three.load(1), Classifier)
+    assert isinstance(load(three, 1), Classifier)
     before = first.stat().st_ino
     assert three.download(3) == first
     assert first.stat().st_ino == before
@@ -338,10 +339,10 @@ def test_what_killed_downloads_left_goes_after_a_day(three: Registry) -> None:
 
 def test_a_folder_is_audited_where_it_is(three: Registry, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(three.download(1), tmp_path / "copy"))
-    assert three.load(str(folder)).digest == three.load(1).digest
+    assert load(three, str(folder)).digest == load(three, 1).digest
     (folder / "model.pkl").write_bytes(b"\x80\x04.")
     with pytest.raises(ModelRefused, match=r"model\.pkl"):
-        three.load(str(folder))
+        load(three, str(folder))
 
 
 @pytest.fixture
@@ -357,7 +358,7 @@ def test_a_pickle_planted_in_the_artifact_is_refused(spoilt: tuple[Registry, Pat
     registry, folder = spoilt
     (folder / "python_model.pkl").write_bytes(b"\x80\x04.")
     with pytest.raises(ModelRefused, match=r"/1: 'python_model.pkl' does not belong"):
-        registry.load(1)
+        load(registry, 1)
 
 
 def test_a_changed_file_is_refused_and_named(spoilt: tuple[Registry, Path]) -> None:
@@ -367,22 +368,22 @@ def test_a_changed_file_is_refused_and_named(spoilt: tuple[Registry, Path]) -> N
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(ModelRefused, match=r"recorded is .*changed since.*model\.safetensors"):
-        registry.load(1)
+        load(registry, 1)
 
 
 def test_a_good_copy_in_the_cache_does_not_hide_missing_files(spoilt: tuple[Registry, Path]) -> None:
     registry, folder = spoilt
-    registry.load(1)
+    load(registry, 1)
     shutil.rmtree(folder)
     with pytest.raises(RegistryError, match=r"files of .* are missing"):
-        registry.load(1)
+        load(registry, 1)
 
 
 def test_missing_files_are_an_error_of_the_registry(spoilt: tuple[Registry, Path]) -> None:
     registry, folder = spoilt
     shutil.rmtree(folder)
     with pytest.raises(RegistryError, match=r"files of .* are missing"):
-        registry.load(1)
+        load(registry, 1)
 
 
 def test_a_model_of_unknown_origin_is_refused(registry: Registry, candidate: Candidate, client: MlflowClient) -> None:
@@ -391,13 +392,13 @@ def test_a_model_of_unknown_origin_is_refused(registry: Registry, candidate: Can
         registry.name, candidate.model_uri, model_id=candidate.model_uri.removeprefix("models:/")
     )
     with pytest.raises(ModelRefused, match="no record of its files"):
-        registry.load(f"models:/{registry.name}/1")
+        load(registry, f"models:/{registry.name}/1")
 
 
 def test_tags_edited_in_mlflow_do_not_outweigh_the_ledger(three: Registry, client: MlflowClient) -> None:
     client.set_model_version_tag(three.name, "2", "xray.artifact", "f" * 64)
     assert three.resolve(2).artifact != "f" * 64
-    three.load(2)
+    load(three, 2)
 
 
 # Without a server, and without an answer
@@ -415,7 +416,7 @@ def test_it_works_on_a_database_without_a_server(tmp_path: Path) -> None:
     record(registry, "registered", 1, candidate=candidate.digest, artifact=registry.resolve(1).artifact)
     record(registry, "promoted", 1)
     registry.follow()
-    assert registry.load("models:/chest-xray@champion").digest == candidate.model_digest
+    assert load(registry, "models:/chest-xray@champion").digest == candidate.model_digest
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xray_pipeline.training.augmentation import Augmentation, view
+from xray_pipeline.training.augmentation import Augmentation
+from xray_pipeline.training.augmenting import augmented, view
 from xray_pipeline.training.recipe import load_recipe
 
 PICTURES = torch.linspace(0, 255, 64 * 64).reshape(1, 1, 64, 64).repeat(3, 1, 1, 1)
@@ -11,7 +12,7 @@ DIGESTS = ["1" * 64, "2" * 64, "3" * 64]
 
 
 def drawn(seed: int, augmentation: Augmentation, side: int = 64) -> torch.Tensor:
-    return augmentation(PICTURES, side, torch.Generator().manual_seed(seed))
+    return augmented(augmentation, PICTURES, side, torch.Generator().manual_seed(seed))
 
 
 def test_the_default_changes_nothing() -> None:
@@ -31,14 +32,14 @@ def test_shipped_augmentations_stay_in_range_and_differ(name: str) -> None:
 
 def test_zooming_out_repeats_the_edge() -> None:
     white = torch.full_like(PICTURES, 200)
-    assert torch.allclose(Augmentation(area=(1.5, 1.5))(white, 64), white)
+    assert torch.allclose(augmented(Augmentation(area=(1.5, 1.5)), white, 64), white)
     far = drawn(0, Augmentation(area=(2.25, 2.25)))
     assert float(far.diff(dim=2).max()) == pytest.approx(1.5 * float(PICTURES.diff(dim=2).max()), rel=0.05)
 
 
 def test_a_covered_border_is_black_and_the_middle_is_not_touched() -> None:
     white = torch.full((40, 1, 64, 64), 200.0)
-    covered = Augmentation(border=0.25)(white, 64, torch.Generator().manual_seed(0))
+    covered = augmented(Augmentation(border=0.25), white, 64, torch.Generator().manual_seed(0))
     assert set(covered.unique().tolist()) == {0.0, 200.0}
     assert bool((covered[:, :, 16:48, 16:48] == 200).all())
     corners = covered[:, 0, [0, 0, 63, 63], [0, 63, 0, 63]]

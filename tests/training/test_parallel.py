@@ -17,6 +17,7 @@ from candidates import fresh, trained
 from xray_pipeline.base.errors import TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 
@@ -37,7 +38,7 @@ NETWORK: dict[str, Any] = {
 
 
 def weights(settings: Settings, candidate: training.Candidate) -> dict[str, torch.Tensor]:
-    return Registry(settings).load(candidate.model_uri).network.state_dict()
+    return load(Registry(settings), candidate.model_uri).network.state_dict()
 
 
 def history(candidate: training.Candidate, name: str) -> list[tuple[int, float]]:

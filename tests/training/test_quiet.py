@@ -15,7 +15,7 @@ from xray_pipeline.base.settings import Settings
 
 ALONE = """
 import warnings
-import xray_pipeline.training.candidate
+import xray_pipeline.training.train
 from mlflow.telemetry.client import get_telemetry_client
 assert get_telemetry_client() is None
 warnings.warn_explicit("ranges are deprecated", FutureWarning, "utils.py", 211, "mlflow.models.utils")

@@ -22,8 +22,9 @@ from xray_pipeline.base.errors import ConfigError, NonFiniteLoss, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
+from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training import mlflow_run, overrides
@@ -149,7 +150,7 @@ def test_a_warm_start_is_the_champion_then_and_stays_that_one(grown: Settings) -
     overrides = {"mode": "finetune", "epochs": 1, "learning_rate": 1e-12, "warm_start": True}
     warm = trained(grown, **overrides)
     registry = Registry(grown)
-    champion, found = (registry.load(uri).network.head.weight for uri in (first, warm.model_uri))
+    champion, found = (load(registry, uri).network.head.weight for uri in (first, warm.model_uri))
     assert torch.allclose(champion, found, atol=1e-6)
     promoted(grown, warm, first)
     assert trained(grown, **overrides) == warm
@@ -255,9 +256,9 @@ def test_a_missing_class_is_named(settings: Settings) -> None:
     for seed in range(30):
         (folder / f"patient{seed:04d}_1.jpeg").write_bytes(jpeg(seed=seed))
     run = Run(settings)
-    for key in night.find_deliveries(run):
-        night.check_delivery(run, key)
-    night.commit_deliveries(run, ["first"])
+    for key in intake_steps.find_deliveries(run):
+        intake_steps.check_delivery(run, key)
+    intake_steps.commit_deliveries(run, ["first"])
     with pytest.raises(TrainingError, match="class PNEUMONIA is on side train"):
         trained(settings)
 

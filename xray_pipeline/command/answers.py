@@ -119,10 +119,11 @@ def evaluate_folder(settings: Settings, model_uri: str, data: str, progress: Pro
     from xray_pipeline.intake import check as intake
     from xray_pipeline.intake import deliveries
     from xray_pipeline.intake.tallies import png_depths
+    from xray_pipeline.registry import loading
     from xray_pipeline.registry.mlflow_registry import Registry
 
     registry = Registry(settings)
-    model, version = registry.load(model_uri), registry.resolve(model_uri).version
+    model, version = loading.load(registry, model_uri), registry.resolve(model_uri).version
     rules = settings.rules.model_copy(update={"png_bits": settings.rules.png_bits or model.limits.png_bits})
     told = {"classes": model.classes, "split_mode": "patient", "settle_seconds": 0, "rules": rules}
     asked = settings.model_copy(update=told)
@@ -156,12 +157,13 @@ def predict_files(settings: Settings, model_uri: str, files: Sequence[Path]) -> 
 
     Raises ConfigError for a path that is no file, RegistryError, ModelRefused.
     """
+    from xray_pipeline.registry import loading
     from xray_pipeline.registry.mlflow_registry import Registry
 
     for file in files:
         if not file.is_file():
             raise ConfigError(f"{file} is not a file; give JPEG, PNG or DICOM files")
-    model = Registry(settings).load(model_uri)
+    model = loading.load(Registry(settings), model_uri)
     bits = settings.rules.png_bits or model.limits.png_bits
     model = replace(model, limits=replace(model.limits, png_bits=bits))
     results = []

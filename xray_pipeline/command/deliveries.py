@@ -62,10 +62,10 @@ def quarantine(
 @app.command()
 def rejudge(delivery: Annotated[str, typer.Argument(help="Its name.")], as_json: Json = False) -> None:
     """Judge the quarantined files of a committed delivery anew, after a rule changed or a wrong copy was deleted."""
-    from xray_pipeline.night import steps
+    from xray_pipeline.night import intake_steps
 
     with progress_bars(as_json) as progress:
-        result = steps.rejudge(this_run(), delivery, progress)
+        result = intake_steps.rejudge(this_run(), delivery, progress)
     lines = [f"{result['judged']} files judged anew, {result['accepted']} accepted", *filter(None, [result["why"]])]
     answer(result, as_json, lines, yes=result["fit"])
 
@@ -104,14 +104,14 @@ def ingest(
 ) -> None:
     """Check deliveries of the incoming folder and commit those that are fit."""
     from xray_pipeline.intake import books
-    from xray_pipeline.night import steps
+    from xray_pipeline.night import intake_steps
 
     run = this_run()
     left_out: list[str] = []
     with progress_bars(as_json) as progress:
-        keys = deliveries or steps.find_deliveries(run, left_out)
-        checked = steps.check_deliveries(run, keys, progress, named=bool(deliveries))
-        committed = steps.commit_deliveries(run, keys, progress)
+        keys = deliveries or intake_steps.find_deliveries(run, left_out)
+        checked = intake_steps.check_deliveries(run, keys, progress, named=bool(deliveries))
+        committed = intake_steps.commit_deliveries(run, keys, progress)
         results = [{**one.to_dict(), "accounting": books.of_delivery(run.settings, one.key)} for one in checked]
     lines: list[str] = []
     for result in results:

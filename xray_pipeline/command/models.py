@@ -28,11 +28,11 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Run the whole night: check, commit, train, evaluate, decide, register, promote."""
-    from xray_pipeline.night import summary
+    from xray_pipeline.night import whole
 
     run = this_run({"recipe": recipe, "promotion": promotion, "incoming": incoming, **_parsed(changes)})
     with progress_bars(as_json) as progress:
-        result = summary.whole(run, progress)
+        result = whole.whole(run, progress)
     refused = (result["decision"] or {}).get("verdict") == "refused"
     rejected = any(delivery["state"] == "rejected" for delivery in result["deliveries"])
     answer(result, as_json, [result["message"]], yes=not (refused or rejected or result["unchecked"]))

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import DisjointSet
 
 from xray_pipeline.dataset.amendments import NOTHING, Amended
 
@@ -90,15 +89,19 @@ def contested(tables: Mapping[str, pd.DataFrame], amended: Amended = NOTHING) ->
         return set()
     columns = ["digest", "label", "near_copy", "withdraws"]
     rows = pd.concat([table.loc[said[key], columns] for key, table in tables.items()], ignore_index=True)
-    chests = DisjointSet(conflicts)
+    beside: dict[str, set[str]] = {digest: set() for digest in conflicts}
     linked = rows.loc[(rows["near_copy"] != "") | (rows["withdraws"] != ""), ["digest", "near_copy", "withdraws"]]
     for digest, near, withdraws in linked.itertuples(index=False, name=None):
-        chests.add(digest)
         for other in f"{near} {withdraws}".split():
-            chests.add(other)
-            chests.merge(digest, other)
-    groups = [group for group in chests.subsets() if not conflicts.isdisjoint(group)]
-    chest_of = {digest: number for number, group in enumerate(groups) for digest in group}
+            beside.setdefault(digest, set()).add(other)
+            beside.setdefault(other, set()).add(digest)
+    chest_of: dict[str, int] = {}
+    for number, digest in enumerate(sorted(conflicts)):
+        reached = [digest]
+        while reached:
+            if (one := reached.pop()) not in chest_of:
+                chest_of[one] = number
+                reached += beside[one]
     chest, settled = rows["digest"].map(chest_of), rows["digest"].isin(amended.labels.keys())
     decides = settled | ~chest.isin(set(chest[settled]))
     labels = amended.labelled(rows)[decides].groupby(chest[decides]).nunique()

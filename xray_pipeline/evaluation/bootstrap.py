@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from xray_pipeline.evaluation.cases import Cases, Floats, Ints
 from xray_pipeline.evaluation.metric_table import NAMES, PROPORTIONS, Interval
@@ -260,7 +259,15 @@ def sign_flip_p(balance: Ints) -> float:
     tail = np.ones(1)  # distribution of the sum of the magnitudes whose coin is positive
     for magnitude, count in zip(magnitudes, counts, strict=True):
         spread = np.zeros(int(magnitude * count) + 1)
-        spread[:: int(magnitude)] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        spread[:: int(magnitude)] = list(_coins(int(count)))
         tail = np.convolve(tail, spread)
     reached = (int(balance.sum()) + int(np.abs(balance).sum())) // 2
     return float(min(1.0, tail[reached:].sum()))
+
+
+def _coins(count: int) -> Iterator[float]:
+    """Yield the probability of 0, 1, ... `count` heads of so many fair coins, each rounded once."""
+    ways = 1
+    for heads in range(count + 1):
+        yield ways / 2**count
+        ways = ways * (count - heads) // (heads + 1)

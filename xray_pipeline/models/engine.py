@@ -136,7 +136,7 @@ class _Compiled:
         try:
             with warnings.catch_warnings(), torch.no_grad(), torch_threads(1):
                 warnings.simplefilter("ignore")  # torch calls its trace deprecated; shapes are meant to be constant
-                trace = torch.jit.trace(_Features(frozen), probe, check_trace=False)  # type: ignore[no-untyped-call]
+                trace = torch.jit.trace(Headless(frozen), probe, check_trace=False)  # type: ignore[no-untyped-call]
             frontend = FrontEndManager().load_by_framework("pytorch")
             decoder = TorchScriptPythonDecoder(trace)  # must live as long as the conversion does
             graph = frontend.convert(frontend.load(decoder))
@@ -160,8 +160,8 @@ class _Compiled:
         return answers
 
 
-class _Features(nn.Module):
-    """A network whose answer is its features."""
+class Headless(nn.Module):
+    """A network without its last layer: its answer is its features."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from xray_pipeline.base.text import ACTIONS, SHORTEST_REASON
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.run import Run
 
@@ -40,9 +40,9 @@ def judge_again(run: Run, key: str) -> dict[str, Any]:
     """
     if key in Dataset(run.settings).manifests():
         name, _ = part_of(key)
-        outcome = night.rejudge(run, name)
+        outcome = intake_steps.rejudge(run, name)
         return {"delivery": name, **{field: outcome[field] for field in ("fit", "accepted", "why")}}
-    [verdict] = night.check_deliveries(run, [key], named=True)
-    if verdict.fit and key in night.commit_deliveries(run, [key]).changed:
+    [verdict] = intake_steps.check_deliveries(run, [key], named=True)
+    if verdict.fit and key in intake_steps.commit_deliveries(run, [key]).changed:
         raise DeliveryError(f"delivery {key} changed between its check and its commit; judge it anew")
     return {"delivery": key, "fit": verdict.fit, "accepted": verdict.accepted, "why": verdict.why}

@@ -7,9 +7,6 @@ import sys
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation.bootstrap import Resampling
-from xray_pipeline.evaluation.cases import Answers, prepare
-from xray_pipeline.evaluation.metrics import evaluate
 from xray_pipeline.evaluation.slices import slices
 from xray_pipeline.evaluation.stress import stress
 from xray_pipeline.gate.evidence import Evidence
@@ -24,29 +21,24 @@ from xray_pipeline.registry.mlflow_registry import Registry
 
 def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None = None) -> Evidence:
     """Measure a pair: metrics with intervals, the paired comparison, slices, stress. Raises EvaluationError."""
-    resampling = Resampling(run.settings.bootstrap)
-    answers = [
-        Answers(table, model.threshold, model.digest) for model, table in zip(both.models, both.tables, strict=True)
-    ]
-    cases = prepare(answers, both.rows["label"], both.rows["patient"], run.settings.classes)
-    evaluations, comparison = evaluate(cases, resampling, both.snapshot.digest)
-    candidate, champion = (*evaluations, None)[:2]
+    measured = both.measured
+    candidate, champion = (*measured.evaluations, None)[:2]
     return Evidence(
         candidate=candidate,
         champion=champion,
         champion_known=both.champion is not None,
-        comparison=comparison,
+        comparison=measured.comparison,
         snapshot=both.snapshot.digest,
         promotion=run.settings.promotion,
-        earlier_uses=effective_uses(_compared_patients(registry, both.candidate.digest), cases[0].count),
-        slices=slices(both.rows, cases, resampling),
+        earlier_uses=effective_uses(_compared_patients(registry, both.candidate.digest), measured.cases[0].count),
+        slices=slices(both.rows, measured.cases, measured.resampling),
         stress=stress(
             [(model, PixelCache(run.settings.cache, model.side)) for model in both.models],
             both.rows,
             Dataset(run.settings).read,
             run.store(),
             run.settings.stress_images,
-            resampling,
+            measured.resampling,
             progress,
         ),
         alarms=alarms.standing(run.store(), Dataset(run.settings).open_snapshot(both.candidate.snapshot).manifests),

@@ -2,7 +2,7 @@
 
 It reads, and writes one small object to the store, which must refuse to have it replaced, and deletes it again.
 Airflow is asked over its REST API when its address is set, for its scheduler and for the last night that succeeded.
-What can be known without the registry a night looks at itself, first of all: `before_night`.
+What can be known without the registry a night looks at itself, first of all (before.py).
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import Any
 
 import requests
 
-from xray_pipeline.base.errors import DatasetError, XrayError
+from xray_pipeline.base.errors import XrayError
 from xray_pipeline.base.schedule import due
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import check_writes_once, open_store, reader, require_folder, sweep
+from xray_pipeline.base.storage import check_writes_once, open_store, reader, require_folder
 from xray_pipeline.base.text import several, without_passwords
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.intake import alarms
 from xray_pipeline.models import backbones
-from xray_pipeline.night import space
+from xray_pipeline.night import before, space
 from xray_pipeline.night.affected import champion_learned_withdrawn
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.judging import alarms_hold_up
@@ -53,20 +52,9 @@ class Health:
 
 
 def before_night(run: Run) -> None:
-    """Look, before anything is read or trained, at all that can be known then; sweep up what killed nights left.
-
-    Raises ConfigError, StorageError, DatasetError, RegistryError, LedgerError, TrainingError (no such device),
-    WeightsError.
-    """
-    settings = run.settings
-    require_folder(settings.incoming)
-    due(settings, datetime.now(UTC))
-    _policy(settings)
-    _recipe(settings, run)
-    _device(settings)
-    compare(run)
-    _patient_key(settings)
-    sweep(settings)
+    """Look as `before.look` does, and for the device. Raises as that does, and TrainingError (no such device)."""
+    before.look(run)
+    _device(run.settings)
 
 
 def check(settings: Settings, now: datetime | None = None) -> list[Health]:
@@ -80,8 +68,8 @@ def check(settings: Settings, now: datetime | None = None) -> list[Health]:
         "cache": lambda: _cache(settings.cache),
         "space": lambda: f"{space.used(settings)}; `xray tidy --dry-run` says what may go",
         "schedule": lambda: _schedule(settings, moment),
-        "policy": lambda: _policy(settings),
-        "key": lambda: _patient_key(settings),
+        "policy": lambda: before.policy(settings),
+        "key": lambda: before.patient_key(settings),
         "recipe": lambda: _recipe(settings),
         "device": lambda: _device(settings),
         "drift": lambda: _drift(settings),
@@ -156,25 +144,9 @@ def _schedule(settings: Settings, now: datetime) -> str:
     return f"{settings.schedule}; the last began {began:%Y-%m-%d %H:%M} UTC" if began else "nights begin by hand"
 
 
-def _policy(settings: Settings) -> str:
-    return f"policy {settings.policy}, digest {load_policy(settings.policy).digest[:12]}"
-
-
-def _patient_key(settings: Settings) -> str:
-    place, dataset = settings.home / "patient.key", Dataset(settings)
-    if settings.patient_key.get_secret_value() or place.exists() or settings.store.startswith("s3://"):
-        dataset.patient_key()
-        return "the key of the patient hash is there and fits the dataset"
-    if dataset.store.exists("dataset.json"):
-        raise DatasetError(f"the patient key {place} of the dataset in {settings.store} is missing; put your copy back")
-    return f"the first delivery makes {place}"
-
-
-def _recipe(settings: Settings, run: Run | None = None) -> str:
-    recipe = run.recipe() if run else load_recipe(settings.recipe)
-    # The first machine of a night may lack what the one that trains fetched once.
-    fetched = recipe.backbone != "efficientnet_lite0" and "#" not in recipe.weights
-    backbones.load(recipe.backbone, "none" if run and fetched else recipe.weights, reader(settings))
+def _recipe(settings: Settings) -> str:
+    recipe = load_recipe(settings.recipe)
+    backbones.load(recipe.backbone, recipe.weights, reader(settings))
     return f"recipe {recipe.name}: {recipe.backbone}, mode {recipe.mode}"
 
 

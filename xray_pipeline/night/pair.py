@@ -17,14 +17,27 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import predictions
+from xray_pipeline.evaluation.bootstrap import Resampling
+from xray_pipeline.evaluation.cases import Answers, Cases, prepare
+from xray_pipeline.evaluation.metrics import Comparison, Evaluation, evaluate
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.night.run import Run
-from xray_pipeline.registry import tidied
+from xray_pipeline.registry import loading, tidied
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
 from xray_pipeline.training.candidate import Candidate
 from xray_pipeline.training.features import kept_scorer
 from xray_pipeline.training.in_use import take_up
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A pair's cases, and what they come to: an evaluation of each model, and their comparison where there are two."""
+
+    cases: list[Cases]
+    resampling: Resampling
+    evaluations: tuple[Evaluation, ...]
+    comparison: Comparison | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +62,9 @@ class Pair:
         logged = self.registry.resolve(self.candidate.model_uri)
         if logged.tags.get("xray.candidate", digest) != digest:
             raise EvaluationError(f"{logged.uri} is not a model of candidate {digest[:12]}; see its candidate.json")
-        models = [self.registry.load_exactly(logged, self.candidate.model_digest)]
+        models = [loading.load_exactly(self.registry, logged, self.candidate.model_digest)]
         if self.champion is not None:
-            models.append(self.registry.load(self.champion))
+            models.append(loading.load(self.registry, self.champion))
         for model in models:
             if model.classes != classes:
                 raise EvaluationError(f"model {model.digest[:12]} knows classes {model.classes}, the dataset {classes}")
@@ -67,6 +80,16 @@ class Pair:
         recorded = [predictions.recorded(digest, classes, self.rows, store) for digest in self.model_digests()]
         whole = [table for table in recorded if table is not None]
         return whole if len(whole) == len(recorded) else [self._scored(model) for model in self.models]
+
+    @cached_property
+    def measured(self) -> Measured:
+        """Both models on `rows`, each at its threshold. Raises as `tables`."""
+        answers = [
+            Answers(table, model.threshold, model.digest) for model, table in zip(self.models, self.tables, strict=True)
+        ]
+        cases = prepare(answers, self.rows["label"], self.rows["patient"], self.run.settings.classes)
+        resampling = Resampling(self.run.settings.bootstrap)
+        return Measured(cases, resampling, *evaluate(cases, resampling, self.snapshot.digest))
 
     def model_digests(self) -> list[str]:
         """The digests of both models by the records of their training, "" for a champion that has none."""

@@ -12,17 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from xray_pipeline.base import records
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.text import APPROVE, SHORTEST_REASON, shortened
 from xray_pipeline.evaluation.metric_table import BY_NAME, HEADLINE
-from xray_pipeline.night import compose_report, judging, trial, versions
+from xray_pipeline.night import compose_report, judging, model_steps, trial, versions
 from xray_pipeline.night import pair as comparing
-from xray_pipeline.night import steps as night
 from xray_pipeline.night.run import Promoted, Run, Trained
 from xray_pipeline.registry import decisions, lost_entries, manual_changes
-from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.questions import rollback_target, why_void
 from xray_pipeline.report import page as report
 from xray_pipeline.report.places import report_key
@@ -67,7 +64,7 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
 
     With `candidate` (a digest) the version must be that one; another, since the ledger was put back, is void.
     The report on exactly this pair is written when it is not there yet, or tells of another decision. Raises
-    LedgerError for a version that was never registered, and what `night.evaluate` raises.
+    LedgerError for a version that was never registered, and what `model_steps.evaluate` raises.
     """
     registry = run.registry()
     state = manual_changes.reconcile(registry)
@@ -79,7 +76,7 @@ def request(run: Run, version: int | None = None, candidate: str = "") -> Reques
     if removal := registry.removed(version):
         return Request(version, state.champion, "", "", f"version {version} can't be promoted: {removal.sentence()}")
     candidate = state.registered[version].candidate
-    evaluated = night.evaluate(run, Trained(candidate, ""))
+    evaluated = model_steps.evaluate(run, Trained(candidate, ""))
     evidence, decision = judging.judged(run, evaluated.evidence)
     _ensure_report(run, registry, evaluated, evidence, decision)
     void = "" if decision.may_promote else f"the policy does not allow version {version}: {' '.join(decision.reasons)}"
@@ -180,20 +177,6 @@ def reopen(run: Run, version: int, why: str, name: str = "") -> dict[str, Any]:
     if removal := registry.removed(version):
         raise LedgerError(f"version {version} can't be promoted any more: {removal.sentence()}")
     return _done(decisions.reopen(registry, version, who=run.who, why=why, request=name))
-
-
-def to_ask_again(run: Run) -> dict[str, Any]:
-    """Return version, candidate and champion of the challenger that nobody answered about; {} when there is none.
-
-    Once: another night than the one named `run.name` is told {} of the same unanswered request. Raises LedgerError,
-    StorageError.
-    """
-    state, store = Ledger(run.store()).state(), run.store()
-    if (entry := state.not_answered) is None:
-        return {}
-    if not records.write(store, f"asked-again/{entry.sequence}.json", {"night": run.name}, if_absent=True):
-        return {}
-    return {"version": entry.version, "candidate": entry.candidate, "champion": state.champion}
 
 
 def _void(registry: Registry, version: int, who: str, why: str) -> dict[str, Any]:

@@ -36,8 +36,10 @@ from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.engine import Wanted, engine_name, torch_threads
 from xray_pipeline.night import lineage
 from xray_pipeline.night.versions import registered
+from xray_pipeline.registry import loading
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import candidate as training
+from xray_pipeline.training import train
 from xray_pipeline.training.candidate import Candidate
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.features import feature_dtype
@@ -102,7 +104,7 @@ def reproduce(settings: Settings, version: int, progress: Progress | None = None
     registry = Registry(settings)
     meant = registered(registry.ledger.state(), version)
     candidate = training.find_candidate(open_store(settings.store, settings), meant.candidate)
-    expected, about = registry.load(version), {"version": version, "artifact": meant.artifact}
+    expected, about = loading.load(registry, version), {"version": version, "artifact": meant.artifact}
     dataset = Dataset(settings)
     try:
         inputs = _inputs(settings, dataset, candidate, registry)
@@ -139,7 +141,7 @@ def _inputs(settings: Settings, dataset: Dataset, candidate: Candidate, registry
     differences: list[str] = []
     if before := lineage.before_start(candidate, recipe, runs):
         recorded(store, before)  # one that is missing must not be written anew
-        start = start_of(recipe, settings, store, before, registry)
+        start = start_of(recipe, settings, store, before, loading.Champions(registry))
     if not runs:
         differences.append("no record of device, threads and package versions is kept with this candidate")
     elif len(runs) > 1:
@@ -158,7 +160,7 @@ def _differing(
 ) -> list[str]:
     cpu = torch.device("cpu")
     engine = engine_name(cpu, feature_dtype(recipe, cpu), _engine(environment))
-    now = training.environment(cpu, backbone.weights_digest, engine)
+    now = train.environment(cpu, backbone.weights_digest, engine)
     found = []
     for name, then in environment.items():
         if name not in ("versions", "threads") and now.get(name) != then:

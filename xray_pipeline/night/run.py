@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xray_pipeline.base import records
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.text import shortened
 from xray_pipeline.gate import evidence
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
-from xray_pipeline.training.candidate import load_recipe
 from xray_pipeline.training.overrides import parse_text
+from xray_pipeline.training.recipe import Recipe, load_recipe
 
-if TYPE_CHECKING:
-    from xray_pipeline.training.candidate import Recipe
+log = logging.getLogger(__name__)
+
+LINE = 120  # columns that a log shows without folding a line
 
 
 @dataclass(frozen=True)
@@ -144,3 +147,8 @@ def kept_evidence(store: Store, key: str) -> dict[str, Any]:
     content = records.parsed(data, dict[str, Any], evidence.FORMAT, key)
     del content["format"]
     return content
+
+
+def end(text: str) -> None:
+    """Log the sentence that a step ends with, for whoever reads the last line of a task's log and no more."""
+    log.info("%s", shortened(text, LINE))

@@ -1,11 +1,9 @@
-"""The night as a whole: all steps in one call, and what is said and kept of them at the end."""
+"""What is said of a night at its end, and kept."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,17 +15,15 @@ from xray_pipeline.base.errors import (
     RegistryUnavailable,
     XrayError,
 )
-from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.text import shortened, without_names
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.intake import alarms, verdicts
-from xray_pipeline.night import health, nights, versions
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import newest, nights
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.nights import Arrival, Model, Night
-from xray_pipeline.night.run import Run, Trained
+from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -60,72 +56,8 @@ class Course:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
-    """Run the whole night and return what `conclude` says. Raises what its steps raise, after it recorded the night."""
-    course, returned = Course(nights.moment()), dict[str, Any]()
-    try:
-        _run_steps(run, progress, course, returned)
-    except XrayError:
-        try:
-            conclude(run, Steps(**returned), course)
-        except XrayError as error:  # the night's own error says more
-            log.warning("the night is not recorded: %s", error)
-        raise
-    return conclude(run, Steps(**returned), course)
-
-
-def _run_steps(run: Run, progress: Progress | None, course: Course, returned: dict[str, Any]) -> None:
-    """Run one step after the other; put what each returned into `returned`, by field of `Steps`."""
-    with _timed(course, "find_deliveries"):
-        health.before_night(run)
-        returned["deliveries"] = night.find_deliveries(run)
-    with _timed(course, "check_delivery"):
-        night.check_deliveries(run, returned["deliveries"], progress)
-    with _timed(course, "commit_deliveries"):
-        committed = night.commit_deliveries(run, returned["deliveries"], progress)
-    returned["committed"] = committed.to_dict()
-    if not committed.snapshot:
-        return
-    with _timed(course, "train"):
-        trained = night.train(run, committed.snapshot, progress)
-    returned["trained"] = trained.to_dict()
-    if not trained.concluded:
-        _judge_candidate(run, trained, progress, course, returned)
-
-
-def _judge_candidate(
-    run: Run, trained: Trained, progress: Progress | None, course: Course, returned: dict[str, Any]
-) -> None:
-    with _timed(course, "evaluate"):
-        evaluated = night.evaluate(run, trained, progress)
-    returned["evaluated"] = evaluated.to_dict()
-    with _timed(course, "decide"):
-        decided = night.decide(run, evaluated)
-    returned["decided"] = decided.to_dict()
-    if decided.verdict != "registered":
-        return
-    with _timed(course, "register"):
-        registered = night.register(run, decided)
-    returned["registered"] = registered.to_dict()
-    if not registered.waits:
-        with _timed(course, "promote"):
-            returned["promoted"] = night.promote(run, registered).to_dict()
-
-
-@contextmanager
-def _timed(course: Course, task: str) -> Iterator[None]:
-    began = time.monotonic()
-    try:
-        yield
-    except XrayError as error:
-        course.failed[task] = str(error)
-        raise
-    finally:
-        course.minutes[task] = round((time.monotonic() - began) / 60, 3)
-
-
 def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
-    """Say what the night did, and keep its record.
+    """Say what the night did, and keep its record, and what it measured of those in charge.
 
     Keys: deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version, alias,
     message and in_words. Raises RegistryError and DatasetError where nothing may be written, StorageError.
@@ -156,10 +88,18 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     summary["in_words"] = f"{nights.outcome(record)}: {nights.in_words(record)}"
     _before_writing(run, course)
     nights.keep(store, record)
-    if not course.failed:
-        versions.refresh(run)
+    if evaluated and not course.failed:
+        _keep_measured(run, evaluated)
     log.info("%s", summary["in_words"])
     return summary
+
+
+def _keep_measured(run: Run, evaluated: Mapping[str, Any]) -> None:
+    """Keep what the night measured of those in charge; the figures are for reading, nothing rests on them."""
+    try:
+        newest.take_over(run, run.evidence(evaluated["evidence"]), evaluated["candidate"], evaluated["champion"])
+    except XrayError as error:
+        log.warning("what the night measured is not kept as figures of those in charge: %s", error)
 
 
 def _before_writing(run: Run, course: Course) -> None:

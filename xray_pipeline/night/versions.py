@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
-from xray_pipeline.base import records
-from xray_pipeline.base.code import code_digest
-from xray_pipeline.base.errors import ConfigError, DatasetError, LedgerError, XrayError
+from xray_pipeline.base.errors import ConfigError, LedgerError, XrayError
 from xray_pipeline.base.progress import Progress
-from xray_pipeline.dataset.store import Dataset, Snapshot
-from xray_pipeline.evaluation.bootstrap import Resampling
-from xray_pipeline.evaluation.cases import Answers, prepare
-from xray_pipeline.evaluation.metrics import evaluate
 from xray_pipeline.gate.policy import Decision, load_policy
 from xray_pipeline.gate.policy import decide as judge
 from xray_pipeline.night import compose_report, gather, identity
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.judging import in_short
-from xray_pipeline.night.lineage import JUDGES
+from xray_pipeline.night.newest import inputs_of, newest_snapshot
+from xray_pipeline.night.nights import moment
 from xray_pipeline.night.run import Run
 from xray_pipeline.night.scores import Scores, in_charge, keep, last_scores
 from xray_pipeline.registry.entries import Entry
@@ -72,21 +66,14 @@ def score(run: Run, versions: Sequence[int], progress: Progress | None = None) -
     identity.compare(run)
     state = Ledger(run.store()).state()
     candidates = [registered(state, version).candidate for version in versions]
-    snapshot, models, resampling = newest_snapshot(run), state.models(*versions), Resampling(run.settings.bootstrap)
-    inputs = {"models": models, "snapshot": snapshot.digest, "resampling": asdict(resampling)}
-    digest = records.digest_of(records.canonical({**inputs, "code": code_digest(*JUDGES)}))
+    digest = inputs_of(run, state, versions)
     earlier = last_scores(run.store(), state, versions)
     if earlier and earlier.inputs == digest:
         return earlier
     against = versions[1] if len(versions) > 1 else None
-    both = comparing.pair(run, run.registry(), candidates[0], against, progress, snapshot)
-    answers = [
-        Answers(table, model.threshold, model.digest) for model, table in zip(both.models, both.tables, strict=True)
-    ]
-    cases = prepare(answers, both.rows["label"], both.rows["patient"], run.settings.classes)
-    measured = evaluate(cases, resampling, snapshot.digest)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    scores = Scores(tuple(versions), models, now, digest, *measured)
+    measured = comparing.pair(run, run.registry(), candidates[0], against, progress, newest_snapshot(run)).measured
+    about = (tuple(versions), state.models(*versions), moment(), digest)
+    scores = Scores(*about, measured.evaluations, measured.comparison)
     keep(run.store(), scores)
     return scores
 
@@ -110,11 +97,3 @@ def registered(state: State, version: int) -> Entry:
         return state.registered[version]
     numbers = ", ".join(map(str, sorted(state.registered))) or "none"
     raise LedgerError(f"version {version} was never registered; there are: {numbers}")
-
-
-def newest_snapshot(run: Run) -> Snapshot:
-    """Return the snapshot of the dataset as it is. Raises DatasetError while it is empty."""
-    snapshot = Dataset(run.settings).snapshot()
-    if snapshot is None:
-        raise DatasetError("the dataset is empty: there are no held-out radiographs to score versions on")
-    return snapshot

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.registry import loading
 from xray_pipeline.registry.commit import commit
 from xray_pipeline.registry.entries import Entry, Kind, Move
 from xray_pipeline.registry.ledger import Ledger, LostRace
@@ -66,7 +67,7 @@ def register(
         describe_versions(registry)
         return entry
     model = registry.resolve(candidate.model_uri)
-    registry.load_exactly(model, candidate.model_digest)
+    loading.load_exactly(registry, model, candidate.model_digest)
     digests = {
         "xray.model": candidate.model_digest,
         "xray.artifact": model.artifact,
@@ -189,7 +190,7 @@ def promote(
             return state.since
         _expect_champion(state, expected_champion)
         how = _leave(registry.ledger, state, version, decision)
-        registry.load(version)
+        loading.load(registry, version)
         said = {"who": who, "why": why, "decision": {**decision, "promotion": how}, "request": request}
         return _about(state, "promoted", version, state.champion, **said)
 
@@ -219,7 +220,7 @@ def rollback(
         if expected_champion is not None:
             _expect_champion(state, expected_champion)
         target = rollback_target(registry.ledger.entries(), state, to)
-        registry.load(target)
+        loading.load(registry, target)
         said = {"who": who, "why": why, "decision": decision or {}, "request": request}
         return _about(state, "rolled-back", target, state.champion, **said)
 
@@ -245,7 +246,7 @@ def adopt(registry: Registry, *, accept: bool, who: str, why: str) -> Entry:
             moved = state.challenger == last["after"]["challenger"]  # one that was registered since stays
             after = {**first["before"], **({} if moved else {"challenger": state.challenger})}
         for version in filter(None, after.values()):
-            registry.load(version)
+            loading.load(registry, version)
         action = "accepted" if accept else "undone"
         return move_by_hand(registry, state, after, who, why, action=action)
 

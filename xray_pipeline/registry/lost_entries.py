@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable, TrainingError
+from xray_pipeline.registry import loading
 from xray_pipeline.registry.decisions import Candidate
 from xray_pipeline.registry.entries import Entry, Move
 from xray_pipeline.registry.manual_changes import move_by_hand
@@ -48,7 +49,7 @@ def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: boo
             f"{before.champion or 'none'} with `xray adopt --lost --undo`"
         )
     for version in filter(None, after.values()):
-        registry.load(version)
+        loading.load(registry, version)
     action = "accepted" if accept else "undone"
     told = {"found": found, "action": action, "lost": lost, "entries": count}
     entry = ledger.append(move_by_hand(registry, state, after, who, why, **told), state.head)
@@ -67,7 +68,7 @@ def _register_again(registry: Registry, find: Callable[[str], Candidate], who: s
         try:
             digest = re.fullmatch("[0-9a-f]{64}", tags.get("xray.candidate", ""))
             candidate, model = find(digest.group() if digest else "unnamed"), registry.resolve(version)
-            registry.load_exactly(model, candidate.model_digest)
+            loading.load_exactly(registry, model, candidate.model_digest)
             move = Move(
                 "registered",
                 who=who,

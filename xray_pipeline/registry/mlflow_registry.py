@@ -16,7 +16,6 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from xray_pipeline.base.errors import ModelRefused, RegistryError, RegistryUnava
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.models import mlflow_client as tracking
-from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import Missing, MlflowClient
 from xray_pipeline.registry import model_files, tidied
 from xray_pipeline.registry.calls import ask
@@ -184,7 +182,7 @@ class Registry:
             if number in missing or entry is None or _same(entry, there[number]):
                 continue
             try:
-                self.prove(number)
+                self.audit(number)
             except ModelRefused:
                 missing[number] = "is another model in MLflow"
             except RegistryUnavailable:
@@ -276,35 +274,22 @@ class Registry:
 
         Raises RegistryError where `xray tidy` removed them, and as `model_files.fetch` does.
         """
-        return model_files.fetch(self._kept(self.resolve(target)), self.cache)
+        return model_files.fetch(self.kept(self.resolve(target)), self.cache)
 
-    def _kept(self, model: ModelVersion) -> ModelVersion:
+    def kept(self, model: ModelVersion) -> ModelVersion:
         """Return a resolved model. Raises RegistryError for a version whose files `xray tidy` removed."""
         if gone := tidied.of_model(self._store, model.candidate, model.artifact):
             raise RegistryError(f"{model.uri} can't be loaded: {gone.sentence()}")
         return model
 
-    def load(self, target: str | int) -> Classifier:
-        """Download, audit and load a model with our own code, onto the CPU. Raises as `download` does."""
-        return self._answering(Classifier.load(self.download(target)))
-
-    def load_exactly(self, model: ModelVersion, digest: str) -> Classifier:
-        """Download, audit and load a resolved model whose classifier must have this model digest."""
-        return self._answering(Classifier.load(model_files.fetch(self._kept(model), self.cache), digest))
-
-    def _answering(self, model: Classifier) -> Classifier:
-        """Return a model that answers by the engine that the settings ask for."""
-        return replace(model, engine=self.settings.engine)
-
-    def prove(self, version: int) -> str:
-        """Download, audit and load a version and keep nothing; return its artifact digest. Raises as `download` does.
+    def audit(self, version: int) -> str:
+        """Download and audit a version and keep nothing; return its artifact digest. Raises as `download` does.
 
         The digest is that of the ledger where it knows the version.
         """
-        model = self._kept(self.resolve(version))
-        with model_files.audited(model, self.cache) as folder:
-            Classifier.load(folder)
-        return model.artifact
+        model = self.kept(self.resolve(version))
+        with model_files.audited(model, self.cache):
+            return model.artifact
 
 
 def _same(entry: Entry, tags: Mapping[str, str]) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 
 from xray_pipeline.base.errors import ModelRefused, RegistryError
 from xray_pipeline.base.scratch import scratch
-from xray_pipeline.models.bundle import artifact_digest, audit, inventory
+from xray_pipeline.models.audit import artifact_digest, audit, inventory
 from xray_pipeline.models.mlflow_client import mlflow
 from xray_pipeline.registry.calls import ask
 

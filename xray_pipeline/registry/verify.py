@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from xray_pipeline.base.errors import DatasetError, LedgerError, ModelRefused, RegistryError, RegistryUnavailable
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.registry import tidied
+from xray_pipeline.registry import loading, tidied
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.manual_changes import gone_with
@@ -128,7 +128,7 @@ def _check_artifacts(
         try:
             model = registry.resolve(version)
             if (model.source, model.artifact) not in proven:
-                registry.prove(version)
+                loading.prove(registry, version)
         except RegistryUnavailable:
             raise
         except (RegistryError, ModelRefused) as error:

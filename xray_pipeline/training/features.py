@@ -31,7 +31,7 @@ from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.engine import Engine, engine_for, torch_threads
-from xray_pipeline.training import augmentation
+from xray_pipeline.training import augmenting
 from xray_pipeline.training.augmentation import Augmentation
 from xray_pipeline.training.device import Precision, batch_for, halving
 from xray_pipeline.training.recipe import Recipe
@@ -127,7 +127,7 @@ class Features:
         workers = torch.get_num_threads()
 
         def draw(picture: Tensor, digest: str) -> Tensor:
-            return augmentation.view(drawn, picture[None], self.pixels.side, [digest], view)
+            return augmenting.view(drawn, picture[None], self.pixels.side, [digest], view)
 
         with torch_threads(1), ThreadPoolExecutor(workers) as pool:
             return torch.cat(list(pool.map(draw, pixels, digests)))
@@ -152,9 +152,7 @@ class KeptScorer:
 
     def probabilities(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return probabilities float64 [N, C] of features [N, F]."""
-        with torch.inference_mode():
-            logits = self.model.network.head(torch.from_numpy(features)).double()
-            return np.asarray(torch.softmax(logits / self.model.temperature, 1).numpy())
+        return self.model.of_features(torch.from_numpy(features))
 
 
 def kept_scorer(model: Classifier, settings: Settings) -> KeptScorer | None:

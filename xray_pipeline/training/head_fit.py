@@ -82,7 +82,7 @@ class HeadFit:
                 cost = entropy + change
             (slope,) = torch.autograd.grad(cost, logits)
             self.entropies.append(float(entropy.detach()))
-            self.logits = logits.detach()[: self.count].cpu()
+            self.logits, self.judged = logits.detach()[: self.count].cpu(), self.weight.detach().clone()
             with torch.no_grad():
                 gradient = self.strength * self.weight
                 start = 0
@@ -94,6 +94,8 @@ class HeadFit:
 
         self.entropies: list[float] = []
         self.optimizer.step(objective)  # type: ignore[no-untyped-call]
+        if not torch.equal(self.judged, self.weight):  # a line search may go back to a step that it tried before
+            objective()
         self.round += 1
         return self.entropies[-1]
 

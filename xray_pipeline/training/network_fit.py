@@ -19,6 +19,7 @@ from torch import nn
 
 from xray_pipeline.base.errors import TrainingError
 from xray_pipeline.training import parallel
+from xray_pipeline.training.augmenting import augmented
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import Precision
 from xray_pipeline.training.feeding import Feeder, generator_of
@@ -121,7 +122,7 @@ class NetworkFit:
         seed = int(torch.randint(2**62, (), generator=generator))
         batch, truth = feeder.take(state.epoch, state.step)
         place = (parallel.part(len(truth)).start, len(truth))
-        pixels = recipe.augmentation(batch, recipe.crop or recipe.side, generator, place)
+        pixels = augmented(recipe.augmentation, batch, recipe.crop or recipe.side, generator, place)
         take_step(state, network, loss, pixels, truth, seed)
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from xray_pipeline.base.storage import Store
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.training.augmenting import augmented
 from xray_pipeline.training.feeding import generator_of
 from xray_pipeline.training.trainer import Trainer
 
@@ -57,9 +58,8 @@ def keep(trainer: Trainer, classifier: Classifier, folder: Store, run_id: str) -
     """Keep a training batch as it is augmented, and validation answers beside the truth, in the candidate's folder."""
     recipe = trainer.recipe
     batch, labels = _sample(trainer, "train")
-    drawn = recipe.augmentation(
-        torch.from_numpy(batch).unsqueeze(1), recipe.crop or recipe.side, generator_of(recipe.seed, "sample")
-    )
+    pixels, generator = torch.from_numpy(batch).unsqueeze(1), generator_of(recipe.seed, "sample")
+    drawn = augmented(recipe.augmentation, pixels, recipe.crop or recipe.side, generator)
     shown, truth = _sample(trainer, "validation")
     probabilities = classifier.probabilities(shown)
     said = classifier.label(probabilities)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import ObjectNotFound, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store
-from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from xray_pipeline.models.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Champions(Protocol):
     def champion(self) -> int | None:
         """Return the version in production, None without one."""
 
-    def load(self, target: int) -> Classifier:
+    def load(self, version: int) -> Classifier:
         """Return the model of a version."""
 
 
@@ -47,16 +49,17 @@ def start_of(recipe: Recipe, settings: Settings, store: Store, digest: str, cham
     model now, and what `champions` raises.
     """
     key = f"candidates/{digest}/start.json"
+    first, loaded = None, None
     if not store.exists(key):
         first = champions.champion()
-        model = champions.load(first).digest if first is not None else ""
-        records.write(store, key, asdict(Start(first, model)), if_absent=True)
+        loaded = champions.load(first) if first is not None else None
+        records.write(store, key, asdict(Start(first, loaded.digest if loaded else "")), if_absent=True)
     kept = recorded(store, digest)
     version = kept.version
     if version is None:
         log.info("there is no champion to start from; training starts from the pretrained network")
         return None
-    found = champions.load(int(version))
+    found = loaded if loaded and version == first else champions.load(version)
     if found.digest != kept.model:
         raise TrainingError(
             f"version {version} is another model now, {found.digest[:12]}, than the one that training was to start "

@@ -21,8 +21,7 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake.drift import Channel, Drift
-from xray_pipeline.night import nights
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import intake_steps, nights
 from xray_pipeline.night.nights import Arrival, Model, Night
 from xray_pipeline.night.run import Run
 
@@ -60,8 +59,8 @@ def fill(settings: Settings) -> None:
     run, store = Run(settings), open_store(settings.store, settings)
     deliver(settings, "2026-02-08", range(30), side=96)
     deliver(settings, "2026-02-09", range(30, 50), side=96)
-    night.check_deliveries(run, ["2026-02-08", "2026-02-09"])
-    night.commit_deliveries(run, ["2026-02-08", "2026-02-09"])
+    intake_steps.check_deliveries(run, ["2026-02-08", "2026-02-09"])
+    intake_steps.commit_deliveries(run, ["2026-02-08", "2026-02-09"])
     [key] = [entry.key for entry in store.list("intake") if entry.key.endswith("2026-02-09/checked.json")]
     fingerprint = json.loads(store.read(key))["content"]["delivery"]["fingerprint"]
     found = Drift(20, 30, (Channel("features", 0.0004, 0.003, "another kind of picture"),))

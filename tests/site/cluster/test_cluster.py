@@ -141,7 +141,7 @@ def test_log_lines_name_run_and_delivery(cluster: Cluster, night: str) -> None:
         log for worker in cluster.workers.values() for log in worker.task_logs(DAG, night, "check_delivery").values()
     ]
     lines = [json.loads(line) for log in logs for line in log.splitlines()]
-    ours = [line for line in lines if line["logger"] == "xray_pipeline.night.steps"]
+    ours = [line for line in lines if line["logger"] == "xray_pipeline.night.intake_steps"]
     assert {line["run_id"] for line in ours} == {night}
     assert {line["delivery"] for line in ours} == {"2026-01-01", "2026-01-02", "ward-1", "ward-2", "ward-3"}
 
@@ -149,7 +149,7 @@ def test_log_lines_name_run_and_delivery(cluster: Cluster, night: str) -> None:
 def test_log_lines_name_the_candidate(cluster: Cluster, night: str) -> None:
     (log,) = cluster.workers["gpu-1"].task_logs(DAG, night, "evaluate").values()
     lines = [json.loads(line) for line in log.splitlines()]
-    candidates = {line["candidate"] for line in lines if line["logger"] == "xray_pipeline.night.steps"}
+    candidates = {line["candidate"] for line in lines if line["logger"] == "xray_pipeline.night.model_steps"}
     assert candidates == {cluster.airflow.returned(DAG, night, "train")["candidate"]}
 
 

@@ -1,24 +1,22 @@
-"""The steps of the night in order, each callable from a DAG task, the command line and a test.
+"""The first steps of the night: deliveries are found, checked and committed.
 
 Every step takes a `Run` (settings and recipe overrides) and the small outcome of the step before it, and can be
 repeated: what it leaves behind is found again by digest.
+Nothing here needs torch: the machine that checks deliveries may be a small one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base import logs, records
-from xray_pipeline.base.errors import DeliveryError, RegistryError
+from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.progress import Progress, logged
 from xray_pipeline.base.storage import open_store, require_folder
-from xray_pipeline.base.text import shortened
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.gate.evidence import FORMAT, evidence_key
 from xray_pipeline.intake import alarms, deliveries, reconsider, verdicts
 from xray_pipeline.intake import check as intakes
 from xray_pipeline.intake.commit import commit
@@ -35,21 +33,15 @@ from xray_pipeline.intake.verdicts import (
     stands,
     unjudged,
 )
-from xray_pipeline.night import compose_report, gather, judging, lineage, repair, screening, trial
-from xray_pipeline.night import pair as comparing
+from xray_pipeline.night import judging, repair
 from xray_pipeline.night.identity import compare, vouch
-from xray_pipeline.night.run import Committed, Decided, Evaluated, Promoted, Registered, Run, Trained
-from xray_pipeline.registry import decisions as operations
-from xray_pipeline.registry import manual_changes
+from xray_pipeline.night.run import Committed, Run, end
 from xray_pipeline.registry.ledger import Ledger
-from xray_pipeline.training import candidate as training
 
 if TYPE_CHECKING:
     from xray_pipeline.dataset.history import History
 
 log = logging.getLogger(__name__)
-
-LINE = 120  # columns that a log shows without folding a line
 
 
 def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
@@ -79,7 +71,7 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
         rejected = _rejected_before(run, settled)
         settled = sorted(settled, key=lambda delivery: delivery.key in rejected)[:limit]
     keys = [delivery.key for delivery in sorted(settled, key=lambda delivery: delivery.name)]
-    _end(f"{len(keys)} to check: {', '.join(keys)}" if keys else f"no new deliveries in {run.settings.incoming}")
+    end(f"{len(keys)} to check: {', '.join(keys)}" if keys else f"no new deliveries in {run.settings.incoming}")
     return keys
 
 
@@ -214,135 +206,6 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     outcome = reconsider.rejudge(run.settings, name, progress, judging.alarms_hold_up(run.settings))
     vouch(run)
     return outcome
-
-
-@repair.mending
-def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
-    """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
-    registry, dataset = run.registry(), Dataset(run.settings)
-    manual_changes.reconcile(registry)  # a registry that can't be asked stops the night before hours of training
-    kept = dataset.open_snapshot(snapshot)
-    candidate = training.train(dataset, kept, run.recipe(), run.settings, registry, progress)
-    log.info("candidate %s: MLflow run %s", candidate.digest[:12], candidate.run_id)
-    concluded = judging.concluded(run, candidate.digest)
-    _end(f"nothing new to decide: {concluded}" if concluded else f"candidate {candidate.digest[:12]} is trained")
-    return Trained(candidate.digest, concluded)
-
-
-@repair.mending
-def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Evaluated:
-    """Score candidate and champion on the same held-out radiographs and keep the evidence in the store.
-
-    Raises EvaluationError, RegistryError or ModelRefused when either can't be scored: never "the candidate wins".
-    """
-    logs.about(candidate=trained.candidate)
-    registry = run.registry()
-    state = manual_changes.reconcile(registry)
-    champion = state.champion
-    both = comparing.pair(run, registry, trained.candidate, champion, progress)
-    screening.screen(run, both.snapshot, lineage.recipe_of(run.store(), trained.candidate), progress)
-    found = gather.evidence(run, registry, both, progress)
-    compose_report.explain(run, both)  # now that the models are loaded
-    data = records.canonical({"format": FORMAT, **found.to_dict()})
-    key = evidence_key(trained.candidate, records.digest_of(data))
-    run.store().write(key, data)
-    for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
-        if measured:
-            values = judging.headline(measured)
-            log.info("%s: %s; %d radiographs of %d patients", name, values, measured.n, measured.patients)
-    figures = judging.in_short(found, champion)
-    _end(figures)
-    return Evaluated(trained.candidate, key, champion, state.models(champion), figures)
-
-
-@repair.mending
-def decide(run: Run, evaluated: Evaluated) -> Decided:
-    """Apply the policy to the evidence and write the report; a refusal is recorded in the ledger.
-
-    Raises ConfigError, LedgerError, and what `evaluate` raises.
-    """
-    logs.about(candidate=evaluated.candidate)
-    (evidence, decision), registry = judging.judged(run, evaluated.evidence), run.registry()
-    judging.expect_same(registry, evaluated.models)
-    both = comparing.pair(run, registry, evaluated.candidate, evaluated.champion)
-    page = compose_report.write_report(run, registry, both, evidence, decision)
-    log.info("report: %s in %s", page, run.settings.store)
-    for reason in decision.reasons:
-        log.info("%s", reason)
-    if decision.verdict == "refused":
-        operations.refuse(
-            registry,
-            training.find_candidate(run.store(), evaluated.candidate),
-            who=run.who,
-            why=" ".join(decision.reasons),
-            decision=judging.recorded(evidence, decision, evaluated.evidence),
-            champion_before=evaluated.champion,
-        )
-    _end(" ".join(decision.reasons[:2]))
-    about = (evaluated.candidate, evaluated.evidence, evaluated.champion, evaluated.models)
-    return Decided(*about, decision.verdict, decision.automatic, decision.reasons)
-
-
-@repair.mending
-def register(run: Run, decided: Decided) -> Registered:
-    """Make the candidate a version with alias `challenger`, once, after its logged model gave the same answers again.
-
-    Raises LostRace, RegistryError, ModelRefused.
-    """
-    logs.about(candidate=decided.candidate)
-    (evidence, decision), registry = judging.judged(run, decided.evidence), run.registry()
-    judging.expect_same(registry, decided.models)
-    candidate = training.find_candidate(run.store(), decided.candidate)
-    tried = trial.try_candidate(run, registry, candidate)
-    why = " ".join(decision.reasons)
-    entry = operations.register(
-        registry,
-        candidate,
-        who=run.who,
-        why=why,
-        decision={**judging.recorded(evidence, decision, decided.evidence), "trial": asdict(tried)},
-        champion_before=decided.champion,
-        tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
-    )
-    if entry.version is None:
-        raise RegistryError(f"ledger entry {entry.sequence} registered no version")
-    compose_report.name_version(run, registry, candidate, decided.champion, entry.version)
-    waits = "" if decision.automatic else f"version {entry.version} waits as challenger: {judging.why_waits(decision)}"
-    models = registry.ledger.state().models(entry.version, decided.champion)
-    _end(waits or f"version {entry.version} is registered; the policy promotes it without asking a person")
-    return Registered(candidate.digest, decided.evidence, decided.champion, models, entry.version, waits)
-
-
-@repair.mending
-def promote(run: Run, registered: Registered) -> Promoted:
-    """Make the version the champion, with the policy's consent instead of a person's, after the model server was tried.
-
-    Raises LostRace and its kin, EvaluationError when the server on the version answers otherwise than was judged.
-    """
-    logs.about(candidate=registered.candidate)
-    (evidence, decision), registry = judging.judged(run, registered.evidence), run.registry()
-    judging.expect_same(registry, registered.models)
-    # By this name a repeat finds its entry: it must not undo a rollback that came since.
-    request = f"auto {registered.version} over {registered.champion}"
-    if not registry.ledger.state().asked("promoted", request):
-        trial.try_version(run, registered.candidate, registered.version)
-    entry = operations.promote(
-        registry,
-        registered.version,
-        who=run.who,
-        why=" ".join(decision.reasons),
-        expected_champion=registered.champion,
-        decision=judging.recorded(evidence, decision, registered.evidence),
-        request=request,
-    )
-    before = f"in place of version {registered.champion}" if registered.champion else "the first one"
-    _end(f"version {registered.version} is the champion, {before}")
-    return Promoted(registered.version, entry.sequence, entry.candidate, entry.artifact)
-
-
-def _end(text: str) -> None:
-    """Log the sentence that a step ends with, for whoever reads the last line of a task's log and no more."""
-    log.info("%s", shortened(text, LINE))
 
 
 def _deliveries(run: Run, history: History, left_out: list[str] | None) -> list[Delivery]:

@@ -44,7 +44,10 @@ def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(
     evaluated = model_steps.evaluate(run, Trained(candidate.digest, ""), lambda done, total, what: seen.append(total))
     snapshot = Dataset(grown).open_snapshot(candidate.snapshot)
     assert {int(count) for count in Dataset(grown).rows(snapshot)["side"].value_counts()} <= set(seen)
-    compared = rf"accuracy \d\.\d{{3}} against version {champion}'s \d\.\d{{3}}, on \d+ held-out radiographs of \d+ pat"
+    gap = r"[+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}\)"
+    compared = (
+        rf"accuracy \d\.\d{{3}} against version {champion}'s \d\.\d{{3}}: {gap} on \d+ held-out radiographs of \d+"
+    )
     assert re.match(compared, last(caplog))
     reports = Path(grown.store) / "reports" / candidate.digest / f"against-{champion}"
     drawn = (reports / "examples.npz").read_bytes()

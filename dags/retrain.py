@@ -119,11 +119,11 @@ def find_deliveries() -> list[str]:
     from xray_pipeline.night import before, intake_steps
 
     run = _run()
-    before.look(run)
     if run.settings.device not in ("auto", "cpu"):  # whether it is there takes torch to say
         from xray_pipeline.training.device import pick_device
 
         pick_device(run.settings.device)
+    before.look(run)
     return intake_steps.find_deliveries(run)
 
 

@@ -52,9 +52,9 @@ class Health:
 
 
 def before_night(run: Run) -> None:
-    """Look as `before.look` does, and for the device. Raises as that does, and TrainingError (no such device)."""
-    before.look(run)
+    """Look for the device, and as `before.look` does. Raises as that does, and TrainingError (no such device)."""
     _device(run.settings)
+    before.look(run)
 
 
 def check(settings: Settings, now: datetime | None = None) -> list[Health]:

@@ -7,8 +7,7 @@ from candidates import promoted, trained
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.night import amend, health, judging
-from xray_pipeline.night import steps as night
+from xray_pipeline.night import amend, health, intake_steps, judging, model_steps
 from xray_pipeline.night.affected import Affected, affected, champion_learned_withdrawn
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.pair import pair
@@ -22,7 +21,7 @@ def test_after_an_amendment_all_is_trained_and_measured_anew_and_the_past_is_kno
     first = trained(grown)
     champion = promoted(grown, first, None)
     waiting = trained(grown, seed=1, epochs=2)
-    kept = night.evaluate(run, Trained(waiting.digest, "")).evidence
+    kept = model_steps.evaluate(run, Trained(waiting.digest, "")).evidence
     before = dataset.rows(dataset.open_snapshot(first.snapshot))
     lost, held_out = (before[before["side"] == side].iloc[0] for side in ("train", "held-out"))
 
@@ -48,13 +47,13 @@ def test_after_an_amendment_all_is_trained_and_measured_anew_and_the_past_is_kno
     assert any("withdrawn by now" in said for said in judging.judged(run, kept)[1].warnings)
     assert run.evidence(kept).withdrawn == 0  # what was decided earlier keeps what it was decided on
 
-    committed = night.commit_deliveries(run, [])
+    committed = intake_steps.commit_deliveries(run, [])
     assert (committed.snapshot != first.snapshot, committed.images) == (True, len(before) - 1)
     candidate = trained(grown)
     assert candidate.digest not in (first.digest, waiting.digest)
     both = pair(run, run.registry(), candidate.digest, champion)
     assert both.rows.set_index("digest")["label"][held_out["digest"]] == other
-    evaluated = night.evaluate(run, Trained(candidate.digest, ""))
+    evaluated = model_steps.evaluate(run, Trained(candidate.digest, ""))
     evidence = run.evidence(evaluated.evidence)
     assert evidence.withdrawn == 0
     assert evidence.champion is not None

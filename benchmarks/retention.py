@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import SecretStr
 
 from xray_pipeline.base.settings import IntakeRules, Settings
-from xray_pipeline.night import summary, tidy
+from xray_pipeline.night import tidy, whole
 from xray_pipeline.night.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def run_nights(home: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             delivery.rename(incoming / delivery.name)
             deliveries.remove(delivery)
         before, began = look(home) if number > 1 else {}, time.perf_counter()
-        said = summary.whole(Run(settings, SMALL))
+        said = whole.whole(Run(settings, SMALL))
         row = {"night": number, "seconds": round(time.perf_counter() - began, 2), "memory": resident(), **look(home)}
         row["decided"] = said["alias"] or (said["decision"] or {}).get("verdict", "")
         row["added"] = {kind: [row[kind][part] - before[kind][part] for part in (0, 1)] for kind in before}

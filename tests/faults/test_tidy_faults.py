@@ -23,10 +23,11 @@ from xray_pipeline.night import pair as comparing
 from xray_pipeline.night import tidy
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import tidied
+from xray_pipeline.registry.loading import Champions
 from xray_pipeline.registry.mlflow_registry import Registry
-from xray_pipeline.training import candidate as training
 from xray_pipeline.training import in_use, mlflow_files
 from xray_pipeline.training.recipe import load_recipe
+from xray_pipeline.training.train import train
 
 pytestmark = pytest.mark.slow
 Lay = Callable[..., OldSite]
@@ -100,7 +101,7 @@ def _work_on(conn: Any, settings: Settings) -> None:
     snapshot = dataset.snapshot()
     assert snapshot is not None
     recipe = load_recipe("head", {**SMALL, **overrides("refused")})
-    made = training.train(dataset, snapshot, recipe, settings, registry)
+    made = train(dataset, snapshot, recipe, settings, Champions(registry))
     conn.send((made.digest, made.model_uri))
 
 

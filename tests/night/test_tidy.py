@@ -19,6 +19,7 @@ from xray_pipeline.command import answers
 from xray_pipeline.night import health, promotion, reproduce, tidy, versions
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.registry import decisions, lost_entries, manual_changes, tidied
+from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import mlflow_run
 from xray_pipeline.training.candidate import find_candidate
@@ -87,7 +88,7 @@ def test_mlflow_keeps_runs_and_versions_and_says_what_went(tidy_site: OldSite) -
     assert all(mlflow_run.still_logged(tidy_site.candidates[name].model_uri) for name in STAY)
     tags = registry.versions()
     assert [version for version in tags if "xray.tidied" in tags[version]] == [3]
-    assert all(registry.load(version) for version in (1, 2, 4))
+    assert all(load(registry, version) for version in (1, 2, 4))
 
 
 def test_again_it_finds_nothing(tidy_site: OldSite) -> None:

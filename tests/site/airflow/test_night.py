@@ -169,5 +169,5 @@ def report_tells(nights: Nights, second: str) -> None:
         assert "Changed against the champion: training data." in text
         for digest in (environment["weights"], environment["code"], entry.snapshot, trained.recipe):
             assert digest in text
-    assert f'>{second}</td><td class="when">this night</td><td class="good">fit' in page
-    assert '>misspelt</td><td class="when">waits</td><td class="bad">rejected' in page
+    assert f'/deliveries/{second}">{second}</a></td><td class="when">this night</td><td class="good">fit' in page
+    assert '>misspelt</a></td><td class="when">waits</td><td class="bad">rejected' in page

@@ -34,7 +34,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from xray_pipeline.base.settings import IntakeRules
 from xray_pipeline.dataset import near_copies
-from xray_pipeline.dataset.fingerprints import Prints, fingerprint, packed, ranks, terms
+from xray_pipeline.dataset.fingerprints import COSINES, Prints, fingerprint, packed, ranks, terms
 from xray_pipeline.dataset.near_copies import nearest
 from xray_pipeline.images import radiograph
 
@@ -179,7 +179,7 @@ def alarms(among: Prints, paths: list[Path], same: list[int]) -> dict[str, Any]:
 
 def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, float]]:
     """Return for made collections of each size what a question costs, and the memory of the collection."""
-    frequencies = terms(ranks(among.pictures(range(len(among)))))
+    frequencies = terms(ranks(among.pictures(range(len(among)))), COSINES, COSINES)
     spread = np.linalg.cholesky(np.cov(frequencies.T) + np.eye(frequencies.shape[1]))
     rng, found = np.random.default_rng(0), []
     asked = among.take(rng.choice(len(among), questions, replace=False).tolist())

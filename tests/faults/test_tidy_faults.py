@@ -22,7 +22,7 @@ from xray_pipeline.models.mlflow_client import MlflowClient
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night import tidy
 from xray_pipeline.night.run import Run
-from xray_pipeline.registry import tidied
+from xray_pipeline.registry import loading, tidied
 from xray_pipeline.registry.loading import Champions
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training import in_use, mlflow_files
@@ -173,7 +173,7 @@ def test_a_version_that_became_champion_meanwhile_stays(old_site: Lay, monkeypat
     monkeypatch.setattr(in_use, "take_away", late)
     done = tidy.tidy(site.run, now=site.later)
     assert 3 not in {one.version for one in done.removals}
-    assert Registry(site.settings).load(3)
+    assert loading.load(Registry(site.settings), 3)
 
 
 def test_an_mlflow_that_is_away_changes_nothing(old_site: Lay) -> None:

@@ -164,7 +164,7 @@ def test_a_removed_version_can_t_be_promoted_and_is_told_why(tidy_site: OldSite)
         promotion.reopen(tidy_site.run, 3, "another look")
     for attempt in (
         lambda: reproduce.reproduce(tidy_site.settings, 3),
-        lambda: Registry(tidy_site.settings).load(3),
+        lambda: load(Registry(tidy_site.settings), 3),
         lambda: answers.predict_files(tidy_site.settings, "models:/chest-xray/3", [Path(__file__)]),
     ):
         with pytest.raises(RegistryError, match=TOLD):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from laid import ingest, lay
 from samples import dicom, jpeg, picture, png
 
-from xray_pipeline.base.errors import AmendmentError, Damaged
+from xray_pipeline.base.errors import AmendmentError, Damaged, DatasetError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset import snapshots
 from xray_pipeline.dataset.parquet import to_parquet
@@ -229,7 +230,7 @@ def test_a_delivery_of_nothing_but_a_withdrawn_patient_is_fit(settings: Settings
         ([("withdraw", "patient", "nobody^here")], "knows 0 patients"),
         ([("withdraw", "delivery", "tue")], "knows 0 deliveries"),
         ([("undo", "amendment", "1")], "no amendment 1 stands"),
-        ([("undo", "amendment", "x")], "no amendment x stands"),
+        ([("undo", "amendment", "x")], "no amendment of that number stands"),
         (
             [
                 ("relabel", "file", row("NORMAL/patient1_1.png"), "PNEUMONIA"),
@@ -351,3 +352,9 @@ def test_amendments_and_commits_at_once_take_one_place_each(run: Run) -> None:
 
 def _copy(patient: int, number: int) -> bytes:
     return jpeg(np.asarray(picture(patient, 200, 180)), quality=50 + 7 * number)
+
+
+def test_classes_that_are_not_the_datasets_are_refused(run: Run) -> None:
+    other = replace(run, settings=run.settings.model_copy(update={"classes": ("NORMAL", "PNEUMONIA", "COVID")}))
+    with pytest.raises(DatasetError, match="another setting: classes"):
+        made(other, ("relabel", "file", row("NORMAL/patient1_1.png"), "COVID"))

@@ -132,6 +132,14 @@ def test_an_alias_of_somebody_or_another_registered_model_keeps_a_version(site: 
     assert tidy.tidy(site.run, now=site.later).removals == ()
 
 
+def test_what_was_champion_by_hand_stays_though_that_was_undone(site: OldSite) -> None:
+    registry = Registry(site.settings)
+    site.client.set_registered_model_alias(registry.name, "champion", "3")
+    manual_changes.record_manual_change(registry)
+    promotion.adopt(site.run, True, "put back")
+    assert 3 not in {one.version for one in tidy.look(site.run, now=site.later).removals}
+
+
 def test_what_was_scored_lately_stays_for_whoever_is_asked(site: OldSite) -> None:
     comparing.pair(site.run, Registry(site.settings), site.candidates["superseded"].digest, 2)
     (removal,) = tidy.tidy(site.run, now=site.later).removals

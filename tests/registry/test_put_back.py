@@ -19,7 +19,7 @@ from xray_pipeline.night import promotion
 from xray_pipeline.night.promotion import Request
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
-from xray_pipeline.registry import lost_entries, manual_changes
+from xray_pipeline.registry import loading, lost_entries, manual_changes
 from xray_pipeline.registry.entries import Entry, Move
 from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -333,7 +333,7 @@ def test_giving_up_can_be_repeated_after_a_crash(shorter: Site, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "load", killed)  # versions are registered again, the entry is not there
+        patch.setattr(loading, "load", killed)  # versions are registered again, the entry is not there
         with pytest.raises(KeyboardInterrupt):
             give_up(shorter)
     with monkeypatch.context() as patch:

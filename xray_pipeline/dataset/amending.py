@@ -96,8 +96,8 @@ def _change(
         return Change("withdraw", asked.subject, asked.name, "", tuple(sorted(all_of_them - left)), tuple(sorted(left)))
     if asked.subject != "radiograph" or asked.label not in classes:
         raise AmendmentError(
-            f"{asked.subject} {asked.name[:12]} can't be relabelled {asked.label!r}: name a radiograph and one of the "
-            f"classes {', '.join(classes)}"
+            f"{asked.subject} {asked.name[:12]} can't be relabelled so: name a radiograph and one of the classes "
+            f"{', '.join(classes)}"
         )
     if set(said.loc[said["digest"].isin(all_of_them), "label"]) == {asked.label}:
         raise AmendmentError(f"radiograph {asked.name[:12]} and its copies are labelled {asked.label} already")
@@ -108,5 +108,6 @@ def _undo(asked: Asked, amendments: dict[int, Amendment]) -> Change:
     standing = in_force(amendments)
     if not asked.name.isdecimal() or int(asked.name) not in standing:
         there = ", ".join(map(str, standing)) or "none"
-        raise AmendmentError(f"no amendment {asked.name} stands that could be undone; there are: {there}")
+        named = asked.name if asked.name.isdecimal() else "of that number"  # anything may have been typed, a name too
+        raise AmendmentError(f"no amendment {named} stands that could be undone; there are: {there}")
     return Change("undo", "amendment", str(int(asked.name)))

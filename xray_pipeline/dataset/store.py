@@ -110,12 +110,18 @@ class Dataset:
 
     def history(self) -> History:
         """Return what all committed deliveries brought, as amendments correct it. Raises DatasetError."""
-        amended = self.amended()  # first: what it withdraws has its manifest already
-        return History({key: self.manifest(key) for key in self.manifests()}, amended=amended)
+        tables, amended = self._now()
+        return History(tables, amended=amended)
 
     def amended(self) -> Amended:
         """Return what all amendments say together. Raises DatasetError for a broken chain of commits."""
         return together(self.commits.amendments())
+
+    def _now(self) -> tuple[dict[str, pd.DataFrame], Amended]:
+        """Return all manifests and what all amendments say together, both of one moment."""
+        commits = self.commits.read()
+        tables = {key: self.manifest(key) for key in sorted(commit.manifest for commit in commits if commit.manifest)}
+        return tables, together({commit.number: commit.amendment for commit in commits if commit.amendment})
 
     def begin(self) -> None:
         """Fix what the first commit fixes, or compare it with the settings.
@@ -206,8 +212,7 @@ class Dataset:
 
         The name follows from what the dataset holds: an amendment that is undone gives back the name from before it.
         """
-        amended = self.amended()
-        tables = {key: self.manifest(key) for key in self.manifests()}
+        tables, amended = self._now()
         keys = decisive(tables)
         if not keys:
             return None

@@ -57,6 +57,7 @@ def amend(run: Run, named: Sequence[Named], why: str) -> dict[str, Any]:
         raise AmendmentError(f"reason {why!r}, {len(named)} corrections: name one or more, and a reason")
     compare(run)
     dataset, settings = Dataset(run.settings), run.settings
+    dataset.patient_key()  # raises for other settings than the dataset was made with, other classes too
     at = datetime.fromtimestamp(run.store().clock(), UTC).isoformat(timespec="seconds")
     seen: list[History] = []
 

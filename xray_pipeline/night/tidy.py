@@ -26,7 +26,6 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.models.mlflow_client import Missing
 from xray_pipeline.night import identity
 from xray_pipeline.registry import tidied
-from xray_pipeline.registry.questions import has_crowned
 from xray_pipeline.registry.tidied import Tidied
 from xray_pipeline.training import in_use, mlflow_files, mlflow_run
 from xray_pipeline.training.candidate import Candidate, find_candidate
@@ -149,8 +148,8 @@ def _in_charge(registry: Registry) -> set[str]:
     """Return the candidates of what is, waits to be or ever was champion, or carries any alias in MLflow."""
     state, entries = registry.ledger.state(), registry.ledger.entries()
     versions = {*filter(None, (state.champion, state.challenger)), *state.previous, *registry.aliased()}
-    crowned = [*state.by_hand, *filter(has_crowned, entries)]
-    named = {entry.candidate for entry in crowned}
+    crowned = ("promoted", "rolled-back", "manual-change")  # by hand too, whatever came of it
+    named = {entry.candidate for entry in entries if entry.kind in crowned}
     named |= {entry.candidate for version, entry in state.registered.items() if version in versions}
     if unknown := versions - state.registered.keys():
         tags = registry.versions()

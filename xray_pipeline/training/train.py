@@ -106,7 +106,7 @@ def _trained_before(store: Store, digest: str, snapshot: Snapshot, recipe: Recip
         log.info("candidate %s was trained before: MLflow run %s", digest[:12], candidate.run_id)
         return candidate
     log.warning("candidate %s was trained before, but its model is not in MLflow any more: training again", digest[:12])
-    for name in ("candidate.json", "run.json", "environment.json"):
+    for name in ("run.json", "environment.json", "candidate.json"):  # what says that it was trained goes last
         folder.delete(name)
     return None
 

@@ -31,9 +31,9 @@ def text(evidence: Evidence, champion: int | None = 1) -> str:
 
 
 def test_each_headline_metric_has_its_difference_with_its_interval() -> None:
-    row = "| accuracy | 0.930 (0.910 to 0.940) | 0.900 (0.880 to 0.910) | +0.030 (-0.001 to +0.060) |"
+    row = "| Accuracy | 0.930 (0.910 to 0.940) | 0.900 (0.880 to 0.910) | +0.030 (-0.001 to +0.060) |"
     assert row in text(BESIDE)
-    assert "| auc | 0.930 (0.910 to 0.940) | 0.900 (0.880 to 0.910) | - |" in text(BESIDE)
+    assert "| AUC | 0.930 (0.910 to 0.940) | 0.900 (0.880 to 0.910) | - |" in text(BESIDE)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_changed_and_whether_an_alarm_stands_is_said(changes: dict[str, obj
 
 def test_a_first_model_is_compared_with_nothing() -> None:
     said = text(FIRST, None)
-    assert "| accuracy | 0.930 (0.910 to 0.940) | - | - |" in said
+    assert "| Accuracy | 0.930 (0.910 to 0.940) | - | - |" in said
     assert "champion:" not in said
 
 

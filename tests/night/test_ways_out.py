@@ -19,6 +19,7 @@ from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import main as cli
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
 from xray_pipeline.night import decision_steps, model_steps, promotion
@@ -158,6 +159,34 @@ def test_an_alarm_is_settled(site: Site) -> None:
     site.do(acknowledge, **{"2026-03-03": key})
     site.do(promote, **{"promote 12": "promote 2"})
     assert site.champion() == 2
+    site.whole()
+
+
+def test_labels_are_corrected_and_patients_withdrawn(site: Site) -> None:
+    first, second = sorted(path.name for path in (site.home / "incoming").iterdir())
+    table = Dataset(site.settings).manifest(first)
+    ill = table[(table["verdict"] == "accepted") & (table["label"] == "PNEUMONIA") & (table["near_copy"] == "")]
+    ill = ill.drop_duplicates("patient").head(4)
+    one, other, third, person = (f"{first}/{row}" for row in ill.index)
+    of_section = commands("A wrong label, a patient who withdraws, a delivery that was a mistake")
+    by_digest, by_row, of_patient, of_delivery, by_list, listed, undo, affected = of_section
+    site.do(by_digest, **{"3fa9c0d1": ill["digest"].iloc[0]})
+    site.do(by_row, **{"2026-03-03/17": other})
+    name = Path(table["file"][int(person.rpartition("/")[2])]).name
+    site.do(of_patient, **{"IM-0117": name})
+    site.do(of_delivery, **{"2026-03-03": second})
+    (site.home / "corrections.csv").write_text(f"file,label\n{third},NORMAL\n")
+    site.do(by_list, **{"corrections.csv": str(site.home / "corrections.csv")})
+    assert one not in site.do(listed).output
+    site.do(undo, **{"undo 42": "undo 6"})
+    assert "version 1" in site.do(affected, **{"IM-0117": name}).output
+    site.whole()
+
+
+def test_room_is_made(site: Site) -> None:
+    look, remove = commands("Make room")
+    site.do(look)
+    site.do(remove)
     site.whole()
 
 

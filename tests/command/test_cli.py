@@ -275,7 +275,7 @@ def test_predict_answers_each_file(xray: Run, delivery: Path, model: Path, tmp_p
 def test_history_of_nothing(xray: Run) -> None:
     done = xray("history", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"champion": None, "challenger": None, "entries": []}
+    assert json.loads(done.stdout) == {"champion": None, "challenger": None, "entries": [], "removed": {}}
 
 
 @pytest.mark.parametrize(

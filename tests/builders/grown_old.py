@@ -63,8 +63,9 @@ def old_site(once: Once, grown: Settings, empty_mlflow: Path, tmp_path: Path) ->
         lay_copy(made, home, {"store": "store", DELIVERED: "incoming", "artifacts": "artifacts"})
         settings = _settings(home).model_copy(update={"keep_candidates": 1, **changed})
         store, digests = open_store(settings.store), records.read(open_store(made), "names.json", dict[str, str])
+        laid_at = store.clock()
         for age, name in enumerate(reversed(NAMES), 1):  # a copy is as old as it is, and two may be of one moment
-            trained_at = store.clock() - age
+            trained_at = laid_at - age
             os.utime(Path(settings.store, "candidates", digests[name], "candidate.json"), (trained_at, trained_at))
         candidates = {name: find_candidate(store, digest) for name, digest in digests.items()}
         return OldSite(settings, candidates, store.clock() + 86_400 * settings.keep_days)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +63,9 @@ def old_site(once: Once, grown: Settings, empty_mlflow: Path, tmp_path: Path) ->
         lay_copy(made, home, {"store": "store", DELIVERED: "incoming", "artifacts": "artifacts"})
         settings = _settings(home).model_copy(update={"keep_candidates": 1, **changed})
         store, digests = open_store(settings.store), records.read(open_store(made), "names.json", dict[str, str])
-        laid_at = store.clock()
-        for age, name in enumerate(reversed(NAMES), 1):  # a copy is as old as it is, and two may be of one moment
-            trained_at = laid_at - age
-            os.utime(Path(settings.store, "candidates", digests[name], "candidate.json"), (trained_at, trained_at))
+        for name in NAMES:  # a copy is as old as it is, by the disk's clock, which ticks every few milliseconds
+            Path(settings.store, "candidates", digests[name], "candidate.json").touch()
+            time.sleep(0.02)
         candidates = {name: find_candidate(store, digest) for name, digest in digests.items()}
         return OldSite(settings, candidates, store.clock() + 86_400 * settings.keep_days)
 

@@ -117,6 +117,20 @@ def test_a_withdrawn_delivery_leaves_what_others_brought_and_says_so(run: Run) -
     assert set(rows(run)["delivery"]) == {"mon"}
 
 
+def test_a_conflict_that_an_amendment_ends_between_check_and_commit_keeps_nothing_out(run: Run) -> None:
+    ours = digest(run, "NORMAL/patient2_1.png")
+    made(run, ("relabel", "radiograph", ours, "PNEUMONIA"))
+    files = {f"NORMAL/patient{n}_9.png": png(picture(n + 50, 200, 180)) for n in (6, 7, 8, 9)}
+    lay(run.settings, "tue", {"NORMAL/patient2_5.jpg": jpeg(picture(2, 200, 180), quality=55), **files})
+    assert intake_steps.check_delivery(run, "tue").quarantined == {"label-conflict": 1}
+    made(run, ("relabel", "radiograph", ours, "NORMAL"))
+    intake_steps.commit_deliveries(run, ["tue"])
+    tue = Dataset(run.settings).manifest("tue").set_index("file").loc["NORMAL/patient2_5.jpg"]
+    mon = Dataset(run.settings).manifest("mon").set_index("file").loc["NORMAL/patient2_1.png"]
+    assert (tue["verdict"], tue["side"], tue["near_copy"], tue["withdraws"]) == ("accepted", mon["side"], ours, "")
+    assert set(rows(run).set_index("digest")["label"][[ours, tue["digest"]]]) == {"NORMAL"}
+
+
 def test_the_side_of_a_patient_who_was_withdrawn_stays(run: Run) -> None:
     side = Dataset(run.settings).history().side
     patients = Dataset(run.settings).manifest("mon").set_index("patient")["side"].to_dict()

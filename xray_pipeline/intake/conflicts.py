@@ -42,6 +42,7 @@ from xray_pipeline.dataset.amendments import NOTHING
 from xray_pipeline.dataset.fingerprints import Prints
 from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.revisions import CONFLICT, WITHDRAWN
+from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.table import PERSONAL
 
 
@@ -50,9 +51,11 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings) ->
 
     Returns a copy in which what was withdrawn, label conflicts, duplicates, patients on two sides and copies across the
     split are quarantined, and near copies on the same side and what a label conflict takes out of the dataset are
-    noted; rows that are quarantined already stay so. Raises DatasetError.
+    noted; rows that are quarantined already stay so, but for label conflicts that an earlier look found: an amendment
+    may have ended them. Raises DatasetError.
     """
     table, delivered = table.copy(), table["label"]
+    _take_back_conflicts(table, settings)
     _mark_withdrawn(table, history, settings.workers)
     table["label"] = history.amended.labelled(table)
     accepted = table.loc[table["verdict"] == "accepted", ["digest", "label", "patient", "side", "given_split"]]
@@ -62,7 +65,6 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings) ->
     across, near = _near_copies(table, rest, history, settings.workers)
     near |= {row: copy for row, (copy, _) in across.items()}
     disputed = [row for row, (reason, _) in out.items() if reason == CONFLICT]
-    disputed += table.index[(table["reason"] == CONFLICT) & (table["digest"] != "")].tolist()
     differing, withdrawn = _two_labels(table, rest.tolist(), disputed, near, history, settings.workers)
     out |= {row: ("copy-across-split", detail) for row, (_, detail) in across.items()}
     out |= {row: (CONFLICT, detail) for row, (_, detail) in differing.items()}
@@ -75,6 +77,16 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings) ->
         table.loc[list(out), ["reason", "detail"]] = list(out.values())
     table["label"] = delivered
     return table
+
+
+def _take_back_conflicts(table: pd.DataFrame, settings: Settings) -> None:
+    """Make rows that were read and found in a label conflict accepted ones, as they were before that was looked for."""
+    rows = table.index[(table["reason"] == CONFLICT) & (table["digest"] != "")]
+    if len(rows):
+        split = (settings.split_mode, settings.split_validation, settings.split_held_out)
+        of = table.loc[rows, ["patient", "given_split"]].itertuples(index=False, name=None)
+        table.loc[rows, ["verdict", "reason", "detail", "near_copy", "withdraws"]] = ["accepted", "", "", "", ""]
+        table.loc[rows, "side"] = [side_of(patient, given, *split) for patient, given in of]
 
 
 def _mark_withdrawn(table: pd.DataFrame, history: History, workers: int) -> None:

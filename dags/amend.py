@@ -17,11 +17,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-import pendulum
 from airflow.sdk import Param, dag, get_current_context, task
 
 from xray_pipeline.airflow_ui import notices
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.text import SHORTEST_REASON
 
 ACTIONS = {
     "relabel": "relabel a radiograph",
@@ -35,8 +35,6 @@ NO_LABEL = "as it is"
 
 @dag(
     schedule=None,
-    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
-    catchup=False,
     max_active_runs=1,
     allowed_run_types=["manual"],
     params={
@@ -58,7 +56,7 @@ NO_LABEL = "as it is"
         "reason": Param(
             "",
             type="string",
-            minLength=3,
+            minLength=SHORTEST_REASON,
             title="Reason",
             description="kept with your name in the dataset for ever; name no patient",
         ),

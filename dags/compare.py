@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pendulum
 from airflow.sdk import Param, dag, get_current_context, task
 
 from xray_pipeline.airflow_ui import links as airflow_links
@@ -19,8 +18,6 @@ from xray_pipeline.airflow_ui import tries
 
 @dag(
     schedule=None,
-    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
-    catchup=False,
     max_active_runs=1,
     allowed_run_types=["manual"],
     params={

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from xray_pipeline.base.errors import AmendmentError
+from xray_pipeline.base.text import SHORTEST_REASON
 from xray_pipeline.dataset.amending import Asked, changes
 from xray_pipeline.dataset.amendments import Action, Amendment, Change, Subject, in_force
 from xray_pipeline.dataset.history import History
@@ -27,7 +28,6 @@ from xray_pipeline.night.run import Run
 
 log = logging.getLogger(__name__)
 
-SHORTEST_REASON = 3
 SHORTEST_DIGEST = 8
 """Digits of a radiograph's digest that are enough, if they are one radiograph's alone."""
 

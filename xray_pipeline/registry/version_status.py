@@ -116,12 +116,10 @@ def _changes(entry: Entry, before: _Aliases, after: _Aliases) -> dict[int | None
     if waited not in (waits, after["champion"], *changes):
         changes[waited] = "superseded", f"superseded by version {waits}" if waits else f"no longer challenger, {by}"
     if waits not in (None, waited) and entry.kind != "registered":
-        changes[waits] = "challenger", f"{_WAITS.get(entry.kind, entry.kind)} {by}"
+        waiting = "made challenger by hand in MLflow" if entry.kind == "manual-change" else entry.kind
+        changes[waits] = "challenger", f"{waiting} {by}"
     if before["champion"] != after["champion"]:
         crowned, left = _CROWNS[entry.kind]
         changes[before["champion"]] = left, f"{left}: {spoken(after['champion'])} is champion, {by}"
         changes[after["champion"]] = "champion", f"{crowned} {by}"
     return changes
-
-
-_WAITS = {"manual-change": "made challenger by hand in MLflow"}

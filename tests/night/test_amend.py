@@ -131,6 +131,39 @@ def test_a_conflict_that_an_amendment_ends_between_check_and_commit_keeps_nothin
     assert set(rows(run).set_index("digest")["label"][[ours, tue["digest"]]]) == {"NORMAL"}
 
 
+def test_copies_that_agreed_by_an_amendment_are_contested_once_it_is_undone(run: Run) -> None:
+    ours = digest(run, "NORMAL/patient2_1.png")
+    made(run, ("relabel", "radiograph", ours, "PNEUMONIA"))
+    lay(run.settings, "tue", {"PNEUMONIA/patient2_5.jpg": jpeg(picture(2, 200, 180), quality=55)})
+    ingest(run)
+    copy = Dataset(run.settings).manifest("tue")["digest"][0]
+    assert {ours, copy} <= set(rows(run)["digest"])
+    made(run, ("undo", "amendment", "2"))
+    assert not {ours, copy} & set(rows(run)["digest"])
+    made(run, ("relabel", "radiograph", ours, "NORMAL"))
+    assert set(rows(run).set_index("digest")["label"][[ours, copy]]) == {"NORMAL"}
+
+
+def test_undoing_one_withdrawal_leaves_out_what_another_one_withdrew(run: Run) -> None:
+    lay(run.settings, "tue", {"NORMAL/patient2_5.jpg": jpeg(picture(2, 200, 180), quality=55)})
+    ingest(run)
+    both = {digest(run, "NORMAL/patient2_1.png"), Dataset(run.settings).manifest("tue")["digest"][0]}
+    made(run, ("withdraw", "delivery", "tue"))
+    made(run, ("withdraw", "file", row("NORMAL/patient2_1.png")))
+    made(run, ("undo", "amendment", "3"))
+    assert not both & set(rows(run)["digest"])
+
+
+def test_a_patient_of_whom_nothing_stands_is_withdrawn_all_the_same(run: Run) -> None:
+    made(run, ("withdraw", "file", row("NORMAL/patient2_1.png")))
+    made(run, ("withdraw", "patient", "patient2"))
+    made(run, ("undo", "amendment", "2"))
+    lay(run.settings, "tue", {f"NORMAL/patient{n}_9.png": png(picture(n + 50, 200, 180)) for n in (2, 6)})
+    ingest(run)
+    assert Dataset(run.settings).manifest("tue")["reason"].tolist() == ["withdrawn", ""]
+    assert digest(run, "NORMAL/patient2_1.png") not in set(rows(run)["digest"])
+
+
 def test_the_side_of_a_patient_who_was_withdrawn_stays(run: Run) -> None:
     side = Dataset(run.settings).history().side
     patients = Dataset(run.settings).manifest("mon").set_index("patient")["side"].to_dict()

@@ -30,8 +30,9 @@ def changes(
 ) -> tuple[Change, ...]:
     """Return what is asked for as changes, each with the radiographs that it finds in the dataset of this moment.
 
-    A radiograph stands for all that near copies connect it with, as they show one chest. A patient's are withdrawn with
-    their copies, too; of a delivery only those that it alone brought, and the others are named as left. Raises
+    A radiograph stands for all that near copies connect it with, as they show one chest, also for those that are
+    withdrawn already: that may be undone. A patient's are withdrawn with their copies, too, and whatever comes of the
+    patient later; of a delivery only those that it alone brought, and the others are named as left. Raises
     AmendmentError, for the first that can't be done: none of them is.
     """
     said = history.said()
@@ -56,6 +57,9 @@ def _named(asked: Asked, said: pd.DataFrame, history: History) -> set[str]:
         return set()
     column = {"radiograph": "digest", "patient": "patient", "delivery": "delivery"}[asked.subject]
     rows = said[said[column] == asked.name]
+    out = history.withdrawn_of(asked.name) if (asked.action, asked.subject) == ("withdraw", "patient") else None
+    if out is not None and asked.name not in history.amended.patients:
+        return {*rows["digest"], *out}  # none may stand now, or be accepted: the patient is withdrawn all the same
     if rows.empty:
         shown = asked.name if asked.subject == "delivery" else asked.name[:12]
         number = {"radiograph": history.amended.withdrawn, "patient": history.amended.patients}.get(asked.subject, {})
@@ -69,11 +73,12 @@ def _named(asked: Asked, said: pd.DataFrame, history: History) -> set[str]:
 
 def _copies(digests: Iterable[str], history: History, workers: int) -> DisjointSet:
     """Return radiographs, all that near copies connect them with, as groups that show one chest each."""
-    known = Prints.joined([history.prints, history.disputed])
+    known = Prints.joined([history.prints, history.disputed, history.withdrawn])
     place_of = {digest: place for place, digest in enumerate(known.digests)}
     wanted = sorted(set(digests))
     chests = DisjointSet(wanted)
-    for one, others in near_copies.links([place_of[digest] for digest in wanted], known, workers).items():
+    places = [place_of[digest] for digest in wanted if digest in place_of]  # not of what came in withdrawn already
+    for one, others in near_copies.links(places, known, workers).items():
         for other in (one, *others):
             chests.add(other)
             chests.merge(one, other)
@@ -92,7 +97,7 @@ def _change(
         return _undo(asked, amendments)
     all_of_them = {copy for digest in named for copy in copies.subset(digest)}
     if asked.action == "withdraw":
-        left = all_of_them - named if asked.subject == "delivery" else set()
+        left = (all_of_them - named).intersection(said["digest"]) if asked.subject == "delivery" else set()
         return Change("withdraw", asked.subject, asked.name, "", tuple(sorted(all_of_them - left)), tuple(sorted(left)))
     if asked.subject != "radiograph" or asked.label not in classes:
         raise AmendmentError(

@@ -63,6 +63,11 @@ class History:
         ]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "delivery"])
 
+    def withdrawn_of(self, patient: str) -> set[str]:
+        """Return the digests of a patient's radiographs that are withdrawn."""
+        tables = (table[(table["patient"] == patient) & self.amended.out(table)] for table in self._tables.values())
+        return {digest for table in tables for digest in table["digest"]} - {""}
+
     @cached_property
     def prints(self) -> Prints:
         """The fingerprints of the committed radiographs, in the order of the manifests' keys. Raises DatasetError."""

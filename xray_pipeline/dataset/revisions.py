@@ -76,22 +76,23 @@ def contested(tables: Mapping[str, pd.DataFrame], amended: Amended = NOTHING) ->
     Near copies are connected by what rows in force, accepted or in a label conflict, say of each other; each group of
     connected ones shows one chest. A conflict is over once the rows in force agree: of a (NORMAL), its near copy b
     (NORMAL) and c, a near copy of b (PNEUMONIA), all are contested until a later part of a delivery replaces a row, or
-    until a person settles it: where labels are settled, what deliveries say does not count.
+    until a person settles it: where labels are settled, what deliveries say does not count. Copies that agreed when
+    they came in are contested, too, once an amendment by which they agreed is undone.
     """
     stands = in_force(tables)
     said = {key: counted(table, stands[key]) & ~amended.out(table) for key, table in tables.items()}
-    conflicts = {
-        digest
+    linked = {
+        key: said[key] & ((table["reason"] == CONFLICT) | (table["near_copy"] != "") | (table["withdraws"] != ""))
         for key, table in tables.items()
-        for digest in table.loc[(table["reason"] == CONFLICT) & said[key], "digest"]
     }
+    conflicts = {digest for key, table in tables.items() for digest in table.loc[linked[key], "digest"]}
     if not conflicts:
         return set()
     columns = ["digest", "label", "near_copy", "withdraws"]
     rows = pd.concat([table.loc[said[key], columns] for key, table in tables.items()], ignore_index=True)
     beside: dict[str, set[str]] = {digest: set() for digest in conflicts}
-    linked = rows.loc[(rows["near_copy"] != "") | (rows["withdraws"] != ""), ["digest", "near_copy", "withdraws"]]
-    for digest, near, withdraws in linked.itertuples(index=False, name=None):
+    links = rows.loc[(rows["near_copy"] != "") | (rows["withdraws"] != ""), ["digest", "near_copy", "withdraws"]]
+    for digest, near, withdraws in links.itertuples(index=False, name=None):
         for other in f"{near} {withdraws}".split():
             beside.setdefault(digest, set()).add(other)
             beside.setdefault(other, set()).add(digest)

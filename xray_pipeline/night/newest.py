@@ -22,9 +22,9 @@ from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.state import State
 
 
-def inputs_of(run: Run, state: State, versions: Sequence[int]) -> str:
-    """Return the digest of all that figures of these versions on the newest snapshot follow from."""
-    resampling, snapshot = asdict(Resampling(run.settings.bootstrap)), newest_snapshot(run).digest
+def inputs_of(run: Run, state: State, versions: Sequence[int], snapshot: str) -> str:
+    """Return the digest of all that figures of these versions on a snapshot, by its digest, follow from."""
+    resampling = asdict(Resampling(run.settings.bootstrap))
     inputs = {"models": state.models(*versions), "snapshot": snapshot, "resampling": resampling}
     return records.digest_of(records.canonical({**inputs, "code": code_digest(*JUDGES)}))
 
@@ -44,7 +44,7 @@ def are_newest(run: Run) -> bool:
         return True
     kept = last_scores(run.store(), state, versions := in_charge(state))
     try:
-        return kept is not None and kept.inputs == inputs_of(run, state, versions)
+        return kept is not None and kept.inputs == inputs_of(run, state, versions, newest_snapshot(run).digest)
     except DatasetError:
         return False
 
@@ -59,8 +59,11 @@ def take_over(run: Run, evidence: Evidence, candidate: str, champion: int | None
     measured = {champion: evidence.champion, ours: evidence.candidate}
     found = [one for version in versions if (one := measured.get(version)) is not None]
     paired = len(versions) == 1 or versions == [ours, champion]
-    if not paired or len(found) < len(versions) or {one.snapshot for one in found} != {newest_snapshot(run).digest}:
+    if not paired or len(found) < len(versions):
+        return
+    snapshot = newest_snapshot(run).digest
+    if {one.snapshot for one in found} != {snapshot}:
         return
     comparison = evidence.comparison if len(versions) > 1 else None
-    about = (tuple(versions), state.models(*versions), moment(), inputs_of(run, state, versions))
+    about = (tuple(versions), state.models(*versions), moment(), inputs_of(run, state, versions, snapshot))
     keep(run.store(), Scores(*about, tuple(found), comparison))

@@ -66,12 +66,13 @@ def score(run: Run, versions: Sequence[int], progress: Progress | None = None) -
     identity.compare(run)
     state = Ledger(run.store()).state()
     candidates = [registered(state, version).candidate for version in versions]
-    digest = inputs_of(run, state, versions)
+    snapshot = newest_snapshot(run)
+    digest = inputs_of(run, state, versions, snapshot.digest)
     earlier = last_scores(run.store(), state, versions)
     if earlier and earlier.inputs == digest:
         return earlier
     against = versions[1] if len(versions) > 1 else None
-    measured = comparing.pair(run, run.registry(), candidates[0], against, progress, newest_snapshot(run)).measured
+    measured = comparing.pair(run, run.registry(), candidates[0], against, progress, snapshot).measured
     about = (tuple(versions), state.models(*versions), moment(), digest)
     scores = Scores(*about, measured.evaluations, measured.comparison)
     keep(run.store(), scores)

@@ -122,7 +122,7 @@ def _headline(evaluation: Mapping[str, Any] | None) -> dict[str, dict[str, float
 
 
 def _together(state: State, store: Store) -> dict[str, Any] | None:
-    """Return the figures of both models on the newest held-out radiographs, None where they were not measured yet."""
+    """Return the figures of those in charge, as they were measured last; None where they never were."""
     from xray_pipeline.night.scores import in_charge, last_scores
 
     scores = last_scores(store, state, in_charge(state))

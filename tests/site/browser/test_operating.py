@@ -143,8 +143,8 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
     request = opened.value
     expect(request.get_by_text("Promote version 2 to production?").first).to_be_visible()
     expect(request.get_by_text("Different from the champion: recipe, training data.").first).to_be_visible()
-    request.locator("[name='element_reason']").fill("the report is convincing")
     shoot("airflow-approve.png", page=request)
+    request.locator("[name='element_reason']").fill("the report is convincing")
     again = site.airflow.trigger("xray_promote", {"version": 2})
     asked(site, again)  # the same question a second time
     request.get_by_role("button", name="Approve", exact=True).click()
@@ -213,11 +213,8 @@ def test_a_person_rolls_back(page: Page, site: Site, shoot: Shoot) -> None:
     expect(shown.locator("tbody tr").first).to_contain_text("rolled-back version 1")
     expect(shown.locator("tbody tr").first).to_contain_text("complaints from ward 3")
     shoot("airflow-history.png")
-    page.set_viewport_size({"width": 1800, "height": 1100})
     page.goto(f"{site.stack.mlflow}/#/models/chest-xray")
     expect(page.get_by_text("Version 2").first).to_be_visible()
-    shoot("mlflow-registry.png", {"x": 0, "y": 0, "width": 1335, "height": 1100})  # without MLflow's empty margin
-    page.set_viewport_size({"width": 1400, "height": 820})
 
 
 def test_a_rejected_version_is_reopened_from_the_page(page: Page, site: Site) -> None:

@@ -8,6 +8,7 @@ on: the next night trains anew. Who triggered it is recorded.
 - **withdraw**: the radiograph and its copies, all of its patient, or all that a delivery brought, leave the dataset;
   delivered again they are quarantined.
 - **undo**: an amendment counts as never made.
+- **agree**: the label is right. This changes nothing but the list of suspects, which the radiograph leaves.
 
 Airflow keeps what a form is given. So a patient is named by one of the radiographs here, never by name.
 """
@@ -24,6 +25,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.text import SHORTEST_REASON
 
 ACTIONS = {
+    "agree": "agree with a radiograph's label",
     "relabel": "relabel a radiograph",
     "withdraw": "withdraw a radiograph",
     "withdraw-patient": "withdraw the patient of a radiograph",
@@ -68,13 +70,13 @@ NO_LABEL = "as it is"
 def xray_amend() -> None:
     @task(execution_timeout=timedelta(hours=1))
     def act() -> dict[str, Any]:
-        from xray_pipeline.night import amend
+        from xray_pipeline.night import review
         from xray_pipeline.night.run import Run
 
         context = get_current_context()
         who = context["dag_run"].triggering_user_name or "unknown"
         action, name, label, why = (context["params"][field] for field in ("action", "subject", "label", "reason"))
-        return amend.from_form(Run.of({}, who), action, name, label, why)
+        return review.act(Run.of({}, who), action, name, label, why)
 
     act()
 

@@ -26,7 +26,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import predictions
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
-from xray_pipeline.night import health, intake_steps, judging, lineage, model_steps, screening, whole
+from xray_pipeline.night import health, intake_steps, judging, lineage, model_steps, review, whole
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -144,7 +144,7 @@ def of_verdicts(site: Run) -> Any:
 
 
 def of_suspects(site: Run) -> Any:
-    return [screening.listed(site.store(), entry.snapshot) for entry in Ledger(site.store()).entries()]
+    return [review.listed(site.store(), entry.snapshot) for entry in Ledger(site.store()).entries()]
 
 
 KINDS: dict[str, tuple[str, Callable[[Run], Any]]] = {

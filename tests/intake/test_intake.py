@@ -46,6 +46,7 @@ from xray_pipeline.intake.check import check
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery, find
+from xray_pipeline.intake.labelled import Labels
 from xray_pipeline.intake.layout import Place, escape, places, unescape
 from xray_pipeline.intake.rules import QUARANTINED
 from xray_pipeline.intake.verdicts import Intake
@@ -1184,7 +1185,9 @@ def test_labels_csv_that_may_not_be_read_stops_its_delivery(settings: Settings) 
 
 @pytest.mark.parametrize("key", ["NORMAL//x.jpg", "NORMAL/../../x.jpg", "/NORMAL/x.jpg"])
 def test_keys_that_are_no_paths_are_never_read(tmp_path: Path, settings: Settings, key: str) -> None:
-    reader = reading.Reader(DirectoryStore(tmp_path), settings, KEY, {key: Place("NORMAL")})
+    reader = reading.Reader(
+        DirectoryStore(tmp_path), settings, KEY, {key: Place("NORMAL")}, Labels(DirectoryStore(tmp_path))
+    )
     assert reader.row(Entry(key, 1, "v", 0.0)).reason == "unreadable"
 
 
@@ -1282,7 +1285,7 @@ def test_a_dead_store_is_an_error_not_a_quarantine(tmp_path: Path, settings: Set
         def read(self, key: str) -> bytes:
             raise StorageUnavailable("no answer")
 
-    reader = reading.Reader(Dead(tmp_path), settings, KEY, {"a": Place("NORMAL")})
+    reader = reading.Reader(Dead(tmp_path), settings, KEY, {"a": Place("NORMAL")}, Labels(DirectoryStore(tmp_path)))
     with pytest.raises(StorageUnavailable):
         reader.row(Entry("a", 1, "v", 0.0))
 

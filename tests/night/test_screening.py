@@ -11,7 +11,7 @@ from phantoms import deliver
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.intake import alarms
-from xray_pipeline.night import intake_steps, screening
+from xray_pipeline.night import intake_steps, review, screening
 from xray_pipeline.night.run import Run
 from xray_pipeline.training.recipe import load_recipe
 
@@ -40,14 +40,14 @@ def test_features_of_each_delivery_are_compared_once_and_suspects_listed(run: Ru
     store = run.store()
     first = grow(run, "first", range(70))
     assert alarms.standing(store, first.manifests) is None
-    assert screening.listed(store, first.digest) is None
+    assert review.listed(store, first.digest) is None
     screening.screen(run, first, RECIPE)
     assert alarms.standing(store, first.manifests) == ()
 
     second = grow(run, "second", range(100, 125), inverted=True)
     screening.screen(run, second, RECIPE)
     assert alarms.standing(store, second.manifests) == ("second: features and pixels",)
-    listed = screening.listed(store, second.digest)
+    listed = review.listed(store, second.digest)
     assert listed is not None
     rows = Dataset(run.settings).rows(second)
     assert {s.digest for s in listed} <= set(rows.loc[rows["side"] != "held-out", "digest"])

@@ -24,7 +24,7 @@ from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import METRICS, Interval
 from xray_pipeline.evaluation.metrics import evaluate
 from xray_pipeline.evaluation.slices import slices as all_slices
-from xray_pipeline.evaluation.suspects import Suspect
+from xray_pipeline.evaluation.suspected import Suspect
 from xray_pipeline.evaluation.sweep import Cuts
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import decide, load_policy

@@ -1,4 +1,5 @@
-"""How the plugin's pages become answers: rendered, under a policy that lets a browser load and run nothing."""
+"""How the plugin's pages become answers: rendered, under a policy that lets a browser run nothing, and load nothing but
+the plugin's own pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from xray_pipeline.base.pages import template
 from xray_pipeline.base.text import SHORTEST_REASON
 
 COMMON = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-_PAGE = f"{COMMON}; frame-src 'self'; style-src 'sha256-{{}}'"
+_PAGE = f"{COMMON}; frame-src 'self'; img-src 'self' data:; style-src 'sha256-{{}}'"
 CONTENT_POLICY = f"{COMMON}; img-src data:; style-src 'unsafe-inline'; sandbox allow-same-origin"
 """For pages that the store holds. Curves in a report are SVG with style attributes; a link to a delivery's page carries
 Airflow's login only from its own origin."""

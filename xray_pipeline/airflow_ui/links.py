@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.configuration import conf
@@ -29,6 +29,8 @@ PAGES = f"{BASE}{PREFIX}"
 HISTORY = f"{BASE}/plugin/xray-champion"
 REQUEST = f"{BASE}/dags/xray_promote/runs/{{{{ ti.run_id | urlencode }}}}/tasks/approve/required_actions"
 """Jinja template of the page where a request of xray_promote is answered."""
+PLACE = urlsplit(PAGES).path
+"""The path of the plugin's pages, on whatever name a browser reaches Airflow by."""
 DELIVERIES = f"{BASE}/plugin/xray-deliveries"
 REPORT_OF_RUN = f"{BASE}/dags/{{{{ ti.dag_id }}}}/runs/{{{{ ti.run_id | urlencode }}}}/plugin/xray-report"
 """Jinja template of the tab *Report* of a run."""

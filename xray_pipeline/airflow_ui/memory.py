@@ -4,11 +4,15 @@ for the requests that wait."""
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.intake import alarms
 from xray_pipeline.registry.ledger import Ledger
+
+if TYPE_CHECKING:
+    from xray_pipeline.night.review import Overview
 
 _seen: dict[tuple[str, str], bool] = {}
 
@@ -22,3 +26,21 @@ def ledger(store: str) -> Ledger:
 def alarmed(store: Store) -> list[str]:
     """Return the keys of all deliveries that ever raised a drift alarm, as `alarms.raised` does."""
     return alarms.raised(store, _seen)
+
+
+def overview(settings: Settings) -> Overview:
+    """Return what the dataset holds now. Raises DatasetError."""
+    from xray_pipeline.dataset.store import Dataset
+
+    commits = Dataset(settings).commits
+    count = len(commits.read())
+    return _overview(settings.store, commits.digest(count) if count else "")
+
+
+@functools.lru_cache(maxsize=1)
+def _overview(store: str, head: str) -> Overview:
+    """Look once for each state of the dataset (its newest commit): it reads every manifest."""
+    from xray_pipeline.dataset.store import Dataset
+    from xray_pipeline.night import review
+
+    return review.overview(Dataset(Settings(store=store)))

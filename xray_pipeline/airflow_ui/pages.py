@@ -8,7 +8,7 @@ part of a path to a file otherwise. Pages load nothing: a strict content securit
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.models.dagrun import DagRun
@@ -16,7 +16,7 @@ from airflow.utils.state import DagRunState
 from fastapi import Depends, FastAPI, HTTPException, Path, Request, Response
 from sqlalchemy import select
 
-from xray_pipeline.airflow_ui import access, champion_page, deliveries_page, drawing, links, nights_page
+from xray_pipeline.airflow_ui import access, champion_page, deliveries_page, drawing, links, nights_page, review_page
 from xray_pipeline.airflow_ui.returned import returned
 from xray_pipeline.base.errors import ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
@@ -38,7 +38,9 @@ def application() -> FastAPI:
     app.get("/deliveries", dependencies=[Depends(access.CAN_READ_NIGHT)])(deliveries_page.show)
     app.get("/deliveries/{key}", dependencies=[Depends(access.CAN_READ_NIGHT)])(deliveries_page.show_one)
     app.get("/deliveries/{key}/intake", dependencies=[Depends(access.CAN_READ_NIGHT)])(deliveries_page.show_intake)
-    app.get("/page.js", dependencies=[Depends(access.CAN_READ_NIGHT)])(script)
+    for path, shows in review_page.ADDRESSES.items():
+        app.get(path, dependencies=[Depends(access.CAN_REVIEW)])(shows)
+    app.get("/{name}.js", dependencies=[Depends(access.CAN_READ_NIGHT)])(script)
     app.get("/reports/{candidate}/{against}", dependencies=[Depends(access.CAN_READ_NIGHT)])(report)
     app.get("/runs/{dag_id}/{run_id}", dependencies=[Depends(access.CAN_READ_RUN)])(run_report)
     return app
@@ -53,9 +55,9 @@ async def _headers(request: Request, call_next: Any) -> Response:
     return response
 
 
-def script() -> Response:
-    """Give the component that shows a page inside Airflow's own."""
-    text = (files("xray_pipeline.airflow_ui") / "templates" / "page.js").read_text(encoding="utf-8")
+def script(name: Literal["page", "review"]) -> Response:
+    """Give the component that shows a page inside Airflow's own, or what else the page Review needs."""
+    text = (files("xray_pipeline.airflow_ui") / "templates" / f"{name}.js").read_text(encoding="utf-8")
     return Response(text, media_type="text/javascript")
 
 

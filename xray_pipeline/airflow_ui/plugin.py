@@ -1,4 +1,4 @@
-"""Airflow plugin: the report as a tab of the DAG run, and the pages *Champion*, *Nights* and *Deliveries*.
+"""Airflow plugin: the report as a tab of the DAG run, and the pages *Nights*, *Deliveries*, *Review* and *Champion*.
 
 It is an entry point, so it is there wherever the package is installed. Airflow loads plugins into each of its
 processes, workers too; the web application behind the pages is made only when the API server asks for it.
@@ -25,6 +25,7 @@ ROOT = urlsplit(BASE).path.rstrip("/")
 ICONS = {
     "Nights": "M20 14.5A8.5 8.5 0 1 1 9.5 4a7 7 0 0 0 10.5 10.5Z",
     "Deliveries": "M4 13v6h16v-6M4 13l3-8h10l3 8M4 13h5l1.5 2.5h3L15 13h5",
+    "Review": "M2 12s3.6-6.5 10-6.5S22 12 22 12s-3.6 6.5-10 6.5S2 12 2 12ZM12 9a3 3 0 1 0 0 6 3 3 0 0 0 0-6Z",
     "Champion": "M7 4h10v5a5 5 0 0 1-10 0zM7 5H4a3 3 0 0 0 3 5M17 5h3a3 3 0 0 1-3 5M12 14v4M8 20h8",
 }
 """The pages in the navigation, each with the path of its icon on 24 x 24."""

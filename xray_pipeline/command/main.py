@@ -11,7 +11,7 @@ import signal
 import sys
 
 from xray_pipeline.base.errors import XrayError
-from xray_pipeline.command import amendments, deliveries, models, operations  # noqa: F401  (the verbs, in this order)
+from xray_pipeline.command import amendments, deliveries, models, operations, review  # noqa: F401  (the verbs, in this order)
 from xray_pipeline.command.app import app
 
 

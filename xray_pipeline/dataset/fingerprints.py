@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xray_pipeline.base.errors import DatasetError
+from xray_pipeline.images.png import png_bytes
 from xray_pipeline.images.raster import Pixels
 
 SIDE: Final = 40  # of a thumbnail, in pixels
@@ -45,6 +46,14 @@ def fingerprint(pixels: Pixels) -> Fingerprint:
     image = Image.fromarray(np.ascontiguousarray(some if some.dtype == np.uint8 else (some >> 8).astype(np.uint8)))
     small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING))
     return Fingerprint(hashes(small[None])[0].tobytes().hex(), base64.b64encode(small.tobytes()).decode())
+
+
+def picture_of(thumbnail: str) -> str:
+    """Return a row's thumbnail as an address that holds the picture itself, "" where there is none."""
+    if not thumbnail:
+        return ""
+    pixels = np.frombuffer(base64.b64decode(thumbnail), np.uint8).reshape(SIDE, SIDE)
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(pixels)).decode()}"
 
 
 def hashes(thumbnails: Thumbnails) -> Hashes:

@@ -14,7 +14,6 @@ The trade-off: the head is linear, so a pattern that is wrong throughout is not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -26,26 +25,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from xray_pipeline.evaluation.suspected import Suspect
+
 FOLDS, PENALTY, ITERATIONS = 5, 60.0, 40
 NEIGHBOURS, MOST_NEIGHBOURS, DIMENSIONS = 5, 4000, 64
 FAR = 6.0
 """Robust standard deviations (1.4826 median absolute deviations) beyond the median of the log distance: an outlier."""
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """One radiograph to look at: `says` is the class that a head trained without its patient gives, with `p` for it.
-
-    `kind` is "mislabel" or "outlier"; `score` sorts a kind, larger is worse: p(says) - p(label), or how many robust
-    standard deviations its neighbours are too far.
-    """
-
-    digest: str
-    kind: str
-    label: str
-    says: str
-    p: float
-    score: float
 
 
 def find(rows: pd.DataFrame, features: NDArray[np.float32], classes: Sequence[str]) -> tuple[Suspect, ...]:

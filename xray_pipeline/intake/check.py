@@ -26,6 +26,7 @@ from xray_pipeline.dataset.table import Row, by_file, of_rows
 from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery, Inventory, fingerprint_of, listing, unseen
+from xray_pipeline.intake.labelled import Labels
 from xray_pipeline.intake.layout import (
     BOOKKEEPING,
     LABELS,
@@ -70,7 +71,7 @@ def check(
             f"{LABELS} of delivery {delivery.key} names {len(absent):,} files that are not in it, beside {len(new):,} "
             f"that are; deliver them with it, or leave their lines out"
         )
-    reader = Reader(store, settings, patient_key, said)
+    reader = Reader(store, settings, patient_key, said, Labels(open_store(settings.store, settings)))
     with journal_of(delivery.uri, delivery.fingerprint, delivery.files, settings, patient_key) as journal:
         read = of_rows(scan(reader, new, journal, settings.workers, delivery.key, progress))
     named = of_rows(Row(name, 0, "", reason="missing", detail="named in labels.csv only") for name in absent)

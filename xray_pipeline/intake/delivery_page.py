@@ -3,18 +3,15 @@ patient."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 
 from xray_pipeline.base.pages import template
-from xray_pipeline.dataset.fingerprints import SIDE
+from xray_pipeline.dataset.fingerprints import picture_of
 from xray_pipeline.dataset.split import SIDES
 from xray_pipeline.dataset.table import of_rows
-from xray_pipeline.images.png import png_bytes
 from xray_pipeline.intake import tallies
 from xray_pipeline.intake.deliveries import Delivery, Inventory
 from xray_pipeline.intake.drift import Drift
@@ -82,19 +79,11 @@ def _reasons(table: pd.DataFrame) -> list[dict[str, Any]]:
             **QUARANTINED[code]._asdict(),
             "count": count,
             "rows": [
-                (int(row), _picture(table.at[row, "thumbnail"])) for row in reasons.index[reasons == code][:_EXAMPLES]
+                (int(row), picture_of(table.at[row, "thumbnail"])) for row in reasons.index[reasons == code][:_EXAMPLES]
             ],
         }
         for code, count in sorted(reasons.value_counts().items(), key=lambda item: (-item[1], item[0]))
     ]
-
-
-def _picture(thumbnail: str) -> str:
-    """Return a row's thumbnail as an address that holds the picture itself, "" where there is none."""
-    if not thumbnail:
-        return ""
-    pixels = np.frombuffer(base64.b64decode(thumbnail), np.uint8).reshape(SIDE, SIDE)
-    return f"data:image/png;base64,{base64.b64encode(png_bytes(pixels)).decode()}"
 
 
 def _kinds(accepted: pd.DataFrame) -> list[tuple[str, str, int, int]]:

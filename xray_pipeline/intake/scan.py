@@ -6,6 +6,7 @@ Only the rows are kept, so memory follows the number of threads and the largest 
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import os
 import re
@@ -33,6 +34,7 @@ from xray_pipeline.images.radiograph import Normalised
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake.deliveries import listing
 from xray_pipeline.intake.journal import Journal
+from xray_pipeline.intake.labelled import UNLABELLED, Labels
 from xray_pipeline.intake.layout import LITTER, Place, escape, unescape
 from xray_pipeline.intake.rules import judging_digest
 
@@ -115,14 +117,17 @@ _NO_PATIENT = re.compile(r"(anon(ymous|ymi[sz]ed)?|de-?identified|removed|unknow
 class Reader:
     """Reads one file after another into rows; used by many threads at once."""
 
-    def __init__(self, store: Store, settings: Settings, patient_key: bytes, said: Mapping[str, Place]) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, patient_key: bytes, said: Mapping[str, Place], labels: Labels
+    ) -> None:
         self._store, self._settings, self._key, self._said = store, settings, patient_key, said
+        self._labels = labels
         self._limits = Limits.of(settings.rules)
         self._pattern = re.compile(settings.rules.patient_pattern)
 
     def row(self, entry: Entry) -> Row:
         """Judge one file by itself."""
-        place = self._said[entry.key]
+        place = self._place(entry)
         row = Row(escape(entry.key), entry.size, entry.version, label=place.label, given_split=place.given)
         if entry.kind == "symlink" and place.reason != LITTER:
             return quarantined(row, "symlink", "a symbolic link")
@@ -143,6 +148,16 @@ class Reader:
         except StorageError:
             return quarantined(row, "unreadable", "no regular file any more, or its name is no safe path")
         return self._judged(row, place, data)
+
+    def _place(self, entry: Entry) -> Place:
+        """Return what the delivery says of a file or, where it says no class, what people said."""
+        place = self._said[entry.key]
+        readable = entry.kind == "file" and entry.size <= self._limits.max_file_bytes
+        if place.reason in UNLABELLED and readable and self._labels.any:
+            with contextlib.suppress(ObjectNotFound, AccessDenied):  # said of the file below, if it has a label
+                label = self._labels.of(hashlib.sha256(self._store.read(entry.key)).hexdigest())
+                return place._replace(label=label, reason="", detail="") if label else place
+        return place
 
     def _judged(self, row: Row, place: Place, data: bytes) -> Row:
         row = row._replace(source_digest=hashlib.sha256(data).hexdigest())

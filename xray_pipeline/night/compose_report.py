@@ -15,7 +15,7 @@ from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake.verdicts import checked, rejected
-from xray_pipeline.night import affected, lineage, screening, tell_mlflow
+from xray_pipeline.night import affected, lineage, review, tell_mlflow
 from xray_pipeline.night.gather import new_deliveries
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
@@ -147,7 +147,7 @@ def _standing(run: Run, key: str) -> tuple[str, ...]:
 
 def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
     """The suspects of the snapshot, the worst of each kind with its picture."""
-    listed = screening.listed(run.store(), both.snapshot.digest)
+    listed = review.listed(run.store(), both.snapshot.digest)
     if listed is None:
         return None
     rows = dataset.rows(both.snapshot).set_index("digest", drop=False)

@@ -11,7 +11,7 @@ from xray_pipeline.base import logs, records
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.evidence import FORMAT, evidence_key
-from xray_pipeline.night import compose_report, gather, judging, lineage, repair, screening
+from xray_pipeline.night import compose_report, explain, gather, judging, lineage, repair, screening, unlabelled
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.run import Evaluated, Run, Trained, end
 from xray_pipeline.registry import manual_changes
@@ -48,6 +48,8 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     screening.screen(run, both.snapshot, lineage.recipe_of(run.store(), trained.candidate), progress)
     found = gather.evidence(run, registry, both, progress)
     compose_report.explain(run, both)  # now that the models are loaded
+    explain.draw(run, both, progress)
+    unlabelled.rank(run, both.models[-1], progress)
     data = records.canonical({"format": FORMAT, **found.to_dict()})
     key = evidence_key(trained.candidate, records.digest_of(data))
     run.store().write(key, data)

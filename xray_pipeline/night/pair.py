@@ -79,7 +79,7 @@ class Pair:
         store, classes = self.run.store(), self.run.settings.classes
         recorded = [predictions.recorded(digest, classes, self.rows, store) for digest in self.model_digests()]
         whole = [table for table in recorded if table is not None]
-        return whole if len(whole) == len(recorded) else [self._scored(model) for model in self.models]
+        return whole if len(whole) == len(recorded) else [self.scored(model, self.rows) for model in self.models]
 
     @cached_property
     def measured(self) -> Measured:
@@ -102,13 +102,14 @@ class Pair:
             champion = ""
         return [self.candidate.model_digest, champion]
 
-    def _scored(self, model: Classifier) -> np.ndarray:
+    def scored(self, model: Classifier, rows: pd.DataFrame) -> np.ndarray:
+        """Return what one of the models says of some rows of the snapshot, [N, C]. Raises DatasetError."""
         settings, read = self.run.settings, Dataset(self.run.settings).read
         if kept := kept_scorer(model, settings):
-            scores = predictions.score(kept, self.rows, kept, read, self.run.store(), self.progress)
+            scores = predictions.score(kept, rows, kept, read, self.run.store(), self.progress)
         else:
             cache = PixelCache(settings.cache, model.side)
-            scores = predictions.score(model, self.rows, cache, read, self.run.store(), self.progress)
+            scores = predictions.score(model, rows, cache, read, self.run.store(), self.progress)
         return np.asarray(scores[[f"p_{name}" for name in model.classes]])
 
 

@@ -18,14 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import Damaged, ObjectNotFound
 from xray_pipeline.base.progress import Progress
-from xray_pipeline.base.storage import Store, reader
+from xray_pipeline.base.storage import reader
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import suspects
-from xray_pipeline.evaluation.suspects import Suspect
 from xray_pipeline.intake import alarms, drift
 from xray_pipeline.models import backbones
+from xray_pipeline.night import review
 from xray_pipeline.night.judging import alarms_hold_up
 from xray_pipeline.night.run import Run
 from xray_pipeline.training.recipe import Recipe
@@ -42,11 +41,11 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
     """
     store, dataset = run.store(), Dataset(run.settings)
     new = [key for key in snapshot.manifests if not alarms.features_compared(store, key)]
-    if not new and listed(store, snapshot.digest) is not None:
+    if not new and review.listed(store, snapshot.digest) is not None:
         return
     rows = dataset.rows(snapshot)
     rows = rows[rows["side"].isin(("train", "validation"))].reset_index(drop=True)
-    vectors = _features(run, dataset, rows, recipe, progress)
+    vectors = features(run, dataset, rows, recipe, progress)
     by_digest = dict(zip(rows["digest"], vectors, strict=True))
     before = [key for key in snapshot.manifests if key not in new]
     holds_up = alarms_hold_up(run.settings)
@@ -63,29 +62,21 @@ def screen(run: Run, snapshot: Snapshot, recipe: Recipe, progress: Progress | No
     records.write(store, f"suspects/{snapshot.digest}.json", [asdict(suspect) for suspect in worst])
 
 
-def listed(store: Store, snapshot: str) -> tuple[Suspect, ...] | None:
-    """Return the suspects of a snapshot, None when it was never screened or its list is damaged."""
-    try:
-        return records.read(store, f"suspects/{snapshot}.json", tuple[Suspect, ...])
-    except ObjectNotFound:
-        return None
-    except Damaged as error:
-        log.warning("%s; they are listed anew", error)
-        return None
-
-
 def _says(found: drift.Drift) -> str:
     channel = found.channels[0]
     return channel.text if channel.p is None else f"its features compared with the dataset's: p = {channel.p:.4f}"
 
 
-def _features(
-    run: Run, dataset: Dataset, rows: pd.DataFrame, recipe: Recipe, progress: Progress | None
+def features(
+    run: Run, dataset: Dataset, rows: pd.DataFrame, recipe: Recipe, progress: Progress | None = None
 ) -> NDArray[np.float32]:
-    """Return features [N, F] of the rows, from a fresh network with the recipe's pretrained backbone."""
+    """Return features [N, F] of the rows, from a fresh network with the recipe's pretrained backbone.
+
+    Those that are missing on this machine are computed and kept.
+    """
     backbone = backbones.load(recipe.backbone, recipe.weights, reader(run.settings))
     trainer = Trainer(recipe, backbone, dataset, rows, run.settings, progress)
-    found = np.empty((len(rows), trainer.network.head.in_features), np.float32)
-    for side in ("train", "validation"):
-        found[np.flatnonzero(rows["side"] == side)] = trainer.features(side).cpu().numpy()
-    return found
+    missing = set(trainer.extracted.cache().missing(rows["digest"]))
+    trainer.decode(rows[rows["digest"].isin(missing)])
+    found = trainer.extracted.rows(list(rows["digest"]), progress=trainer.progress)
+    return np.asarray(found.part(0, len(found)), np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from xray_pipeline.evaluation.cases import Floats, named
 from xray_pipeline.evaluation.metrics import Evaluation
-from xray_pipeline.evaluation.suspects import Suspect
+from xray_pipeline.evaluation.suspected import Suspect
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.report.examples import Example, Images

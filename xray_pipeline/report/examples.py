@@ -66,10 +66,18 @@ def examples(
     for_truth = [table[where, truth] for table in tables]
     wrong = where[says[0] != rows["label"].to_numpy()]
     errors = wrong[np.argsort(for_truth[0][wrong], kind="stable")][:limit]
-    differ = where[says[0] != says[-1]]
-    gap = np.abs(for_truth[0] - for_truth[-1])[differ]
-    differ = differ[np.argsort(-gap, kind="stable")][:limit]
+    differ = differing(says, for_truth)[:limit]
     return _explained(models, rows, tables, says, differ, read), _explained(models, rows, tables, says, errors, read)
+
+
+def differing(says: Sequence[npt.NDArray[Any]], for_truth: Sequence[Floats]) -> npt.NDArray[np.int64]:
+    """Return the places of what the first and the last model name differently, those with most at stake first.
+
+    `says` are the names that each gives [N], `for_truth` its probabilities for the true class [N].
+    """
+    differ = np.flatnonzero(says[0] != says[-1])
+    gap = np.abs(for_truth[0] - for_truth[-1])[differ]
+    return differ[np.argsort(-gap, kind="stable")]
 
 
 def _explained(

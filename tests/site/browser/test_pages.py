@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import reviewed
 from operated_site import Site, logged_in, plugin_page
 from phantoms import deliver
 from playwright.sync_api import Browser, Page, expect
@@ -55,10 +58,14 @@ def a_night(day: int) -> Night:
 
 
 def fill(settings: Settings) -> None:
-    """Two deliveries, the second with an alarm that stands; forty nights; nothing was ever registered."""
+    """Two deliveries, the second with an alarm that stands; forty nights; what the newest of them drew for review;
+    nothing was ever registered."""
     run, store = Run(settings), open_store(settings.store, settings)
     deliver(settings, "2026-02-08", range(30), side=96)
     deliver(settings, "2026-02-09", range(30, 50), side=96)
+    torn = sorted(Path(settings.incoming, "2026-02-09", "NORMAL").iterdir())[0]
+    torn.write_bytes(torn.read_bytes()[:-200])
+    (torn.parent / "patient0990_1.png").write_bytes(sorted(torn.parent.iterdir())[1].read_bytes())  # a duplicate
     intake_steps.check_deliveries(run, ["2026-02-08", "2026-02-09"])
     intake_steps.commit_deliveries(run, ["2026-02-08", "2026-02-09"])
     [key] = [entry.key for entry in store.list("intake") if entry.key.endswith("2026-02-09/checked.json")]
@@ -67,6 +74,7 @@ def fill(settings: Settings) -> None:
     alarms.keep(store, "2026-02-09", fingerprint, found, alarms.FEATURES)
     for day in range(40):
         nights.keep(store, a_night(day))
+    reviewed.draw(settings)
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +88,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         fill(Settings())
     with run_webhook() as webhook, running(folder, values) as stack:
         airflow = Airflow(stack)
-        airflow.prepare("xray_delivery", seconds=300)
+        airflow.prepare("xray_delivery", "xray_amend", seconds=300)
         yield Site(stack, airflow, webhook, json.loads((folder / "passwords.json").read_text()))
 
 
 USERS = "admin:admin,viewer:viewer"
 
 
-def ended(site: Site, dag: str) -> tuple[str, dict[str, Any]]:
-    """Wait for the newest run of a DAG; return its state and what it was started with."""
+def ended(site: Site, dag: str, count: int = 1) -> tuple[str, dict[str, Any]]:
+    """Wait for so many runs of a DAG; return the state of the newest and what it was started with."""
     until = time.monotonic() + 300
     while time.monotonic() < until:
-        runs = site.airflow.call("GET", f"/dags/{dag}/dagRuns?order_by=-run_after&limit=1")["dag_runs"]
-        if runs and runs[0]["state"] in ("success", "failed"):
+        runs = site.airflow.call("GET", f"/dags/{dag}/dagRuns?order_by=-run_after&limit={count}")["dag_runs"]
+        if len(runs) == count and runs[0]["state"] in ("success", "failed"):
             return str(runs[0]["state"]), dict(runs[0]["conf"])
         time.sleep(1)
     raise Failed(f"no run of {dag} ended")
@@ -136,6 +144,63 @@ def test_an_alarm_is_acknowledged_from_the_deliverys_page(page: Page, site: Site
     expect(shown.get_by_role("button", name="Acknowledge")).to_have_count(0)
 
 
+def test_a_suspect_is_relabelled_from_the_page_and_another_agreed_with(
+    page: Page, site: Site, shoot: Callable[..., None]
+) -> None:
+    shown = plugin_page(page, site, "review", "Review")
+    expect(shown.locator(".cards li")).to_have_count(3)
+    expect(shown.locator(".cards li").first).to_contain_text("says NORMAL 0.97")
+    shown.locator(".cards a").first.click()
+    expect(shown.locator(".look img")).to_have_js_property("complete", True)
+    assert shown.locator(".look img").evaluate("picture => picture.naturalWidth") == 96
+    expect(shown.locator(".maps img").first).to_be_visible()
+    expect(shown.locator(".alike a")).to_have_count(4)
+    page.keyboard.press("z")
+    expect(shown.locator(".zoom")).to_be_checked()
+    page.keyboard.press("z")
+    shoot("airflow-review.png")
+    page.keyboard.press("ArrowRight")
+    expect(shown.get_by_text("2 of 3")).to_be_visible()
+    page.keyboard.press("ArrowLeft")
+    expect(shown.get_by_text("1 of 3")).to_be_visible()
+    page.keyboard.press("r")
+    page.keyboard.type("seen with a colleague: no infiltrate")
+    page.keyboard.press("Enter")
+    expect(shown.get_by_text("Relabel to NORMAL: asked for")).to_be_visible()
+    state, conf = ended(site, "xray_amend")
+    assert (state, conf["action"], conf["label"]) == ("success", "relabel", "NORMAL")
+    expect(shown.get_by_text("Relabel to NORMAL: done")).to_be_visible()
+    expect(shown.get_by_text("relabel to NORMAL by admin")).to_be_visible()
+    expect(shown.get_by_text("Labelled NORMAL, train")).to_be_visible()
+    page.keyboard.press("n")
+    expect(shown.get_by_text("1 of 2")).to_be_visible()
+    page.keyboard.press("a")
+    page.keyboard.press("Enter")
+    expect(shown.get_by_text("2 of 2")).to_be_visible()  # the next one comes by itself
+    assert ended(site, "xray_amend", 2)[1]["action"] == "agree"
+    page.keyboard.press("Escape")
+    expect(shown.locator(".cards li")).to_have_count(1)
+
+
+def test_what_else_there_is_to_review(page: Page, site: Site) -> None:
+    shown = plugin_page(page, site, "review", "Review")
+    shown.get_by_role("link", name="Disagreements").click()
+    expect(shown.locator(".cards li").first).to_contain_text("champion PNEUMONIA")
+    shown.get_by_role("link", name="Quarantine").click()
+    shown.get_by_role("link", name="duplicate").click()
+    expect(shown.locator(".cards img")).to_have_count(1)
+    shown.locator(".cards a").click()
+    expect(shown.locator(".look img")).to_have_js_property("naturalWidth", 96)
+    page.keyboard.press("Escape")
+    shown.get_by_role("link", name="All that is quarantined").click()
+    shown.get_by_role("link", name="truncated").click()
+    expect(shown.get_by_text("no picture")).to_be_visible()
+    shown.get_by_role("link", name="Amendments").click()
+    expect(shown.locator("tbody tr")).to_have_count(1)
+    expect(shown.locator("tbody tr").first).to_contain_text("seen with a colleague: no infiltrate")
+    assert "patient0" not in shown.inner_text()
+
+
 def test_a_viewer_may_look_and_not_act(browser: Browser, site: Site) -> None:
     page = logged_in(browser, site, "viewer")
     shown = plugin_page(page, site, "deliveries#2026-02-08", "Delivery 2026-02-08")
@@ -144,4 +209,21 @@ def test_a_viewer_may_look_and_not_act(browser: Browser, site: Site) -> None:
     shown = plugin_page(page, site, "champion", "chest-xray")
     expect(shown.get_by_text("You may look")).to_be_visible()
     expect(shown.get_by_role("button")).to_have_count(0)
+    shown = plugin_page(page, site, "review", "Review")
+    shown.locator(".cards a").first.click()
+    expect(shown.get_by_text("You may look")).to_be_visible()
+    expect(shown.get_by_role("button")).to_have_count(0)
     page.close()
+
+
+def test_a_forged_call_is_refused(site: Site) -> None:
+    login = {"username": "viewer", "password": site.passwords["viewer"]}
+    token = httpx.post(f"{site.stack.airflow}/auth/token", json=login, timeout=60).json()["access_token"]
+    conf = {"action": "withdraw", "subject": "0" * 64, "reason": "I would like to"}
+    asked = {"json": {"logical_date": None, "conf": conf}, "headers": {"Authorization": f"Bearer {token}"}}
+    answer = httpx.post(f"{site.stack.airflow}/api/v2/dags/xray_amend/dagRuns", timeout=60, **asked)
+    assert answer.status_code == 403
+    runs = site.airflow.call("GET", "/dags/xray_amend/dagRuns")["dag_runs"]
+    assert all(run["conf"]["reason"] != "I would like to" for run in runs)
+    for path in ("review", f"review/{'0' * 64}", f"review/pictures/{'0' * 64}", "review/files/2026-02-09/0/picture"):
+        assert httpx.get(f"{site.stack.airflow}/xray/{path}", timeout=60).status_code == 401

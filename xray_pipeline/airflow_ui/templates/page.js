@@ -5,6 +5,7 @@ const { createElement, useEffect, useRef } = globalThis.React;
 const own = new URL(import.meta.url);
 const name = own.searchParams.get("of");
 const address = new URL(name, own);
+const more = name === "review" ? await import("./review.js") : null;
 
 // What is after # may come from anywhere: it is one name, and never leads out of this page's addresses.
 function chosen() {
@@ -63,6 +64,7 @@ async function send(form) {
   link.href = `${airflow}dags/${form.dataset.dag}/runs/${encodeURIComponent(said.dag_run_id)}${form.dataset.tab ?? ""}`;
   link.textContent = "Started: see its run";
   output.replaceChildren(link);
+  form.dispatchEvent(new Event("started", { bubbles: true }));
 }
 
 globalThis.AirflowPlugin = function Page() {
@@ -72,10 +74,14 @@ globalThis.AirflowPlugin = function Page() {
     root.query = chosen() && `${name}/${chosen()}`;
     show(root, root.query);
     const timer = setInterval(() => {
-      const busy = "details[open], form:focus-within, output:not(:empty), iframe.intake";
+      const busy = "details[open], form:focus-within, output:not(:empty), iframe.intake, [data-still]";
       if (!document.hidden && !root.querySelector(busy)) show(root, root.query);
     }, 20000);
-    return () => clearInterval(timer);
+    const end = more?.operate(root, (query) => show(root, query));
+    return () => {
+      clearInterval(timer);
+      end?.();
+    };
   }, []);
   return createElement("div", { ref: host, "data-testid": `xray-${name}` });
 };

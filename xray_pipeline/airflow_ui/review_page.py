@@ -1,0 +1,388 @@
+"""The page *Review*: radiographs to look at, one by one, with what the models say of them and what a person can do.
+
+It names no file and no patient. Whoever Airflow lets read xray_amend sees radiographs; whoever it lets start that DAG
+finds the forms, which start it as that person.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.models.dagrun import DagRun
+from fastapi import HTTPException, Path, Query, Response
+from fastapi.responses import HTMLResponse
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from xray_pipeline.airflow_ui import access, drawing, links, memory
+from xray_pipeline.base.errors import DatasetError, ObjectNotFound, RadiographError, StorageError, StorageUnavailable
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+
+if TYPE_CHECKING:
+    from xray_pipeline.evaluation.suspected import Suspect
+    from xray_pipeline.images.raster import Pixels
+    from xray_pipeline.night.review import Explained, Material, Overview, Unlabelled
+
+Tab = Literal["suspects", "disagreements", "to-label", "quarantine", "amendments"]
+TABS: dict[Tab, str] = {
+    "suspects": "Suspects",
+    "disagreements": "Disagreements",
+    "to-label": "Next to label",
+    "quarantine": "Quarantine",
+    "amendments": "Amendments",
+}
+CARDS, RUNS, LARGE = 48, 300, 2048
+"""Radiographs on a page; runs of xray_amend, the newest, that are looked at for what was asked; a picture's side."""
+
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+Key = Annotated[str, Path(max_length=250)]
+Row = Annotated[int, Path(ge=0, le=99_999_999)]
+First = Annotated[int, Query(ge=0, le=99_999_999)]
+
+
+def show(
+    session: SessionDep,
+    user: GetUserDep,
+    tab: Tab = "suspects",
+    first: First = 0,
+    delivery: Annotated[str, Query(max_length=250)] = "",
+    reason: Annotated[str, Query(max_length=60)] = "",
+) -> HTMLResponse:
+    """Show one tab from place `first` on; of the quarantine one delivery and reason when they are named."""
+    settings = Settings()
+    try:
+        about = _Shelf(settings)
+        shown: dict[str, Any] = {"tab": tab, "tabs": TABS, "first": first, "at": links.PLACE, "cards": CARDS}
+        if tab == "quarantine":
+            shown |= _quarantine(settings, about, delivery, reason, first)
+        elif tab == "to-label":
+            shown |= _to_label(about, first)
+        elif tab == "amendments":
+            shown |= {"amendments": _amendments(settings), "asked": _asked(session)}
+        else:
+            shown |= _cards(about, tab, first, _asked(session))
+        shown |= {"material": about.material, "may": access.may_start(user, access.AMEND)}
+        return drawing.page("review.html.j2", **shown)
+    except (DatasetError, StorageUnavailable) as error:
+        return drawing.page("notice.html.j2", 503, title="There is nothing to review that can be read", text=str(error))
+
+
+def show_one(digest: Digest, session: SessionDep, user: GetUserDep, tab: Tab = "suspects") -> HTMLResponse:
+    """Show one radiograph in full, as a part of a tab's list."""
+    settings = Settings()
+    try:
+        about = _Shelf(settings)
+        radiographs = about.overview.radiographs
+        held = radiographs.loc[digest] if digest in radiographs.index else None
+        amended = [one for one in _amendments(settings) if digest in one["radiographs"]]
+        if held is None and not amended:
+            raise HTTPException(404, "there is no such radiograph")
+        order = about.order(tab)
+        explained = about.explained(digest)
+        return drawing.page(
+            "review_one.html.j2",
+            digest=digest,
+            tab=tab,
+            of=TABS[tab],
+            at=links.PLACE,
+            label=held["label"] if held is not None else "",
+            side=held["side"] if held is not None else "",
+            suspicions=about.suspicions(digest),
+            opinions=_opinions(about.material, explained),
+            alike=_alike(about.overview, explained),
+            amended=amended,
+            reading=about.reading(digest),
+            asked=[one for one in _asked(session) if one["subject"] == digest],
+            classes=[name for name in settings.classes if held is not None and name != held["label"]],
+            around=_around(order, digest),
+            may=access.may_start(user, access.AMEND),
+            airflow=f"{links.BASE}/dags/{access.AMEND}",
+        )
+    except (DatasetError, StorageUnavailable) as error:
+        return drawing.page("notice.html.j2", 503, title="This radiograph can't be shown", text=str(error))
+
+
+def show_file(key: Key, row: Row) -> HTMLResponse:
+    """Show one quarantined file in full, where it was read by the intake and still lies in its delivery."""
+    from xray_pipeline.intake.rules import QUARANTINED
+    from xray_pipeline.night import review
+
+    settings = Settings()
+    try:
+        about = _Shelf(settings)
+        counts = about.kept_out.get(key, {})
+        for reason in counts:
+            rows = review.kept_out(settings, key, reason)
+            if row in rows.index:
+                break
+        else:
+            raise HTTPException(404, "there is no such file")
+        places = [f"files/{quote(key, safe='')}/{other}" for other in rows.index]
+        around = _around(places, f"files/{quote(key, safe='')}/{row}")
+        return drawing.page(
+            "review_file.html.j2",
+            key=key,
+            row=row,
+            reason=reason,
+            detail=rows.at[row, "detail"],
+            rule=QUARANTINED[reason],
+            read=bool(rows.at[row, "thumbnail"])
+            or any((one.delivery, one.row) == (key, row) for one in about.to_label()),
+            around=around,
+            place=quote(key, safe=""),
+            at=links.PLACE,
+        )
+    except ObjectNotFound as error:
+        raise HTTPException(404, "there is no such file") from error
+    except (DatasetError, StorageUnavailable) as error:
+        return drawing.page("notice.html.j2", 503, title="This file can't be shown", text=str(error))
+
+
+def picture(
+    digest: Digest,
+    of: Annotated[str, Query(pattern="^(|candidate|champion)$")] = "",
+    side: Annotated[int, Query(ge=64, le=LARGE)] = LARGE,
+) -> Response:
+    """Give a radiograph that the dataset holds, with the map of one model where `of` names it."""
+    from xray_pipeline.dataset.store import Dataset
+    from xray_pipeline.images import radiograph
+
+    settings = Settings()
+    try:
+        about = _Shelf(settings)
+        radiographs = about.overview.radiographs
+        if digest not in radiographs.index:  # withdrawn, or never there
+            raise HTTPException(404, "there is no such radiograph")
+        explained = about.explained(digest) if of else None
+        opinion = getattr(explained, of) if explained else None
+        if of and not (opinion and opinion.map):
+            raise HTTPException(404, "there is no such map")
+        data = Dataset(settings).read(digest, radiographs.at[digest, "suffix"])
+        return _png(radiograph.decode(data), side, base64.b64decode(opinion.map) if opinion else b"")
+    except DatasetError as error:
+        raise HTTPException(404, "the radiograph is damaged; `xray verify` says more") from error
+    except StorageUnavailable as error:
+        raise HTTPException(503, "the store did not answer") from error
+
+
+def file_picture(key: Key, row: Row) -> Response:
+    """Give a quarantined file as a picture, as far as the intake could read it."""
+    from xray_pipeline.night import review
+
+    settings = Settings()
+    try:
+        if key not in _Shelf(settings).kept_out:  # what a user names is no path
+            raise HTTPException(404, "there is no such delivery")
+        return _png(review.file_pixels(settings, key, row))
+    except (DatasetError, RadiographError, StorageError) as error:
+        raise HTTPException(404, "the file can't be shown: it is gone, or can't be read from here") from error
+
+
+def _png(pixels: Pixels, side: int = LARGE, heat: bytes = b"") -> Response:
+    from xray_pipeline.images import picture as pictures
+
+    return Response(pictures.png(pixels, side, heat), media_type="image/png")
+
+
+ADDRESSES: dict[str, Callable[..., Response]] = {
+    "/review": show,
+    "/review/{digest}": show_one,
+    "/review/pictures/{digest}": picture,
+    "/review/files/{key}/{row}": show_file,
+    "/review/files/{key}/{row}/picture": file_picture,
+}
+
+
+class _Shelf:
+    """What there is to review at this moment."""
+
+    def __init__(self, settings: Settings) -> None:
+        from xray_pipeline.night import review
+
+        self.store = open_store(settings.store, settings)
+        self.overview: Overview = memory.overview(settings)
+        self.material: Material | None = review.material(self.store)
+
+    @property
+    def kept_out(self) -> dict[str, dict[str, int]]:
+        """Of each delivery, by key, how many files are out for which reason; those that wait come first."""
+        from xray_pipeline.intake.layout import LITTER
+        from xray_pipeline.night import review
+
+        committed = dict(reversed(list(self.overview.quarantined.items())))
+        counts = {**review.waiting(self.store, self.overview.quarantined), **committed}
+        without = {key: {code: n for code, n in of.items() if code != LITTER} for key, of in counts.items()}
+        return {key: of for key, of in without.items() if of}
+
+    def suspects(self) -> list[Suspect]:
+        """The suspects about which nobody has decided, worst first, mislabels before outliers."""
+        from xray_pipeline.night import review
+
+        if self.material is None:
+            return []
+        return review.open_suspects(self.store, self.material.snapshot, self.overview.labels()) or []
+
+    def suspicions(self, digest: str) -> list[Suspect]:
+        """Why a radiograph is on the list of suspects, settled or not."""
+        from xray_pipeline.night import review
+
+        found = review.listed(self.store, self.material.snapshot) if self.material else ()
+        return [one for one in found or () if one.digest == digest]
+
+    def order(self, tab: Tab) -> list[str]:
+        """The digests of what a tab lists."""
+        if tab == "suspects":
+            return list(dict.fromkeys(one.digest for one in self.suspects()))
+        if tab == "disagreements" and self.material:
+            return [digest for digest in self.material.disagreements if digest in self.overview.radiographs.index]
+        return []
+
+    def explained(self, digest: str) -> Explained | None:
+        """What the newest night drew of a radiograph."""
+        return self.material.explained.get(digest) if self.material else None
+
+    def to_label(self) -> dict[tuple[str, int], Unlabelled]:
+        """The unlabelled files that are still out, by delivery and row, those first that would teach most."""
+        from xray_pipeline.night import review
+
+        ranked, held = review.to_label(self.store), self.overview.radiographs.index
+        files = [one for one in ranked.files if one.digest not in held] if ranked else []
+        return {(one.delivery, one.row): one for one in files}
+
+    def reading(self, digest: str) -> Any:
+        """What people said of a radiograph, None when nobody did."""
+        from xray_pipeline.night import review
+
+        return review.readings(self.store, [digest]).get(digest)
+
+
+def _cards(about: _Shelf, tab: Tab, first: int, asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the radiographs of a tab, each with its label, why it is there, and what was asked for of it."""
+    order, labels = about.order(tab), about.overview.radiographs["label"]
+    why = {one.digest: one for one in reversed(about.suspects())} if tab == "suspects" else {}
+    newest = {one["subject"]: one for one in reversed(asked)}
+    shown = [
+        {
+            "digest": digest,
+            "label": labels[digest],
+            "suspect": why.get(digest),
+            "explained": about.explained(digest),
+            "asked": newest.get(digest),
+        }
+        for digest in order[first : first + CARDS]
+    ]
+    return {"radiographs": shown, "count": len(order)}
+
+
+def _quarantine(settings: Settings, about: _Shelf, delivery: str, reason: str, first: int) -> dict[str, Any]:
+    """Return how many files are out by delivery and reason, and those of one of each with their thumbnails."""
+    from xray_pipeline.dataset.fingerprints import picture_of
+    from xray_pipeline.intake.rules import QUARANTINED
+    from xray_pipeline.night import review
+
+    counts = about.kept_out
+    if reason not in counts.get(delivery, {}):
+        return {"deliveries": counts, "rules": QUARANTINED, "files": None}
+    rows = review.kept_out(settings, delivery, reason)
+    files = [
+        {"row": int(row), "detail": rows.at[row, "detail"], "picture": picture_of(rows.at[row, "thumbnail"])}
+        for row in rows.index[first : first + CARDS]
+    ]
+    of = {"delivery": delivery, "place": quote(delivery, safe=""), "reason": reason, "rule": QUARANTINED[reason]}
+    return {"files": files, "count": len(rows), **of}
+
+
+def _to_label(about: _Shelf, first: int) -> dict[str, Any]:
+    """Return unlabelled files with their thumbnails, and the labels that people gave them meanwhile."""
+    from xray_pipeline.dataset.fingerprints import picture_of
+    from xray_pipeline.intake.labelled import Labels
+
+    ranked, labels = list(about.to_label().values()), Labels(about.store)
+    files = [
+        {
+            **{"file": one, "place": quote(one.delivery, safe=""), "picture": picture_of(one.thumbnail)},
+            "label": labels.of(one.source_digest) if labels.any else "",
+        }
+        for one in ranked[first : first + CARDS]
+    ]
+    return {"files": files, "count": len(ranked)}
+
+
+def _amendments(settings: Settings) -> list[dict[str, Any]]:
+    """Return all amendments, newest first, without what names a patient, each with the radiographs it holds for."""
+    from xray_pipeline.dataset.amendments import in_force
+    from xray_pipeline.dataset.store import Dataset
+
+    amendments = Dataset(settings).commits.amendments()
+    standing = in_force(amendments)
+    return [
+        {
+            **{"number": number, "who": one.who, "at": one.at, "why": one.why},
+            "stands": number in standing or all(change.action == "undo" for change in one.changes),
+            "changes": [
+                {
+                    **{"action": change.action, "subject": change.subject, "label": change.label},
+                    "name": "" if change.subject == "patient" else change.name,
+                    "count": len(change.radiographs),
+                }
+                for change in one.changes
+            ],
+            "radiographs": {digest for change in one.changes for digest in change.radiographs},
+        }
+        for number, one in sorted(amendments.items(), reverse=True)
+    ]
+
+
+def _asked(session: Session) -> list[dict[str, Any]]:
+    """Return what the newest runs of xray_amend were asked for, the newest first."""
+    columns = (DagRun.run_id, DagRun.state, DagRun.conf, DagRun.triggering_user_name, DagRun.run_after)
+    query = select(*columns).where(DagRun.dag_id == access.AMEND).order_by(DagRun.run_after.desc()).limit(RUNS)
+    found = []
+    for run_id, state, conf, who, at in session.execute(query):
+        conf = conf or {}
+        found.append(
+            {
+                **{name: str(conf.get(name, "")) for name in ("action", "subject", "label", "reason")},
+                "state": {"success": "done", "failed": "failed"}.get(str(state), "asked for"),
+                "who": who or "unknown",
+                "at": at.isoformat(),
+                "page": f"{links.BASE}/dags/{access.AMEND}/runs/{quote(run_id)}",
+            }
+        )
+    return found
+
+
+def _opinions(drawn: Material | None, explained: Explained | None) -> list[dict[str, Any]]:
+    if drawn is None or explained is None:
+        return []
+    names = {"candidate": "Candidate", "champion": f"Champion, version {drawn.champion}"}
+    said = {"candidate": explained.candidate, "champion": explained.champion}
+    return [
+        {
+            **{"of": who, "name": names[who], "label": one.label, "map": bool(one.map)},
+            "probabilities": list(zip(drawn.classes, one.probabilities, strict=True)),
+        }
+        for who, one in said.items()
+        if one is not None
+    ]
+
+
+def _alike(now: Overview, explained: Explained | None) -> list[dict[str, str]]:
+    """Return the radiographs most alike with the labels they have now; what is withdrawn by now is left out."""
+    there = [digest for digest in explained.alike if digest in now.radiographs.index] if explained else []
+    return [{"digest": digest, "label": now.radiographs.at[digest, "label"]} for digest in there]
+
+
+def _around(order: Sequence[str], one: str) -> dict[str, Any]:
+    """Return what comes before and after one of a list; the first for one that is no longer on it."""
+    if one not in order:
+        return {"before": "", "after": order[0] if order else "", "place": 0, "count": len(order)}
+    at = order.index(one)
+    after = order[at + 1] if at + 1 < len(order) else ""
+    return {"before": order[at - 1] if at else "", "after": after, "place": at + 1, "count": len(order)}

@@ -1,0 +1,161 @@
+"""Which of the files that nobody has labelled would teach most: those that the model in production is unsure of and
+that lie far from what is known. It reads deliveries, and runs where the network is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import ObjectNotFound, RadiographError, StorageError, StorageUnavailable
+from xray_pipeline.base.progress import Progress
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.fingerprints import fingerprint
+from xray_pipeline.dataset.pixels import PixelCache
+from xray_pipeline.dataset.revisions import part_of
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.images import radiograph
+from xray_pipeline.images.raster import Limits
+from xray_pipeline.intake.labelled import UNLABELLED
+from xray_pipeline.intake.layout import unescape
+from xray_pipeline.intake.scan import reread
+from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.models.engine import engine_for
+from xray_pipeline.night import review
+from xray_pipeline.night.review import ToLabel, Unlabelled
+from xray_pipeline.night.run import Run
+from xray_pipeline.training.features import kept_scorer
+
+log = logging.getLogger(__name__)
+
+MOST_FILES, MOST_KNOWN = 500, 2000
+"""Unlabelled files that are read; training radiographs that they are compared with."""
+
+
+_BATCH = 16
+
+
+class _File(NamedTuple):
+    delivery: str
+    row: int
+    source_digest: str
+    digest: str
+    thumbnail: str
+    pixels: NDArray[np.uint8]
+
+
+def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLabel:
+    """Keep and return the unlabelled files of all deliveries, those first that would teach most, as `model` sees them.
+
+    A file's score is the mean of its rank by uncertainty (1 less the difference of the two largest probabilities) and
+    of that by distance to the nearest training radiograph in the network's features, both from 0 to 1. What is there
+    already, or is no radiograph, is left out. Raises DatasetError, StorageUnavailable.
+    """
+    dataset, store = Dataset(run.settings), run.store()
+    places = _places(run.settings, dataset)
+    kept = review.to_label(store)
+    if kept and kept.model == model.digest and set(kept.places) == set(places):
+        return kept
+    known = review.overview(dataset).radiographs.index
+    files = [one for one in _read(run.settings, places[:MOST_FILES], model.side, progress) if one.digest not in known]
+    files = list({one.digest: one for one in reversed(files)}.values())[::-1]
+    found = ToLabel(model.digest, tuple(places), tuple(_ranked(run, dataset, model, files)) if files else ())
+    review.keep_to_label(store, found)
+    if places:
+        log.info("%d of %d unlabelled files are ranked by what they would teach", len(files), len(places))
+    return found
+
+
+def _places(settings: Settings, dataset: Dataset) -> list[tuple[str, int]]:
+    """Return delivery and row of each file that has no label, of committed deliveries and of those that wait."""
+    seen = review.overview(dataset)
+    waiting = review.waiting(open_store(settings.store, settings), seen.quarantined)
+    found = []
+    for key, counts in {**seen.quarantined, **waiting}.items():
+        for reason in set(UNLABELLED) & counts.keys():
+            found += [(key, int(row)) for row in review.kept_out(settings, key, reason).index]
+    return sorted(found)
+
+
+def _read(settings: Settings, places: list[tuple[str, int]], side: int, progress: Progress | None) -> Iterator[_File]:
+    limits, incoming = Limits.of(settings.rules), open_store(settings.incoming, settings)
+    tables: dict[str, pd.DataFrame] = {}
+    for done, (key, row) in enumerate(places, 1):
+        if key not in tables:
+            tables = {key: review.table_of(settings, key)}
+        file = tables[key]["file"][row]
+        try:
+            store = incoming.child(part_of(key)[0])
+            read = reread(store, file, limits)
+            source = records.digest_of(store.read(unescape(file)))
+        except (RadiographError, ObjectNotFound):
+            continue
+        except StorageError as error:
+            if isinstance(error, StorageUnavailable):
+                raise
+            continue
+        square = radiograph.square(read.pixels, side)
+        yield _File(key, row, source, read.digest, fingerprint(read.pixels).thumbnail, square)
+        if progress:
+            progress(done, len(places), "reading unlabelled files")
+
+
+def _ranked(run: Run, dataset: Dataset, model: Classifier, files: list[_File]) -> list[Unlabelled]:
+    vectors = _features(model, np.stack([one.pixels for one in files]))
+    said = model.of_features(torch.from_numpy(vectors))
+    two = np.sort(said, axis=1)[:, -2:]
+    unsure = 1 - (two[:, 1] - two[:, 0])
+    far = _distances(run, dataset, model, vectors)
+    scores = (_share(unsure) + _share(far)) / 2
+    names = model.label(said)
+    order = np.lexsort((np.array([one.digest for one in files]), -scores))
+    return [
+        Unlabelled(
+            *(files[at].delivery, files[at].row, files[at].source_digest, files[at].digest, files[at].thumbnail),
+            *(names[at], round(float(said[at].max()), 4), round(float(far[at]), 3), round(float(scores[at]), 4)),
+        )
+        for at in order.tolist()
+    ]
+
+
+def _features(model: Classifier, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    engine = engine_for(model.network, wanted=model.engine)
+    parts = (torch.from_numpy(pixels[at : at + _BATCH]) for at in range(0, len(pixels), _BATCH))
+    return np.concatenate([engine.features(part).cpu().numpy() for part in parts])
+
+
+def _share(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the rank of each value as a share, above 0 to 1; equal values share one."""
+    return np.asarray(rankdata(values) / len(values))
+
+
+def _distances(run: Run, dataset: Dataset, model: Classifier, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how far features are from the nearest of at most MOST_KNOWN training radiographs, standardised by them."""
+    snapshot = dataset.snapshot()
+    if snapshot is None:
+        return np.zeros(len(vectors))
+    rows = dataset.rows(snapshot)
+    rows = rows[rows["side"] == "train"]
+    rows = rows.iloc[np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_KNOWN])].reset_index(drop=True)
+    if rows.empty:
+        return np.zeros(len(vectors))
+    if kept := kept_scorer(model, run.settings):
+        kept.ensure(rows, dataset.read)
+        known = kept.get(list(rows["digest"]))
+    else:
+        cache = PixelCache(run.settings.cache, model.side)
+        cache.ensure(rows, dataset.read, run.settings.workers)
+        known = _features(model, cache.get(list(rows["digest"])))
+    scaled = StandardScaler().fit(known)
+    nearest = NearestNeighbors(n_neighbors=1).fit(scaled.transform(known))
+    return np.asarray(nearest.kneighbors(scaled.transform(vectors))[0][:, 0], np.float64)

@@ -1,0 +1,190 @@
+"""A worklist for readers who work elsewhere: a table and a folder of pictures out, labels by digest back in.
+
+Pictures are named by digest; neither they nor the table name a patient. What readers agree on comes in as one amendment
+or, of unlabelled files, as labels beside their delivery; what they differ on is kept as such and changes nothing.
+Readings add up: a second reader's list is compared with what the first one's said.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from xray_pipeline.base.errors import AmendmentError, RadiographError, StorageError
+from xray_pipeline.base.progress import Progress
+from xray_pipeline.base.text import SHORTEST_REASON
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.images import picture, radiograph
+from xray_pipeline.intake.labelled import Given, give
+from xray_pipeline.night import amend, review
+from xray_pipeline.night.identity import compare
+from xray_pipeline.night.review import Overview, Unlabelled
+from xray_pipeline.night.run import Run
+
+Lists = Literal["suspects", "disagreements", "to-label"]
+LISTS: Final[tuple[Lists, ...]] = ("suspects", "disagreements", "to-label")
+TABLE, SIDE = "worklist.csv", 2048
+"""The table's name; the longest side of a picture, in pixels."""
+COLUMNS: Final = ("digest", "list", "labelled", "says", "p", "label", "reader")
+"""Of the table: readers fill the last two."""
+
+
+class Item(NamedTuple):
+    """One radiograph to read: its digest, the list it is on, the label it has ("" without one), what the model says
+    with which probability, and where it lies: in the dataset, or as an unlabelled file."""
+
+    digest: str
+    of: Lists
+    labelled: str
+    says: str
+    p: float
+    file: Unlabelled | None = None
+
+
+def export(
+    run: Run, folder: Path, lists: Sequence[Lists] = LISTS, first: int = 100, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the first radiographs of each list into an empty or new folder, as pictures and a table.
+
+    Returns table, pictures and unreadable (how many can't be shown: their delivery is gone, say). Raises AmendmentError
+    for a folder that is in use, DatasetError, StorageUnavailable.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise AmendmentError(f"{folder} is not empty; name a new folder, as pictures of another list may lie there")
+    folder.mkdir(parents=True, exist_ok=True)
+    now = review.overview(Dataset(run.settings))
+    items = [item for of in lists for item in _items(run, now, of)[:first]]
+    items = list({item.digest: item for item in reversed(items)}.values())[::-1]
+    written = []
+    for done, item in enumerate(items, 1):
+        try:
+            (folder / f"{item.digest}.png").write_bytes(_picture(run, now, item))
+            written.append(item)
+        except (RadiographError, StorageError):
+            pass  # counted below
+        if progress:
+            progress(done, len(items), "writing pictures")
+    with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        table.writerows([one.digest, one.of, one.labelled, one.says, f"{one.p:.3f}", "", ""] for one in written)
+    return {"table": str(folder / TABLE), "pictures": len(written), "unreadable": len(items) - len(written)}
+
+
+def _items(run: Run, now: Overview, of: Lists) -> list[Item]:
+    store, labels = run.store(), now.labels()
+    if of == "to-label":
+        ranked = review.to_label(store)
+        files = [one for one in ranked.files if one.digest not in labels] if ranked else []
+        return [Item(one.digest, of, "", one.says, one.p, one) for one in files]
+    drawn = review.material(store)
+    if drawn is None:
+        return []
+    if of == "suspects":
+        suspects = review.open_suspects(store, drawn.snapshot, labels) or []
+        return [Item(one.digest, of, one.label, one.says, one.p) for one in suspects]
+    explained = [(digest, drawn.explained.get(digest)) for digest in drawn.disagreements if digest in labels]
+    said = [(digest, one.candidate if one else None) for digest, one in explained]
+    return [
+        Item(digest, of, labels[digest], one.label if one else "", max(one.probabilities) if one else 0.0)
+        for digest, one in said
+    ]
+
+
+def _picture(run: Run, now: Overview, item: Item) -> bytes:
+    if item.file:
+        return picture.png(review.file_pixels(run.settings, item.file.delivery, item.file.row), SIDE)
+    data = Dataset(run.settings).read(item.digest, now.radiographs.at[item.digest, "suffix"])
+    return picture.png(radiograph.decode(data), SIDE)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A reader's table: its text, and who read it where it has no column `reader`."""
+
+    reader: str
+    text: str
+
+
+class _Read(NamedTuple):
+    digest: str
+    reader: str
+    label: str
+
+
+def take_in(run: Run, tables: Sequence[Table], why: str) -> dict[str, Any]:
+    """Take in what readers say, all of it or nothing.
+
+    Returns amendment (its number, None without one), relabelled and agreed (counts), labelled (of unlabelled files, by
+    delivery: those are to be judged anew), differ (label by reader, by digest). Raises AmendmentError, which names the
+    table and line, DatasetError, StorageError.
+    """
+    if len(why.strip()) < SHORTEST_REASON:
+        raise AmendmentError(f"reason {why!r}: say which readers these are, or what they looked for")
+    compare(run)
+    store, labels = run.store(), review.overview(Dataset(run.settings)).labels()
+    ranked = review.to_label(store)
+    files = {one.digest: one for one in ranked.files} if ranked else {}
+    said = _together([read for table in tables for read in _parsed(table, run.settings.classes)])
+    if unknown := [digest for digest in said if digest not in labels and digest not in files]:
+        raise AmendmentError(f"radiograph {unknown[0][:12]} is on no list and not in the dataset; nothing was taken in")
+    for digest, before in review.readings(store, list(said)).items():
+        said[digest] = {**before.readings, **said[digest]}
+    agreed = {digest: by.pop() for digest, of in said.items() if len(by := set(of.values())) == 1}
+    wrong = {digest: label for digest, label in agreed.items() if labels.get(digest, label) != label}
+    named = [amend.Named("relabel", "radiograph", digest, label) for digest, label in sorted(wrong.items())]
+    done = amend.amend(run, named, why) if named else None
+    labelled = _label(run, {digest: label for digest, label in agreed.items() if digest not in labels}, files, why)
+    for digest, of in said.items():  # last, so that one that is killed is taken in by doing it again
+        review.say(run, digest, agreed.get(digest, ""), why, of)
+    return {
+        "amendment": done["number"] if done else None,
+        "relabelled": len(wrong),
+        "agreed": len(agreed) - len(wrong) - sum(labelled.values()),
+        "labelled": labelled,
+        "differ": {digest: of for digest, of in sorted(said.items()) if digest not in agreed},
+    }
+
+
+def _label(run: Run, labels: Mapping[str, str], files: Mapping[str, Unlabelled], why: str) -> dict[str, int]:
+    """Keep labels (by the digest of a radiograph) of unlabelled files; return how many by delivery."""
+    at = datetime.fromtimestamp(run.store().clock(), UTC).isoformat(timespec="seconds")
+    counts: dict[str, int] = {}
+    for digest, label in labels.items():
+        file = files[digest]
+        give(run.store(), file.source_digest, Given(label, run.who, at, why.strip()))
+        counts[file.delivery] = counts.get(file.delivery, 0) + 1
+    return counts
+
+
+def _together(read: Sequence[_Read]) -> dict[str, dict[str, str]]:
+    """Return what each reader says, by digest and reader. Raises AmendmentError for one who says two things."""
+    said: dict[str, dict[str, str]] = {}
+    for digest, reader, label in read:
+        if said.setdefault(digest, {}).setdefault(reader, label) != label:
+            raise AmendmentError(
+                f"reader {reader} calls radiograph {digest[:12]} {said[digest][reader]} and {label}; leave one line"
+            )
+    return said
+
+
+def _parsed(table: Table, classes: Sequence[str]) -> Iterator[_Read]:
+    """Yield what a table says; lines without a label are left out. Raises AmendmentError, naming the line."""
+    lines = csv.DictReader(io.StringIO(table.text.removeprefix("\ufeff")), restval="")
+    if not {"digest", "label"} <= set(lines.fieldnames or ()):
+        raise AmendmentError(f"the table of {table.reader} needs the columns digest and label, and may have reader")
+    for line in lines:
+        digest, label = line["digest"].strip(), line["label"].strip()
+        if not label:
+            continue
+        if len(digest) != 64 or label not in classes:
+            raise AmendmentError(
+                f"line {lines.line_num} of the table of {table.reader} gives no digest of 64 digits, or a label that "
+                f"is none of {', '.join(classes)}; nothing was taken in"
+            )
+        yield _Read(digest, line.get("reader", "").strip() or table.reader, label)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import reviewed
 from two_nights import AFTER_FIRST, SETTINGS
 from typer.testing import CliRunner, Result
 
@@ -159,6 +160,19 @@ def test_an_alarm_is_settled(site: Site) -> None:
     site.do(acknowledge, **{"2026-03-03": key})
     site.do(promote, **{"promote 12": "promote 2"})
     assert site.champion() == 2
+    site.whole()
+
+
+def test_readers_elsewhere_are_asked(site: Site) -> None:
+    ask, take_in = commands("Radiographs to look at")
+    reviewed.draw(site.settings)
+    site.do(ask, march=str(site.home / "march"))
+    lines = (site.home / "march" / "worklist.csv").read_text().splitlines()[1:]
+    assert len(lines) == 3
+    files = {f"{reader}.csv": site.home / f"{reader}.csv" for reader in ("ann", "bob")}
+    for path in files.values():
+        path.write_text(f"digest,label\n{lines[0].partition(',')[0]},NORMAL\n")
+    assert "1 relabelled by amendment 3" in site.do(take_in, **{name: str(path) for name, path in files.items()}).output
     site.whole()
 
 

@@ -109,7 +109,8 @@ def show_one(digest: Digest, session: SessionDep, user: GetUserDep, tab: Tab = "
 
 
 def show_file(key: Key, row: Row) -> HTMLResponse:
-    """Show one quarantined file in full, where it was read by the intake and still lies in its delivery."""
+    """Show one quarantined file: in full where it was read before and its delivery can be read from here."""
+    from xray_pipeline.dataset.fingerprints import picture_of
     from xray_pipeline.intake.rules import QUARANTINED
     from xray_pipeline.night import review
 
@@ -125,6 +126,7 @@ def show_file(key: Key, row: Row) -> HTMLResponse:
             raise HTTPException(404, "there is no such file")
         places = [f"files/{quote(key, safe='')}/{other}" for other in rows.index]
         around = _around(places, f"files/{quote(key, safe='')}/{row}")
+        ranked = about.to_label().get((key, row))
         return drawing.page(
             "review_file.html.j2",
             key=key,
@@ -132,7 +134,7 @@ def show_file(key: Key, row: Row) -> HTMLResponse:
             reason=reason,
             detail=rows.at[row, "detail"],
             rule=QUARANTINED[reason],
-            read=bool(rows.at[row, "thumbnail"])
+            thumbnail=picture_of(rows.at[row, "thumbnail"] or (ranked.thumbnail if ranked else "")),
             or any((one.delivery, one.row) == (key, row) for one in about.to_label()),
             around=around,
             place=quote(key, safe=""),

@@ -22,7 +22,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from xray_pipeline.evaluation.suspected import Suspect
@@ -84,18 +84,23 @@ def mislabelled(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) ->
 def cross_validated(
     features: NDArray[np.float32], truth: NDArray[np.int64], patients: pd.Series[str]
 ) -> NDArray[np.float64]:
-    """Return probabilities [N, C] of a balanced, L2-penalised head that did not see the row's patient.
+    """Return probabilities [N, C] of a `head` that did not see the row's patient."""
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
+    found: NDArray[np.float64] = cross_val_predict(
+        head(int(truth.max())), features, truth, groups=patients, cv=folds, method="predict_proba"
+    )
+    return found
+
+
+def head(last: int) -> Pipeline:
+    """Return a balanced, L2-penalised head of `last` + 1 classes on standardised features, to be fitted.
 
     The objective is that of recipe `head` on one view of each radiograph. With two classes scikit-learn fits the
     difference of the two logits alone, whose squares sum to twice as much.
     """
-    strength = PENALTY / 2 if truth.max() == 1 else PENALTY
-    head = LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=ITERATIONS)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    found: NDArray[np.float64] = cross_val_predict(
-        make_pipeline(StandardScaler(), head), features, truth, groups=patients, cv=folds, method="predict_proba"
-    )
-    return found
+    strength = PENALTY / 2 if last == 1 else PENALTY
+    fitted = LogisticRegression(C=1 / strength, class_weight="balanced", max_iter=ITERATIONS)
+    return make_pipeline(StandardScaler(), fitted)
 
 
 def far(features: NDArray[np.float32], patients: pd.Series[str]) -> NDArray[np.float64]:

@@ -265,7 +265,16 @@ def test_the_asset_graph_carries_the_versions(page: Page, site: Site) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["champion", "nights", "deliveries", "deliveries/x", "page.js", f"reports/{'0' * 64}/none", "runs/xray_retrain/x"],
+    [
+        "champion",
+        "nights",
+        "deliveries",
+        "deliveries/x",
+        "review",
+        "page.js",
+        f"reports/{'0' * 64}/none",
+        "runs/xray_retrain/x",
+    ],
 )
 def test_pages_ask_for_airflows_login(site: Site, path: str) -> None:
     address = f"{site.stack.airflow}/xray/{path}"
@@ -284,6 +293,7 @@ def test_pages_ask_for_airflows_login(site: Site, path: str) -> None:
         "deliveries/..%2F..%2Fledger/intake",
         "nights?span=31",
         "champion?before=../../etc",
+        "review?tab=ledger",
         "docs",
         "openapi.json",
     ],

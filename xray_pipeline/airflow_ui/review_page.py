@@ -117,12 +117,12 @@ def show_file(key: Key, row: Row) -> HTMLResponse:
     settings = Settings()
     try:
         about = _Shelf(settings)
-        counts = about.kept_out.get(key, {})
-        for reason in counts:
-            rows = review.kept_out(settings, key, reason)
-            if row in rows.index:
-                break
-        else:
+        if key not in about.kept_out:  # what a user names is no path
+            raise HTTPException(404, "there is no such delivery")
+        table = review.table_of(settings, key)
+        reason = str(table.at[row, "reason"]) if row < len(table) else ""
+        rows = review.kept_out(settings, key, reason)
+        if not reason or row not in rows.index:
             raise HTTPException(404, "there is no such file")
         places = [f"files/{quote(key, safe='')}/{other}" for other in rows.index]
         around = _around(places, f"files/{quote(key, safe='')}/{row}")
@@ -135,7 +135,6 @@ def show_file(key: Key, row: Row) -> HTMLResponse:
             detail=rows.at[row, "detail"],
             rule=QUARANTINED[reason],
             thumbnail=picture_of(rows.at[row, "thumbnail"] or (ranked.thumbnail if ranked else "")),
-            or any((one.delivery, one.row) == (key, row) for one in about.to_label()),
             around=around,
             place=quote(key, safe=""),
             at=links.PLACE,

@@ -117,6 +117,25 @@ def test_registering_again_changes_nothing(registry: Registry, candidate: Callab
     assert list(registry.versions()) == [1]
 
 
+def test_what_a_killed_process_left_beside_a_registered_version_goes(
+    two: Registry, candidate: Callable[[int], Candidate], client: MlflowClient
+) -> None:
+    model = candidate(2)
+    for _ in range(2):
+        client.create_model_version(
+            two.name, model.model_uri, model.run_id, {"xray.candidate": model.digest},
+            model_id=model.model_uri.removeprefix("models:/"),
+        )  # fmt: skip
+    assert not holds(two)
+    client.set_registered_model_alias(two.name, "theirs", "3")
+    manual_changes.reconcile(two)
+    assert list(two.versions()) == [1, 2, 3], "what somebody's own alias names stays"
+    client.delete_registered_model_alias(two.name, "theirs")
+    manual_changes.reconcile(two)
+    assert list(two.versions()) == [1, 2]
+    assert holds(two)
+
+
 def test_a_candidate_is_not_registered_against_a_champion_of_yesterday(
     two: Registry, candidate: Callable[[int], Candidate]
 ) -> None:

@@ -130,7 +130,7 @@ def _plan(run: Run, registry: Registry, now: float | None) -> _Plan:
     interrupted = {candidate for candidate, entries in there.items() if _named(entries, in_use.LEAVING)}
     begun = {candidate: removal for candidate in interrupted if (removal := _begun(store, candidate))}
     kept = (kept & there.keys()) - begun.keys()
-    needed = {found.model_digest for candidate in kept if (found := _trained(store, candidate))}
+    needed = {found.model_digest for candidate in sorted(kept) if (found := _trained(store, candidate))}
     looked = [_leaving(store, candidate, folders, needed) for candidate in sorted(there.keys() - kept)]
     name = run.settings.model_name
     leaving = [one for one in looked if one and not (one.run_id and registered_elsewhere(one.run_id, name))]

@@ -22,11 +22,14 @@ HAND = "unknown, in MLflow"
 def reconcile(registry: Registry) -> State:
     """Bring ledger and registry together, before anything else is done; return the state.
 
-    Aliases that a crash left behind are moved on; a change made by hand is first recorded. A champion set by hand is
-    the champion from then on; a champion alias that was removed is set again. Raises RegistryError, LedgerError.
+    Aliases that a crash left behind are moved on, and versions that it left twice go; a change made by hand is first
+    recorded. A champion set by hand is the champion from then on; a champion alias that was removed is set again.
+    Raises RegistryError, LedgerError.
     """
     record_manual_change(registry)
-    return registry.follow()
+    state = registry.follow()
+    registry.drop_duplicates()
+    return state
 
 
 def record_manual_change(registry: Registry) -> Entry | None:

@@ -111,6 +111,20 @@ class Registry:
         found = ask("listing versions", tracking.mlflow.search_model_versions, filter_string=query)
         return {int(version.version): version.tags for version in sorted(found, key=lambda one: int(one.version))}
 
+    def drop_duplicates(self) -> None:
+        """Delete versions of candidates that the ledger knows under another number.
+
+        A process that was killed left them, or somebody pointed at one before it was registered. What is or was in
+        charge stays, and so does all while a change by hand may be undone. Raises RegistryError, RegistryUnavailable.
+        """
+        state = self.ledger.state()
+        if state.by_hand or not state.registered:
+            return
+        known = {entry.candidate for entry in state.registered.values()}
+        carriers = {number for number, tags in self.versions().items() if tags.get("xray.candidate") in known}
+        if double := carriers - state.registered.keys() - {state.champion, state.challenger, *state.previous}:
+            self._delete(sorted(double - self.aliased()))
+
     def attach(self, run_id: str, name: str, text: str) -> None:
         """Keep a text file with an MLflow run. Raises RegistryError, RegistryUnavailable."""
         ask(f"keeping {name}", self._client.log_text, run_id, text, name)

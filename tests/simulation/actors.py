@@ -1,0 +1,372 @@
+"""The processes of a simulated site, each as its commands and DAG tasks do it, by the package's own functions.
+
+What a person or the network would say is drawn; everything else is the package's. A process that fails by an error of
+the package tries again after a while, as Airflow or a person does; one that was told "no" ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mlflow.exceptions import MlflowException
+from scheduler import Process, Violation
+from universe import print_of
+
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import AmendmentError, LedgerError, RegistryError, TrainingError, XrayError
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.base.text import APPROVE
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.dataset.table import Row, of_rows
+from xray_pipeline.gate.evidence import evidence_key
+from xray_pipeline.intake.commit import commit
+from xray_pipeline.intake.conflicts import mark_conflicts
+from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake.verdicts import Intake
+from xray_pipeline.night import amend, identity, judging, promotion, tidy, unanswered
+from xray_pipeline.night import pair as comparing
+from xray_pipeline.night.amend import Named
+from xray_pipeline.night.promotion import Request
+from xray_pipeline.night.run import Run
+from xray_pipeline.registry import decisions, manual_changes, verify
+from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.loading import Champions
+from xray_pipeline.report.places import report_key
+from xray_pipeline.training import train as training
+from xray_pipeline.training.candidate import find_candidate
+from xray_pipeline.training.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from world import World
+
+TRIES = 6
+WHY = "because the simulation says so"
+RECIPE = load_recipe("head")
+
+
+def process(world: World, name: str, work: Callable[[], None], no: tuple[type[Exception], ...] = ()) -> Process:
+    """Return a process that does some work, again where that fails; an error of kind `no` is its answer."""
+
+    def live() -> None:
+        for attempt in range(TRIES):
+            try:
+                world.auditor.begins(name)
+                work()
+                return
+            except no:
+                return
+            except (XrayError, MlflowException) as error:
+                last = error
+                world.scheduler.sleep(60.0 * (attempt + 1))
+        world.given_up.append(name)
+        if world.scheduler.chances.faults == {}:
+            raise Violation(f"{name} does not end though nothing fails any more: {type(last).__name__}: {last}")
+
+    return Process(name, live, skew=world.random.uniform(-100, 100))
+
+
+# The night
+
+
+def ingest(world: World, run: Run, key: str) -> None:
+    """Check a delivery against the dataset of this moment, and commit it some time later."""
+    identity.compare(run)
+    dataset = Dataset(run.settings)
+    dataset.finish()
+    rows = [
+        Row(
+            f"{label}/{place}.png", len(one.data), "v", source_digest=one.digest, format="PNG", bits=8,
+            width=400, height=400, mode="L", patient=one.patient, label=label, side=one.side, verdict="accepted",
+            digest=one.digest, suffix=".png", phash=print_of(one.chest).phash, thumbnail=print_of(one.chest).thumbnail,
+        )
+        for place, (one, label) in enumerate(world.deliveries[key])
+    ]  # fmt: skip
+    table = of_rows(sorted(rows, key=lambda row: row.file))
+    table = mark_conflicts(table, dataset.history(), run.settings)
+    delivery = Delivery(key, f"{run.settings.incoming}/{key}", 1, len(rows), 1, "f" * 64, True)
+    commit(dataset, Intake(delivery, table, True, (), {}, ""))
+
+
+def night(world: World, number: int, who: str = "schedule") -> None:
+    """One night: commit, train, judge, register and, where the policy says so, promote."""
+    run = Run(world.settings, who=who, name=f"night-{number}")
+    dataset = Dataset(run.settings)
+    identity.compare(run)
+    dataset.finish()
+    there = dataset.manifests()
+    for key in list(world.deliveries)[: number + 1]:
+        if key not in there:
+            ingest(world, run, key)
+    identity.vouch(run)
+    snapshot = dataset.snapshot()
+    registry = run.registry()
+    manual_changes.reconcile(registry)
+    if snapshot is None:
+        return
+    world.auditor.trained_on(snapshot.digest)
+    recipe = RECIPE.model_copy(update={"seed": number})
+    try:
+        candidate = training.train(dataset, snapshot, recipe, run.settings, Champions(registry))
+    except TrainingError as error:
+        if "no radiograph of class" in str(error):
+            return  # amendments took them all
+        raise
+    if not judging.concluded(run, candidate.digest):
+        _judge(run, candidate.digest)
+
+
+def _judge(run: Run, digest: str) -> None:
+    registry, store = run.registry(), run.store()
+    state = manual_changes.reconcile(registry)
+    champion, models = state.champion, state.models(state.champion)
+    candidate = find_candidate(store, digest)
+    comparing._take_up(run, candidate)
+    key = _evidence(run, state, digest)
+    _, decision = judging.judged(run, key)
+    judging.expect_same(registry, models)
+    comparing._take_up(run, candidate)
+    store.write(report_key(digest, champion), b"a report")
+    said = {"who": run.who, "why": " ".join(decision.reasons), "champion_before": champion}
+    recorded = {**decision.to_dict(), "evidence": key, "compared_patients": 0}
+    if decision.verdict == "refused":
+        decisions.refuse(registry, candidate, **said, decision=recorded)
+        return
+    entry = decisions.register(registry, candidate, **said, decision=recorded)
+    if decision.automatic:
+        assert entry.version is not None
+        request = f"auto {entry.version} over {champion}"
+        told = {"who": run.who, "why": "the policy", "expected_champion": champion, "request": request}
+        decisions.promote(registry, entry.version, **told, decision=recorded)
+
+
+def _evidence(run: Run, state: Any, digest: str) -> str:
+    """Keep what the policy is asked about: this candidate against the champion of now."""
+    entry = state.registered.get(state.champion or 0)
+    data = records.canonical({"candidate": digest, "champion": entry.candidate if entry else ""})
+    key = evidence_key(digest, records.digest_of(data))
+    run.store().write(key, data)
+    return key
+
+
+def nights(world: World) -> list[Process]:
+    """One night after the other, as the schedule starts them."""
+
+    def all_of_them() -> None:
+        for number in range(world.nights):
+            world.once(f"night {number}", lambda number=number: night(world, number))
+            world.scheduler.sleep(world.random.choice((60.0, 7200.0, 200_000.0)))
+
+    return [process(world, "nights", all_of_them)]
+
+
+def again(world: World) -> None:
+    """Do the last night again, and once more: the second time nothing may be left to do."""
+    night(world, world.nights - 1)
+    before = world.auditor.decided.digests[:], world.auditor.commit_digests[:]
+    night(world, world.nights - 1)
+    if before != (world.auditor.decided.digests, world.auditor.commit_digests):
+        raise Violation("I5: a night that is done again ends in another state")
+    findings = verify.check(Run(world.settings).registry())
+    wrong = [f"{finding.invariant} {finding.text}" for finding in findings if not finding.holds]
+    if wrong:
+        raise Violation(f"`xray verify` finds: {'; '.join(wrong)}")
+
+
+def backfill(world: World) -> list[Process]:
+    """A person who starts nights beside the schedule, the last one first."""
+    number = world.nights - 1
+    return [process(world, f"backfill-{n}", lambda n=n: night(world, n, "bob")) for n in (number, 0)]
+
+
+# People
+
+
+def _ask(world: World, run: Run) -> Request | None:
+    """Phrase a question as `promotion.request` does, without figures."""
+    registry = run.registry()
+    state = manual_changes.reconcile(registry)
+    version = state.challenger
+    waiting = [number for number in state.registered if number != state.champion]
+    if version is None and waiting and world.random.random() < 0.5:
+        version = world.random.choice(waiting)
+    if version is None:
+        unanswered.to_ask_again(run)
+        return None
+    if promotion._not_to_ask(state, version, "") or registry.removed(version):
+        return None
+    candidate = state.registered[version].candidate
+    comparing._take_up(run, find_candidate(run.store(), candidate))
+    key = _evidence(run, state, candidate)
+    _, decision = judging.judged(run, key)
+    if not decision.may_promote:
+        return None
+    models = state.models(version, state.champion)
+    return Request(version, state.champion, key, "", "", candidate, decision.automatic, models)
+
+
+def approvers(world: World) -> list[Process]:
+    """DAG runs of xray_promote by two people, side by side: asked, answered soon, late or never."""
+
+    def asking(name: str, person: str) -> None:
+        for number in range(3):
+            _one_question(world, f"{name}-{number}", person)
+            world.scheduler.sleep(3000.0)
+
+    people = (("asks-1", "alice"), ("asks-2", "bob"))
+    return [process(world, name, lambda name=name, person=person: asking(name, person)) for name, person in people]
+
+
+def _one_question(world: World, name: str, person: str) -> None:
+    run = Run(world.settings, who=person, name=name)
+    with told_no():  # a hand may have pointed at what was never registered
+        world.once(name, lambda: _ask(world, run))
+    asked = world.remembered.get(name)
+    world.scheduler.sleep(world.once(f"{name} pause", lambda: world.random.choice((1.0, 100.0, 5000.0))))
+    if asked is None:
+        return
+    options = [[APPROVE], [APPROVE], [APPROVE], ["reject"], []]
+    chosen = world.once(f"{name} chosen", lambda: world.random.choice(options))
+    user = {"id": person, "name": person} if chosen else None
+    answer = {"chosen_options": chosen, "params_input": {"reason": WHY}, "responded_by_user": user}
+    with told_no():
+        said = world.once(f"{name} said", lambda: promotion.record_answer(run, asked, answer, name))
+        if said["outcome"] == "approved":
+            promotion.promote(run, asked, said["who"], said["why"], name)
+
+
+def told_no() -> contextlib.AbstractContextManager[None]:
+    """For the block: what may be answered with "no"."""
+    return contextlib.suppress(LedgerError, AmendmentError)
+
+
+def rollback(world: World) -> list[Process]:
+    """Somebody who goes back to the champion before, and a hasty colleague who does so at once."""
+
+    def back(name: str) -> None:
+        world.scheduler.sleep(world.once(f"{name} pause", lambda: world.random.choice((10.0, 8000.0, 100_000.0))))
+        run = Run(world.settings, who="carol")
+        promotion.rollback(run, None, WHY, name, untried=name == "back-1")
+
+    return [process(world, name, lambda name=name: back(name), no=(LedgerError,)) for name in ("back-1", "back-2")]
+
+
+def reopen(world: World) -> list[Process]:
+    """Somebody who lets a rejected version wait again."""
+
+    def again() -> None:
+        run = Run(world.settings, who="carol")
+        for number in range(2):
+            world.scheduler.sleep(6000.0)
+            state = Ledger(run.store()).state()
+            if state.rejected:
+                with told_no():
+                    promotion.reopen(run, max(state.rejected), WHY, f"reopen-{number}")
+
+    return [process(world, "reopens", again)]
+
+
+def hand(world: World) -> list[Process]:
+    """Somebody who moves and removes aliases in MLflow, and somebody who adopts or undoes that."""
+    name = world.settings.model_name
+
+    def moves() -> None:
+        world.scheduler.sleep(world.once("hand pause", lambda: world.random.choice((100.0, 10_000.0))))
+        model = world.mlflow.models.get(name)
+        there = [v.number for v in model.versions.values() if not v.deleted] if model else []
+        alias = world.once("hand alias", lambda: world.random.choice(("champion", "champion", "challenger")))
+        if there:
+            version = world.random.choice(there)
+            world.auditor.by_hand(alias)
+            if world.random.random() < 0.3:
+                world.mlflow.delete_registered_model_alias(name, alias)
+            else:
+                world.mlflow.set_registered_model_alias(name, alias, str(version))
+
+    def adopts() -> None:
+        world.scheduler.sleep(20_000.0)
+        adopt(world, undo=world.once("undo", lambda: world.random.random() < 0.5))
+
+    return [process(world, "hand", moves), process(world, "adopts", adopts, no=(LedgerError,))]
+
+
+def adopt(world: World, undo: bool) -> None:
+    """Accept or undo what a hand did; where one of the two would crown what does not load any more, the other."""
+    run = Run(world.settings, who="dora")
+    try:
+        promotion.adopt(run, undo, WHY)
+    except RegistryError as error:
+        if "removed by tidy" not in str(error):
+            raise
+        promotion.adopt(run, not undo, WHY)
+
+
+def amends(world: World) -> list[Process]:
+    """People who correct labels, withdraw radiographs and patients, and undo that."""
+    known = sorted({one.digest for files in world.deliveries.values() for one, _ in files})
+
+    def drawn() -> Named:
+        digest = world.random.choice(known)
+        kind = world.random.choice(("relabel", "withdraw", "patient", "delivery", "undo", "undo"))
+        if kind == "undo":
+            return Named("undo", "amendment", str(world.random.randint(1, 2 * world.nights)))
+        if kind == "delivery":
+            return Named("withdraw", "delivery", world.random.choice(sorted(world.deliveries)))
+        if kind == "relabel":
+            return Named("relabel", "radiograph", digest, world.random.choice(world.settings.classes))
+        return Named("withdraw", "radiograph" if kind == "withdraw" else "patient-of", digest)
+
+    def amending(name: str) -> None:
+        run = Run(world.settings, who=name)
+        for number in range(2):
+            world.scheduler.sleep(world.once(f"{name} {number}", lambda: world.random.choice((50.0, 5000.0))))
+            named = world.once(f"{name} named {number}", drawn)
+            with told_no():
+                amend.amend(run, [named], WHY)
+
+    return [process(world, name, lambda name=name: amending(name)) for name in ("amends-1", "amends-2")]
+
+
+# Machines
+
+
+def tidies(world: World) -> list[Process]:
+    """Old candidates go: at once, as somebody may ask for, and when the days are over."""
+
+    def tidying(name: str) -> None:
+        run = Run(world.settings, who=name)
+        world.scheduler.sleep(world.once(name, lambda: world.random.choice((3000.0, 100_000.0))))
+        tidy.tidy(run, now=open_store(world.settings.store, world.settings).clock() + 200_000)
+
+    return [process(world, name, lambda name=name: tidying(name)) for name in ("tidies-1", "tidies-2")]
+
+
+def looks(world: World) -> list[Process]:
+    """Somebody who runs `xray verify` in between; what it finds may be half done, but it changes nothing."""
+
+    def looking() -> None:
+        run = Run(world.settings)
+        for _ in range(2):
+            world.scheduler.sleep(4000.0)
+            try:
+                verify.check(run.registry())
+            except XrayError:
+                continue
+            Dataset(run.settings).altered()
+
+    return [process(world, "looks", looking)]
+
+
+ACTORS: dict[str, Callable[[World], list[Process]]] = {
+    "nights": nights,
+    "backfill": backfill,
+    "approvers": approvers,
+    "rollback": rollback,
+    "reopen": reopen,
+    "hand": hand,
+    "amends": amends,
+    "tidies": tidies,
+    "looks": looks,
+}
+"""All kinds of processes, by name."""

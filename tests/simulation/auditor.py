@@ -1,0 +1,290 @@
+"""Looks at what is stored after every step, and says when what must always hold does not.
+
+It reads the bucket and MLflow's rows as they lie there, with code of its own. Only what a step changed is looked at;
+`whole` looks at everything, at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+from memory_mlflow import MemoryMlflow
+from memory_s3 import Object
+from plain_ledger import Decided
+from scheduler import Scheduler, Violation
+from stand_ins import artifact_digest
+from universe import Radiograph
+
+if TYPE_CHECKING:
+    from xray_pipeline.base.settings import Settings
+
+Deliveries = dict[str, tuple[tuple[Radiograph, str], ...]]
+LEDGER, COMMITS = "store/ledger/", "store/dataset/commits/"
+MANIFESTS, DRAFTS = "store/dataset/manifests/", "store/dataset/drafts/"
+SNAPSHOTS, RADIOGRAPHS = "store/dataset/snapshots/", "store/dataset/radiographs/"
+WRITTEN_ONCE = (LEDGER, COMMITS, MANIFESTS, RADIOGRAPHS, "store/tidied/", "store/evidence/", "incoming/")
+
+
+class Auditor:
+    """What was seen so far, and what is to be looked at."""
+
+    def __init__(self, objects: dict[str, Object]) -> None:
+        self.objects = objects
+        self.decided = Decided()
+        self.commits: list[dict[str, Any]] = []
+        self.commit_digests: list[str] = []
+        self.manifests: dict[str, list[dict[str, Any]]] = {}
+        self.in_store: list[tuple[str, Object | None, Object | None]] = []
+        self.in_mlflow: list[tuple[str, Any, Any]] = []
+        self.moved_by_hand: set[str] = set()
+        self._began: dict[str, int] = {}
+
+    def begin(self, mlflow: MemoryMlflow, scheduler: Scheduler, settings: Settings, deliveries: Deliveries) -> None:
+        self.mlflow, self.scheduler, self.settings, self.deliveries = mlflow, scheduler, settings, deliveries
+
+    # Told
+
+    def store_changed(self, key: str, before: Object | None, after: Object | None) -> None:
+        self.in_store.append((key, before, after))
+
+    def mlflow_changed(self, what: str, before: Any, after: Any) -> None:
+        self.in_mlflow.append((what, before, after))
+
+    def begins(self, process: str) -> None:
+        """A process begins its work: what it names from here on it has read since."""
+        self._began[process] = len(self.commits)
+
+    def by_hand(self, alias: str) -> None:
+        """A hand is about to move an alias."""
+        self.moved_by_hand.add(alias)
+
+    def trained_on(self, snapshot: str) -> None:
+        """A night is about to train on a snapshot."""
+
+    # Looked at
+
+    def look(self) -> None:
+        """Look at what the last step changed."""
+        if self.in_store:
+            changes, self.in_store = self.in_store, []
+            for key, before, after in changes:
+                self._store(key, before, after)
+        if self.in_mlflow:
+            told, self.in_mlflow = self.in_mlflow, []
+            for what, was, now in told:
+                self._in_mlflow(what, was, now)
+
+    def fail(self, text: str) -> None:
+        who = self.scheduler.running
+        raise Violation(f"{text} (step {self.scheduler.steps}, {who.name if who else 'nobody'})")
+
+    def hold(self, condition: bool, text: str) -> None:
+        if not condition:
+            self.fail(text)
+
+    def _store(self, key: str, before: Object | None, after: Object | None) -> None:
+        if before is not None and (after is None or after.data != before.data):
+            self._replaced(key, after)
+        if after is None or (before is not None and before.data == after.data):
+            return
+        if key.startswith(LEDGER):
+            self._entry(key, after.data)
+        elif key.startswith(COMMITS):
+            self._commit(key, after.data)
+        elif key.startswith(MANIFESTS):
+            self._manifest(key, after.data)
+        elif key.startswith(SNAPSHOTS):
+            self._snapshot(key, after.data)
+        elif key.startswith(RADIOGRAPHS):
+            named = key.rpartition("/")[2].partition(".")[0]
+            self.hold(hashlib.sha256(after.data).hexdigest() == named, f"I4: {key} is not what its name says")
+
+    def _replaced(self, key: str, after: Object | None) -> None:
+        self.hold(not key.startswith(WRITTEN_ONCE), f"{key} was changed or deleted; it is written once")
+        if key.startswith(DRAFTS):
+            manifest, _, digest = key[len(DRAFTS) :].removesuffix(".parquet").rpartition(".")
+            named = any(c.get("manifest") == manifest and c.get("digest") == digest for c in self.commits)
+            self.hold(
+                not named or f"{MANIFESTS}{manifest}.parquet" in self.objects,
+                f"I4: {key} is gone before the manifest of its commit is there",
+            )
+
+    # The ledger
+
+    def _entry(self, key: str, data: bytes) -> None:
+        decided = self.decided
+        number = int(key[len(LEDGER) :].removesuffix(".json"))
+        if number == 0:
+            decided.beginning = hashlib.sha256(data).hexdigest()
+            return
+        self.hold(number == len(decided.entries) + 1, f"I3: ledger entry {number} leaves a gap")
+        for wrong in decided.wrong(data):
+            self.fail(f"{wrong}: entry {number}")
+        entry = decided.entries[-1]
+        if entry["kind"] in ("registered", "promoted", "rolled-back"):
+            self._loads(entry["version"])
+        if entry["kind"] == "manual-change" and "action" not in entry["decision"]:
+            moved = {
+                alias for alias, v in entry["decision"]["before"].items() if entry["decision"]["found"][alias] != v
+            }
+            self.hold(moved <= self.moved_by_hand, f"I3: entry {number} takes a process of ours for a hand")
+
+    def _loads(self, version: int) -> None:
+        """Whether a version's files are those that were registered."""
+        model = self.mlflow.models[self.settings.model_name]
+        row = model.versions.get(version)
+        self.hold(row is not None and not row.deleted, f"I1: version {version} is not in MLflow")
+        assert row is not None
+        logged = self.mlflow.logged[row.source.removeprefix("models:/")]
+        recorded = self.decided.artifacts.get(version, row.tags["xray.artifact"])  # a hand may crown any
+        whole = not logged.deleted and logged.files and artifact_digest(logged.files) == recorded
+        self.hold(bool(whole), f"I1: the files of version {version} are gone or are not those that were registered")
+
+    # The dataset
+
+    def _commit(self, key: str, data: bytes) -> None:
+        commit = json.loads(data)
+        number = int(key[len(COMMITS) :].removesuffix(".json"))
+        self.hold(number == len(self.commits) + 1 == commit["number"], f"I4: commit {number} leaves a gap")
+        identity = hashlib.sha256(self.objects["store/dataset/dataset.json"].data).hexdigest()
+        before = self.commit_digests[-1] if self.commit_digests else identity
+        self.hold(commit["previous"] == before, f"I4: commit {number} does not follow the one before it")
+        if manifest := commit.get("manifest"):
+            known = [c for c in self.commits if c.get("manifest") == manifest]
+            self.hold(not known, f"I5: delivery {manifest} is committed twice")
+            draft = self.objects.get(f"{DRAFTS}{manifest}.{commit['digest']}.parquet")
+            self.hold(draft is not None, f"I4: commit {number} names a draft that is not there")
+            assert draft is not None
+            self._table(manifest, draft.data)
+        self.commits.append(commit)
+        self.commit_digests.append(hashlib.sha256(data).hexdigest())
+
+    def _table(self, manifest: str, data: bytes) -> None:
+        rows = pq.read_table(io.BytesIO(data), use_threads=False).to_pylist()
+        wanted = {f"{label}/{place}.png": one for place, (one, label) in enumerate(self.deliveries[manifest])}
+        self.hold({row["file"] for row in rows} == set(wanted), f"I4: manifest {manifest} does not name all files")
+        for row in rows:
+            accepted = row["verdict"] == "accepted"
+            self.hold(accepted != bool(row["reason"]), f"I4: a row of {manifest} is neither accepted nor explained")
+            stored = f"{RADIOGRAPHS}{row['digest'][:2]}/{row['digest']}.png"
+            self.hold(not accepted or stored in self.objects, f"I4: a radiograph of {manifest} is not stored")
+        self.manifests[manifest] = rows
+
+    def _manifest(self, key: str, data: bytes) -> None:
+        manifest = key[len(MANIFESTS) :].removesuffix(".parquet")
+        named = [c["digest"] for c in self.commits if c.get("manifest") == manifest]
+        self.hold(named == [hashlib.sha256(data).hexdigest()], f"I4: {key} is not what its commit names")
+
+    def _snapshot(self, key: str, data: bytes) -> None:
+        named = key[len(SNAPSHOTS) :].removesuffix(".json")
+        self.hold(hashlib.sha256(data).hexdigest() == named, f"I4: {key} is not what its name says")
+        said = json.loads(data)
+        out, labels = set(said.get("withdrawn", ())), said.get("labels", {})
+        sides: dict[int, set[str]] = {}
+        patients: dict[str, str] = {}
+        of = {one.digest: one for files in self.deliveries.values() for one, _ in files}
+        for manifest in said["manifests"]:
+            for row in self.manifests[manifest]:
+                if row["verdict"] == "accepted" and row["digest"] not in out:
+                    one = of[row["digest"]]
+                    sides.setdefault(one.chest, set()).add(row["side"])
+                    known = patients.setdefault(row["patient"], row["side"])
+                    self.hold(known == row["side"], f"I7: snapshot {named[:8]} has a patient on two sides")
+                    self.hold(one.side == row["side"], f"I7: snapshot {named[:8]} has a patient on another side")
+        self.hold(all(len(on) == 1 for on in sides.values()), f"I7: snapshot {named[:8]} has copies across the split")
+        self._withdrawn(named, set(said["manifests"]), out, labels)
+
+    def _withdrawn(self, named: str, manifests: set[str], out: set[str], labels: dict[str, str]) -> None:
+        """Whether what amendments withdrew when the snapshot was made is not in it."""
+        process = self.scheduler.running
+        since = self._began.get(process.name, 0) if process else 0
+        for count in range(since, len(self.commits) + 1):
+            if self._gone_after(count) & self._accepted(manifests) <= out:
+                return
+        self.fail(f"I9: snapshot {named[:8]} holds what was withdrawn before it was made")
+
+    def _accepted(self, manifests: set[str]) -> set[str]:
+        rows = (row for manifest in manifests for row in self.manifests[manifest])
+        return {row["digest"] for row in rows if row["verdict"] == "accepted"}
+
+    def _gone_after(self, count: int) -> set[str]:
+        """Return the radiographs that amendments among the first commits withdraw and none of them undoes."""
+        made = {c["number"]: c["amendment"]["changes"] for c in self.commits[:count] if "amendment" in c}
+        undone = {int(ch["name"]) for changes in made.values() for ch in changes if ch["action"] == "undo"}
+        stands = [change for number, changes in made.items() if number not in undone for change in changes]
+        gone = {d for change in stands if change["action"] == "withdraw" for d in change.get("radiographs", ())}
+        patients = {ch["name"] for ch in stands if (ch["action"], ch["subject"]) == ("withdraw", "patient")}
+        return gone | {row["digest"] for rows in self.manifests.values() for row in rows if row["patient"] in patients}
+
+    # MLflow
+
+    def _in_mlflow(self, what: str, was: Any, now: Any) -> None:
+        kind, _, name = what.partition(" ")
+        if kind == "alias":
+            self._alias(name, was, now)
+        elif kind in ("files", "logged"):
+            self._taken(name)
+        elif kind == "version" and now is None:
+            self.hold(int(name) not in self.decided.candidates, f"I2: version {name}, which was registered, is deleted")
+        elif what in ("model tag xray.followed", "model tag xray.committed"):
+            digests = self.decided.digests if what.endswith("followed") else self.commit_digests
+            mark = json.loads(now)
+            true = 0 < mark["sequence"] <= len(digests) and digests[mark["sequence"] - 1] == mark["head"]
+            self.hold(true, f"I3: MLflow remembers {now}, which is not so")
+
+    def _alias(self, alias: str, was: int | None, now: int | None) -> None:
+        process = self.scheduler.running
+        if process is not None and process.name == "hand":
+            return
+        place = ("champion", "challenger").index(alias)
+        said = [aliases[place] for aliases in self.decided.aliases]
+        self.hold(now in said, f"I3: alias {alias} is version {now}, which the ledger never said")
+        gone = now is None and alias == "champion" and self.decided.champion is not None
+        self.hold(not gone, "I1: the champion's alias was removed")
+
+    def _taken(self, model_id: str) -> None:
+        """Whether files of a logged model may go: nothing uses it, or it is on record that it was tidied."""
+        uri, logged = f"models:/{model_id}", self.mlflow.logged[model_id]
+        candidate = logged.tags.get("xray.candidate", "")
+        model = self.mlflow.models.get(self.settings.model_name)
+        for row in model.versions.values() if model else ():
+            if row.source == uri and row.number in self.decided.candidates:
+                kept = {self.decided.champion, self.decided.challenger, *self.decided.crowned} - {None}
+                self.hold(
+                    row.number not in kept, f"I1: the files of version {row.number} are taken, which is in charge"
+                )
+        trained = self.objects.get(f"store/candidates/{candidate}/candidate.json")
+        if trained is not None and json.loads(trained.data)["content"]["model_uri"] == uri:
+            told = any(key.startswith(f"store/tidied/{candidate}/") for key in self.objects)
+            self.hold(told, f"I4: files of candidate {candidate[:8]} are taken before it is on record")
+
+    # At the end
+
+    def whole(self) -> None:
+        """Look at everything, once nobody works any more."""
+        self.look()
+        model = self.mlflow.models.get(self.settings.model_name)
+        aliases = model.aliases if model else {}
+        decided = self.decided
+        there = aliases.get("champion"), aliases.get("challenger")
+        wanted = decided.champion, decided.challenger
+        self.hold(there == wanted, f"I3: MLflow's aliases are {there}, the ledger's {wanted}")
+        if decided.champion is not None:
+            self._loads(decided.champion)
+        carriers: dict[str, list[int]] = {}
+        for row in model.versions.values() if model else ():
+            if not row.deleted:
+                carriers.setdefault(row.tags["xray.candidate"], []).append(row.number)
+        double = {candidate: rows for candidate, rows in carriers.items() if len(rows) > 1}
+        self.hold(not double, f"I2: candidates with several versions: {double}")
+        self.hold(
+            {c.get("manifest") for c in self.commits} - {None} == set(self.deliveries),
+            "I4: not every delivery is committed",
+        )
+        for commit in self.commits:
+            if manifest := commit.get("manifest"):
+                self.hold(f"{MANIFESTS}{manifest}.parquet" in self.objects, f"I4: manifest {manifest} is missing")

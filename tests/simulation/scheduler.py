@@ -1,0 +1,166 @@
+"""One seed decides all: who runs next, what fails, who is killed, what the clocks say.
+
+Processes are greenlets: exactly one runs, until it calls the store or MLflow, or sleeps. There the scheduler takes
+over, has what is stored looked at, and lets another go on. Killing one raises `Killed` where it waits, which no
+`except Exception` catches; what a `finally` calls then fails at once, as a killed process calls nothing any more.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from greenlet import greenlet
+
+BEGINNING: Final = 1_790_000_000.0  # of the clock, in Unix seconds
+
+FAULTS: Final = ("refused", "lost", "again", "busy", "conflict", "slow", "kill")
+
+
+class Killed(BaseException):
+    """This process was killed."""
+
+
+class Violation(AssertionError):
+    """What must always hold does not."""
+
+
+@dataclass(frozen=True)
+class Chances:
+    """How often, per call: each fault of `FAULTS`, and going on with the same process rather than another."""
+
+    faults: dict[str, float]
+    stay: float
+
+
+@dataclass
+class Process:
+    """One process: what it does, from the beginning again when it was killed; it ends when that returns.
+
+    `skew` is how far its clock is ahead, `wake` when it goes on after a sleep, `killed` how often it was killed.
+    """
+
+    name: str
+    live: Callable[[], None]
+    skew: float = 0.0
+    wake: float = 0.0
+    killed: int = 0
+    waits_for: tuple[str, str] = ("start", "")
+    thread: greenlet | None = field(default=None, repr=False)
+
+
+class Scheduler:
+    """Runs processes until all have ended; `trace` is what happened, a line each step."""
+
+    def __init__(self, seed: int, chances: Chances, look: Callable[[], None]) -> None:
+        self.random = random.Random(seed)
+        self.chances, self._look = chances, look
+        self.clock, self.steps = BEGINNING, 0
+        self.running: Process | None = None
+        self.trace: list[str] = []
+        self._hub: greenlet | None = None
+        self._dying = False
+
+    def now(self) -> float:
+        """The time by the clock of whoever asks."""
+        return self.clock + (self.running.skew if self.running else 0.0)
+
+    def turn(self, what: str, about: str) -> str:
+        """Let others go first; return how the call that follows fails, "" when it does not."""
+        process = self.running
+        if process is None:
+            return ""  # somebody who only looks
+        if self._dying:
+            raise Killed
+        process.waits_for = (what, about)
+        assert self._hub is not None
+        self._hub.switch()
+        fault = self._drawn(what)
+        self.trace.append(f"{process.name}: {what} {about}{f' [{fault}]' if fault else ''}")
+        if fault == "slow":
+            self.clock += self.random.choice((5.0, 60.0, 900.0))
+            return ""
+        return fault
+
+    def sleep(self, seconds: float) -> None:
+        """Let others go on for so long."""
+        process = self.running
+        assert process is not None
+        if self._dying:
+            raise Killed
+        process.wake, process.waits_for = self.clock + seconds, ("sleep", "")
+        assert self._hub is not None
+        self._hub.switch()
+        self.trace.append(f"{process.name}: slept {seconds:.2g} s")
+
+    def run(self, processes: list[Process]) -> None:
+        """Run these processes side by side to their ends."""
+        self._hub = greenlet.getcurrent()
+        alive = list(processes)
+        while alive:
+            process = self._next(alive)
+            self._step(process)
+            if process.thread is not None and process.thread.dead:
+                process.thread = None
+                alive.remove(process)
+
+    def _next(self, alive: list[Process]) -> Process:
+        if self.running in alive and self.running.wake <= self.clock and self.random.random() < self.chances.stay:
+            return self.running
+        awake = [process for process in alive if process.wake <= self.clock]
+        if not awake:
+            self.clock = min(process.wake for process in alive)
+            return self._next(alive)
+        return awake[int(self.random.random() * len(awake))]
+
+    def _step(self, process: Process) -> None:
+        self.running = process
+        self.steps += 1
+        self.clock += self.random.random() * 0.2
+        if process.thread is None:
+            process.thread = greenlet(process.live)
+        elif self.random.random() < self.chances.faults.get("kill", 0.0):
+            self._kill(process)
+            return
+        process.thread.switch()
+        self._look()
+
+    def _kill(self, process: Process) -> None:
+        what, about = process.waits_for
+        self.trace.append(f"{process.name}: KILLED before {what} {about}")
+        process.killed += 1
+        assert process.thread is not None
+        self._dying = True
+        try:
+            process.thread.throw(Killed)
+        except Killed:
+            pass
+        finally:
+            self._dying = False
+        process.wake = self.clock + self.random.random() * 30
+        process.thread = None
+
+    def _drawn(self, what: str) -> str:
+        rates = self.chances.faults
+        draw, below = self.random.random(), 0.0
+        for fault in _possible(what):
+            below += rates.get(fault, 0.0)
+            if draw < below:
+                return fault
+        return ""
+
+
+def _possible(what: str) -> Iterator[str]:
+    """Yield the faults that a call may meet: what only asks can't be done and its answer be lost."""
+    yield "refused"
+    yield "slow"
+    if what in ("put", "put new", "delete"):
+        yield from ("lost", "again")
+        if what == "put new":
+            yield "conflict"
+    elif what.endswith("!"):
+        yield from ("lost", "again", "busy")
+    elif what not in ("get", "head", "list", "clock"):
+        yield "busy"

@@ -1,0 +1,22 @@
+"""Simulated sites: a few thousand steps here, `make simulate` for as many as one likes."""
+
+from __future__ import annotations
+
+import pytest
+from simulate import simulate
+from world import Plan
+
+SEEDS = 8
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_nothing_that_must_hold_is_violated(seed: int) -> None:
+    outcome = simulate(Plan(seed))
+    assert not outcome.violation, "\n".join([str(outcome.plan), outcome.violation, *outcome.trace[-40:]])
+
+
+def test_one_seed_is_one_history() -> None:
+    one, two = simulate(Plan(SEEDS)), simulate(Plan(SEEDS))
+    assert one.trace == two.trace
+    assert len(one.trace) > 500
+    assert simulate(Plan(SEEDS + 1)).trace != one.trace

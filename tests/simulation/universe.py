@@ -1,0 +1,84 @@
+"""The chests that simulated deliveries bring: who they are of, what they show, and their near copies.
+
+Two radiographs of one chest are near copies of each other, those of two chests never are. The files are a few bytes;
+the fingerprints are real.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from pydantic import SecretStr
+
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.fingerprints import Fingerprint, fingerprint
+from xray_pipeline.dataset.split import patient_hash, side_of
+
+KEY = "the key of a simulated hospital, 32 and more"
+CLASSES = ("NORMAL", "PNEUMONIA")
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One image: of which chest, of which patient, and what it truly shows."""
+
+    chest: int
+    variant: int
+    patient: str
+    side: str
+    label: str
+
+    @property
+    def data(self) -> bytes:
+        return f"chest {self.chest} variant {self.variant}".encode()
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@cache
+def print_of(chest: int) -> Fingerprint:
+    """Return the fingerprint of a chest; its near copies share it."""
+    coarse = np.random.default_rng(chest).integers(0, 255, (10, 10), np.uint8)
+    return fingerprint(np.kron(coarse, np.ones((40, 40), np.uint8)))
+
+
+def chests(settings: Settings) -> list[Radiograph]:
+    """Return radiographs of 24 chests: four of each class on each side, of a patient each, and near copies of all.
+
+    A near copy is given under another patient, so that it may be on another side.
+    """
+    split = (settings.split_mode, settings.split_validation, settings.split_held_out)
+    wanted = [(side, label) for side in ("train", "validation", "held-out") for label in CLASSES * 4]
+    patients: dict[str, list[str]] = {"train": [], "validation": [], "held-out": []}
+    number = 0
+    while any(len(of_side) < 16 for of_side in patients.values()):
+        number += 1
+        hashed = patient_hash(KEY.encode(), f"patient:{number}")
+        patients[side_of(hashed, "", *split)].append(hashed)
+    made = []
+    for chest, (side, label) in enumerate(wanted):
+        made.append(Radiograph(chest, 0, patients[side].pop(), side, label))
+        other = ("train", "held-out", "validation")[chest % 3]
+        made.append(Radiograph(chest, 1, patients[other].pop(), other, label))
+    return made
+
+
+def settings_of(home: str, promotion: str) -> Settings:
+    return Settings(
+        home=home,
+        store="s3://simulated/store",
+        incoming="s3://simulated/incoming",
+        tracking_uri="http://simulated",
+        patient_key=SecretStr(KEY),
+        promotion=promotion,
+        workers=1,
+        keep_candidates=1,
+        keep_days=1,
+        approval_hours=1,
+        device="cpu",
+    )

@@ -9,7 +9,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["great_expectations", "xray_pipeline.command.main", "xray_pipeline.night.summary"])
+STEPS = ("promotion", "model_steps", "decision_steps", "reproduce", "amend")
+HEAVY = [f"xray_pipeline.night.{steps}" for steps in STEPS]
+FORKS.set_forkserver_preload(["great_expectations", "xray_pipeline.command.main", *HEAVY])
 
 
 def forked(work: Callable[..., object], *arguments: Any, environment: Mapping[str, str] | None = None) -> BaseProcess:

@@ -13,14 +13,14 @@ from candidates import SMALL
 from forks import FORKS, forked
 from grown_old import OldSite, overrides
 
-from xray_pipeline.base.errors import EvaluationError, RegistryError
+from xray_pipeline.base.errors import EvaluationError, RegistryError, RegistryUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import DirectoryStore, open_store
 from xray_pipeline.command import answers
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.night import model_steps, tidy
 from xray_pipeline.night import pair as comparing
-from xray_pipeline.night import tidy
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import loading, tidied
 from xray_pipeline.registry.loading import Champions
@@ -155,6 +155,44 @@ def test_what_is_being_taken_away_is_scored_by_nobody(old_site: Lay) -> None:
         comparing.pair(site.run, Registry(site.settings), refused.digest, 2)
     tidy.tidy(site.run)  # by now somebody has taken it up: it stays
     assert comparing.pair(site.run, Registry(site.settings), refused.digest, 2).models
+
+
+@pytest.mark.parametrize("effects", [1, 2])  # the note that it leaves; the record of the removal
+def test_a_night_after_a_killed_tidying_trains_anew_and_waits_for_no_other(old_site: Lay, effects: int) -> None:
+    site = old_site("site", keep_candidates=2)
+    old = site.candidates["superseded"]
+    process = forked(_tidy_and_die, site.settings, site.later, effects)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    run = Run(site.settings, {**SMALL, **overrides("superseded")})
+    made = model_steps.train(run, old.snapshot)
+    assert made.candidate == old.digest
+    anew = comparing.pair(run, Registry(site.settings), old.digest, 2)
+    assert anew.candidate.model_uri != old.model_uri
+    assert anew.models[0].digest == old.model_digest
+    assert model_steps.train(run, old.snapshot) == made  # nothing is trained a third time
+    assert comparing.pair(run, Registry(site.settings), old.digest, 2).candidate == anew.candidate
+
+
+def test_one_that_cannot_be_removed_stops_no_other(old_site: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = old_site("site")
+    first = min(old.digest for name, old in site.candidates.items() if name in ("superseded", "refused"))
+    store, size = open_store(site.settings.store), mlflow_files.size
+    bad = next(old.run_id for old in site.candidates.values() if old.digest == first)
+
+    def broken(run_id: str, *rest: Any) -> Any:
+        if run_id == bad:
+            raise RegistryUnavailable("MLflow did not answer")
+        return size(run_id, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow_files, "size", broken)
+        with pytest.raises(RegistryUnavailable, match="did not answer"):
+            tidy.tidy(site.run, now=site.later)
+    assert not in_use.leaves(store, first)
+    assert tidied.of_candidate(store, first) == []
+    assert {one.candidate for one in tidy.tidy(site.run, now=site.later).removals} == {first}
 
 
 def _seen(site: OldSite) -> str:

@@ -11,11 +11,12 @@ from xray_pipeline.base import logs, records
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.evidence import FORMAT, evidence_key
-from xray_pipeline.night import compose_report, explain, gather, judging, lineage, repair, screening, unlabelled
+from xray_pipeline.night import compose_report, explain, gather, judging, lineage, repair, screening, tidy, unlabelled
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.run import Evaluated, Run, Trained, end
 from xray_pipeline.registry import manual_changes
 from xray_pipeline.registry.loading import Champions
+from xray_pipeline.training import in_use
 from xray_pipeline.training import train as training
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     manual_changes.reconcile(registry)  # a registry that can't be asked stops the night before hours of training
     kept = dataset.open_snapshot(snapshot)
     candidate = training.train(dataset, kept, run.recipe(), run.settings, Champions(registry), progress)
+    if in_use.leaves(run.store(), candidate.digest):  # a tidying was killed; the candidate was trained anew
+        tidy.settle(run, registry, candidate.digest)
     log.info("candidate %s: MLflow run %s", candidate.digest[:12], candidate.run_id)
     concluded = judging.concluded(run, candidate.digest)
     end(f"nothing new to decide: {concluded}" if concluded else f"candidate {candidate.digest[:12]} is trained")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError
+from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError, XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.models.mlflow_client import Missing
 from xray_pipeline.night import identity
@@ -99,27 +99,44 @@ def look(run: Run, progress: Progress | None = None, now: float | None = None) -
 def tidy(run: Run, progress: Progress | None = None, now: float | None = None) -> Tidying:
     """Remove old candidates; return what was. `now` is the moment in Unix seconds, the store's own if None.
 
-    May be repeated and killed anywhere. Raises RegistryError and DatasetError where store, ledger and MLflow are not
-    each other's, LedgerError, RegistryUnavailable, StorageError.
+    May be repeated and killed anywhere. Where one candidate can't be removed, the others are, and its error is raised
+    at the end. Raises RegistryError and DatasetError where store, ledger and MLflow are not each other's, LedgerError,
+    RegistryUnavailable, StorageError.
     """
     identity.compare(run)
     registry = run.registry()
     plan = _plan(run, registry, now)
     for candidate in sorted(plan.unsettled):
-        _settle(run, registry, candidate)
-    removals = []
+        settle(run, registry, candidate)
+    removals: list[Tidied] = []
+    errors: list[XrayError] = []
     for done, one in enumerate(plan.leaving, 1):
-        removal = plan.begun.get(one.candidate)
-        if removal or _goes(run, registry, one):
-            removal = removal or _begun(run.store(), one.candidate) or _removal(run, registry, one)
-            tidied.keep(run.store(), removal)
-            _remove(run, registry, removal, one)
-            removals.append(removal)
-            size = sum(removal.bytes.values())
-            log.info("candidate %s is tidied: %d files, %.1f MB", one.candidate[:12], removal.files, size / 1e6)
+        try:
+            removals += _tidied(run, registry, one, plan.begun.get(one.candidate))
+        except XrayError as error:
+            log.warning("candidate %s can't be tidied: %s", one.candidate[:12], error)
+            errors.append(error)
         if progress:
             progress(done, len(plan.leaving), "removing candidates")
+    if errors:
+        raise errors[0]
     return Tidying(tuple(removals), len(plan.kept) + len(plan.leaving) - len(removals))
+
+
+def _tidied(run: Run, registry: Registry, one: Leaving, begun: Tidied | None) -> list[Tidied]:
+    """Remove one candidate, as an earlier tidying began where it did; return what was: nothing where it stays."""
+    if begun is None and not _goes(run, registry, one):
+        return []
+    try:
+        removal = begun or _begun(run.store(), one.candidate) or _removal(run, registry, one)
+    except XrayError:
+        in_use.stays(run.store(), one.candidate)
+        raise
+    tidied.keep(run.store(), removal)
+    _remove(run, registry, removal, one)
+    size = sum(removal.bytes.values())
+    log.info("candidate %s is tidied: %d files, %.1f MB", one.candidate[:12], removal.files, size / 1e6)
+    return [removal]
 
 
 def _plan(run: Run, registry: Registry, now: float | None) -> _Plan:
@@ -269,8 +286,11 @@ def _remove_from_mlflow(registry: Registry, removal: Tidied) -> None:
             registry.tag(removal.version, {mlflow_files.TAG: said})
 
 
-def _settle(run: Run, registry: Registry, candidate: str) -> None:
-    """End what a killed tidying began with a candidate that was taken up since, and so was trained anew or stays."""
+def settle(run: Run, registry: Registry, candidate: str) -> None:
+    """End what a killed tidying began with a candidate that was taken up since, and so was trained anew or stays.
+
+    Raises RegistryUnavailable, DatasetError, StorageUnavailable.
+    """
     store = run.store()
     trained = _trained(store, candidate)
     for removal in tidied.of_candidate(store, candidate):

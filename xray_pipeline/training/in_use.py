@@ -18,9 +18,8 @@ def take_up(store: Store, candidate: str) -> bool:
 
     Raises StorageUnavailable.
     """
-    folder = _folder(store, candidate)
-    folder.write(USED, uuid.uuid4().hex.encode())
-    return not folder.exists(LEAVING)
+    _folder(store, candidate).write(USED, uuid.uuid4().hex.encode())
+    return not leaves(store, candidate)
 
 
 def take_away(store: Store, candidate: str, seen: str) -> bool:
@@ -33,6 +32,11 @@ def take_away(store: Store, candidate: str, seen: str) -> bool:
         return True
     stays(store, candidate)
     return False
+
+
+def leaves(store: Store, candidate: str) -> bool:
+    """Return whether somebody said that a candidate is taken away. Raises StorageUnavailable."""
+    return _folder(store, candidate).exists(LEAVING)
 
 
 def stays(store: Store, candidate: str) -> None:

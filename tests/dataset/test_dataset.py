@@ -383,6 +383,7 @@ for stop in range(1000):
     assert {size for _, size in lines} == {"none", "64"}
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_agree_on_the_patient_key(tmp_path: Path) -> None:
     code = """
 for number in range(100):

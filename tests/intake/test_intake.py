@@ -1249,6 +1249,7 @@ print("read", reads)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_scan_goes_on_where_it_stopped(tmp_path: Path) -> None:
     delivery = lay(tmp_path / "day", {f"NORMAL/patient{n}_1.jpg": jpeg(seed=n) for n in range(60)})
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -104,6 +104,7 @@ def test_a_radiographs_bits_depend_on_nothing_around_it(pixels: torch.Tensor) ->
             assert torch.equal(engine_for(made).features(pixels.flip(0)).flip(0), together)
 
 
+@pytest.mark.slow
 def test_another_process_with_other_threads_computes_the_same_bits(pixels: torch.Tensor) -> None:
     code = """
 import hashlib, sys, torch

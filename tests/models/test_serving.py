@@ -423,6 +423,7 @@ print(answer["model_version"][0])
     assert done.stdout.split()[-1] == model_digest(downloaded / "artifacts/classifier")
 
 
+@pytest.mark.slow
 def test_a_model_logged_before_the_rooms_is_audited_loaded_and_served(tmp_path: Path) -> None:
     """Its code has other modules, and its facts no limits; MLflow runs that code, this package its own."""
     folder = tmp_path / "logged"

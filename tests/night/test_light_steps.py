@@ -10,6 +10,7 @@ import pytest
 HEAVY = ("torch", "torchvision", "timm", "openvino", "captum", "sklearn", "matplotlib", "great_expectations")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["before", "intake_steps", "summary", "newest", "unanswered", "review"])
 def test_a_light_step_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, xray_pipeline.night.{module}; print(sorted(set({HEAVY}) & set(sys.modules)))"

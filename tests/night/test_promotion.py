@@ -28,6 +28,7 @@ from xray_pipeline.night import judging, promotion, unanswered
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.promotion import Request
 from xray_pipeline.night.run import Run
+from xray_pipeline.night.scores import in_charge, last_scores
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import LostRace
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -389,6 +390,10 @@ def test_going_back_tries_the_model_server_unless_it_must_be_at_once(
         assert registry.ledger.state().champion == 2
         assert xray(nights, monkeypatch, "rollback", "--reason", "complaints", "--untried").exit_code == 0
         assert registry.ledger.entries()[-1].decision == {"model_server_off_by": None}
+        state = registry.ledger.state()
+        figures = last_scores(nights.store(), state, in_charge(state))
+        assert figures  # of who is in charge now, for whoever looks next
+        assert figures.versions[0] == 1
     promotion.rollback(nights, 2, "it was the network", "run 2")
     assert promotion.rollback(nights, 2, "it was the network", "run 2")["entry"] == len(registry.ledger.entries())
     tried = registry.ledger.entries()[-1]

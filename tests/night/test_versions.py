@@ -104,7 +104,9 @@ def test_the_command_compares_any_two_versions(two: Run) -> None:
     assert set(found["comparison"]["differences"]["accuracy"]) == {"value", "low", "high"}
     assert not found["decision"]["may_promote"]
     page = two.store().read(found["report"]).decode()
-    assert "</html>" in page
+    assert "version 2, which stands in the champion's place here though it is not the model in production" in page
+    assert "Version 2 named " in page
+    assert page.count("in production") == 1
     kinds = [entry.kind for entry in Ledger(two.store()).entries()]
     assert kinds == ["registered", "promoted", "registered"]  # nothing was decided
     assert [one["n"] for one in found["evaluations"]] == [held_out(two)] * 2

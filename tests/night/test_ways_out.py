@@ -304,6 +304,7 @@ def test_the_past_is_asked(site: Site) -> None:
     assert "champion: none" in site.do(past).output
 
 
+@pytest.mark.slow
 def test_each_command_of_the_document_was_run() -> None:
     """Those of this file, in their order, ran before."""
     assert set(commands()) - RUN == set()

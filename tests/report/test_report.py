@@ -28,7 +28,7 @@ from xray_pipeline.evaluation.suspected import Suspect
 from xray_pipeline.evaluation.sweep import Cuts
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import decide, load_policy
-from xray_pipeline.report.contents import Arrival, Report, Subject, Suspects
+from xray_pipeline.report.contents import IN_PRODUCTION, Arrival, Report, Subject, Suspects
 from xray_pipeline.report.examples import examples
 from xray_pipeline.report.page import model_card, render, with_version, without_pictures
 from xray_pipeline.report.wording import cuts_in_words, difference, headline, in_words, percent, tries, warnings
@@ -171,7 +171,7 @@ def test_the_decision_comes_first(two: Made, page: str) -> None:
 
 
 def test_it_says_in_words_what_was_found(two: Made) -> None:
-    told = " ".join(in_words(two.report.evidence))
+    told = " ".join(in_words(two.report.evidence, IN_PRODUCTION))
     against = two.report.evidence.comparison
     assert against is not None
     assert "90 radiographs of 45 patients" in told
@@ -228,7 +228,7 @@ def test_who_is_ahead_is_said_for_every_p(two: Made, ours: int, theirs: int, p: 
     against = two.report.evidence.comparison
     assert against is not None
     against = replace(against, only_candidate_right=ours, only_champion_right=theirs, p_value=p)
-    told = in_words(replace(two.report.evidence, comparison=against))[-1]
+    told = in_words(replace(two.report.evidence, comparison=against), IN_PRODUCTION)[-1]
     assert told.endswith(said)
     assert ("luck" in told) == (ours > theirs)
 
@@ -236,7 +236,7 @@ def test_who_is_ahead_is_said_for_every_p(two: Made, ours: int, theirs: int, p: 
 def test_one_radiograph_of_one_patient_is_said_in_the_singular(two: Made) -> None:
     ours = two.report.evidence.candidate
     assert ours is not None
-    told = in_words(replace(two.report.evidence, candidate=replace(ours, n=1, patients=1)))[0]
+    told = in_words(replace(two.report.evidence, candidate=replace(ours, n=1, patients=1)), IN_PRODUCTION)[0]
     assert told.startswith("The candidate read 1 radiograph of 1 patient that no training ever saw")
 
 
@@ -253,14 +253,14 @@ def test_one_radiograph_of_one_patient_is_said_in_the_singular(two: Made) -> Non
 def test_that_the_cut_made_the_difference_is_said_only_then(
     own: tuple[float, float], auc: tuple[float, float], said: str
 ) -> None:
-    told = cuts_in_words(Cuts(own, (0.96, 0.94), auc), (0.86, 0.58)).replace("\N{NO-BREAK SPACE}", " ")
+    told = cuts_in_words(Cuts(own, (0.96, 0.94), auc), (0.86, 0.58), IN_PRODUCTION).replace("\N{NO-BREAK SPACE}", " ")
     assert ("The threshold, not the ranking, made the difference" in told) == bool(said)
     assert said in told
     assert "At a cut of .5 the candidate would name 96.0 % right, the model in production 94.0 %" in told
 
 
 def test_a_candidate_that_wins_by_its_cut_alone_is_told() -> None:
-    told = cuts_in_words(Cuts((0.93, 0.83), (0.94, 0.96), (0.985, 0.992)), (0.58, 0.86))
+    told = cuts_in_words(Cuts((0.93, 0.83), (0.94, 0.96), (0.985, 0.992)), (0.58, 0.86), IN_PRODUCTION)
     assert "the model in production ranks radiographs better" in told
 
 

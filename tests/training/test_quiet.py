@@ -22,6 +22,7 @@ warnings.warn_explicit("ranges are deprecated", FutureWarning, "utils.py", 211, 
 """
 
 
+@pytest.mark.slow
 def test_mlflow_has_no_telemetry_and_warns_of_nothing_whatever_is_imported_first() -> None:
     # MLflow itself keeps quiet under pytest and where a workflow runs, and pytest keeps warnings.
     known = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}

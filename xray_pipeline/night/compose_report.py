@@ -95,10 +95,12 @@ def _keep(run: Run, registry: Registry, candidate: Candidate, champion: int | No
 
 
 def _subject(run: Run, registry: Registry, both: Pair) -> report.Subject:
-    version = registry.ledger.state().version_of(both.candidate.digest)
+    state = registry.ledger.state()
+    version = state.version_of(both.candidate.digest)
     now = datetime.fromtimestamp(run.store().clock(), UTC).strftime("%Y-%m-%d %H:%M")
     about = (run.settings.model_name, both.candidate.digest, version, both.champion, run.name, now, run.pages)
-    return report.Subject(*about)
+    serves = both.champion in (None, state.champion)
+    return report.Subject(*about, report.IN_PRODUCTION if serves else f"version {both.champion}")
 
 
 def _values(recipe: Mapping[str, Any]) -> dict[str, object]:

@@ -220,6 +220,7 @@ def rollback(run: Run, version: int | None, why: str, name: str = "", untried: b
             difference = trial.try_version(run, state.registered[version].candidate, version)
     terms: dict[str, Any] = {"who": run.who, "why": why, "expected_champion": champion, "request": name}
     entry = decisions.rollback(registry, version, **terms, decision={"model_server_off_by": difference})
+    versions.refresh(run)
     return _done(entry)
 
 

@@ -15,12 +15,15 @@ from xray_pipeline.gate.policy import Decision
 from xray_pipeline.report.examples import Example, Images
 from xray_pipeline.report.wording import candidate_of
 
+IN_PRODUCTION = "the model in production"
+
 
 @dataclass(frozen=True)
 class Subject:
     """What a report is about: the candidate's digest, the version it became (None: it is not registered) and the
     champion's (None: there is none); the Airflow run that decided ("": the command line) and when (UTC); the address
-    of the pages on its deliveries ("": there are none)."""
+    of the pages on its deliveries ("": there are none). `rival` names the champion in sentences: a comparison that
+    somebody asked for may have another version in its place."""
 
     model_name: str
     candidate: str
@@ -29,6 +32,7 @@ class Subject:
     night: str = ""
     at: str = ""
     pages: str = ""
+    rival: str = IN_PRODUCTION
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.evaluation.sweep import Cuts, at_cuts
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.report import figures, galleries, tables
-from xray_pipeline.report.contents import Report
+from xray_pipeline.report.contents import IN_PRODUCTION, Report
 from xray_pipeline.report.wording import candidate_of, cuts_in_words, headline, in_words, warnings
 
 LEAKS = ("patient-on-two-sides", "copy-across-split")
@@ -70,6 +70,7 @@ def _context(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "subject": report.subject,
+        "in_production": IN_PRODUCTION,
         "version": report.subject.version or UNREGISTERED,
         "decision": decision,
         "evidence": evidence,
@@ -78,7 +79,7 @@ def _context(report: Report) -> dict[str, Any]:
         "tone": "bad" if decision.verdict == "refused" else "good" if decision.may_promote else "mixed",
         "headline": headline(decision),
         "warnings": warnings(decision, evidence),
-        "words": [*in_words(evidence), *_cuts(report)],
+        "words": [*in_words(evidence, report.subject.rival), *_cuts(report)],
         "reasons": [reason for reason in decision.reasons if "(clause " in reason and not reason.startswith("Warning")],
         "level": f"{100 * LEVEL:.0f} %",
         "metrics": tables.metrics(evidence),
@@ -116,7 +117,7 @@ def _cuts(report: Report) -> list[str]:
     truth = np.asarray(report.labels) == one.classes[1]
     own, auc = ((one.metrics[name].value, two.metrics[name].value) for name in ("accuracy", "auc"))
     half = (at_cuts(ours[:, 1], truth, 0.5).accuracy.item(), at_cuts(theirs[:, 1], truth, 0.5).accuracy.item())
-    return [cuts_in_words(Cuts(own, half, auc), (one.threshold, two.threshold))]
+    return [cuts_in_words(Cuts(own, half, auc), (one.threshold, two.threshold), report.subject.rival)]
 
 
 def _lineage(report: Report) -> dict[str, str]:

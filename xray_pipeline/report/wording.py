@@ -83,8 +83,8 @@ def headline(decision: Decision) -> str:
     return "Registered; no person is asked" if decision.automatic else "Registered; a person decides on promoting it"
 
 
-def in_words(evidence: Evidence) -> list[str]:
-    """What was found, in sentences for a reader who does not know the metrics' names."""
+def in_words(evidence: Evidence, rival: str) -> list[str]:
+    """What was found, in sentences for a reader who does not know the metrics' names; `rival` names the champion."""
     ours, theirs = candidate_of(evidence), evidence.champion
     accuracy = ours.metrics["accuracy"]
     told = [
@@ -100,21 +100,19 @@ def in_words(evidence: Evidence) -> list[str]:
     if theirs is None or evidence.comparison is None:
         alone = "There is no model in production to compare it with: the policy's floors for a first model decide."
         return [*told, alone]
-    told[0] += (
-        f" The model in production named {percent(theirs.metrics['accuracy'].value)} of the same radiographs right."
-    )
+    told[0] += f" {rival.capitalize()} named {percent(theirs.metrics['accuracy'].value)} of the same radiographs right."
     if len(ours.classes) == 2:
         called, cleared = (percent(theirs.metrics[name].value) for name in ("sensitivity", "specificity"))
-        told[1] += f" The model in production: {called} and {cleared}."
-    return [*told, _lead(evidence.comparison)]
+        told[1] += f" {rival.capitalize()}: {called} and {cleared}."
+    return [*told, _lead(evidence.comparison, rival)]
 
 
-def _lead(against: Comparison) -> str:
+def _lead(against: Comparison, rival: str) -> str:
     """Who is right where the other is wrong, and whether luck could do as much."""
     ours, theirs = against.only_candidate_right, against.only_champion_right
     if not ours and not theirs:
         return "The two models name the same radiographs right."
-    told = f"On {several(ours, 'radiograph')} only the candidate is right, on {theirs:,} only the model in production."
+    told = f"On {several(ours, 'radiograph')} only the candidate is right, on {theirs:,} only {rival}."
     if ours <= theirs:
         return f"{told} The candidate is not ahead."
     if not 0 <= against.p_value <= 1:
@@ -123,19 +121,19 @@ def _lead(against: Comparison) -> str:
     return f"{told} If both were equally good, luck alone would put the candidate this far ahead or further {luck}."
 
 
-def cuts_in_words(cuts: Cuts, threshold: tuple[float, float]) -> str:
+def cuts_in_words(cuts: Cuts, threshold: tuple[float, float], rival: str) -> str:
     """What the choice of the cut did: candidate's and champion's accuracy at their own cuts and at .5."""
     half = (
-        f"At a cut of .5 the candidate would name {percent(cuts.half[0])} right, the model in production "
+        f"At a cut of .5 the candidate would name {percent(cuts.half[0])} right, {rival} "
         f"{percent(cuts.half[1])}; at their own cuts, {threshold[0]:.3f} and {threshold[1]:.3f}, it is "
         f"{percent(cuts.own[0])} and {percent(cuts.own[1])}."
     )
     if not cuts.decide:
         return half
-    better = "candidate" if cuts.auc[0] > cuts.auc[1] else "model in production"
+    better = "the candidate" if cuts.auc[0] > cuts.auc[1] else rival
     return (
-        f"The threshold, not the ranking, made the difference in accuracy: the {better} ranks radiographs better (AUC "
-        f"{cuts.auc[0]:.4f} of the candidate, {cuts.auc[1]:.4f} of the model in production) and names fewer right at "
+        f"The threshold, not the ranking, made the difference in accuracy: {better} ranks radiographs better (AUC "
+        f"{cuts.auc[0]:.4f} of the candidate, {cuts.auc[1]:.4f} of {rival}) and names fewer right at "
         f"its cut. {half}"
     )
 

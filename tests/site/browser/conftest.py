@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "XRAY_BOOTSTRAP": "200",
             "XRAY_STRESS_IMAGES": "10",
             "XRAY_PATIENT_KEY": "demo key, not a secret",  # always the same split
-            "XRAY_RECIPE": str(here / "quick.toml"),
+            "XRAY_RECIPE": shutil.copy(here / "quick.toml", folder / "quick.toml").name,  # the services' own folder
             "XRAY_POLICY": str(here / "lenient.toml"),
             "XRAY_APPROVERS": '["admin"]',
             "XRAY_NOTIFY_WEBHOOK": webhook.uri,

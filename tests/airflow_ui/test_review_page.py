@@ -17,6 +17,7 @@ from PIL import Image
 
 from xray_pipeline.airflow_ui import access, memory, review_page
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.night import amend, intake_steps, review
 from xray_pipeline.night.review import Material
 from xray_pipeline.night.run import Run
@@ -42,7 +43,8 @@ def drawn(home: Path, monkeypatch: pytest.MonkeyPatch, airflow_db: None) -> Mate
     for name, value in {"HOME": home, "SETTLE_SECONDS": 0, "PATIENT_KEY": "demo key, not a secret"}.items():
         monkeypatch.setenv(f"XRAY_{name}", str(value))
     monkeypatch.setattr(access, "may_start", lambda user, dag_id: user.name == "operator")
-    memory._overview.cache_clear()
+    for remembered in (memory._overview, memory._commits):
+        remembered.cache_clear()
     return reviewed.draw(Settings())
 
 
@@ -122,6 +124,16 @@ def test_a_file_that_is_another_by_now_is_not_shown(drawn: Material) -> None:
     copy.write_bytes(sorted(copy.parent.iterdir())[3].read_bytes())
     assert asked(f"/review/files/{place}/picture").status_code == 404
     copy.write_bytes(before)
+
+
+def test_a_picture_reads_no_commit_and_no_manifest_again(drawn: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = next(iter(drawn.explained))
+    asked(f"/review/pictures/{digest}")
+    read: list[str] = []
+    real = DirectoryStore.read
+    monkeypatch.setattr(DirectoryStore, "read", lambda self, key: read.append(key) or real(self, key))
+    asked(f"/review/pictures/{digest}?side=160")
+    assert [key.split("/")[0] for key in read] == ["reviews", "radiographs"]
 
 
 def test_only_who_may_act_finds_forms(drawn: Material) -> None:

@@ -12,6 +12,7 @@ from xray_pipeline.intake import alarms
 from xray_pipeline.registry.ledger import Ledger
 
 if TYPE_CHECKING:
+    from xray_pipeline.dataset.commits import Commits
     from xray_pipeline.night.review import Overview
 
 _seen: dict[tuple[str, str], bool] = {}
@@ -30,11 +31,17 @@ def alarmed(store: Store) -> list[str]:
 
 def overview(settings: Settings) -> Overview:
     """Return what the dataset holds now. Raises DatasetError."""
-    from xray_pipeline.dataset.store import Dataset
-
-    commits = Dataset(settings).commits
+    commits = _commits(settings.store)
     count = len(commits.read())
     return _overview(settings.store, commits.digest(count) if count else "")
+
+
+@functools.lru_cache(maxsize=1)
+def _commits(store: str) -> Commits:
+    """Open the commits of one dataset a process: it keeps those that it has read."""
+    from xray_pipeline.dataset.store import Dataset
+
+    return Dataset(Settings(store=store)).commits
 
 
 @functools.lru_cache(maxsize=1)

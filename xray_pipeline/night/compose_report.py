@@ -148,15 +148,15 @@ def _standing(run: Run, key: str) -> tuple[str, ...]:
 
 
 def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
-    """The suspects of the snapshot, the worst of each kind with its picture."""
-    listed = review.listed(run.store(), both.snapshot.digest)
+    """The suspects of the snapshot about which nobody has decided, the worst of each kind with its picture."""
+    rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
+    listed = review.open_suspects(run.store(), both.snapshot.digest, rows["label"].to_dict())
     if listed is None:
         return None
-    rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
     cache = PixelCache(run.settings.cache, lineage.recipe_of(run.store(), both.candidate.digest).side)
     shown = []
     for kind in ("mislabel", "outlier"):
-        worst = [suspect for suspect in listed if suspect.kind == kind and suspect.digest in rows.index]
+        worst = [suspect for suspect in listed if suspect.kind == kind]
         worst = worst[: report.SUSPECTS]
         part = rows.loc[[suspect.digest for suspect in worst]]
         cache.ensure(part, dataset.read)

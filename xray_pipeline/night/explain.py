@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -19,16 +19,18 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.night import lineage, review, screening
+from xray_pipeline.night import compose_report, lineage, review, screening
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.review import MAP_SIDE, Explained, Material, Opinion
 from xray_pipeline.night.run import Run
 from xray_pipeline.report import examples, gradcam
+from xray_pipeline.report.examples import Example
 
 log = logging.getLogger(__name__)
 
-MISLABELS, OUTLIERS, DISAGREEMENTS = 40, 10, 20
-"""How many of each kind are explained: those that a person looks at first. A map takes a pass through the network."""
+MISLABELS, OUTLIERS = 24, 6
+"""How many suspects of each kind are explained: those that a person looks at first. A map takes a pass through the
+network and back; those of disagreements are drawn for the report anyway."""
 ALIKE = 4
 """Radiographs of other patients shown beside one."""
 
@@ -41,19 +43,17 @@ def draw(run: Run, both: Pair, progress: Progress | None = None) -> None:
         return
     dataset = Dataset(run.settings)
     rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
-    differ = _disagreements(both)
-    shown = list(dict.fromkeys([*differ[:DISAGREEMENTS], *_first_suspects(run, both.snapshot.digest)]))
-    part = rows.loc[shown]
-    opinions = [_opinions(both, model, part, dataset) for model in both.models] if shown else []
-    alike = _alike(run, both, dataset, rows, part, progress) if shown else []
-    explained = {
-        digest: Explained(opinions[0][i], opinions[1][i] if len(opinions) > 1 else None, alike[i])
-        for i, digest in enumerate(shown)
-    }
+    suspects = rows.loc[_first_suspects(both, rows["label"].to_dict())]
+    opinions = [_opinions(both, model, suspects, dataset) for model in both.models] if len(suspects) else []
+    said = dict(zip(suspects["digest"], zip(*opinions, strict=True), strict=True))
+    differ = compose_report.explain(run, both)[0] if both.champion is not None else ()
+    said |= {example.digest: _of_example(example) for example in differ}
+    alike = _alike(run, both, dataset, rows, rows.loc[list(said)], progress) if said else {}
+    explained = {digest: Explained(of[0], of[1] if len(of) > 1 else None, alike[digest]) for digest, of in said.items()}
     at = datetime.fromtimestamp(store.clock(), UTC).isoformat(timespec="seconds")
     about = (both.candidate.digest, both.champion, models, both.snapshot.digest, at, run.settings.classes)
-    review.keep(store, Material(*about, tuple(differ), explained))
-    log.info("%d radiographs explained for review; %d named differently by the models", len(shown), len(differ))
+    review.keep(store, Material(*about, tuple(_disagreements(both)), explained))
+    log.info("%d radiographs explained for review", len(explained))
 
 
 def _disagreements(both: Pair) -> list[str]:
@@ -65,9 +65,8 @@ def _disagreements(both: Pair) -> list[str]:
     return [str(digest) for digest in both.rows["digest"].iloc[examples.differing(says, for_truth)]]
 
 
-def _first_suspects(run: Run, snapshot: str) -> list[str]:
-    labels = review.overview(Dataset(run.settings)).labels()
-    found = review.open_suspects(run.store(), snapshot, labels) or []
+def _first_suspects(both: Pair, labels: Mapping[str, str]) -> list[str]:
+    found = review.open_suspects(both.run.store(), both.snapshot.digest, labels) or []
     by_kind = {kind: [one.digest for one in found if one.kind == kind] for kind in ("mislabel", "outlier")}
     return [*by_kind["mislabel"][:MISLABELS], *by_kind["outlier"][:OUTLIERS]]
 
@@ -86,6 +85,17 @@ def _opinions(both: Pair, model: Classifier, part: pd.DataFrame, dataset: Datase
     ]
 
 
+def _of_example(example: Example) -> tuple[Opinion, ...]:
+    """Return what both models say of a radiograph that they name differently."""
+    said = [(example.candidate_says, example.candidate, example.candidate_map)]
+    if example.champion is not None:
+        said.append((example.champion_says, example.champion, example.champion_map))
+    return tuple(
+        Opinion(label, tuple(round(p, 5) for p in probabilities), "" if heat is None else _small(heat))
+        for label, probabilities, heat in said
+    )
+
+
 def _small(heat: npt.NDArray[np.float32]) -> str:
     small = Image.fromarray(heat).resize((MAP_SIDE, MAP_SIDE), Image.Resampling.BILINEAR)
     return base64.b64encode((np.asarray(small).clip(0, 1) * 255).round().astype(np.uint8).tobytes()).decode()
@@ -93,10 +103,10 @@ def _small(heat: npt.NDArray[np.float32]) -> str:
 
 def _alike(
     run: Run, both: Pair, dataset: Dataset, rows: pd.DataFrame, part: pd.DataFrame, progress: Progress | None
-) -> list[tuple[str, ...]]:
-    """Return for each row of `part` the nearest radiographs of other patients, in the features of a frozen backbone.
+) -> dict[str, tuple[str, ...]]:
+    """Return for each row of `part`, by digest, the nearest radiographs of other patients.
 
-    Those are the ones that suspects are found by; looked among are training and validation radiographs.
+    Near is meant in the features that suspects are found by; looked among are training and validation radiographs.
     """
     pool = rows[rows["side"] != "held-out"]
     recipe = lineage.recipe_of(run.store(), both.candidate.digest)
@@ -108,7 +118,9 @@ def _alike(
     near = NearestNeighbors(n_neighbors=wanted).fit(vectors[: len(pool)])
     own: Sequence[int] = [place[digest] for digest in part["digest"]]
     found = near.kneighbors(vectors[own], return_distance=False)
-    return [
-        tuple(str(asked["digest"].iloc[n]) for n in others if patients[n] != patients[at])[:ALIKE]
+    return {
+        str(asked["digest"].iloc[at]): tuple(
+            str(asked["digest"].iloc[n]) for n in others if patients[n] != patients[at]
+        )[:ALIKE]
         for at, others in zip(own, found, strict=True)
-    ]
+    }

@@ -32,6 +32,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.suspected import Suspect
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.raster import Limits, Pixels
+from xray_pipeline.intake.labelled import UNLABELLED
 from xray_pipeline.intake.layout import unescape
 from xray_pipeline.intake.places import VERDICT, intake_key, judged
 from xray_pipeline.night import amend
@@ -196,7 +197,7 @@ def say(run: Run, digest: str, label: str, why: str, read: Mapping[str, str] | N
 
 
 def agree(run: Run, name: str, why: str) -> dict[str, Any]:
-    """Keep that a person looked at a radiograph (its digest) and agrees with its label.
+    """Keep that a person looked at a radiograph (its digest, or DELIVERY/ROW) and agrees with its label.
 
     Returns radiograph, label, who, at and why. Raises AmendmentError for a radiograph that the dataset does not hold.
     """
@@ -204,7 +205,7 @@ def agree(run: Run, name: str, why: str) -> dict[str, Any]:
         raise AmendmentError(f"reason {why!r}: say why the label is right")
     compare(run)
     dataset = Dataset(run.settings)
-    digest = amend.subject(dataset, "radiograph", name).name
+    digest = amend.subject(dataset, "file" if "/" in name else "radiograph", name).name
     label = dataset.history().labels(digest)
     if label is None:
         raise AmendmentError(f"radiograph {digest[:12]} is withdrawn, or was never accepted: it has no label")
@@ -224,10 +225,12 @@ def _reading_key(digest: str) -> str:
 @dataclass(frozen=True, eq=False)
 class Overview:
     """What the dataset holds now: one row by digest of each radiograph that is accepted and not withdrawn (suffix,
-    label, side, delivery, row), and of each delivery, by key, how many files are out for which reason."""
+    label, side, delivery, row); of each delivery, by key, how many files are out for which reason; and delivery and row
+    of those that nobody has labelled."""
 
     radiographs: pd.DataFrame
     quarantined: Mapping[str, Mapping[str, int]]
+    unlabelled: tuple[tuple[str, int], ...]
 
     def labels(self) -> dict[str, str]:
         """Return the label of each radiograph by its digest."""
@@ -242,7 +245,8 @@ def overview(dataset: Dataset) -> Overview:
     counts = {key: {str(code): int(n) for code, n in reasons.value_counts().items()} for key, reasons in out.items()}
     parts = [_held(key, table, amended) for key, table in tables.items()]
     columns = ["suffix", "label", "side", "delivery", "row"]
-    return Overview(pd.concat(parts) if parts else pd.DataFrame(columns=columns), counts)
+    loose = tuple((key, int(row)) for key, reasons in out.items() for row in reasons.index[reasons.isin(UNLABELLED)])
+    return Overview(pd.concat(parts) if parts else pd.DataFrame(columns=columns), counts, loose)
 
 
 def _held(key: str, table: pd.DataFrame, amended: Amended) -> pd.DataFrame:

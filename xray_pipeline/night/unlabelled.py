@@ -79,9 +79,8 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
 def _places(settings: Settings, dataset: Dataset) -> list[tuple[str, int]]:
     """Return delivery and row of each file that has no label, of committed deliveries and of those that wait."""
     seen = review.overview(dataset)
-    waiting = review.waiting(open_store(settings.store, settings), seen.quarantined)
-    found = []
-    for key, counts in {**seen.quarantined, **waiting}.items():
+    found = list(seen.unlabelled)
+    for key, counts in review.waiting(open_store(settings.store, settings), seen.quarantined).items():
         for reason in set(UNLABELLED) & counts.keys():
             found += [(key, int(row)) for row in review.kept_out(settings, key, reason).index]
     return sorted(found)

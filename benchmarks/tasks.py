@@ -59,7 +59,7 @@ class Site:
     def __init__(self, home: Path, checkout: Path = ROOT, **settings: object) -> None:
         self.home, self.checkout = home, checkout
         self.incoming = home / "incoming"
-        given = {"settle_seconds": 0, "patient_key": "a benchmark, no hospital", "promotion": "auto", **settings}
+        given = {"settle_seconds": 0, "patient_key": "of a benchmark, no secret", "promotion": "auto", **settings}
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("XRAY_")},
             **{f"XRAY_{name.upper()}": str(value) for name, value in given.items()},

@@ -60,7 +60,7 @@ from xray_pipeline.training.recipe import Recipe, load_recipe
 from xray_pipeline.training.trainer import Trainer
 
 CLASSES = ("NORMAL", "PNEUMONIA")
-KEY = SecretStr("benchmark")  # the same split each time
+KEY = SecretStr("of a benchmark, no secret")  # the same split each time
 JUDGED = ("find_deliveries", "check_delivery", "commit_deliveries", "train", "evaluate", "decide")
 SPLIT: dict[str, Any] = {"split_validation": 0.2, "split_held_out": 0.3}
 

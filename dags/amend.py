@@ -7,6 +7,7 @@ on: the next night trains anew. Who triggered it is recorded.
 - **relabel**: the radiograph, and all copies of it, get another label. A label conflict between them is settled.
 - **withdraw**: the radiograph and its copies, all of its patient, or all that a delivery brought, leave the dataset;
   delivered again they are quarantined.
+- **erase**: what is withdrawn is erased as well, for data protection, wherever it is: nothing brings it back.
 - **undo**: an amendment counts as never made.
 - **agree**: the label is right. This changes nothing but the list of suspects, which the radiograph leaves.
 
@@ -30,7 +31,10 @@ ACTIONS = {
     "withdraw": "withdraw a radiograph",
     "withdraw-patient": "withdraw the patient of a radiograph",
     "withdraw-delivery": "withdraw a delivery",
-    "undo": "undo an amendment",
+    "erase": "withdraw and erase a radiograph",
+    "erase-patient": "withdraw and erase the patient of a radiograph",
+    "erase-delivery": "withdraw and erase a delivery",
+    "undo": "undo an amendment, but no erasure",
 }
 NO_LABEL = "as it is"
 

@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many workers as processors: 
 
 from candidates import grown  # noqa: F401  (a fixture)
 from commands import xray  # noqa: F401  (a fixture)
+from erasable import erasable  # noqa: F401  (a fixture)
 from grown_old import old_site  # noqa: F401  (a fixture)
 from mlflow_server import empty_mlflow, mlflow_server  # noqa: F401  (fixtures)
 from once import once  # noqa: F401  (a fixture)

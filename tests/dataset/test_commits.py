@@ -26,9 +26,9 @@ def commits(store: Store) -> Commits:
 def test_commits_are_read_in_their_order(store: Store, commits: Commits) -> None:
     found = Commits(store).read()
     assert [(one.number, one.manifest) for one in found] == [(n + 1, f"day{n}") for n in range(12)]
-    assert Commits(store).of("day7").digest == f"{7:064x}"
+    assert Commits(store).versions("day7")[-1].digest == f"{7:064x}"
     with pytest.raises(DatasetError, match="names manifest day99"):
-        commits.of("day99")
+        commits.versions("day99")
 
 
 def test_a_place_is_taken_once(store: Store, commits: Commits) -> None:

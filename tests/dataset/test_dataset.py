@@ -153,7 +153,7 @@ def test_a_draft_that_was_never_committed_goes(settings: Settings, monkeypatch: 
     deliver(settings, "a", range(6))
     ingest(settings)
     store = Dataset(settings).store
-    monkeypatch.setattr("xray_pipeline.dataset.store.DRAFT_SECONDS", 3.0)
+    monkeypatch.setattr("xray_pipeline.dataset.manifests.DRAFT_SECONDS", 3.0)
     store.write("drafts/old.parquet", b"")
     time.sleep(3.1)
     store.write("drafts/new.parquet", b"")

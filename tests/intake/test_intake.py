@@ -33,7 +33,7 @@ from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore, Entry, open_store
 from xray_pipeline.dataset.amendments import NOTHING
 from xray_pipeline.dataset.fingerprints import Prints
-from xray_pipeline.dataset.history import EMPTY
+from xray_pipeline.dataset.history import EMPTY, Seen
 from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS
@@ -58,7 +58,7 @@ NOW = time.time() + 1_000_000  # later than any file a test lays, however long t
 class Past:
     """A dataset of a test's own making."""
 
-    amended, withdrawn = NOTHING, Prints.joined([])
+    amended, erased, withdrawn = NOTHING, None, Prints.joined([])
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class Past:
     ) -> None:
         self._labels, self._sides, self._parts = labels or {}, sides or {}, list(parts)
 
-    def seen(self, name: str) -> tuple[int, frozenset[tuple[str, int, str]]]:
+    def seen(self, name: str) -> tuple[int, Seen]:
         rows = [
             row for part in self._parts for row in part[["file", "size", "version"]].itertuples(index=False, name=None)
         ]
-        return len(self._parts), frozenset(rows)
+        return len(self._parts), Seen(rows, None)
 
     def labels(self, digest: str) -> str | None:
         return self._labels.get(digest)

@@ -13,6 +13,7 @@
     ├── DecoderUnavailable       no process to decode in could be started: this machine's fault, not the file's
     ├── DeliveryError            a whole delivery can't be judged (unknown class, ...), or changed before its commit
     ├── DatasetError             the dataset on disk disagrees with itself, the settings or this version of the code
+    │   ├── RadiographErased     a radiograph was erased for data protection
     │   ├── RadiographDamaged    a stored radiograph is missing, can't be read or is not what its digest says
     │   └── Damaged              a file of the store is not what was written, or not what the record says that names it
     ├── WeightsError             pretrained weights are missing or not what their digest says
@@ -90,6 +91,10 @@ class DeliveryError(XrayError):
 
 class DatasetError(XrayError):
     """The dataset on disk disagrees with itself, with the settings or with this version of the code."""
+
+
+class RadiographErased(DatasetError):
+    """A radiograph that was asked for was erased for data protection."""
 
 
 class RadiographDamaged(DatasetError):

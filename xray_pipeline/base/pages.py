@@ -31,6 +31,11 @@ def template(room: str, name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
+def without_pictures(page: str, instead: str = "") -> str:
+    """Return an HTML page with its pictures, but for drawings, left out; `instead` is the HTML in the place of each."""
+    return re.sub(r"<img [^>]*>", instead, page)
+
+
 def _plain(value: object) -> str:
     return re.sub(r"[`|<>\[\]\\*\x00-\x1f]", "?", str(value))
 

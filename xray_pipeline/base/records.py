@@ -59,12 +59,17 @@ def parsed(data: bytes, kind: type[T], version: int, what: str) -> T:
 
 def write(store: Store, key: str, content: object, *, if_absent: bool = False) -> bool:
     """Keep JSON-able values under a seal; as `Store.write_if_absent` when asked to. Raises StorageUnavailable."""
-    content = json.loads(canonical(content))
-    data = canonical({"format": FORMAT, "content": content, "sha256": digest_of(canonical(content))})
+    data = sealed(content)
     if if_absent:
         return store.write_if_absent(key, data)
     store.write(key, data)
     return True
+
+
+def sealed(content: object) -> bytes:
+    """Return JSON-able values under a seal, as `write` keeps them."""
+    content = json.loads(canonical(content))
+    return canonical({"format": FORMAT, "content": content, "sha256": digest_of(canonical(content))})
 
 
 def read(store: Store, key: str, kind: type[T]) -> T:
@@ -82,9 +87,9 @@ def opened(data: bytes, kind: type[T], what: str) -> T:
 
 def unsealed(data: bytes, what: str) -> Any:
     """Return what a sealed file holds, whatever it is. Raises as `opened` does."""
-    sealed = _object(data, FORMAT, what)
-    content = sealed.get("content")
-    if sealed.keys() != {"format", "content", "sha256"} or digest_of(canonical(content)) != sealed["sha256"]:
+    envelope = _object(data, FORMAT, what)
+    content = envelope.get("content")
+    if envelope.keys() != {"format", "content", "sha256"} or digest_of(canonical(content)) != envelope["sha256"]:
         raise Damaged(f"{what} is damaged: its content is not what its sha256 says; restore it from a backup")
     return content
 

@@ -25,7 +25,7 @@ AGE = 86_400.0
 """Seconds after which what nobody works on any more is deleted."""
 
 # In a folder that is everybody's no more than what looks just like ours.
-_OURS = re.compile(r"xray-(candidate|model)-[a-z0-9_]{8}|xray-(processes|serve)-\w+")
+_OURS = re.compile(r"xray-(candidate|model|run)-[a-z0-9_]{8}|xray-(processes|serve)-\w+")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _LITTLE = 2**20
 

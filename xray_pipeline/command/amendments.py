@@ -12,7 +12,8 @@ from xray_pipeline.command.app import Json, answer, app, this_run
 
 if TYPE_CHECKING:
     from xray_pipeline.dataset.amendments import Action
-    from xray_pipeline.night.amend import By, Named
+    from xray_pipeline.night.amend import Named
+    from xray_pipeline.night.naming import By
 
 amend = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +29,9 @@ Radiograph = Annotated[str, typer.Option(metavar="DIGEST", help="A radiograph by
 File = Annotated[str, typer.Option(metavar="DELIVERY/ROW", help="A radiograph by its row, as `xray quarantine` does.")]
 Patient = Annotated[
     str, typer.Option(metavar="NAME", help="A patient by PatientID or the name of a file; only a keyed hash is kept.")
+]
+PatientOf = Annotated[
+    str, typer.Option("--patient-of", metavar="DIGEST|DELIVERY/ROW", help="The patient of a radiograph.")
 ]
 Delivery = Annotated[str, typer.Option(metavar="NAME", help="All that a delivery brought.")]
 Listed = Annotated[
@@ -57,13 +61,24 @@ def withdraw(
     radiograph: Radiograph = "",
     file: File = "",
     patient: Patient = "",
+    patient_of: PatientOf = "",
     delivery: Delivery = "",
+    erase: Annotated[
+        bool, typer.Option("--erase", help="Erase it, too, wherever it is; nothing brings it back.")
+    ] = False,
     listed: Listed = None,
     as_json: Json = False,
 ) -> None:
     """Take radiographs out of all later snapshots; delivered again they are quarantined."""
-    given: dict[By, str] = {"radiograph": radiograph, "file": file, "patient": patient, "delivery": delivery}
-    _amend(_named("withdraw", given, listed), reason, as_json)
+    given = _given(radiograph, file, patient, patient_of, delivery)
+    _amend(_named("withdraw", given, listed, erase=erase), reason, as_json)
+
+
+def _given(radiograph: str, file: str, patient: str, patient_of: str, delivery: str) -> dict[By, str]:
+    return {
+        **{"radiograph": radiograph, "file": file, "patient": patient},
+        **{"patient-of": patient_of, "delivery": delivery},
+    }
 
 
 @amend.command()
@@ -86,18 +101,20 @@ def list_amendments(as_json: Json = False) -> None:
     answer(found, as_json, lines or ["no amendment was ever made"])
 
 
-def _named(action: Action, given: dict[By, str], listed: Path | None, label: str = "") -> list[Named]:
+def _named(
+    action: Action, given: dict[By, str], listed: Path | None, label: str = "", erase: bool = False
+) -> list[Named]:
     """Return what the options name. Raises BadParameter for none, and for more than one way to name it."""
     from xray_pipeline.base.errors import ConfigError
     from xray_pipeline.night import amend as amending
 
-    named = [amending.Named(action, by, name, label) for by, name in given.items() if name]
+    named = [amending.Named(action, by, name.strip(), label, erase) for by, name in given.items() if name.strip()]
     if len(named) + bool(listed) != 1:
         raise typer.BadParameter(f"name one of {', '.join(given)}, or a list with --from")
     if listed is None:
         return named
     try:
-        return amending.of_table(action, listed.read_text(encoding="utf-8"))
+        return amending.of_table(action, listed.read_text(encoding="utf-8"), erase)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{listed} can't be read as text: {error}") from error
 
@@ -110,15 +127,20 @@ def _amend(named: list[Named], reason: str, as_json: bool) -> None:
     for change in done["changes"]:
         lines += [f"  left in, as another delivery brought it: {digest}" for digest in change["left"]]
         lines += [f"  a quarantined copy is in {name}: xray rejudge {name}" for name in change["quarantined"]]
+        if (change["action"], change["subject"], change["radiographs"]) == ("withdraw", "patient", 0):
+            lines.append("  the dataset knows nothing of this patient; what is delivered of them is quarantined")
+    lines += [f"  erased from {kind}: {count} files" for kind, count in done["removed"].items()]
+    lines += done["warnings"]
     lines.append("the next night trains on it; snapshots from before it stay what they were")
     answer(done, as_json, lines)
 
 
 def _change_line(change: dict[str, Any]) -> str:
     name = change["name"] if change["subject"] in ("delivery", "amendment") else change["name"][:12]
+    what = " ".join(filter(None, (change["action"], "and erase" * change["erase"], change["subject"], name)))
     label = f" to {change['label']}" if change["label"] else ""
-    count = f", {change['radiographs']} radiographs" if change["radiographs"] else ""
-    return f"{change['action']} {change['subject']} {name}{label}{count}"
+    count = f", {change['radiographs']} radiographs" if change["action"] != "undo" else ""
+    return f"{what}{label}{count}"
 
 
 @app.command()
@@ -126,13 +148,14 @@ def affected(
     radiograph: Radiograph = "",
     file: File = "",
     patient: Patient = "",
+    patient_of: PatientOf = "",
     delivery: Delivery = "",
     as_json: Json = False,
 ) -> None:
     """Print which candidates and versions learned from a radiograph, a patient or a delivery. Needs no MLflow."""
     from xray_pipeline.night import affected as learning
 
-    given: dict[By, str] = {"radiograph": radiograph, "file": file, "patient": patient, "delivery": delivery}
+    given = _given(radiograph, file, patient, patient_of, delivery)
     named = [(by, name) for by, name in given.items() if name]
     if len(named) != 1:
         raise typer.BadParameter(f"name one of {', '.join(given)}")

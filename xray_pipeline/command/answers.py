@@ -183,19 +183,20 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
     Of the stored radiographs a `quick` look reads some, drawn by lot. Raises RegistryUnavailable, StorageUnavailable.
     """
     from xray_pipeline.intake import books as bookkeeping
-    from xray_pipeline.night import damage, repair
+    from xray_pipeline.night import damage, erasing, repair
     from xray_pipeline.night.run import Run
     from xray_pipeline.registry import verify as checks
     from xray_pipeline.registry.mlflow_registry import Registry
 
     run, findings = Run(settings), checks.check(Registry(settings))
-    looks: dict[str, Callable[[], tuple[bool, str]]] = {
-        "I4": lambda: bookkeeping.verify(run.settings),
-        "I7": lambda: bookkeeping.split(run.settings),
-        "I9": lambda: bookkeeping.amended(run.settings),
-        "dataset": lambda: repair.verify(run, quick, progress),
-    }
-    for name, look in looks.items():
+    looks: list[tuple[str, Callable[[], tuple[bool, str]]]] = [
+        ("I4", lambda: bookkeeping.verify(run.settings)),
+        ("I7", lambda: bookkeeping.split(run.settings)),
+        ("I9", lambda: bookkeeping.amended(run.settings)),
+        ("I9", lambda: erasing.verify(run)),
+        ("dataset", lambda: repair.verify(run, quick, progress)),
+    ]
+    for name, look in looks:
         try:
             findings.append(checks.Finding(name, *look()))
         except DatasetError as error:  # the others are looked at all the same

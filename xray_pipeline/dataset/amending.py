@@ -1,82 +1,157 @@
-"""What a person asks to be amended, and the radiographs that it holds for: those named, and their copies."""
+"""What a person asks to be amended, and the radiographs that it holds for: those named, and their copies.
+
+A radiograph is found whatever became of it, quarantined or withdrawn before, as it may come back; to relabel, something
+must stand that says what it shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 
-import pandas as pd
 from scipy.cluster.hierarchy import DisjointSet
 
 from xray_pipeline.base.errors import AmendmentError
 from xray_pipeline.dataset import near_copies
 from xray_pipeline.dataset.amendments import Action, Amendment, Change, Subject, in_force
-from xray_pipeline.dataset.fingerprints import Prints
 from xray_pipeline.dataset.history import History
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One correction that is asked for; the fields are those of `amendments.Change`."""
+    """One correction that is asked for; action to erase are the fields of `amendments.Change`.
+
+    `line` is that of a list, for messages; 0 without one.
+    """
 
     action: Action
     subject: Subject
     name: str
     label: str = ""
+    erase: bool = False
+    line: int = 0
+
+    def refused(self, why: str) -> AmendmentError:
+        """Return the error that says why it can't be done."""
+        return AmendmentError(f"line {self.line} of the list: {why}" if self.line else why)
 
 
 def changes(
-    asked: Sequence[Asked], history: History, amendments: dict[int, Amendment], classes: Sequence[str], workers: int = 0
+    asked: Sequence[Asked],
+    history: History,
+    amendments: Mapping[int, Amendment],
+    classes: Sequence[str],
+    workers: int = 0,
 ) -> tuple[Change, ...]:
     """Return what is asked for as changes, each with the radiographs that it finds in the dataset of this moment.
 
-    A radiograph stands for all that near copies connect it with, as they show one chest, also for those that are
-    withdrawn already: that may be undone. A patient's are withdrawn with their copies, too, and whatever comes of the
-    patient later; of a delivery only those that it alone brought, and the others are named as left. Raises
-    AmendmentError, for the first that can't be done: none of them is.
+    A radiograph stands for all that near copies connect it with, as they show one chest. A patient's are withdrawn with
+    their copies, too, and whatever comes of the patient later, also of one who is not known yet; of a delivery only
+    those that it alone brought, and what is added to it later: others are named as left. Raises AmendmentError, for the
+    first that can't be done: none of them is.
     """
-    said = history.said()
-    found = [_named(one, said, history) for one in asked]
+    known = _Known(history)
+    for one in asked:
+        if one.action == "relabel" and (one.subject != "radiograph" or one.label not in classes):
+            raise one.refused(
+                f"{one.subject} {one.name[:12]} can't be relabelled so: name a radiograph and one of the classes "
+                f"{', '.join(classes)}"
+            )
+    found = [_named(one, known, amendments) for one in asked]
     copies = _copies({digest for digests in found for digest in digests}, history, workers)
-    made = [_change(one, digests, copies, said, amendments, classes) for one, digests in zip(asked, found, strict=True)]
+    made = [_change(one, digests, copies, known) for one, digests in zip(asked, found, strict=True)]
     labels: dict[str, str] = {}
-    for change in made:
-        if change.action == "relabel":
-            for digest in change.radiographs:
-                if labels.setdefault(digest, change.label) != change.label:
-                    raise AmendmentError(
-                        f"radiograph {change.name[:12]} would be both {labels[digest]} and {change.label}: it, or a "
-                        f"near copy of it, is named twice; give one label"
-                    )
+    for one, change in zip(asked, made, strict=True):
+        for digest in change.radiographs if change.action == "relabel" else ():
+            if labels.setdefault(digest, change.label) != change.label:
+                raise one.refused(
+                    f"radiograph {change.name[:12]} would be both {labels[digest]} and {change.label}: it, or a near "
+                    f"copy of it, is named twice; give one label"
+                )
     return tuple(made)
 
 
-def _named(asked: Asked, said: pd.DataFrame, history: History) -> set[str]:
-    """Return the radiographs that are asked about by themselves. Raises AmendmentError when there are none."""
+class _Known:
+    """What a history knows, each table of it gone through once, however much is asked for."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    @cached_property
+    def labels(self) -> dict[str, set[str]]:
+        """The labels by digest of what says what a radiograph shows."""
+        return _grouped(self.history.said()[["digest", "label"]].itertuples(index=False, name=None))
+
+    @cached_property
+    def brought(self) -> dict[Subject, dict[str, set[str]]]:
+        """The digests by patient and by delivery, and by themselves."""
+        rows = self.history.brought()
+        digests = {digest: {digest} for digest in rows["digest"]}
+        patients, deliveries = (_grouped(zip(rows[of], rows["digest"], strict=True)) for of in ("patient", "delivery"))
+        return {"radiograph": digests, "patient": patients, "delivery": deliveries}
+
+    @cached_property
+    def deliveries(self) -> dict[str, set[str]]:
+        """The deliveries by digest."""
+        return _grouped(self.history.brought()[["digest", "delivery"]].itertuples(index=False, name=None))
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, set()).add(value)
+    return found
+
+
+def _named(asked: Asked, known: _Known, amendments: Mapping[int, Amendment]) -> Set[str]:
+    """Return the radiographs that are asked about by themselves. Raises AmendmentError when nothing is to be done."""
     if asked.action == "undo":
+        _check_undo(asked, amendments)
         return set()
-    column = {"radiograph": "digest", "patient": "patient", "delivery": "delivery"}[asked.subject]
-    rows = said[said[column] == asked.name]
-    out = history.withdrawn_of(asked.name) if (asked.action, asked.subject) == ("withdraw", "patient") else None
-    if out is not None and asked.name not in history.amended.patients:
-        return {*rows["digest"], *out}  # none may stand now, or be accepted: the patient is withdrawn all the same
-    if rows.empty:
-        shown = asked.name if asked.subject == "delivery" else asked.name[:12]
-        number = {"radiograph": history.amended.withdrawn, "patient": history.amended.patients}.get(asked.subject, {})
-        why = f"amendment {number[asked.name]} withdrew it" if asked.name in number else "the dataset holds none of it"
-        raise AmendmentError(f"{asked.subject} {shown} can't be amended: {why}")
-    if asked.subject == "delivery":  # what another delivery brought, too, is not this one's alone
-        taken = set(said.loc[(said["delivery"] != asked.name) & (said["verdict"] == "accepted"), "digest"])
-        return set(rows["digest"]) - taken
-    return set(rows["digest"])
+    shown = asked.name if asked.subject == "delivery" else asked.name[:12]
+    amended, refused = known.history.amended, f"{asked.subject} {shown} can't be amended: "
+    out: Mapping[str, int]
+    if asked.erase:
+        erasures = [(number, change) for number, one in amendments.items() for change in one.changes if change.erase]
+        out = {change.name: number for number, change in erasures if change.subject == asked.subject}
+        if asked.subject == "radiograph":
+            out = {digest: number for number, change in erasures for digest in change.radiographs}
+    else:
+        out = {"radiograph": amended.withdrawn, "patient": amended.patients, "delivery": amended.deliveries}.get(
+            asked.subject, {}
+        )
+    if asked.name in out:
+        raise asked.refused(f"{refused}amendment {out[asked.name]} {'erased' if asked.erase else 'withdrew'} it")
+    if asked.action == "relabel":
+        found: Set[str] = known.labels.keys() & {asked.name}
+    else:
+        found = known.brought[asked.subject].get(asked.name, set())
+    if not found and (asked.action, asked.subject) not in (("withdraw", "patient"), ("withdraw", "delivery")):
+        raise asked.refused(f"{refused}the dataset holds none of it")
+    if asked.subject == "delivery":
+        return {digest for digest in found if known.deliveries[digest] == {asked.name}}
+    return found
+
+
+def _check_undo(asked: Asked, amendments: Mapping[int, Amendment]) -> None:
+    standing = in_force(amendments)
+    if not asked.name.isdecimal() or int(asked.name) not in standing:
+        there = ", ".join(map(str, standing)) or "none"
+        named = asked.name if asked.name.isdecimal() else "of that number"  # anything may have been typed, a name too
+        raise asked.refused(f"no amendment {named} stands that could be undone; there are: {there}")
+    if standing[int(asked.name)].erases:
+        raise asked.refused(f"amendment {int(asked.name)} erased what it withdrew: nothing of it can come back")
 
 
 def _copies(digests: Iterable[str], history: History, workers: int) -> DisjointSet:
     """Return radiographs, all that near copies connect them with, as groups that show one chest each."""
-    known = Prints.joined([history.prints, history.disputed, history.withdrawn])
-    place_of = {digest: place for place, digest in enumerate(known.digests)}
     wanted = sorted(set(digests))
     chests = DisjointSet(wanted)
+    if not wanted:
+        return chests
+    known = history.shown
+    place_of = {digest: place for place, digest in enumerate(known.digests)}
     places = [place_of[digest] for digest in wanted if digest in place_of]  # not of what came in withdrawn already
     for one, others in near_copies.links(places, known, workers).items():
         for other in (one, *others):
@@ -85,34 +160,17 @@ def _copies(digests: Iterable[str], history: History, workers: int) -> DisjointS
     return chests
 
 
-def _change(
-    asked: Asked,
-    named: set[str],
-    copies: DisjointSet,
-    said: pd.DataFrame,
-    amendments: dict[int, Amendment],
-    classes: Sequence[str],
-) -> Change:
+def _change(asked: Asked, named: Set[str], copies: DisjointSet, known: _Known) -> Change:
     if asked.action == "undo":
-        return _undo(asked, amendments)
-    all_of_them = {copy for digest in named for copy in copies.subset(digest)}
+        return Change("undo", "amendment", str(int(asked.name)))
+    group = {copy for digest in named for copy in copies.subset(digest)}
     if asked.action == "withdraw":
-        left = (all_of_them - named).intersection(said["digest"]) if asked.subject == "delivery" else set()
-        return Change("withdraw", asked.subject, asked.name, "", tuple(sorted(all_of_them - left)), tuple(sorted(left)))
-    if asked.subject != "radiograph" or asked.label not in classes:
-        raise AmendmentError(
-            f"{asked.subject} {asked.name[:12]} can't be relabelled so: name a radiograph and one of the classes "
-            f"{', '.join(classes)}"
-        )
-    if set(said.loc[said["digest"].isin(all_of_them), "label"]) == {asked.label}:
-        raise AmendmentError(f"radiograph {asked.name[:12]} and its copies are labelled {asked.label} already")
-    return Change("relabel", "radiograph", asked.name, asked.label, tuple(sorted(all_of_them)))
-
-
-def _undo(asked: Asked, amendments: dict[int, Amendment]) -> Change:
-    standing = in_force(amendments)
-    if not asked.name.isdecimal() or int(asked.name) not in standing:
-        there = ", ".join(map(str, standing)) or "none"
-        named = asked.name if asked.name.isdecimal() else "of that number"  # anything may have been typed, a name too
-        raise AmendmentError(f"no amendment {named} stands that could be undone; there are: {there}")
-    return Change("undo", "amendment", str(int(asked.name)))
+        left: set[str] = set()
+        if asked.subject == "delivery":
+            left = {digest for digest in group - named if digest in known.labels}
+            left |= known.brought["delivery"].get(asked.name, set()) - named
+        radiographs = tuple(sorted(group - left if asked.subject != "delivery" else named))
+        return Change("withdraw", asked.subject, asked.name, "", radiographs, tuple(sorted(left)), asked.erase)
+    if {label for digest in group for label in known.labels.get(digest, ())} == {asked.label}:
+        raise asked.refused(f"radiograph {asked.name[:12]} and its copies are labelled {asked.label} already")
+    return Change("relabel", "radiograph", asked.name, asked.label, tuple(sorted(group)))

@@ -7,9 +7,10 @@ stands in the commit itself, so that one write-if-absent makes all of it and not
     (a and b are PNEUMONIA)       (a is NORMAL; it found a and b;           (judged with a and b NORMAL)
                                    who, when, why)
 
-No manifest is changed: what amendments say is laid over its rows when they are read. A change names the radiographs
-that it found when it was made, copies included, so that it means the same for ever. A later amendment counts before an
-earlier one; one that is undone counts as never made, from the next snapshot on. Patients are named by their keyed hash.
+No manifest is changed, erasures aside: what amendments say is laid over its rows when they are read. A change names the
+radiographs that it found when it was made, copies included, so that it means the same for ever. A later amendment
+counts before an earlier one; one that is undone counts as never made, from the next snapshot on. Patients are named by
+their keyed hash.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """One correction: what is done to which subject, and the radiographs (digests) that it found and so holds for.
 
     `name` is the digest of a radiograph, the keyed hash of a patient, the name of a delivery or the number of an
-    amendment; `label` is the one that a relabelling gives; `left` are near copies that a withdrawal leaves in.
+    amendment; `label` is the one that a relabelling gives; `left` are what a withdrawal leaves in: copies, near or
+    exact, that another delivery brought; `erase` says that what is withdrawn is erased, too (erasing.py).
     """
 
     action: Action
@@ -40,15 +42,25 @@ class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     label: str = ""
     radiographs: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    erase: bool = False
 
 
 class Amendment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Corrections that one person made at once, when (ISO 8601) and why."""
+    """Corrections that one person made at once, when (ISO 8601) and why.
+
+    `manifests` are those that an erasure rewrote, by key: the SHA-256 of what they are from now on.
+    """
 
     who: str
     at: str
     why: str
     changes: tuple[Change, ...]
+    manifests: dict[str, str] = {}
+
+    @property
+    def erases(self) -> bool:
+        """Whether it erases something."""
+        return any(change.erase for change in self.changes)
 
     def undoes(self) -> set[int]:
         """Return the numbers of the amendments that this one undoes."""
@@ -57,12 +69,17 @@ class Amendment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 @dataclass(frozen=True)
 class Amended:
-    """What amendments say together: labels by the digest of a radiograph, and which radiographs (digests) and patients
-    (keyed hashes) are withdrawn, with the number of the amendment that says so."""
+    """What amendments say together: labels by the digest of a radiograph, and which radiographs (digests), patients
+    (keyed hashes) and deliveries (names) are withdrawn, with the number of the amendment that says so.
+
+    Of a withdrawn delivery the radiographs that it alone had brought are among the withdrawn ones; its name is for what
+    is added to it later.
+    """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     withdrawn: Mapping[str, int] = field(default_factory=dict)
     patients: Mapping[str, int] = field(default_factory=dict)
+    deliveries: Mapping[str, int] = field(default_factory=dict)
 
     def labelled(self, table: pd.DataFrame) -> pd.Series:
         """Return the label of each row: the one that a person settled, else the one it was delivered with."""
@@ -101,6 +118,7 @@ def together(amendments: Mapping[int, Amendment]) -> Amended:
     labels: dict[str, str] = {}
     withdrawn: dict[str, int] = {}
     patients: dict[str, int] = {}
+    deliveries: dict[str, int] = {}
     for number, change in _changes(in_force(amendments)):
         if change.action == "relabel":
             labels |= dict.fromkeys(change.radiographs, change.label)
@@ -109,7 +127,9 @@ def together(amendments: Mapping[int, Amendment]) -> Amended:
                 withdrawn.setdefault(digest, number)
             if change.subject == "patient":
                 patients.setdefault(change.name, number)
-    return Amended(labels, withdrawn, patients)
+            if change.subject == "delivery":
+                deliveries.setdefault(change.name, number)
+    return Amended(labels, withdrawn, patients, deliveries)
 
 
 def _changes(amendments: Mapping[int, Amendment]) -> Iterable[tuple[int, Change]]:

@@ -16,12 +16,14 @@ now:
                                                     writes commits/43 if absent: done
 
 Writing commits/<n> is the commit point. Who is killed before it leaves a draft that nobody reads; who is killed after
-it leaves a draft of which the next process makes the manifest (`Dataset.finish`).
+it leaves a draft of which the next process makes the manifest (`Manifests.finish`). An erasure does the same with the
+manifests that it rewrites: its commit names what each is from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -62,15 +64,31 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         """The key of this commit."""
         return _place(self.number)
 
+
+@dataclass(frozen=True)
+class Version:
+    """A manifest as a commit made it, or as an erasure rewrote it: the key of the manifest, the SHA-256 of its bytes,
+    and the commit that names this (`place`)."""
+
+    manifest: str
+    digest: str
+    place: str
+    rewritten: bool = False
+
     @property
     def file(self) -> str:
-        """The key of the manifest."""
-        return f"manifests/{self.manifest}.parquet"
+        """Where it lies. What an erasure rewrote lies beside the old one, which then goes: nothing is overwritten."""
+        return f"manifests/{self.manifest}{f'.{self.digest}' if self.rewritten else ''}.parquet"
 
     @property
     def draft(self) -> str:
-        """Where the manifest lies until the commit is made."""
-        return f"drafts/{self.manifest}.{self.digest}.parquet"
+        """Where it lies until the commit is made."""
+        return draft_of(self.manifest, self.digest)
+
+
+def draft_of(manifest: str, digest: str) -> str:
+    """Return where a manifest of this SHA-256 lies until it is committed."""
+    return f"drafts/{manifest}.{digest}.parquet"
 
 
 class Commits:
@@ -80,7 +98,7 @@ class Commits:
         self.store = store
         self._commits: list[Commit] = []
         self._digests: list[str] = []
-        self._known: dict[str, Commit] = {}
+        self._versions: dict[str, list[Version]] = {}
         self._begun = False
 
     def read(self, derive: Callable[[], bytes] | None = None) -> list[Commit]:
@@ -108,7 +126,7 @@ class Commits:
         """
         there = {entry.key for entry in self.store.list("manifests")}  # first: each has its commit already
         commits = self.read(derive)
-        if strays := sorted(there - {commit.file for commit in commits if commit.manifest}):
+        if strays := sorted(there - {version.file for of_one in self._versions.values() for version in of_one}):
             raise Damaged(
                 f"no commit in {self.store.uri} names {', '.join(strays[:5])}: the last commits are missing; restore "
                 f"them from a backup"
@@ -119,19 +137,22 @@ class Commits:
         """Return the commits of manifests, oldest first. Raises as `read` does."""
         return [commit for commit in self.read() if commit.manifest]
 
-    def amendments(self) -> dict[int, Amendment]:
-        """Return all amendments by their numbers, oldest first. Raises as `read` does."""
-        return {commit.number: commit.amendment for commit in self.read() if commit.amendment}
+    def versions(self, manifest: str) -> list[Version]:
+        """Return a manifest as it was committed and as erasures rewrote it, the one that counts last.
 
-    def of(self, manifest: str) -> Commit:
-        """Return the commit of a manifest. Raises DatasetError when there is none, and as `read` does."""
-        if manifest not in self._known:
+        Raises DatasetError when there is none, and as `read` does.
+        """
+        if manifest not in self._versions:
             self.read()
-        if manifest not in self._known:
+        if manifest not in self._versions:
             raise DatasetError(
                 f"no commit in {self.store.uri} names manifest {manifest}; restore the newest copy of it"
             )
-        return self._known[manifest]
+        return self._versions[manifest]
+
+    def amendments(self) -> dict[int, Amendment]:
+        """Return all amendments by their numbers, oldest first. Raises as `read` does."""
+        return {commit.number: commit.amendment for commit in self.read() if commit.amendment}
 
     def digest(self, number: int) -> str:
         """Return the SHA-256 of the `number`-th commit's file, "" when there is none. Raises as `read` does."""
@@ -175,7 +196,9 @@ class Commits:
             )
         self._commits.append(commit)
         if commit.manifest:
-            self._known[commit.manifest] = commit
+            self._versions[commit.manifest] = [Version(commit.manifest, commit.digest, commit.place)]
+        for manifest, digest in commit.amendment.manifests.items() if commit.amendment else ():
+            self._versions[manifest].append(Version(manifest, digest, commit.place, rewritten=True))
         self._digests.append(digest_of(data))
 
     def _begin(self, derive: Callable[[], bytes] | None) -> None:

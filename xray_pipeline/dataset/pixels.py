@@ -5,7 +5,7 @@ rows, `<id>.json` names their digests and a checksum of both, and is written las
 Several processes may add at once; each writes shards of its own, and a digest that stands in two is taken from either.
 A shard is read once by each process before its rows are used; one that is not what was written is made anew. The
 trade-offs: what changes on disk while a process has it open is not noticed by that process; and nothing but what is
-damaged or left over is ever removed, so a cache grows until somebody deletes it.
+damaged, left over or erased is ever removed, so a cache grows until somebody deletes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import mmap
 import os
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,38 @@ _sound: set[int] = set()  # shards that this process has read, as they were then
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # gone, or a disk that takes no writes, which whoever adds a shard is told
         path.unlink()
+
+
+def holding(cache: Path, digests: Set[str]) -> list[Path]:
+    """Return the indexes of shards in a folder of caches that hold rows of some radiographs, or can't be read."""
+    found = []
+    for index in sorted(cache.glob("*/*.json")):
+        if index.with_suffix(".npy").exists():
+            try:
+                if digests.isdisjoint(json.loads(index.read_bytes())["digests"]):
+                    continue
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                log.warning("cache shard %s can't be read: %s", index.stem, error)
+            found.append(index)
+    return found
+
+
+def forget(cache: Path, digests: Set[str]) -> int:
+    """Drop the rows of some radiographs from a folder of caches; return from how many shards. May be repeated.
+
+    Raises StorageUnavailable when the disk is full.
+    """
+    shards = holding(cache, digests)
+    for index in shards:
+        array = index.with_suffix(".npy")
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # else it is dropped as a whole
+            listed, rows = json.loads(index.read_bytes())["digests"], np.load(array, mmap_mode="r")
+            stay = [at for at, digest in enumerate(listed) if digest not in digests]
+            if stay:
+                RowCache(index.parent, rows.shape[1:], rows.dtype).add([listed[at] for at in stay], rows[stay])
+        _remove(index)
+        _remove(array)
+    return len(shards)
 
 
 class PixelCache:

@@ -42,10 +42,3 @@ def said_of(tables: Mapping[str, pd.DataFrame], amended: Amended) -> tuple[dict[
     withdrawn = set(rows.loc[amended.out(rows), "digest"])
     labels = {digest: amended.labels[digest] for digest in set(rows["digest"]) - withdrawn if digest in amended.labels}
     return labels, tuple(sorted(withdrawn))
-
-
-def since(rows: pd.DataFrame, amended: Amended) -> tuple[int, int]:
-    """Return how many of a snapshot's radiographs (`Dataset.rows`) amendments relabelled and withdrew since it was
-    made: it does not apply them."""
-    out = amended.out(rows)
-    return int(((amended.labelled(rows) != rows["label"]) & ~out).sum()), int(out.sum())

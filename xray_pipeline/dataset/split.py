@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import secrets
 import tempfile
 from pathlib import Path
@@ -42,6 +43,13 @@ def patient_hash(key: bytes, text: str) -> str:
     `text` is "patient:" and the id that a delivery gives, or "file:" and the digest of the file where none is known.
     """
     return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
+
+
+def id_in_name(pattern: str, file: str) -> str:
+    """Return the patient's id that a file's name holds, "" for none; `pattern` is `IntakeRules.patient_pattern`."""
+    compiled = re.compile(pattern)
+    match = compiled.search(file.rpartition("/")[2])
+    return (match[1] if compiled.groups else match[0]) if match else ""
 
 
 _SHORTEST_KEY = 32  # characters, of the 64 that are made

@@ -4,7 +4,8 @@
     commits/<n>.json                     the n-th commit: a manifest's key and SHA-256, or an amendment; writing it is
                                          the commit point
     drafts/<delivery>.<digest>.parquet   the manifest until then
-    manifests/<delivery>.parquet         every file of the delivery with its verdict
+    manifests/<delivery>.parquet         every file of the delivery with its verdict; <delivery>.<digest>.parquet once
+                                         an erasure rewrote it
     snapshots/<digest>.json              the manifests a training run reads, and what amendments say of their rows
     dataset.json                         what the first commit fixed: classes, split, fingerprint of the patient key
 
@@ -20,12 +21,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import hmac
 import logging
 import re
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import msgspec
 import pandas as pd
@@ -36,6 +35,7 @@ from xray_pipeline.base.errors import (
     DatasetError,
     ObjectNotFound,
     RadiographDamaged,
+    RadiographErased,
     StorageError,
     StorageUnavailable,
 )
@@ -43,17 +43,17 @@ from xray_pipeline.base.records import canonical, digest_of, exactly, parsed
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, check_writes_once, open_store
 from xray_pipeline.dataset.amendments import Amended, Amendment, together
-from xray_pipeline.dataset.commits import IDENTITY, IDENTITY_FORMAT, Commit, Commits, Identity
+from xray_pipeline.dataset.commits import IDENTITY, Commit, Commits
+from xray_pipeline.dataset.erasing import Erased, Trace, digests_of, erased_by
 from xray_pipeline.dataset.history import History
-from xray_pipeline.dataset.parquet import FORMAT, fact, from_parquet
+from xray_pipeline.dataset.identity import check_identity, identity_of
+from xray_pipeline.dataset.manifests import Manifests
+from xray_pipeline.dataset.parquet import FORMAT
 from xray_pipeline.dataset.revisions import contested, decisive
 from xray_pipeline.dataset.snapshots import Named, said_of
 from xray_pipeline.dataset.split import key_of
 
 log = logging.getLogger(__name__)
-
-DRAFT_SECONDS = 86_400.0
-"""Age from which a manifest that was never committed is deleted."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Snapshot:
 
 
 class Dataset:
-    """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added, drafts aside."""
+    """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added; drafts and erasures aside."""
 
     def __init__(self, settings: Settings, store: Store | None = None) -> None:
         self.settings = settings
         self.store = (store or open_store(settings.store, settings)).child("dataset")
         self.commits = Commits(self.store)
-        self._cache: dict[str, tuple[str, pd.DataFrame]] = {}
+        self._manifests = Manifests(self.store, self.commits)
 
     def patient_key(self) -> bytes:
         """Return the key of the patient hash.
@@ -94,7 +94,7 @@ class Dataset:
         Raises DatasetError.
         """
         key = key_of(self.settings)
-        self._check_identity(key)
+        check_identity(self.commits, self.settings, key)
         return key
 
     def manifests(self) -> list[str]:
@@ -106,22 +106,36 @@ class Dataset:
 
         Raises DatasetError when it is missing, not what was committed, or of an unknown format.
         """
-        return self._manifest(key)[1]
+        return self._manifests.table(key)
 
     def history(self) -> History:
         """Return what all committed deliveries brought, as amendments correct it. Raises DatasetError."""
-        tables, amended = self._now()
-        return History(tables, amended=amended)
+        tables, amendments = self._now()
+        return History(tables, amended=together(amendments), erased=self._erased(amendments))
 
     def amended(self) -> Amended:
         """Return what all amendments say together. Raises DatasetError for a broken chain of commits."""
         return together(self.commits.amendments())
 
-    def _now(self) -> tuple[dict[str, pd.DataFrame], Amended]:
-        """Return all manifests and what all amendments say together, both of one moment."""
+    def erased(self) -> Erased | None:
+        """Return all that was erased, None for nothing. Raises DatasetError."""
+        return self._erased(self.commits.amendments())
+
+    def _erased(self, amendments: Mapping[int, Amendment]) -> Erased | None:
+        if not any(amendment.erases for amendment in amendments.values()):
+            return None
+        return erased_by(amendments, key_of(self.settings), self.settings.rules.patient_pattern)
+
+    def traces(self) -> Iterator[Trace]:
+        """Yield what in the dataset still tells of what was erased. Raises DatasetError, StorageError."""
+        if erased := self.erased():
+            yield from self._manifests.traces(erased)
+
+    def _now(self) -> tuple[dict[str, pd.DataFrame], dict[int, Amendment]]:
+        """Return all manifests and all amendments, both of one moment."""
         commits = self.commits.read()
         tables = {key: self.manifest(key) for key in sorted(commit.manifest for commit in commits if commit.manifest)}
-        return tables, together({commit.number: commit.amendment for commit in commits if commit.amendment})
+        return tables, {commit.number: commit.amendment for commit in commits if commit.amendment}
 
     def begin(self) -> None:
         """Fix what the first commit fixes, or compare it with the settings.
@@ -130,33 +144,34 @@ class Dataset:
         """
         check_writes_once(self.store)
         key = self.patient_key()
-        if not self.store.write_if_absent(IDENTITY, canonical(msgspec.to_builtins(self._identity(key)))):
-            self._check_identity(key)
+        if not self.store.write_if_absent(IDENTITY, canonical(msgspec.to_builtins(identity_of(self.settings, key)))):
+            check_identity(self.commits, self.settings, key)
 
     def append(self, key: str, data: bytes, after: int) -> bool:
         """Commit a manifest right after commit number `after`; False when another has that place."""
-        draft = f"drafts/{key}.{digest_of(data)}.parquet"
-        self.store.write(draft, data)  # not deleted when the place is taken: an equal attempt may count on it
-        commit = self.commits.add(key, digest_of(data), after)
-        if commit is not None:
-            self._make_manifest(commit)
-        return commit is not None
+        return self._manifests.add(key, data, after)
 
     def amend(self, describe: Callable[[History], Amendment]) -> Commit:
         """Commit an amendment, which `describe` makes of the dataset of that moment: anew when another was faster.
 
-        Raises DatasetError, and what `describe` raises: nothing is amended then.
+        An erasure rewrites the manifests that tell of what it erases, and names what they are from then on. Raises
+        DatasetError, and what `describe` raises: nothing is amended then.
         """
         while True:
             commits = self.finish()
-            if commit := self.commits.amend(describe(self.history()), len(commits)):
+            history = self.history()
+            amendment = describe(history)
+            if erased := self._erased({len(commits) + 1: amendment}) if amendment.erases else None:
+                amendment = self._manifests.rewritten(amendment, history.tables, erased)
+            if commit := self.commits.amend(amendment, len(commits)):
+                self.finish()
                 return commit
 
     def described(self, key: str) -> Manifest:
         """Return how many files of a committed delivery went which way. Raises DatasetError."""
-        digest, table = self._manifest(key)
+        table = self.manifest(key)
         accepted = int((table["verdict"] == "accepted").sum())
-        return Manifest(key, digest, accepted, len(table) - accepted)
+        return Manifest(key, self._committed_as(key), accepted, len(table) - accepted)
 
     def begun(self) -> bool:
         """Say whether anything was ever committed here. Raises StorageUnavailable."""
@@ -167,7 +182,7 @@ class Dataset:
         self.commits.read(self._derived)
 
     def _derived(self) -> bytes:
-        return canonical(msgspec.to_builtins(self._identity(key_of(self.settings))))
+        return canonical(msgspec.to_builtins(identity_of(self.settings, key_of(self.settings))))
 
     def finish(self) -> list[Commit]:
         """Finish what a process that was killed had committed, before anything else is judged; return all commits.
@@ -176,18 +191,8 @@ class Dataset:
         commits, a manifest that is missing and one that no commit names.
         """
         commits, there = self.commits.listed(self._derived)
-        for commit in commits:
-            if commit.manifest and commit.file not in there:
-                self._make_manifest(commit)
-        for entry in self.store.list("drafts"):
-            if entry.modified < time.time() - DRAFT_SECONDS:  # of a process that was killed before its commit
-                self.store.delete(entry.key)
+        self._manifests.finish(commits, there)
         return commits
-
-    def _make_manifest(self, commit: Commit) -> None:
-        """Make the manifest of a commit from its draft."""
-        self.store.write_if_absent(commit.file, self._committed(commit))
-        self.store.delete(commit.draft)
 
     def altered(self) -> list[str]:
         """Return the keys of manifests that are missing or are not what was committed, in the order of the commits.
@@ -198,27 +203,29 @@ class Dataset:
         self.commits.listed()
         for commit in self.commits.manifests():
             try:
-                self._manifest(commit.manifest)
+                self.manifest(commit.manifest)
             except Damaged:
                 damaged.append(commit.manifest)
         return damaged
 
     def fingerprint(self, key: str) -> str:
         """Return the SHA-256 of the listing that a committed delivery was judged with. Raises DatasetError."""
-        return fact(self._committed(self.commits.of(key)), "fingerprint", "")
+        return self._manifests.fact(key, "fingerprint")
 
     def snapshot(self) -> Snapshot | None:
         """Name the present state of the dataset and keep that name; None while nothing is committed.
 
         The name follows from what the dataset holds: an amendment that is undone gives back the name from before it.
         """
-        tables, amended = self._now()
+        tables, amendments = self._now()
         keys = decisive(tables)
         if not keys:
             return None
         identity = msgspec.to_builtins(self.commits.identity())
-        manifests = {key: self._manifest(key)[0] for key in keys}
-        data = canonical(msgspec.to_builtins(Named(FORMAT, identity, manifests, *said_of(tables, amended))))
+        manifests = {key: self._committed_as(key) for key in keys}
+        data = canonical(
+            msgspec.to_builtins(Named(FORMAT, identity, manifests, *said_of(tables, together(amendments))))
+        )
         digest = digest_of(data)
         if not self.store.write_if_absent(f"snapshots/{digest}.json", data):
             self.store.write(f"snapshots/{digest}.json", data)  # what is there is not what its name says
@@ -228,26 +235,31 @@ class Dataset:
         """Return a snapshot made earlier. Raises DatasetError when it is unknown or its bytes changed."""
         return self._describe(digest, sorted(self._snapshot(digest).manifests))
 
-    def rows(self, snapshot: Snapshot) -> pd.DataFrame:
+    def rows(self, snapshot: Snapshot, erased: bool = False) -> pd.DataFrame:
         """Return the snapshot's radiographs, one row each, sorted by digest.
 
         Columns: digest, suffix, label, patient, side, delivery, source, width, height, mode, view, sex, age_years,
         scanner. `source` is the family a file name belongs to (`source_pattern`), never the name itself. Radiographs
         that some delivery brought under another label, themselves or a near copy, are left out: `contested`. Amendments
-        count as far as they were made before the snapshot. Raises DatasetError when a manifest is missing or has
-        changed.
+        count as far as they were made before the snapshot. What was erased since is left out as well, or with `erased`
+        told by what stays of it. Raises DatasetError when a manifest is missing or has changed.
         """
         named = self._snapshot(snapshot.digest)
-        tables, amended = {}, named.amended()
+        return self._rows(named, named.amended(), erased)
+
+    def _rows(self, named: Named, amended: Amended, erased: bool = False) -> pd.DataFrame:
+        """Return the radiographs in a snapshot's manifests, as amendments that are not its own may correct them."""
+        tables = {}
         for key, expected in named.manifests.items():
-            actual, table = self._manifest(key)
-            if actual != expected:
+            if (actual := self._committed_as(key)) != expected:
                 raise DatasetError(
-                    f"manifest {key} has digest {actual[:12]}, snapshot {snapshot.digest[:12]} was made with "
-                    f"{expected[:12]}; restore {self.store.uri}/manifests/{key}.parquet from a backup"
+                    f"manifest {key} has digest {actual[:12]}, a snapshot was made with {expected[:12]}; restore "
+                    f"{self.store.uri}/manifests/{key}.parquet from a backup"
                 )
-            tables[key] = table
-        out = contested(tables, amended) | amended.withdrawn.keys()
+            tables[key] = self.manifest(key)
+        gone = dict.fromkeys(digests_of(self.commits.amendments()), 1)
+        silent = replace(amended, withdrawn={**gone, **amended.withdrawn})  # what was erased says nothing any more
+        out = contested(tables, silent) | (amended if erased else silent).withdrawn.keys()
         accepted = [
             table[(table["verdict"] == "accepted") & ~table["digest"].isin(out)].assign(delivery=key)
             for key, table in tables.items()
@@ -257,12 +269,37 @@ class Dataset:
         rows["source"] = rows["file"].map(self._source)
         return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
 
+    def since(self, snapshot: Snapshot) -> tuple[int, int, int]:
+        """Return how many of the radiographs in a snapshot's manifests amendments relabelled, left out and brought back
+        since it was made: it does not apply them. Raises DatasetError."""
+        named = self._snapshot(snapshot.digest)
+        then, now = (
+            self._rows(named, amended, erased=True).set_index("digest")["label"]
+            for amended in (named.amended(), self.amended())
+        )
+        both = then.index.intersection(now.index)
+        return int((then[both] != now[both]).sum()), len(then) - len(both), len(now) - len(both)
+
+    def holds_erased(self, snapshot: Snapshot) -> bool:
+        """Whether something of a snapshot was erased since. Raises DatasetError."""
+        return len(self.rows(snapshot, erased=True)) > len(self.rows(snapshot))
+
+    def require_whole(self, snapshot: Snapshot) -> None:
+        """Raise RadiographErased for a snapshot of which something was erased since; DatasetError."""
+        if self.holds_erased(snapshot):
+            raise RadiographErased(
+                f"radiographs of snapshot {snapshot.digest[:12]} were erased since, see `xray amend list`: nothing can "
+                f"be trained on it again; the next night trains on what is left"
+            )
+
     def read(self, digest: str, suffix: str) -> bytes:
-        """Return a stored radiograph. Raises RadiographDamaged, StorageUnavailable."""
+        """Return a stored radiograph. Raises RadiographDamaged, RadiographErased, StorageUnavailable."""
         key, cure = _radiograph_key(digest, suffix), "run `xray repair`"
         try:
             data = self.store.read(key)
         except ObjectNotFound as error:
+            if digest in digests_of(self.commits.amendments()):
+                raise RadiographErased(f"radiograph {digest[:12]} was erased, see `xray amend list`") from error
             raise RadiographDamaged(f"{key} is missing from {self.store.uri}; {cure}") from error
         except StorageError as error:
             # A bad sector or a wrong mode is this file's matter; a server that does not answer is none.
@@ -299,37 +336,9 @@ class Dataset:
             raise DatasetError(f"no snapshot {digest} in {self.store.uri}") from error
         return parsed(data, Named, FORMAT, f"{key} in {self.store.uri}")
 
-    def _manifest(self, key: str) -> tuple[str, pd.DataFrame]:
-        if key not in self._cache:
-            commit = self.commits.of(key)
-            self._cache[key] = (commit.digest, from_parquet(self._committed(commit), f"manifest {key}"))
-        return self._cache[key]
-
-    def _committed(self, commit: Commit) -> bytes:
-        for place in (commit.file, commit.draft, commit.file):  # it may be finished between two looks
-            with contextlib.suppress(ObjectNotFound):
-                return exactly(self.store, place, commit.digest, commit.place)
-        raise Damaged(
-            f"{commit.file}, committed as {commit.place}, is missing from {self.store.uri}; restore it from a backup"
-        )
-
-    def _identity(self, key: bytes) -> Identity:
-        s = self.settings
-        fingerprint = hmac.new(key, b"fingerprint of the patient key", hashlib.sha256).hexdigest()[:16]
-        split = (s.split_mode, s.split_validation, s.split_held_out)
-        return Identity(IDENTITY_FORMAT, list(s.classes), *split, fingerprint)
-
-    def _check_identity(self, key: bytes) -> None:
-        """Compare dataset.json with the settings."""
-        if (fixed := self.commits.identity()) is None:
-            return
-        for name, value in msgspec.structs.asdict(self._identity(key)).items():
-            if (was := getattr(fixed, name)) != value:
-                shown = "is another one" if name == "patient_key" else f"{was!r}, now {value!r}"
-                raise DatasetError(
-                    f"the dataset in {self.store.uri} was made with another setting: {name} {shown}; "
-                    f"put the setting back, or start a new store"
-                )
+    def _committed_as(self, key: str) -> str:
+        """Return the SHA-256 that a manifest was committed with, whatever was erased of it since."""
+        return self.commits.versions(key)[0].digest
 
 
 _ROW_COLUMNS = (

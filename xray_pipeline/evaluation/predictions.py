@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, Protocol
 
 import numpy.typing as npt
 import pandas as pd
 from pyarrow import ArrowInvalid
 
-from xray_pipeline.base.errors import Damaged, EvaluationError
+from xray_pipeline.base.errors import Damaged, EvaluationError, ObjectNotFound
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.records import digest_of, exactly
 from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.erasing import Trace
 from xray_pipeline.dataset.parquet import read_parquet
 from xray_pipeline.evaluation.cases import Floats, check_probabilities
 
 log = logging.getLogger(__name__)
 
 Read = Callable[[str, str], bytes]
+
+PREFIXES = ("predictions", "stress")
+"""Where tables of one row a radiograph lie, each named by the SHA-256 of its bytes."""
 
 _SCORE_BLOCK = 512  # radiographs scored between two commits of predictions
 
@@ -88,9 +92,7 @@ def predictions(
         probabilities = compute(block)
         check_probabilities(probabilities, len(block), len(classes))
         table = pd.DataFrame(probabilities, columns=columns, index=pd.Index(block["digest"], name="digest"))
-        buffer = io.BytesIO()
-        table.reset_index().to_parquet(buffer, index=False)
-        data = buffer.getvalue()
+        data = _as_parquet(table.reset_index())
         store.write_if_absent(f"{folder}/{digest_of(data)}.parquet", data)
         tables.append(table)
         if progress:
@@ -102,6 +104,32 @@ def recorded(model: str, classes: Sequence[str], rows: pd.DataFrame, store: Stor
     """Return what `score` recorded of a model, by its digest: [N, C] for `rows`; None where it lacks one of them."""
     table = _whole_parts(f"predictions/{model}", _columns(classes), store)
     return table.loc[list(rows["digest"])].to_numpy() if rows["digest"].isin(table.index).all() else None
+
+
+def traces(store: Store, digests: Set[str]) -> Iterator[Trace]:
+    """Yield the tables that have a row of some radiographs (digests), each with the rest of it to keep.
+
+    One that can't be read goes: its radiographs are scored again. Raises StorageUnavailable.
+    """
+    for key in (entry.key for prefix in PREFIXES for entry in store.list(prefix)):
+        try:
+            table = read_parquet(store.read(key))
+            kept = table[~table["digest"].isin(digests)]
+        except ObjectNotFound:
+            continue
+        except (ArrowInvalid, OSError, KeyError):
+            yield Trace(key)
+            continue
+        if len(kept) < len(table):
+            data = _as_parquet(kept)
+            folder = key.rpartition("/")[0]
+            yield Trace(key, {f"{folder}/{digest_of(data)}.parquet": data} if len(kept) else {})
+
+
+def _as_parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
 def _columns(classes: Sequence[str]) -> list[str]:

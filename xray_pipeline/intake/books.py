@@ -157,10 +157,11 @@ def amended(settings: Settings) -> tuple[bool, str]:
     said, again = dataset.amended(), 0
     for commit in dataset.commits.manifests():
         table = dataset.manifest(commit.manifest)
-        by = said.by(table)
-        again += int(((table["verdict"] == "accepted") & (by > 0) & (by < commit.number)).sum())
+        by, of_delivery = said.by(table), said.deliveries.get(part_of(commit.manifest)[0], commit.number)
+        late = ((by > 0) & (by < commit.number)) | (of_delivery < commit.number)
+        again += int(((table["verdict"] == "accepted") & late).sum())
     if again:
-        return False, f"{again} radiographs were accepted after they, or their patients, had been withdrawn"
+        return False, f"{again} radiographs were accepted after they, or their patients or deliveries, were withdrawn"
     count = len(dataset.commits.amendments())
     return True, f"{count} amendments; of {len(said.withdrawn)} withdrawn radiographs none came in again"
 
@@ -171,7 +172,8 @@ def split(settings: Settings) -> tuple[bool, str]:
     sides: dict[str, set[str]] = {}
     for key in dataset.manifests():
         table = dataset.manifest(key)
-        accepted = table.loc[table["verdict"] == "accepted", ["patient", "side"]].drop_duplicates()
+        known = (table["verdict"] == "accepted") & (table["patient"] != "")  # but for what was erased
+        accepted = table.loc[known, ["patient", "side"]].drop_duplicates()
         for patient, side in accepted.itertuples(index=False, name=None):
             sides.setdefault(patient, set()).add(side)
     both = sum(len(taken) > 1 for taken in sides.values())

@@ -21,7 +21,7 @@ from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.dataset.history import History
+from xray_pipeline.dataset.history import History, Seen
 from xray_pipeline.dataset.table import Row, by_file, of_rows
 from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
 from xray_pipeline.intake.conflicts import mark_conflicts
@@ -75,7 +75,7 @@ def check(
     with journal_of(delivery.uri, delivery.fingerprint, delivery.files, settings, patient_key) as journal:
         read = of_rows(scan(reader, new, journal, settings.workers, delivery.key, progress))
     named = of_rows(Row(name, 0, "", reason="missing", detail="named in labels.csv only") for name in absent)
-    table = mark_conflicts(by_file(still_there(read, store), named), history, settings)
+    table = mark_conflicts(by_file(still_there(read, store), named), history, settings, delivery.name)
     if closed := sum(entry.kind == "closed" and not is_litter(entry.key) for entry in new):
         odd.append(f"{closed:,} folders or files can't be looked at; what is in them is taken once it can be.")
     if nothing_new := delivery.part > 1 and _nothing_new(table, seen):
@@ -88,16 +88,16 @@ def check(
     return judge(Inventory(delivery, table, history.reference(), bookkeeping, odd), asked, terms, data_docs)
 
 
-def _nothing_new(table: pd.DataFrame, seen: frozenset[tuple[str, int, str]]) -> bool:
+def _nothing_new(table: pd.DataFrame, seen: Seen) -> bool:
     """Whether an addition brings only copies, litter, and quarantined files of a name and size seen before.
 
     Such files (a delivery copied anew, a late duplicate) are done with once a manifest lists them; rejected, they
     would be so every night. What could not be read is not done with: it may be new.
     """
-    before = {(file, size) for file, size, _ in seen}
     rows = table[["file", "size", "reason"]].itertuples(index=False, name=None)
     return all(
-        reason in NOT_COUNTED or (reason not in ("", *UNREAD) and (file, size) in before) for file, size, reason in rows
+        reason in NOT_COUNTED or (reason not in ("", *UNREAD) and seen.with_size(file, size))
+        for file, size, reason in rows
     )
 
 

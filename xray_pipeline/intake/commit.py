@@ -47,7 +47,7 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
             log.info("delivery %s is committed", key)
             break
         history = dataset.history().without(intake.delivery.name, set(intake.table["file"]))
-        table = mark_conflicts(intake.table, history, dataset.settings)
+        table = mark_conflicts(intake.table, history, dataset.settings, intake.delivery.name)
         _store_radiographs(dataset, intake, table, progress)
         data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
         if dataset.append(key, data, len(commits)):

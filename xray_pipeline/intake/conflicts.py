@@ -2,7 +2,7 @@
 
 Each file was judged by itself; here the accepted ones are compared with each other and with the dataset, in this order:
 
-    what was withdrawn   the same image, a near copy of it, or the same patient: out (withdrawn)
+    what was withdrawn   the same image, a near copy of it, the same patient or delivery: out (withdrawn)
     the same image       under two labels: all are out (label-conflict); else one stays (duplicate, copy-across-split)
     the same patient     on two sides of the split: the dataset's stays; where it has none, all are out
     near copies          across the split: one side stays (copy-across-split)
@@ -46,17 +46,17 @@ from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.table import PERSONAL
 
 
-def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings) -> pd.DataFrame:
-    """Judge the accepted rows of an intake table once more against each other and the dataset.
+def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings, delivery: str = "") -> pd.DataFrame:
+    """Judge the accepted rows of an intake table once more against each other and the dataset; `delivery` is the name.
 
     Returns a copy in which what was withdrawn, label conflicts, duplicates, patients on two sides and copies across the
     split are quarantined, and near copies on the same side and what a label conflict takes out of the dataset are
     noted; rows that are quarantined already stay so, but for label conflicts that an earlier look found: an amendment
-    may have ended them. Raises DatasetError.
+    may have ended them. Of what was erased a row keeps no more than `Erased` says. Raises DatasetError.
     """
     table, delivered = table.copy(), table["label"]
     _take_back_conflicts(table, settings)
-    _mark_withdrawn(table, history, settings.workers)
+    _mark_withdrawn(table, history, settings.workers, delivery)
     table["label"] = history.amended.labelled(table)
     accepted = table.loc[table["verdict"] == "accepted", ["digest", "label", "patient", "side", "given_split"]]
     out = _same_images(accepted, history)
@@ -76,7 +76,7 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings) ->
         table.loc[list(out), ["verdict", "side"]] = ["quarantined", ""]
         table.loc[list(out), ["reason", "detail"]] = list(out.values())
     table["label"] = delivered
-    return table
+    return history.erased.of_table(table, delivery) if history.erased else table
 
 
 def _take_back_conflicts(table: pd.DataFrame, settings: Settings) -> None:
@@ -89,13 +89,14 @@ def _take_back_conflicts(table: pd.DataFrame, settings: Settings) -> None:
         table.loc[rows, "side"] = [side_of(patient, given, *split) for patient, given in of]
 
 
-def _mark_withdrawn(table: pd.DataFrame, history: History, workers: int) -> None:
-    """Quarantine the accepted rows of withdrawn radiographs and patients, and near copies of the former; of what they
-    show nothing is kept."""
+def _mark_withdrawn(table: pd.DataFrame, history: History, workers: int, delivery: str) -> None:
+    """Quarantine the accepted rows of withdrawn radiographs, patients and deliveries, and near copies of the first; of
+    what they show nothing is kept."""
     if history.amended == NOTHING:
         return
     accepted = np.asarray(table["verdict"] == "accepted")
-    by = np.where(accepted, history.amended.by(table), 0)
+    by = history.amended.by(table)
+    by = np.where(accepted, np.where(by > 0, by, history.amended.deliveries.get(delivery, 0)), 0)
     out = {row: f"withdrawn by amendment {number}" for row, number in zip(table.index, by, strict=True) if number}
     rest = table.index[accepted & (by == 0)].tolist()
     for row, _ in _copied(rest, Prints.of(table, rest), history.withdrawn, workers):

@@ -16,7 +16,7 @@ import pandas as pd
 from xray_pipeline.base.errors import DeliveryError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import CLOSED, Entry, Store, open_store
-from xray_pipeline.dataset.history import History
+from xray_pipeline.dataset.history import History, Seen
 from xray_pipeline.images.radiograph import ENDINGS
 from xray_pipeline.intake.layout import BOOKKEEPING, LABELS, SUCCESS, class_named, escape, is_litter, side_named
 
@@ -216,7 +216,7 @@ def _describe(
     return Delivery(name, uri, parts + 1, len(new), size, fingerprint_of(new, entries), settled, changed)
 
 
-def unseen(entries: list[Entry], seen: frozenset[tuple[str, int, str]]) -> list[Entry]:
+def unseen(entries: list[Entry], seen: Seen) -> list[Entry]:
     """Return the files of a delivery that are none of those `seen` before, bookkeeping left out."""
     files = (entry for entry in entries if entry.key not in BOOKKEEPING)
     return [entry for entry in files if (escape(entry.key), entry.size, entry.version) not in seen]

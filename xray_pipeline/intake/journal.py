@@ -70,6 +70,16 @@ class Journal:
                 os.write(self._file, json.dumps([key, list(values)]).encode() + b"\n")
 
 
+def journals_in(cache: Path) -> Path:
+    """Return the folder of a machine's cache in which journals lie."""
+    return cache / "intake"
+
+
+def journals(folder: Path) -> list[Path]:
+    """Return the journals in a folder: nobody can tell which radiographs the lines of one are of."""
+    return sorted(folder.glob("*.jsonl"))
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
@@ -84,7 +94,7 @@ def _parsed(line: bytes) -> tuple[str, list[Any]] | None:
 
 
 def _sweep(folder: Path) -> None:
-    for path in folder.glob("*.jsonl"):
+    for path in journals(folder):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - _SWEEP_AFTER:
                 path.unlink()

@@ -12,6 +12,7 @@ from xray_pipeline.base.errors import DatasetError, DeliveryError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.erasing import hidden
 from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.revisions import CONFLICT, File, files_of, in_force, part_of
@@ -64,10 +65,10 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None, hol
 
 
 def _waiting(tables: Mapping[str, Any]) -> dict[File, str]:
-    """Return the files of one delivery whose quarantine stands, litter aside, with its reason."""
+    """Return the files of one delivery whose quarantine stands, litter and what was erased aside, with its reason."""
     stands, waiting = in_force(tables), dict[File, str]()
     for key, table in tables.items():
-        out = table[stands[key] & (table["verdict"] != "accepted")]
+        out = table[stands[key] & (table["verdict"] != "accepted") & ~hidden(table["file"])]
         waiting |= {file: why for file, why in zip(files_of(out), out["reason"], strict=True) if not is_litter(file[0])}
     return waiting
 

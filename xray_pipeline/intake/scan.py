@@ -27,13 +27,13 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Entry, Store
 from xray_pipeline.dataset.fingerprints import fingerprint
-from xray_pipeline.dataset.split import patient_hash, side_of
+from xray_pipeline.dataset.split import id_in_name, patient_hash, side_of
 from xray_pipeline.dataset.table import Row, quarantined
 from xray_pipeline.images import appearance, radiograph
 from xray_pipeline.images.radiograph import Normalised
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake.deliveries import listing
-from xray_pipeline.intake.journal import Journal
+from xray_pipeline.intake.journal import Journal, journals_in
 from xray_pipeline.intake.labelled import UNLABELLED, Labels
 from xray_pipeline.intake.layout import LITTER, Place, escape, unescape
 from xray_pipeline.intake.rules import judging_digest
@@ -66,7 +66,7 @@ def _seen_as(entry: Entry) -> str:
 def journal_of(uri: str, fingerprint: str, files: int, settings: Settings, patient_key: bytes) -> Journal:
     """Return the journal of a scan of `files` files; `fingerprint` tells the listing."""
     depends = (uri, fingerprint, judging_digest(settings, patient_key))
-    return Journal(settings.cache / "intake", depends, enabled=files >= _JOURNAL_FROM)
+    return Journal(journals_in(settings.cache), depends, enabled=files >= _JOURNAL_FROM)
 
 
 def reread(store: Store, file: str, limits: Limits, bits: int = 0) -> Normalised:
@@ -123,7 +123,6 @@ class Reader:
         self._store, self._settings, self._key, self._said = store, settings, patient_key, said
         self._labels = labels
         self._limits = Limits.of(settings.rules)
-        self._pattern = re.compile(settings.rules.patient_pattern)
 
     def row(self, entry: Entry) -> Row:
         """Judge one file by itself."""
@@ -197,7 +196,6 @@ class Reader:
         for known in (dicom_id.strip(), listed_id.strip()):
             if not _NO_PATIENT.fullmatch(known):
                 return patient_hash(self._key, f"patient:{known}")
-        match = self._pattern.search(row.file.rpartition("/")[2])
-        if match:
-            return patient_hash(self._key, f"patient:{match[1] if self._pattern.groups else match[0]}")
+        if named := id_in_name(self._settings.rules.patient_pattern, row.file):
+            return patient_hash(self._key, f"patient:{named}")
         return patient_hash(self._key, f"file:{row.source_digest}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 import pandas as pd
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import AccessDenied, Damaged, DeliveryError, ObjectNotFound
+from xray_pipeline.base.errors import AccessDenied, Damaged, DatasetError, DeliveryError, ObjectNotFound
+from xray_pipeline.base.pages import without_pictures
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.base.text import shortened
+from xray_pipeline.dataset.erasing import Erased, Trace
 from xray_pipeline.dataset.parquet import accounting, from_parquet, to_parquet
+from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms, delivery_page, drift, expectations
 from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
@@ -203,6 +207,31 @@ def _holds_files(uri: str, settings: Settings) -> bool:
         return False
     except AccessDenied:
         return True
+
+
+def traces(store: Store, committed: Collection[str], erased: Erased) -> Iterator[Trace]:
+    """Yield what is kept of deliveries that tells of what was erased: intake tables, and the pictures on their pages.
+
+    What a table says stands in the manifest of a `committed` delivery (its key); any other is judged anew. Raises
+    StorageUnavailable.
+    """
+    for key in sorted({entry.key.split("/")[1] for entry in store.list("intake")}):
+        name, page = intake_key(key, "table.parquet"), intake_key(key, PAGE)
+        try:
+            table = from_parquet(store.read(name), f"intake table of {key}")
+            if not erased.rows(table, part_of(key)[0]).any():
+                continue
+        except ObjectNotFound:
+            continue
+        except DatasetError as error:  # nobody knows what it tells of
+            log.warning("%s", error)
+        with contextlib.suppress(ObjectNotFound):
+            shown = store.read(page).decode(errors="replace")
+            if (bare := without_pictures(shown)) != shown:
+                yield Trace(page, {page: bare.encode()})
+        if key not in committed:
+            yield Trace(intake_key(key, VERDICT))
+        yield Trace(name)
 
 
 def in_words(result: Checked) -> str:

@@ -18,7 +18,7 @@ from xray_pipeline.dataset.amending import Asked
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.night import amend, lineage
-from xray_pipeline.night.amend import By
+from xray_pipeline.night.naming import By
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.state import State
 from xray_pipeline.training.candidate import find_candidate
@@ -106,7 +106,7 @@ def _rows(store: Store, dataset: Dataset, state: State, candidate: str, seen: di
     for number, ancestor in enumerate(_line(store, state, candidate)):
         snapshot = find_candidate(store, ancestor).snapshot
         if snapshot not in seen:
-            seen[snapshot] = dataset.rows(dataset.open_snapshot(snapshot))
+            seen[snapshot] = dataset.rows(dataset.open_snapshot(snapshot), erased=True)
         rows = seen[snapshot]
         parts.append(rows if number == 0 else rows[rows["side"] != "held-out"])
     return pd.concat(parts, ignore_index=True).drop_duplicates("digest", ignore_index=True)

@@ -11,12 +11,13 @@ from xray_pipeline.base.storage import reader, require_folder, sweep
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.models import weights
+from xray_pipeline.night import erasing
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.run import Run
 
 
 def look(run: Run) -> None:
-    """Look at settings, policy, recipe, store and key; sweep up what killed nights left.
+    """Look at settings, policy, recipe, store and key; sweep up what killed nights and erasures left.
 
     Raises ConfigError, StorageError, DatasetError, RegistryError, LedgerError, WeightsError.
     """
@@ -27,6 +28,7 @@ def look(run: Run) -> None:
     _recipe(run)
     compare(run)
     patient_key(settings)
+    erasing.finish(run)
     sweep(settings)
 
 

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from xray_pipeline.base.text import without_names
-from xray_pipeline.dataset import snapshots
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -169,11 +168,12 @@ def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:
     dataset = Dataset(run.settings)
     version, count = affected.champion_learned_withdrawn(run.settings)
     learned = f"version {version}, the champion, learned from {count} radiographs" if count else "nothing"
-    relabelled, withdrawn = snapshots.since(dataset.rows(both.snapshot), dataset.amended())
+    relabelled, withdrawn, back = dataset.since(both.snapshot)
     return {
         **lineage.facts(run.store(), both.candidate),
         "Airflow run": run.name or "none: from the command line",
         "asked by": run.who,
-        "amended since the snapshot was made": f"{relabelled} of its radiographs relabelled, {withdrawn} withdrawn",
+        "amended since the snapshot was made": f"{relabelled} of its radiographs relabelled, {withdrawn} withdrawn, "
+        f"{back} brought back",
         "withdrawn by now": learned,
     }

@@ -11,7 +11,18 @@ from xray_pipeline.base import logs, records
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.evidence import FORMAT, evidence_key
-from xray_pipeline.night import compose_report, explain, gather, judging, lineage, repair, screening, tidy, unlabelled
+from xray_pipeline.night import (
+    compose_report,
+    explain,
+    gather,
+    judging,
+    kept_rows,
+    lineage,
+    repair,
+    screening,
+    tidy,
+    unlabelled,
+)
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.run import Evaluated, Run, Trained, end
 from xray_pipeline.registry import manual_changes
@@ -27,6 +38,7 @@ def train(run: Run, snapshot: str, progress: Progress | None = None) -> Trained:
     """Train the candidate of a snapshot and the run's recipe, or find it trained. Raises TrainingError and its kin."""
     registry, dataset = run.registry(), Dataset(run.settings)
     manual_changes.reconcile(registry)  # a registry that can't be asked stops the night before hours of training
+    kept_rows.drop_erased(dataset)
     kept = dataset.open_snapshot(snapshot)
     candidate = training.train(dataset, kept, run.recipe(), run.settings, Champions(registry), progress)
     if in_use.leaves(run.store(), candidate.digest):  # a tidying was killed; the candidate was trained anew

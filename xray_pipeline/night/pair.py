@@ -21,6 +21,7 @@ from xray_pipeline.evaluation.bootstrap import Resampling
 from xray_pipeline.evaluation.cases import Answers, Cases, prepare
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation, evaluate
 from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.night import kept_rows
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import loading, tidied
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -126,6 +127,7 @@ def pair(
     Raises EvaluationError when there are none, and for a candidate that `xray tidy` removed; DatasetError.
     """
     dataset = Dataset(run.settings)
+    kept_rows.drop_erased(dataset)
     candidate = training.find_candidate(run.store(), digest)
     _take_up(run, candidate)
     snapshot = snapshot or dataset.open_snapshot(candidate.snapshot)

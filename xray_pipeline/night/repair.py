@@ -26,13 +26,14 @@ from xray_pipeline.base.errors import (
 )
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.dataset.erasing import digests_of
 from xray_pipeline.dataset.parquet import from_parquet
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake import scan as reading
 from xray_pipeline.intake import verdicts
-from xray_pipeline.night import identity
+from xray_pipeline.night import erasing, identity
 from xray_pipeline.night.run import Run
 
 if TYPE_CHECKING:
@@ -118,11 +119,13 @@ def verify(run: Run, quick: bool = False, progress: Progress | None = None) -> t
 
 
 def repair(run: Run, progress: Progress | None = None) -> Repaired:
-    """Read every stored radiograph and put back the damaged ones whose original lies in a delivery.
+    """Read every stored radiograph and put back the damaged ones whose original lies in a delivery; first finish an
+    erasure that was killed.
 
     Running it again changes nothing more. Raises DatasetError, StorageError, RegistryError.
     """
     identity.compare(run)
+    erasing.finish(run)
     dataset = Dataset(run.settings)
     dataset.finish()
     found, origins = look(dataset, progress=progress), _Origins(dataset)
@@ -238,9 +241,11 @@ class _Origins:
 
     @cached_property
     def stored(self) -> dict[str, str]:
-        """The suffix of every accepted radiograph, by digest."""
+        """The suffix of every accepted radiograph that was not erased, by digest."""
         accepted = (table.loc[table["verdict"] == "accepted", ["digest", "suffix"]] for table in self._tables.values())
-        return {digest: suffix for rows in accepted for digest, suffix in rows.itertuples(index=False, name=None)}
+        every = {digest: suffix for rows in accepted for digest, suffix in rows.itertuples(index=False, name=None)}
+        erased = digests_of(self._dataset.commits.amendments())
+        return {digest: suffix for digest, suffix in every.items() if digest not in erased}
 
     def rows(self, digest: str) -> tuple[tuple[str, int], ...]:
         """Return the (delivery, row) pairs of manifests that brought a radiograph, the one that was accepted first."""

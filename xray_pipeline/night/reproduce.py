@@ -135,7 +135,9 @@ def _inputs(settings: Settings, dataset: Dataset, candidate: Candidate, registry
     """Read what a candidate was trained from. Raises the error that names the first part which is gone or damaged."""
     store = open_store(settings.store, settings)
     recipe, runs = lineage.recipe_of(store, candidate.digest), lineage.environments(store, candidate.digest)
-    rows = dataset.rows(dataset.open_snapshot(candidate.snapshot))
+    snapshot = dataset.open_snapshot(candidate.snapshot)
+    dataset.require_whole(snapshot)
+    rows = dataset.rows(snapshot)
     backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
     start: Classifier | None = None
     differences: list[str] = []

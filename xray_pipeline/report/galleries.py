@@ -8,6 +8,7 @@ from xray_pipeline.base.text import several
 from xray_pipeline.report import figures
 from xray_pipeline.report.contents import Report
 from xray_pipeline.report.examples import Example
+from xray_pipeline.report.redacting import SHOWN
 from xray_pipeline.report.wording import candidate_of
 
 
@@ -38,7 +39,7 @@ def _card(example: Example, report: Report) -> dict[str, Any]:
                 else f"{says} ({right}), {max(p):.3f}"
             )
             tiles.append((who, figures.overlay(example.pixels, map_) if map_ is not None else "", text))
-    return {"digest": example.digest[:12], "label": example.label, "tiles": tiles}
+    return {"digest": example.digest[:SHOWN], "label": example.label, "tiles": tiles}
 
 
 def suspects(report: Report) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def suspects(report: Report) -> list[dict[str, Any]]:
     for kind, (title, text) in kinds.items():
         cards = [
             {
-                "digest": suspect.digest[:12],
+                "digest": suspect.digest[:SHOWN],
                 "picture": figures.overlay(pixels),
                 "label": suspect.label,
                 "says": f"{suspect.says} {suspect.p:.2f}",

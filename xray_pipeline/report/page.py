@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import escape
 
+from xray_pipeline.base import pages
 from xray_pipeline.base.pages import template
 from xray_pipeline.evaluation.bootstrap import LEVEL
 from xray_pipeline.evaluation.metrics import Evaluation
@@ -45,7 +46,7 @@ def model_card(report: Report) -> str:
 
 def without_pictures(page: str) -> str:
     """Return a page made by `render` with the radiographs left out, for who may see figures but no images of people."""
-    return re.sub(r"<img [^>]*>", '<div class="none">kept in the store</div>', page)
+    return pages.without_pictures(page, '<div class="none">kept in the store</div>')
 
 
 UNREGISTERED = "not registered"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import xray_pipeline
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError
 from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.erasing import Trace
 from xray_pipeline.training.recipe import Recipe
+
+BATCH, ANSWERS = "training-batch.png", "validation-answers.png"
+"""Pictures of radiographs that are kept beside a candidate, and where it is so set with its run (pictures.py)."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,25 @@ def find_candidate(store: Store, digest: str) -> Candidate:
     if candidate.digest != digest:
         raise Damaged(f"{key} in {store.uri} is that of candidate {candidate.digest[:12]}; restore it from a backup")
     return candidate
+
+
+def trained_on(store: Store) -> Iterator[tuple[str, str, str]]:
+    """Yield each candidate with its MLflow run and the snapshot it was, or is being, trained on; "" where that is not
+    known. Raises StorageUnavailable."""
+    for entry in store.list("candidates"):
+        _, candidate, *rest = entry.key.split("/")
+        if rest == ["run.json"]:
+            named = {}
+            with contextlib.suppress(Damaged, ObjectNotFound):
+                named = records.read(store, entry.key, dict[str, str])
+            with contextlib.suppress(TrainingError, Damaged):
+                trained = find_candidate(store, candidate)
+                named = {"run_id": trained.run_id, "snapshot": trained.snapshot}
+            yield candidate, named.get("run_id", ""), named.get("snapshot", "")
+
+
+def traces(store: Store, candidate: str) -> Iterator[Trace]:
+    """Yield the files of a candidate that show radiographs, or what it says of each: pictures and checkpoints."""
+    for entry in store.list(f"candidates/{candidate}"):
+        if entry.key.endswith(".png") or "/checkpoints/" in entry.key:
+            yield Trace(entry.key)

@@ -34,8 +34,9 @@ def recorded_run(folder: Store) -> str:
     return records.read(folder, "run.json", dict[str, str])["run_id"]
 
 
-def run_of(folder: Store, settings: Settings, name: str, tags: Mapping[str, str]) -> str:
-    """Return the id of a candidate's run, made when there is none; it is kept so that a retry goes on with it."""
+def run_of(folder: Store, settings: Settings, name: str, tags: Mapping[str, str], snapshot: str) -> str:
+    """Return the id of a candidate's run, made when there is none; it is kept so that a retry goes on with it, beside
+    the snapshot that the candidate is trained on."""
     client = MlflowClient()
     if folder.exists("run.json"):
         try:
@@ -51,7 +52,7 @@ def run_of(folder: Store, settings: Settings, name: str, tags: Mapping[str, str]
             log.warning("MLflow has lost run %s; another one is made", run_id)
             folder.delete("run.json")
     run_id = str(client.create_run(_experiment(client, settings), run_name=name, tags=dict(tags)).info.run_id)
-    if not records.write(folder, "run.json", {"run_id": run_id}, if_absent=True):
+    if not records.write(folder, "run.json", {"run_id": run_id, "snapshot": snapshot}, if_absent=True):
         client.delete_run(run_id)  # another process was first
         return recorded_run(folder)
     return run_id

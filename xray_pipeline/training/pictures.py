@@ -19,12 +19,12 @@ from xray_pipeline.base.storage import Store
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.mlflow_client import MlflowClient
 from xray_pipeline.training.augmenting import augmented
+from xray_pipeline.training.candidate import ANSWERS, BATCH
 from xray_pipeline.training.feeding import generator_of
 from xray_pipeline.training.trainer import Trainer
 
 Pixels = npt.NDArray[np.uint8]
 
-BATCH, ANSWERS = "training-batch.png", "validation-answers.png"
 COLUMNS = 4
 SHOWN = 16
 

@@ -70,8 +70,9 @@ def train(
 ) -> Candidate:
     """Train a candidate, or go on with its training, or return it when it is done; `champions` is for a warm start.
 
-    Raises TrainingError (a class without training patients, no validation, no such device, interrupted), NonFiniteLoss,
-    OutOfMemory, WeightsError, ConfigError, StorageError, RegistryUnavailable.
+    Raises RadiographErased for a snapshot of which something was erased since, TrainingError (a class without training
+    patients, no validation, no such device, interrupted), NonFiniteLoss, OutOfMemory, WeightsError, ConfigError,
+    StorageError, RegistryUnavailable.
     """
     with on_disk(settings.cache), calls("training"):
         backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
@@ -83,6 +84,7 @@ def train(
         use(settings.tracking_uri)
         candidate = _trained_before(store, digest, snapshot, recipe)
         if candidate is None:
+            dataset.require_whole(snapshot)
             rows = dataset.rows(snapshot)
             _check_rows(rows, settings.classes)
             trainer = Trainer(recipe, backbone, dataset, rows, settings, progress, start)
@@ -117,7 +119,7 @@ def _trained(trainer: Trainer, store: Store, digest: str, snapshot: Snapshot, ro
     made_of = {"snapshot": snapshot.digest, "recipe": recipe.digest(), "weights": trainer.weights_digest}
     shown = ", ".join(f"{what} {sha[:12]}" for what, sha in made_of.items())
     tags = {"xray.candidate": digest, "xray.digests": shown}
-    run_id = mlflow_run.run_of(folder, settings, f"{recipe.name}-{digest[:8]}", tags)
+    run_id = mlflow_run.run_of(folder, settings, f"{recipe.name}-{digest[:8]}", tags, snapshot.digest)
     log.info("training candidate %s with recipe %s: MLflow run %s", digest[:12], recipe.name, run_id)
     checkpoints = Checkpoints(folder.child("checkpoints"))
     processes = launching.processes(recipe, settings, trainer.device)

@@ -1,0 +1,123 @@
+"""Manifests: each committed delivery's table, as its commit, or the last erasure that rewrote it, names it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+import msgspec
+import pandas as pd
+
+from xray_pipeline.base.errors import Damaged, ObjectNotFound
+from xray_pipeline.base.records import digest_of, exactly
+from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.amendments import Amendment
+from xray_pipeline.dataset.commits import Commit, Commits, Version, draft_of
+from xray_pipeline.dataset.erasing import Erased, Trace
+from xray_pipeline.dataset.parquet import fact, from_parquet, to_parquet
+
+DRAFT_SECONDS = 86_400.0
+"""Age from which a manifest that was never committed is deleted."""
+FACTS = ("delivery", "fingerprint")
+"""What a manifest says beside its rows: the delivery's name, and the SHA-256 of the listing it was judged with."""
+
+
+class Manifests:
+    """The manifests in the dataset's store. Those once read are kept, until an erasure rewrites them."""
+
+    def __init__(self, store: Store, commits: Commits) -> None:
+        self.store, self.commits = store, commits
+        self._tables: dict[str, tuple[str, pd.DataFrame]] = {}
+
+    def table(self, key: str) -> pd.DataFrame:
+        """Return a committed delivery's table. Raises DatasetError when it is missing, or not what was committed."""
+        digest = self.commits.versions(key)[-1].digest
+        if self._tables.get(key, ("",))[0] != digest:
+            data = self.read(key)  # an erasure may rewrite it meanwhile
+            self._tables[key] = (digest_of(data), from_parquet(data, f"manifest {key}"))
+        return self._tables[key][1]
+
+    def read(self, key: str) -> bytes:
+        """Return a manifest's bytes. Raises Damaged when they are missing or are not what was committed."""
+        version = self.commits.versions(key)[-1]
+        try:
+            return self._bytes(version)
+        except Damaged:
+            self.commits.read()
+            if (now := self.commits.versions(key)[-1]) == version:
+                raise
+        return self._bytes(now)
+
+    def _bytes(self, version: Version) -> bytes:
+        for place in (version.file, version.draft, version.file):  # it may be finished between two looks
+            with contextlib.suppress(ObjectNotFound):
+                return exactly(self.store, place, version.digest, version.place)
+        raise Damaged(
+            f"{version.file}, committed as {version.place}, is missing from {self.store.uri}; restore it from a backup"
+        )
+
+    def fact(self, key: str, name: str) -> str:
+        """Return one of the FACTS of a manifest. Raises as `read` does."""
+        return fact(self.read(key), name, "")
+
+    def add(self, key: str, data: bytes, after: int) -> bool:
+        """Commit a manifest right after commit number `after`; False when another has that place."""
+        draft = draft_of(key, digest_of(data))
+        self.store.write(draft, data)  # not deleted when the place is taken: an equal attempt may count on it
+        commit = self.commits.add(key, digest_of(data), after)
+        if commit is not None:
+            self._make(Version(key, commit.digest, commit.place))
+        return commit is not None
+
+    def rewritten(self, amendment: Amendment, tables: Mapping[str, pd.DataFrame], erased: Erased) -> Amendment:
+        """Return an amendment that names what manifests are without what is erased; leaves these as drafts."""
+        digests = {}
+        for key, table in erased.of_tables(tables):
+            data = to_parquet(table, {name: self.fact(key, name) for name in FACTS})
+            digests[key] = digest_of(data)
+            self.store.write(draft_of(key, digests[key]), data)
+        return msgspec.structs.replace(amendment, manifests=digests)
+
+    def finish(self, commits: list[Commit], there: set[str]) -> None:
+        """Make the manifests that commits name and that are not `there`; delete those that erasures replaced, and
+        drafts that are done with."""
+        made = set()
+        for commit in commits:
+            if commit.manifest:
+                *replaced, version = self.commits.versions(commit.manifest)
+                made |= {version.draft, *(old.draft for old in replaced)}
+                if version.file not in there:
+                    self._make(version)
+                for old in replaced:
+                    if old.file in there:
+                        self.store.delete(old.file)
+        for entry in self.store.list("drafts"):
+            # The second is of a process that was killed before its commit.
+            if entry.key in made or entry.modified < time.time() - DRAFT_SECONDS:
+                self.store.delete(entry.key)
+
+    def _make(self, version: Version) -> None:
+        """Make a committed manifest from its draft."""
+        self.store.write_if_absent(version.file, self._bytes(version))
+        self.store.delete(version.draft)
+
+    def traces(self, erased: Erased) -> Iterator[Trace]:
+        """Yield the files in the dataset's store that tell of what was erased: radiographs, drafts of who was slower
+        than the erasure, and manifests that were replaced."""
+        for folder in sorted({digest[:2] for digest in erased.digests}):
+            for entry in self.store.list(f"radiographs/{folder}"):
+                if entry.key.rpartition("/")[2].partition(".")[0] in erased.digests:
+                    yield Trace(entry.key)
+        for entry in self.store.list("drafts"):
+            with contextlib.suppress(ObjectNotFound):  # finished since it was listed
+                data = self.store.read(entry.key)
+                delivery = fact(data, "delivery", "")
+                if erased.rows(from_parquet(data, entry.key), delivery).any():
+                    yield Trace(entry.key)
+        replaced = {
+            old.file for commit in self.commits.manifests() for old in self.commits.versions(commit.manifest)[:-1]
+        }
+        for entry in self.store.list("manifests"):
+            if entry.key in replaced:
+                yield Trace(entry.key)

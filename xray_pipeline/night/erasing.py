@@ -1,0 +1,153 @@
+"""Erasing for data protection: every trace of what amendments erased is removed, and looked for.
+
+The amendment is the commit point (dataset/amendments): it says what is erased, and names what the manifests are without
+it. What is left then are traces, in the rooms that OWNERS lists, in MLflow and in the cache of each machine. Removing
+them may be killed and repeated; what is left after a kill, and what a night that had begun before leaves later, the
+next night, amendment or repair removes:
+
+    erased/<number>.json    what was removed after which amendment; written when nothing was left
+
+Each machine drops the erased rows from its own cache (night/kept_rows).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Final
+
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import Damaged, DatasetError, ObjectNotFound
+from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.erasing import Erased, Place, Trace
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation import predictions
+from xray_pipeline.intake import verdicts
+from xray_pipeline.night import kept_rows
+from xray_pipeline.night.run import Run
+from xray_pipeline.registry.run_files import RunFiles
+from xray_pipeline.report import redacting
+from xray_pipeline.report.places import PAGE
+from xray_pipeline.training import candidate as training
+
+log = logging.getLogger(__name__)
+
+PREFIX = "erased"
+AGAIN_SECONDS = 2 * 86_400.0
+"""How long after an erasure each night looks again: one that was running then may leave what it had read."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where to look, for what, and whether a snapshot (its digest) holds some of it."""
+
+    store: Store
+    dataset: Dataset
+    erased: Erased
+    holds: Callable[[str], bool]
+
+
+def _of_suspects(site: Site) -> Iterator[Trace]:
+    for entry in site.store.list("suspects"):
+        try:
+            listed = records.read(site.store, entry.key, list[dict[str, object]])
+        except ObjectNotFound:
+            continue
+        except Damaged:  # nobody knows what it tells of; it is listed anew
+            yield Trace(entry.key)
+            continue
+        kept = [suspect for suspect in listed if suspect["digest"] not in site.erased.digests]
+        if len(kept) < len(listed):
+            yield Trace(entry.key, {entry.key: records.sealed(kept)})
+
+
+def _of_candidates(site: Site) -> Iterator[Trace]:
+    for candidate, _, snapshot in training.trained_on(site.store):
+        if site.holds(snapshot):
+            yield from training.traces(site.store, candidate)
+
+
+OWNERS: Final[dict[str, Callable[[Site], Iterator[Trace]]]] = {
+    "deliveries' results": lambda site: verdicts.traces(site.store, site.dataset.manifests(), site.erased),
+    "predictions": lambda site: predictions.traces(site.store, site.erased.digests),
+    "suspects": _of_suspects,
+    "reports": lambda site: redacting.traces(site.store, site.erased.digests),
+    "candidates": _of_candidates,
+}
+"""Who keeps something of radiographs in the store, beside the dataset, by what it is."""
+
+
+def finish(run: Run) -> dict[str, int]:
+    """Remove what is left of what was erased; return how many files were changed or deleted, by what they were.
+
+    Looks nowhere when nothing was erased, or that is done and no night may still run that had begun before. Raises
+    DatasetError, RegistryError, StorageError: it is to be finished later then.
+    """
+    store, dataset = run.store(), Dataset(run.settings)
+    erasures = {number: one for number, one in dataset.commits.amendments().items() if one.erases}
+    if not erasures:
+        return {}
+    newest = max(erasures)
+    key, age = f"{PREFIX}/{newest}.json", store.clock() - datetime.fromisoformat(erasures[newest].at).timestamp()
+    if age > AGAIN_SECONDS and store.exists(key):
+        return {}
+    dataset.finish()
+    removed = Counter({"cache": kept_rows.drop_erased(dataset, again=True)})
+    for kind, place, trace in _traces(run, dataset):
+        trace.remove(place)
+        removed[kind] += 1
+    done = {kind: count for kind, count in sorted(removed.items()) if count}
+    records.write(store, key, done, if_absent=True)
+    log.info("erased by amendment %d: %s", newest, done or "nothing more")
+    return done
+
+
+def verify(run: Run) -> tuple[bool, str]:
+    """Look for what was erased wherever it may be left: (nothing is left, a sentence). Raises as `finish` does."""
+    dataset = Dataset(run.settings)
+    erased = dataset.erased()
+    if erased is None:
+        return True, "nothing was ever erased"
+    left = [f"{trace.key} ({kind})" for kind, _, trace in _traces(run, dataset)]
+    left += [f"manifest {key}" for key, _ in erased.of_tables({k: dataset.manifest(k) for k in dataset.manifests()})]
+    left += [f"{path} (cache)" for path in kept_rows.left(dataset)]
+    if left:
+        return False, f"{len(left)} files tell of what was erased, run `xray repair`: {', '.join(left[:5])}"
+    return True, f"nothing is left of {len(erased.digests)} erased radiographs, in the store, MLflow or this cache"
+
+
+def _traces(run: Run, dataset: Dataset) -> Iterator[tuple[str, Place, Trace]]:
+    """Yield each trace with what it is of and where it lies: MLflow's first, as the store tells where to look there."""
+    store, erased = run.store(), dataset.erased()
+    assert erased is not None
+
+    @cache
+    def holds(snapshot: str) -> bool:
+        try:
+            return dataset.holds_erased(dataset.open_snapshot(snapshot))
+        except DatasetError:  # nobody knows what was in it
+            return True
+
+    site, runs = Site(store, dataset, erased, holds), RunFiles(run.settings)
+    for candidate, run_id, snapshot in training.trained_on(store):
+        if run_id and holds(snapshot):
+            log.debug("looking at the MLflow run of candidate %s", candidate[:12])
+            yield from (("MLflow", runs, trace) for trace in _of_run(runs, run_id, erased))
+    for kind, find in OWNERS.items():
+        yield from ((kind, store, trace) for trace in find(site))
+    yield from (("dataset", dataset.store, trace) for trace in dataset.traces())
+
+
+def _of_run(runs: RunFiles, run_id: str, erased: Erased) -> Iterator[Trace]:
+    for key in runs.list(run_id):
+        name = key.partition("/")[2]
+        if name in (training.BATCH, training.ANSWERS):
+            yield Trace(key)
+        elif name == PAGE:
+            page = runs.read(key).decode(errors="replace")
+            if (kept := redacting.redacted(page, erased.digests)) != page:
+                yield Trace(key, {key: kept.encode()})

@@ -1,0 +1,49 @@
+"""What this machine keeps in its cache of radiographs that were erased: dropped before the cache is used again."""
+
+from __future__ import annotations
+
+import logging
+
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import Damaged, ObjectNotFound
+from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset import pixels
+from xray_pipeline.dataset.erasing import digests_of
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import journal
+
+log = logging.getLogger(__name__)
+
+NOTE = "erased.json"
+"""Names in the cache the newest erasure whose rows were dropped."""
+
+
+def drop_erased(dataset: Dataset, again: bool = False) -> int:
+    """Drop from this machine's cache what was erased since it was last looked at; return how many files were changed.
+
+    With `again` it is looked at in any case: a process that began before the erasure may have kept rows meanwhile.
+    Raises DatasetError, StorageUnavailable.
+    """
+    cache, amendments = dataset.settings.cache, dataset.commits.amendments()
+    newest = max((number for number, amendment in amendments.items() if amendment.erases), default=0)
+    place = open_store(cache)
+    try:
+        before = records.read(place, NOTE, int)
+    except (ObjectNotFound, Damaged):
+        before = 0
+    if not newest or (before >= newest and not again):
+        return 0
+    changed = pixels.forget(cache, digests_of(amendments))
+    for path in journal.journals(journal.journals_in(cache)):
+        path.unlink(missing_ok=True)
+        changed += 1
+    records.write(place, NOTE, newest)
+    if changed:
+        log.info("dropped from the cache what was erased: %d files", changed)
+    return changed
+
+
+def left(dataset: Dataset) -> list[str]:
+    """Return the files of this machine's cache that hold what was erased."""
+    digests = digests_of(dataset.commits.amendments())
+    return [str(path) for path in pixels.holding(dataset.settings.cache, digests)] if digests else []

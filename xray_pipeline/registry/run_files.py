@@ -1,0 +1,51 @@
+"""Files of MLflow runs, also of runs that somebody deleted, whose files stay until `mlflow gc`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from xray_pipeline.base.scratch import scratch
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.models.mlflow_client import Missing, MlflowClient, use
+from xray_pipeline.registry.calls import ask
+
+
+class RunFiles:
+    """The files right under the artifacts of runs; a key is the run's id and the file's name. Everything raises
+    RegistryError, RegistryUnavailable."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = MlflowClient(use(settings.tracking_uri))
+
+    def list(self, run_id: str) -> list[str]:
+        """Return the keys of a run's files, none where MLflow has lost the run."""
+        try:
+            files = ask("listing artifacts", self._of(run_id).list_artifacts)
+        except Missing:
+            return []
+        return [f"{run_id}/{file.path}" for file in files if not file.is_dir]
+
+    def read(self, key: str) -> bytes:
+        """Return a file."""
+        run_id, _, name = key.partition("/")
+        with scratch("xray-run-") as folder:
+            return Path(ask(f"reading {name}", self._of(run_id).download_artifacts, name, str(folder))).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        """Keep a file in place of the one that is there."""
+        run_id, _, name = key.partition("/")
+        with scratch("xray-run-") as folder:
+            (folder / name).write_bytes(data)
+            ask(f"keeping {name}", self._of(run_id).log_artifact, str(folder / name))
+
+    def delete(self, key: str) -> None:
+        """Delete a file."""
+        run_id, _, name = key.partition("/")
+        ask(f"deleting {name}", self._of(run_id).delete_artifacts, name)
+
+    def _of(self, run_id: str) -> ArtifactRepository:
+        run = ask("asking for a run", self._client.get_run, run_id)
+        return get_artifact_repository(run.info.artifact_uri)

@@ -15,6 +15,7 @@ from samples import jpeg, png
 from xray_pipeline.base.errors import ConfigError, DatasetError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import DirectoryStore
+from xray_pipeline.dataset.manifests import Manifests
 from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.store import Dataset
@@ -89,7 +90,7 @@ def test_a_commit_that_was_killed_before_its_manifest_is_finished(
         deliver(settings, name, seeds)
         assert intake_steps.check_delivery(run, name).fit
     with monkeypatch.context() as killed:
-        killed.setattr(Dataset, "_make_manifest", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(Manifests, "_make", lambda self, version: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             intake_steps.commit_deliveries(run, ["a"])
     assert Dataset(settings).manifests() == ["a"]
@@ -112,7 +113,7 @@ def test_a_delivery_that_changed_after_its_commit_was_killed_is_an_addition(
     folder = deliver(settings, "a", range(6))
     intake_steps.check_delivery(run, "a")
     with monkeypatch.context() as killed:
-        killed.setattr(Dataset, "_make_manifest", lambda self, place: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(Manifests, "_make", lambda self, version: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             intake_steps.commit_deliveries(run, ["a"])
     (folder / "patient0006_1.jpeg").write_bytes(b"no image")
@@ -438,6 +439,7 @@ def test_reading_a_table_leaves_no_thread_that_could_outlive_the_program() -> No
     threads = """
 import os
 import pandas as pd
+from xray_pipeline.dataset.manifests import Manifests
 from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 
 data = to_parquet(pd.DataFrame({f"column {n}": ["text"] * 30 for n in range(27)}), {})

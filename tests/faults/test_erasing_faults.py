@@ -66,7 +66,7 @@ def _erase(site: Erasable, record: Path, last: int) -> None:
 
 
 def left(site: Erasable) -> list[str]:
-    """All files of store, MLflow and cache, but for what is named at random, by a moment, or by the one who finished."""
+    """All files of store, MLflow and cache, but for what is named at random, or by the one who finished."""
     home = site.settings.home
     paths = (path for name in ("store", "artifacts", "cache") for path in (home / name).rglob("*.*"))
     names = [

@@ -14,7 +14,7 @@ import pytest
 from laid import ingest, lay
 from samples import dicom, jpeg, picture, png
 
-from xray_pipeline.base.errors import AmendmentError, Damaged, DatasetError
+from xray_pipeline.base.errors import AmendmentError, Damaged, DatasetError, RegistryError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.store import Dataset
@@ -114,6 +114,65 @@ def test_a_withdrawn_delivery_leaves_what_others_brought_and_says_so(run: Run) -
     change = made(run, ("withdraw", "delivery", "tue"))["changes"][0]
     assert (change["radiographs"], change["left"]) == (1, [digest(run, "NORMAL/patient2_1.png")])
     assert set(rows(run)["delivery"]) == {"mon"}
+
+
+def test_a_withdrawn_delivery_leaves_an_exact_copy_that_another_one_brought_whatever_became_of_it(run: Run) -> None:
+    ours = digest(run, "NORMAL/patient2_1.png")
+    again = {"NORMAL/patient2_1.png": MONDAY["NORMAL/patient2_1.png"], "NORMAL/patient8_1.png": png(seed=8)}
+    lay(run.settings, "tue", again)
+    ingest(run)
+    assert Dataset(run.settings).manifest("tue")["reason"].tolist() == ["duplicate", ""]
+    change = made(run, ("withdraw", "delivery", "mon"))["changes"][0]
+    assert (change["radiographs"], change["left"]) == (len(MONDAY) - 1, [ours])
+    assert ours in set(rows(run)["digest"])
+
+
+def test_what_is_added_to_a_withdrawn_delivery_is_quarantined(run: Run) -> None:
+    made(run, ("withdraw", "delivery", "mon"))
+    lay(run.settings, "mon", {f"NORMAL/patient{n}_1.png": png(seed=n) for n in (40, 41)})
+    ingest(run)
+    assert Dataset(run.settings).manifest("mon+2")["reason"].tolist() == ["withdrawn"] * 2
+    assert books.amended(run.settings)[0]
+    dataset = Dataset(run.settings)
+    table = dataset.manifest("mon").assign(digest="0" * 64, patient="", file="x")
+    assert dataset.append("mon+3", to_parquet(table.head(1), {"delivery": "mon", "fingerprint": ""}), 3)
+    assert books.amended(run.settings)[0] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("4712^Bea", dicom(picture(60, 200, 180), PatientID="4712^Bea")),
+        ("patient61", png(picture(61, 200, 180))),
+        ("patient61_5.png", png(picture(61, 200, 180))),
+    ],
+)
+def test_a_patient_is_withdrawn_before_the_first_delivery(run: Run, name: str, file: bytes) -> None:
+    change = made(run, ("withdraw", "patient", name))["changes"][0]
+    assert (change["radiographs"], change["name"]) == (0, "")
+    lay(run.settings, "tue", {"NORMAL/patient61_1.png": file, "NORMAL/patient62_1.png": png(seed=62)})
+    ingest(run)
+    assert Dataset(run.settings).manifest("tue")["reason"].tolist() == ["withdrawn", ""]
+
+
+def test_an_id_that_looks_like_a_file_of_another_patient_is_that_ids(run: Run) -> None:
+    """patient2_1 is what the files of patient2 are called, too; as a PatientID it is somebody else's."""
+    files = {"NORMAL/a.dcm": dicom(picture(63, 200, 180), PatientID="patient2_1"), "NORMAL/b_1.png": png(seed=64)}
+    lay(run.settings, "tue", files)
+    ingest(run)
+    made(run, ("withdraw", "patient", "patient2_1"))
+    left = set(rows(run)["digest"])
+    assert digest(run, "NORMAL/patient2_1.png") in left
+    assert digest(run, "NORMAL/a.dcm", "tue") not in left
+
+
+def test_a_file_name_that_several_patients_have_leads_to_their_radiographs(run: Run) -> None:
+    lay(run.settings, "tue", {"NORMAL/named.dcm": dicom(picture(65, 200, 180), PatientID="4713")})
+    ingest(run)
+    with pytest.raises(AmendmentError, match=r"knows 2 patients .* `--patient-of`"):
+        made(run, ("withdraw", "patient", "named.dcm"))
+    made(run, ("withdraw", "patient-of", "tue/0"))
+    assert digest(run, "PNEUMONIA/named.dcm") in set(rows(run)["digest"])
 
 
 def test_a_conflict_that_an_amendment_ends_between_check_and_commit_keeps_nothing_out(run: Run) -> None:
@@ -259,6 +318,52 @@ def test_a_delivery_of_nothing_but_a_withdrawn_patient_is_fit(settings: Settings
     assert intake_steps.find_deliveries(run) == []
 
 
+def test_a_report_on_a_snapshot_older_than_an_undo_says_what_came_back(run: Run) -> None:
+    made(run, ("relabel", "file", row("NORMAL/patient1_1.png"), "PNEUMONIA"))
+    made(run, ("withdraw", "patient", "patient2"))
+    old = Dataset(run.settings).snapshot()
+    assert old is not None
+    for number in ("2", "3"):
+        made(run, ("undo", "amendment", number))
+    assert Dataset(run.settings).since(old) == (2, 0, 1)
+
+
+def test_a_rejected_delivery_is_judged_anew_once_an_amendment_may_let_its_files_in(settings: Settings) -> None:
+    run = Run(settings, who="Ada")
+    lay(settings, "mon", MONDAY)
+    ingest(run)
+    copies = {f"PNEUMONIA/patient{n}_7.jpg": jpeg(picture(n, 200, 180), quality=60) for n in (1, 2, 3)}
+    lay(settings, "tue", copies)
+    assert not intake_steps.check_delivery(run, "tue").fit
+    before = Path(settings.store, "intake", "tue", "checked.json").stat().st_mtime_ns
+    assert not intake_steps.check_delivery(run, "tue").fit
+    assert Path(settings.store, "intake", "tue", "checked.json").stat().st_mtime_ns == before
+    made(run, *(("relabel", "file", row(f"NORMAL/patient{n}_1.png"), "PNEUMONIA") for n in (1, 2, 3)))
+    assert intake_steps.check_delivery(run, "tue").quarantined == {}
+
+
+def test_what_an_amendment_could_not_do_any_more_is_said_of_one_that_is_made(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(run: Run) -> None:
+        raise RegistryError("MLflow refused")
+
+    monkeypatch.setattr(amend, "vouch", away)
+    answer = made(run, ("withdraw", "patient", "patient2"))
+    assert answer["warnings"] == [
+        "the amendment is made, but MLflow does not know of the newest commit yet, the next night tells it: MLflow "
+        "refused"
+    ]
+    assert amend.listed(run)[0]["stands"]
+
+
+def test_the_answer_to_a_form_holds_no_hash_of_a_patient(run: Run) -> None:
+    """Airflow keeps what a task returns."""
+    patients = set(Dataset(run.settings).manifest("mon")["patient"])
+    answer = amend.from_form(run, "withdraw-patient", row("PNEUMONIA/named.dcm"), "", WHY)
+    assert not [patient for patient in patients if patient in str(answer)]
+
+
 # what is refused
 
 
@@ -324,6 +429,18 @@ def test_an_amendment_asks_for_a_reason_and_is_made_once(run: Run) -> None:
 def test_a_list_that_is_not_clear_is_refused_by_its_line(text: str, why: str) -> None:
     with pytest.raises(AmendmentError, match=why):
         amend.of_table("relabel", text)
+
+
+def test_a_line_of_a_list_that_cant_be_done_is_named(run: Run) -> None:
+    for text, why in (
+        ("file\nmon/1\nmon/99\n", "line 3 of the list: row 99"),
+        ("radiograph\n0123456789\n", "line 2 of the list: the dataset knows 0"),
+    ):
+        with pytest.raises(AmendmentError, match=why):
+            amend.amend(run, amend.of_table("withdraw", text), WHY)
+    both = f"file,label\n{row('NORMAL/patient1_1.png')},PNEUMONIA\n{row('NORMAL/patient2_1.png')},NORMAL\n"
+    with pytest.raises(AmendmentError, match=r"line 3 of the list: .* labelled NORMAL already"):
+        amend.amend(run, amend.of_table("relabel", both), WHY)
 
 
 def test_a_list_is_one_amendment(run: Run) -> None:

@@ -180,21 +180,25 @@ def test_labels_are_corrected_and_patients_withdrawn(site: Site) -> None:
     first, second = sorted(path.name for path in (site.home / "incoming").iterdir())
     table = Dataset(site.settings).manifest(first)
     ill = table[(table["verdict"] == "accepted") & (table["label"] == "PNEUMONIA") & (table["near_copy"] == "")]
-    ill = ill.drop_duplicates("patient").head(4)
-    one, other, third, person = (f"{first}/{row}" for row in ill.index)
+    ill = ill.drop_duplicates("patient").head(5)
+    one, other, third, person, another = (f"{first}/{row}" for row in ill.index)
     of_section = commands("A wrong label, a patient who withdraws, a delivery that was a mistake")
-    by_digest, by_row, of_patient, of_delivery, by_list, listed, undo, affected = of_section
+    by_digest, by_row, of_patient, by_radiograph, of_delivery, by_list, listed, undo, affected = of_section
     site.do(by_digest, **{"3fa9c0d1": ill["digest"].iloc[0]})
     site.do(by_row, **{"2026-03-03/17": other})
     name = Path(table["file"][int(person.rpartition("/")[2])]).name
     site.do(of_patient, **{"IM-0117": name})
+    site.do(by_radiograph, **{"2026-03-03/18": another})
     site.do(of_delivery, **{"2026-03-03": second})
     (site.home / "corrections.csv").write_text(f"file,label\n{third},NORMAL\n")
     site.do(by_list, **{"corrections.csv": str(site.home / "corrections.csv")})
     assert one not in site.do(listed).output
-    site.do(undo, **{"undo 42": "undo 6"})
+    site.do(undo, **{"undo 42": "undo 7"})
     assert "version 1" in site.do(affected, **{"IM-0117": name}).output
     site.whole()
+    erase, look = commands("A patient's data must be erased")
+    assert "erased from dataset" in site.do(erase, **{"IM-0117": name}).output
+    assert "nothing is left of 1 erased radiographs" in site.do(look).output
 
 
 def test_room_is_made(site: Site) -> None:

@@ -158,15 +158,15 @@ def _standing(store: Store) -> dict[str, tuple[str, ...]]:
     return {key: channels for key, channels in found.items() if channels}
 
 
-def _withdrawn(settings: Settings, entries: int) -> int:
-    """Return from how many radiographs that are withdrawn by now the champion learned."""
+def _withdrawn(settings: Settings, entries: int) -> int | None:
+    """Return from how many radiographs that are withdrawn by now the champion learned, None where nobody knows."""
     commits = Dataset(settings).commits
     head = commits.digest(len(commits.read())) if commits.amendments() else ""
     return _learned_withdrawn(settings.store, head, entries) if head else 0
 
 
 @functools.lru_cache(maxsize=1)
-def _learned_withdrawn(store: str, head: str, entries: int) -> int:
+def _learned_withdrawn(store: str, head: str, entries: int) -> int | None:
     """Count once for each state of the dataset (its newest commit) and of the ledger: it reads every manifest."""
     from xray_pipeline.night.affected import champion_learned_withdrawn
 

@@ -24,6 +24,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from xray_pipeline.base.records import canonical, digest_of
+
 Action = Literal["relabel", "withdraw", "undo"]
 Subject = Literal["radiograph", "patient", "delivery", "amendment"]
 
@@ -80,6 +82,12 @@ class Amended:
     withdrawn: Mapping[str, int] = field(default_factory=dict)
     patients: Mapping[str, int] = field(default_factory=dict)
     deliveries: Mapping[str, int] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all this says."""
+        return digest_of(
+            canonical([dict(part) for part in (self.labels, self.withdrawn, self.patients, self.deliveries)])
+        )
 
     def labelled(self, table: pd.DataFrame) -> pd.Series:
         """Return the label of each row: the one that a person settled, else the one it was delivered with."""

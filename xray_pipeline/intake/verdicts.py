@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -21,7 +21,7 @@ from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.base.text import shortened
 from xray_pipeline.dataset.erasing import Erased, Trace
 from xray_pipeline.dataset.parquet import accounting, from_parquet, to_parquet
-from xray_pipeline.dataset.revisions import part_of
+from xray_pipeline.dataset.revisions import CONFLICT, WITHDRAWN, part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms, delivery_page, drift, expectations
 from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
@@ -31,6 +31,10 @@ from xray_pipeline.intake.places import PAGE, VERDICT, intake_key, judged
 from xray_pipeline.intake.tallies import near_copies
 
 log = logging.getLogger(__name__)
+
+
+AMENDABLE: Final = frozenset({CONFLICT, WITHDRAWN})
+"""Reasons that an amendment may end."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Checked(Plain):
     """The verdict on one delivery, kept in the store beside its intake table and page.
 
     `rules` is the digest of all that it depends on beside the files and the dataset (`rules.judging_digest`), "" when
-    it is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one.
+    it is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one. `amended` is the
+    digest of what amendments said, where files were kept out that they could let in, else "".
     """
 
     key: str
@@ -69,6 +74,7 @@ class Checked(Plain):
     why: str
     warnings: tuple[str, ...] = ()
     table: str = ""
+    amended: str = ""
 
 
 def judge(
@@ -120,8 +126,9 @@ def unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError)
     return result
 
 
-def keep(store: Store, intake: Intake, rules: str) -> Checked:
-    """Keep and return the verdict on a delivery, in place of any before; `rules` is as in `Checked`.
+def keep(store: Store, intake: Intake, rules: str, amended: str = "") -> Checked:
+    """Keep and return the verdict on a delivery, in place of any before; `rules` is as in `Checked`, and `amended` the
+    digest of what amendments say now.
 
     Raises StorageError.
     """
@@ -143,14 +150,17 @@ def keep(store: Store, intake: Intake, rules: str) -> Checked:
     counts = accounting(intake.table)
     accepted, why = counts.pop("accepted", 0), " ".join(intake.failures)
     table = records.digest_of(contents["table.parquet"])
-    result = Checked(key, asdict(delivery), rules, intake.fit, accepted, counts, why, intake.warnings, table)
+    about = (key, asdict(delivery), rules, intake.fit, accepted, counts, why, intake.warnings, table)
+    result = Checked(*about, amended if AMENDABLE & counts.keys() else "")
     records.write(store, intake_key(key, VERDICT), result.to_dict())
     return result
 
 
-def stands(earlier: Checked, delivery: Delivery, rules: str) -> bool:
-    """Whether a verdict was made on these files and by these rules (as in `Checked`)."""
-    return bool(rules) and (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
+def stands(earlier: Checked, delivery: Delivery, rules: str, amended: str) -> bool:
+    """Whether a verdict was made on these files, by these rules and, where it matters, these amendments (as in
+    `Checked`)."""
+    same = (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
+    return bool(rules) and same and earlier.amended in ("", amended)
 
 
 def arriving(delivery: Delivery, settings: Settings) -> str:

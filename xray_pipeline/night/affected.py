@@ -6,7 +6,6 @@ the held-out ones only measure it. One whose training started from a champion's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -50,7 +49,7 @@ def affected(settings: Settings, by: By, name: str) -> list[Affected]:
     found = []
     for key in sorted(entry.key for entry in store.list("candidates") if entry.key.endswith("/candidate.json")):
         candidate = key.split("/")[1]
-        rows = _rows(store, dataset, state, candidate, seen)
+        rows, _ = _rows(store, dataset, state, candidate, seen)
         sides = rows.loc[rows["digest"].isin(digests), "side"]
         if len(sides):
             version, measured = state.version_of(candidate), int((sides == "held-out").sum())
@@ -59,18 +58,19 @@ def affected(settings: Settings, by: By, name: str) -> list[Affected]:
     return sorted(found, key=lambda one: (_ROLES.index(one.role), -(one.version or 0), one.candidate))
 
 
-def learned_withdrawn(settings: Settings, candidate: str) -> int:
-    """Return from how many radiographs that are withdrawn today a candidate learned. Raises TrainingError,
-    DatasetError, LedgerError."""
+def learned_withdrawn(settings: Settings, candidate: str) -> int | None:
+    """Return from how many radiographs that are withdrawn today a candidate learned; None where none is known of, but
+    what its training started from is not on record. Raises TrainingError, DatasetError, LedgerError."""
     store, dataset = open_store(settings.store, settings), Dataset(settings)
     amended = dataset.amended()
     if not (amended.withdrawn or amended.patients):
         return 0
-    rows = _rows(store, dataset, Ledger(store).state(), candidate, {})
-    return int((amended.out(rows) & (rows["side"] != "held-out")).sum())
+    rows, whole = _rows(store, dataset, Ledger(store).state(), candidate, {})
+    count = int((amended.out(rows) & (rows["side"] != "held-out")).sum())
+    return count if count or whole else None
 
 
-def champion_learned_withdrawn(settings: Settings) -> tuple[int | None, int]:
+def champion_learned_withdrawn(settings: Settings) -> tuple[int | None, int | None]:
     """Return the champion's version, None without one that the ledger knows, and `learned_withdrawn` of it."""
     state = Ledger(open_store(settings.store, settings)).state()
     entry = state.registered.get(state.champion or 0)
@@ -100,29 +100,35 @@ def _digests(dataset: Dataset, meant: Asked) -> set[str]:
     return found | {digest for table in tables for digest in table.loc[table[column] == meant.name, "digest"]} - {""}
 
 
-def _rows(store: Store, dataset: Dataset, state: State, candidate: str, seen: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the radiographs of a candidate's snapshot; of those that it started from, only what they learned from."""
+def _rows(
+    store: Store, dataset: Dataset, state: State, candidate: str, seen: dict[str, pd.DataFrame]
+) -> tuple[pd.DataFrame, bool]:
+    """Return the radiographs of a candidate's snapshot, and of those that it started from what they learned from; and
+    whether all of these are on record."""
     parts = []
-    for number, ancestor in enumerate(_line(store, state, candidate)):
+    line, whole = _line(store, state, candidate)
+    for number, ancestor in enumerate(line):
         snapshot = find_candidate(store, ancestor).snapshot
         if snapshot not in seen:
             seen[snapshot] = dataset.rows(dataset.open_snapshot(snapshot), erased=True)
         rows = seen[snapshot]
         parts.append(rows if number == 0 else rows[rows["side"] != "held-out"])
-    return pd.concat(parts, ignore_index=True).drop_duplicates("digest", ignore_index=True)
+    return pd.concat(parts, ignore_index=True).drop_duplicates("digest", ignore_index=True), whole
 
 
-def _line(store: Store, state: State, candidate: str) -> Iterator[str]:
-    """Yield a candidate, the one whose weights its training started from, and so on, as far as that is on record."""
-    known = set()
-    while candidate not in known:
-        known.add(candidate)
-        yield candidate
+def _line(store: Store, state: State, candidate: str) -> tuple[list[str], bool]:
+    """Return a candidate, the one whose weights its training started from, and so on, and whether that is all on
+    record."""
+    line: list[str] = []
+    while candidate not in line:
+        line.append(candidate)
         try:
             version = lineage.started_from(store, candidate)
         except (EvaluationError, ObjectNotFound, TrainingError):
-            return
-        entry = state.registered.get(version or 0)
-        if entry is None:
-            return
-        candidate = entry.candidate
+            return line, False
+        if version is None:
+            break
+        if version not in state.registered:
+            return line, False
+        candidate = state.registered[version].candidate
+    return line, True

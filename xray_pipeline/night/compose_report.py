@@ -167,7 +167,8 @@ def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
 def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:
     dataset = Dataset(run.settings)
     version, count = affected.champion_learned_withdrawn(run.settings)
-    learned = f"version {version}, the champion, learned from {count} radiographs" if count else "nothing"
+    known = f"{count} radiographs" if count is not None else "nobody knows how many: not all is on record"
+    learned = "nothing" if count == 0 else f"version {version}, the champion, learned from {known}"
     relabelled, withdrawn, back = dataset.since(both.snapshot)
     return {
         **lineage.facts(run.store(), both.candidate),

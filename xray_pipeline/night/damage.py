@@ -7,7 +7,7 @@ from xray_pipeline.base.records import exactly, unsealed
 from xray_pipeline.base.storage import Store
 
 NAMED_BY_DIGEST = ("dataset/snapshots", "evidence", "predictions", "stress", "nights/months")
-SEALED = ("candidates", "intake", "suspects", "nights/records", "scores", "asked-again", "tidied")
+SEALED = ("candidates", "intake", "suspects", "nights/records", "scores", "asked-again", "tidied", "erased")
 _UNSEALED = ("recipe.json", "expectations.json")  # among the sealed: the digest of the one is in another record
 
 

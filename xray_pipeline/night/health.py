@@ -164,6 +164,8 @@ def _drift(settings: Settings) -> str:
 
 def _withdrawn(settings: Settings) -> str:
     version, count = champion_learned_withdrawn(settings)
+    if count is None:
+        raise _Ill(f"whether version {version}, the champion, learned from what is withdrawn by now is not on record")
     if count:
         raise _Ill(f"version {version}, the champion, learned from {count} radiographs that are withdrawn by now")
     return "no champion learned from what is withdrawn by now"

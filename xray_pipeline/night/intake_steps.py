@@ -76,9 +76,10 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
 
 
 def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
-    store, rules = run.store(), judging_digest(run.settings, Dataset(run.settings).patient_key())
+    store, dataset = run.store(), Dataset(run.settings)
+    made_by = judging_digest(run.settings, dataset.patient_key()), dataset.amended().digest()
     judged_before = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
-    return {d.key for d, verdict in judged_before if verdict and not verdict.fit and stands(verdict, d, rules)}
+    return {d.key for d, verdict in judged_before if verdict and not verdict.fit and stands(verdict, d, *made_by)}
 
 
 def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
@@ -102,7 +103,8 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         raise DeliveryError(arriving)
     earlier, patient_key = checked(store, key), dataset.patient_key()
     rules = "" if arriving else judging_digest(run.settings, patient_key)
-    if earlier and not named and stands(earlier, delivery, rules) and "unreadable" not in earlier.quarantined:
+    amended = history.amended.digest()
+    if earlier and not named and stands(earlier, delivery, rules, amended) and "unreadable" not in earlier.quarantined:
         log.info("judged before, and nothing has changed since")
         log.info("%s", in_words(earlier))
         return earlier
@@ -122,7 +124,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
             raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
         result = unjudged(store, delivery, rules, error)
     else:
-        result = keep(store, intake, rules)
+        result = keep(store, intake, rules, amended)
     _tell(run, result)
     return result
 

@@ -19,7 +19,7 @@ KINDS = {
     "candidates": ("candidates",),
     "reports": ("reports",),
     "predictions": ("predictions", "stress"),
-    "records": ("ledger", "evidence", "nights", "scores", "suspects", "tidied", "asked-again"),
+    "records": ("ledger", "evidence", "nights", "scores", "suspects", "tidied", "asked-again", "erased"),
     "deliveries' results": ("intake",),
     "dataset": ("dataset",),
 }

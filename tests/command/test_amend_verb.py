@@ -46,7 +46,7 @@ def test_what_is_amended_is_told_and_names_no_patient(xray: Run, home: Path) -> 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["changes"][0]["label"] == "PNEUMONIA"
     done = xray("amend", "withdraw", "--patient", "PLANTED^Grace", "--reason", "consent withdrawn")
-    assert done.stdout.startswith("amendment 3: withdraw patient "), done.stderr
+    assert done.stdout.startswith("amendment 3: withdraw patient, "), done.stderr
     assert ", 1 radiographs" in done.stdout
     assert xray("amend", "undo", "2", "--reason", "the second reader was wrong").returncode == 0
     refused = xray("amend", "withdraw", "--patient", "PLANTED^Grace", "--reason", "consent withdrawn")

@@ -332,7 +332,7 @@ def test_a_rejected_delivery_is_judged_anew_once_an_amendment_may_let_its_files_
     run = Run(settings, who="Ada")
     lay(settings, "mon", MONDAY)
     ingest(run)
-    copies = {f"PNEUMONIA/patient{n}_7.jpg": jpeg(picture(n, 200, 180), quality=60) for n in (1, 2, 3)}
+    copies = {f"PNEUMONIA/patient{n}_7.jpg": jpeg(picture(n, 200, 180), quality=55) for n in (1, 2, 3)}
     lay(settings, "tue", copies)
     assert not intake_steps.check_delivery(run, "tue").fit
     before = Path(settings.store, "intake", "tue", "checked.json").stat().st_mtime_ns

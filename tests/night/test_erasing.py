@@ -1,25 +1,250 @@
-"""What is erased is nowhere any more, cannot come back, and leaves the books and the chain whole."""
+"""What is erased is nowhere any more and cannot come back; the books and the chain stay whole."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from erasable import WHY, Erasable
+from laid import ingest, lay
+from planted import readable
+from pydantic import SecretStr
+from s3_server import S3Server
+from samples import dicom, jpeg, picture, png
 
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import AmendmentError, RadiographErased, RegistryUnavailable
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.base.storage import Store
 from xray_pipeline.command import answers
-from xray_pipeline.night import amend
+from xray_pipeline.dataset.pixels import RowCache
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation.predictions import predictions
+from xray_pipeline.intake import books
+from xray_pipeline.night import amend, before, erasing, intake_steps, kept_rows, repair
+from xray_pipeline.night.amend import Named
+from xray_pipeline.night.naming import By
+from xray_pipeline.night.run import Run
 
-pytestmark = pytest.mark.slow
-Lay = Callable[[str], Erasable]
+BROKEN = png(picture(2, 200, 180))[:400]
+MONDAY = {
+    **{f"NORMAL/patient{n}_1.png": png(picture(n, 200, 180)) for n in (1, 2, 3)},
+    "NORMAL/patient2_2.png": BROKEN,
+    "PNEUMONIA/patient4_1.png": png(picture(4, 200, 180)),
+    "PNEUMONIA/named.dcm": dicom(picture(5, 200, 180), PatientID="4711^Ada", PatientSex="F", PatientAge="077Y"),
+}
+TUESDAY = {
+    "NORMAL/other_copy.jpg": jpeg(picture(2, 200, 180), quality=60),  # a near copy of patient2_1, of somebody else
+    "NORMAL/patient2_9.png": png(picture(52, 200, 180)),
+    "NORMAL/patient6_1.png": png(picture(6, 200, 180)),
+}
 
 
-def test_what_is_erased_is_in_no_file_of_store_cache_and_mlflow(erasable: Lay) -> None:
+@pytest.fixture
+def run(settings: Settings, store: Store, request: pytest.FixtureRequest) -> Run:
+    """Two deliveries, committed to a directory, then to S3."""
+    rules = IntakeRules(max_quarantined_share=1, max_leak_share=1)
+    update = {"rules": rules, "store": store.uri, "patient_key": SecretStr("k" * 32)}
+    if store.uri.startswith("s3://"):
+        server: S3Server = request.getfixturevalue("s3")
+        update["s3_endpoint"] = server.endpoint
+    one = Run(settings.model_copy(update=update), who="Ada")
+    for name, files in (("mon", MONDAY), ("tue", TUESDAY)):
+        lay(one.settings, name, files)
+        ingest(one)
+    return one
+
+
+def erased(run: Run, by: By, name: str) -> dict[str, object]:
+    return amend.amend(run, [Named("withdraw", by, name, erase=True)], WHY)
+
+
+def table(run: Run, key: str) -> pd.DataFrame:
+    return Dataset(run.settings).manifest(key)
+
+
+def told(run: Run, needles: list[str | bytes]) -> list[str]:
+    """Where something is told in the store, but for amendments."""
+    store = run.store()
+    contents = {
+        entry.key: entry.key.encode() + readable(entry.key, store.read(entry.key))
+        for entry in store.list()
+        if not entry.key.startswith("dataset/commits/")
+    }
+    wanted = [needle if isinstance(needle, bytes) else needle.encode() for needle in needles]
+    return [key for key, content in contents.items() if any(needle in content for needle in wanted)]
+
+
+def test_an_erased_patient_is_nowhere_in_the_store_and_stays_out(run: Run) -> None:
+    dataset = Dataset(run.settings)
+    old = dataset.snapshot()
+    assert old is not None
+    mine = table(run, "mon").set_index("file").loc["NORMAL/patient2_1.png"]
+    copy = table(run, "tue").set_index("file").loc["NORMAL/other_copy.jpg"]
+    shown = [row[what] for row in (mine, copy) for what in ("thumbnail", "phash", "statistics", "patient")]
+    needles = [*shown, "patient2_", "other_copy", dataset.read(mine["digest"], mine["suffix"])]
+    _lay_results(run, list(dataset.rows(old)["digest"]), old.digest)
+    assert len(told(run, needles)) > 4
+    balances = {key: books.of_delivery(run.settings, key) for key in ("mon", "tue")}
+    everything = dataset.rows(old)
+
+    answer = erased(run, "patient", "patient2")
+    assert answer["changes"][0]["radiographs"] == 3  # type: ignore[index]
+    assert told(run, needles) == []
+    assert erasing.verify(run) == (
+        True,
+        "nothing is left of 3 erased radiographs, in the store, MLflow or this cache",
+    )
+    for check in (books.verify, books.amended, books.split):
+        assert check(run.settings)[0], check
+    for key, balance in balances.items():
+        now = books.of_delivery(run.settings, key)
+        assert now is not None
+        assert balance is not None
+        assert {**now, "digest": ""} == {**balance, "digest": ""}  # the paths it is over are hashes now
+    kept = table(run, "mon")
+    assert [file.partition(":")[0] for file in kept["file"]].count("erased") == 2  # the broken one, too
+    assert kept.loc[kept["digest"] == mine["digest"], ["verdict", "side"]].to_numpy().tolist() == [
+        ["accepted", mine["side"]]
+    ]
+
+    # The old snapshot can't be trained on any more; who learned from it is still known.
+    fresh = Dataset(run.settings)
+    assert set(everything["digest"]) - set(fresh.rows(old)["digest"]) <= {mine["digest"], copy["digest"], *_of_tue(run)}
+    assert set(fresh.rows(old, erased=True)["digest"]) == set(everything["digest"])
+    with pytest.raises(RadiographErased, match="nothing can be trained on it again"):
+        fresh.require_whole(old)
+    with pytest.raises(RadiographErased, match="was erased"):
+        fresh.read(mine["digest"], mine["suffix"])
+    assert repair.repair(run).lost == ()
+
+    # It still lies in its delivery, and comes again in another one.
+    assert intake_steps.find_deliveries(run) == []
+    assert intake_steps.rejudge(run, "mon")["judged"] == 0
+    again = {"NORMAL/patient2_8.png": png(picture(58, 200, 180)), "NORMAL/x.png": MONDAY["NORMAL/patient2_1.png"]}
+    lay(run.settings, "wed", {**again, "NORMAL/patient7_1.png": png(picture(7, 200, 180))})
+    ingest(run)
+    assert sorted(table(run, "wed")["reason"]) == ["", "withdrawn", "withdrawn"]
+    assert told(run, [*needles, "NORMAL/x.png"]) == []
+    assert intake_steps.find_deliveries(run) == []
+    assert erasing.verify(run)[0]
+    with pytest.raises(AmendmentError, match="nothing of it can come back"):
+        amend.amend(run, [Named("undo", "amendment", "3")], WHY)
+    with pytest.raises(AmendmentError, match="amendment 3 erased it"):
+        erased(run, "patient", "patient2")
+
+
+def _of_tue(run: Run) -> set[str]:
+    return set(table(run, "tue")["digest"])
+
+
+def _lay_results(run: Run, digests: list[str], snapshot: str) -> None:
+    """Lay what a night leaves of radiographs."""
+    rows, store = pd.DataFrame({"digest": digests, "suffix": ".png"}), run.store()
+    for folder in ("predictions/m", "stress/m/blur"):
+        predictions(folder, ("A", "B"), rows, lambda block: np.full((len(block), 2), 0.5), store)
+    suspects = [{"digest": digest, "kind": "outlier", "score": 1.0} for digest in digests]
+    records.write(store, f"suspects/{snapshot}.json", suspects)
+    cards = "".join(f"<!--radiograph {digest[:12]}-->said<!--/radiograph-->" for digest in digests)
+    store.write("reports/c/against-none/report.html", f"<html>{cards}".encode())
+
+
+def test_what_was_withdrawn_before_is_erased_and_nothing_is_trained_anew(run: Run) -> None:
+    amend.amend(run, [Named("withdraw", "patient", "patient4")], WHY)
+    snapshot = Dataset(run.settings).snapshot()
+    erased(run, "patient", "patient4")
+    assert Dataset(run.settings).snapshot() == snapshot
+    assert told(run, ["patient4_"]) == []
+
+
+def test_an_erased_delivery_keeps_what_another_brought(run: Run) -> None:
+    lay(run.settings, "wed", {"NORMAL/patient3_1.png": MONDAY["NORMAL/patient3_1.png"], "NORMAL/z_1.png": png(seed=80)})
+    ingest(run)
+    change = erased(run, "delivery", "mon")["changes"][0]  # type: ignore[index]
+    files = list(table(run, "mon")["file"])
+    assert [file for file in files if not file.startswith("erased:")] == ["NORMAL/patient3_1.png"]
+    left = set(change["left"])
+    assert left >= set(table(run, "mon").loc[table(run, "mon")["file"] == "NORMAL/patient3_1.png", "digest"])
+    assert erasing.verify(run)[0]
+    assert told(run, ["4711^Ada", "named.dcm", "patient4_"]) == []
+
+
+def test_a_rejected_delivery_of_an_erased_patient_is_judged_anew_without(run: Run) -> None:
+    strict = Run(run.settings.model_copy(update={"rules": IntakeRules(min_files=50)}), who="Ada")
+    lay(run.settings, "wed", {f"NORMAL/patient{n}_5.png": png(picture(n + 80, 200, 180)) for n in (2, 8)})
+    assert not intake_steps.check_delivery(strict, "wed").fit
+    assert told(run, ["patient2_5"])
+    erased(run, "patient", "patient2")
+    assert told(run, ["patient2_5"]) == []
+    assert intake_steps.check_delivery(strict, "wed").quarantined == {"withdrawn": 1}
+    assert told(run, ["patient2_5"]) == []
+
+
+def test_what_is_left_is_found_and_removed(run: Run) -> None:
+    """A night that was running, a stale draft, a machine's cache: all that may come back after the erasure."""
+    dataset = Dataset(run.settings)
+    mine = table(run, "mon").set_index("file").loc["NORMAL/patient2_1.png"]
+    data, draft = dataset.read(mine["digest"], mine["suffix"]), dataset.store.read("manifests/mon.parquet")
+    cache = RowCache(run.settings.cache / "pixels-8", (2,), np.uint8)
+    cache.add([mine["digest"], "0" * 64], np.array([[1, 2], [3, 4]], np.uint8))
+    erased(run, "patient", "patient2")
+    assert RowCache(cache.folder, (2,), np.uint8).missing([mine["digest"], "0" * 64]) == [mine["digest"]]
+
+    dataset.put(mine["digest"], mine["suffix"], data)
+    dataset.store.write("drafts/mon.0.parquet", draft)
+    dataset.store.write("manifests/mon.parquet", draft)
+    cache.add([mine["digest"]], np.array([[1, 2]], np.uint8))
+    _lay_results(run, [mine["digest"], "1" * 64], "s")
+    holds, text = erasing.verify(run)
+    assert not holds
+    assert text.startswith("8 files tell of what was erased, run `xray repair`: ")
+    repair.repair(run)
+    assert erasing.verify(run)[0]
+    assert records.read(run.store(), "suspects/s.json", list[dict[str, object]])[0]["digest"] == "1" * 64
+
+
+def test_another_machine_drops_it_from_its_cache_at_its_next_run(run: Run, tmp_path: Path) -> None:
+    mine = str(table(run, "mon").set_index("file")["digest"]["NORMAL/patient2_1.png"])
+    other = Dataset(run.settings.model_copy(update={"cache": tmp_path / "other"}))
+    cache = RowCache(tmp_path / "other" / "features-ab", (1,), np.float32)
+    cache.add([mine, "0" * 64], np.zeros((2, 1), np.float32))
+    assert kept_rows.drop_erased(other) == 0
+    erased(run, "patient", "patient2")
+    assert kept_rows.left(other)
+    assert kept_rows.drop_erased(other) == 1
+    assert kept_rows.left(other) == []
+    assert kept_rows.drop_erased(other) == 0
+
+
+def test_an_erasure_that_mlflow_could_not_follow_is_finished_by_the_next_night(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = str(table(run, "mon").set_index("file")["digest"]["NORMAL/patient2_1.png"])
+
+    def away(*args: object) -> None:
+        raise RegistryUnavailable("MLflow did not answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(erasing, "RunFiles", away)
+        answer = erased(run, "patient", "patient2")
+    assert "not all is erased yet" in str(answer["warnings"])
+    assert f"dataset/radiographs/{mine[:2]}/{mine}.png" in [entry.key for entry in run.store().list("dataset")]
+    before.look(run)
+    assert erasing.verify(run)[0]
+
+
+@pytest.mark.slow
+def test_what_is_erased_is_in_no_file_of_store_cache_and_mlflow(erasable: Callable[[str], Erasable]) -> None:
     site = erasable("site")
     kinds = {place.split(" in ")[0].split(" of ")[0] for place in site.told()}
     assert kinds >= {"the bytes", "the name", "the patient", "the thumbnail", "the phash", "the statistics", "the card"}
-    told = amend.amend(site.run, site.asked, WHY)
-    assert set(told["removed"]) >= {"MLflow", "cache", "candidates", "dataset", "predictions", "reports", "suspects"}
-    assert site.told() == {hit for hit in site.told() if "the patient of" in hit and "dataset/commits/" in hit}
-    found = answers.verify(site.settings)
-    assert [one["text"] for one in found if not one["holds"]] == []
+    answer = amend.amend(site.run, site.asked, WHY)
+    assert set(answer["removed"]) >= {"MLflow", "cache", "candidates", "dataset", "predictions", "reports", "suspects"}
+    left = site.told()
+    assert {hit for hit in left if not ("the patient of" in hit and "dataset/commits/" in hit)} == set()
+    assert [one["text"] for one in answers.verify(site.settings) if not one["holds"]] == []
+    shutil.rmtree(site.settings.home)

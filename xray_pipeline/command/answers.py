@@ -198,12 +198,12 @@ def verify(settings: Settings, quick: bool = False, progress: Progress | None = 
     ]
     for name, look in looks:
         try:
-            findings.append(checks.Finding(name, *look()))
+            findings.append(checks.Verified(name, *look()))
         except DatasetError as error:  # the others are looked at all the same
-            findings.append(checks.Finding(name, False, str(error)))
+            findings.append(checks.Verified(name, False, str(error)))
     broken = damage.damaged(run.store())
-    findings += [checks.Finding("store", False, text) for text in broken]
-    findings += [] if broken else [checks.Finding("store", True, "records, evidence and predictions are as written")]
+    findings += [checks.Verified("store", False, text) for text in broken]
+    findings += [] if broken else [checks.Verified("store", True, "records, evidence and predictions are as written")]
     return [asdict(finding) for finding in findings]
 
 

@@ -15,7 +15,7 @@ from xray_pipeline.dataset.table import of_rows
 from xray_pipeline.intake import tallies
 from xray_pipeline.intake.deliveries import Delivery, Inventory
 from xray_pipeline.intake.drift import Drift
-from xray_pipeline.intake.expectations import Finding
+from xray_pipeline.intake.expectations import Observation
 from xray_pipeline.intake.histograms import histograms
 from xray_pipeline.intake.layout import LITTER
 from xray_pipeline.intake.rules import QUARANTINED
@@ -29,7 +29,9 @@ def unjudged(delivery: Delivery, why: str) -> str:
     return page(Inventory(delivery, nothing, nothing), (), Drift(0, 0, ()), why=why)
 
 
-def page(inventory: Inventory, findings: Sequence[Finding], drift: Drift, holds_up: bool = False, why: str = "") -> str:
+def page(
+    inventory: Inventory, findings: Sequence[Observation], drift: Drift, holds_up: bool = False, why: str = ""
+) -> str:
     """Return the page of a delivery that was judged by these findings, or not at all, and `why`.
 
     `holds_up` is as in `alarms.Terms`.

@@ -28,7 +28,7 @@ _LEAKS = ("copy-across-split", "patient-on-two-sides")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Observation:
     """One expectation as a person reads it: what must hold, what was seen, what was asked for, and whether it held.
 
     One that does not hold rejects the delivery, unless `stops` is false: then it only warns. `broken` says what is so
@@ -73,7 +73,7 @@ def validate(
     acknowledged: Collection[str],
     run_name: str,
     data_docs: Path | None = None,
-) -> list[Finding]:
+) -> list[Observation]:
     """Validate an intake table (columns of `Row`) and return every expectation with what was observed.
 
     `drift` is how the delivery compares with the dataset, and `acknowledged` names the channels whose alarm a person
@@ -232,7 +232,7 @@ def _of_drift(drift: Drift, rules: IntakeRules, acknowledged: Collection[str]) -
 
 def _observed(
     asked: list[_Expectation], batches: dict[str, pd.DataFrame], run_name: str, data_docs: Path | None
-) -> list[Finding]:
+) -> list[Observation]:
     """Run the expectations, one validation a batch, and return their findings in the order in which they are given."""
     gx, context = _great_expectations(), _context()
     core, run = gx.expectations.core, gx.RunIdentifier(run_name=run_name)
@@ -255,17 +255,17 @@ def _observed(
     if data_docs:
         context.add_data_docs_site("intake", _data_docs_site(data_docs))
         context.build_data_docs()
-    return [_finding(expectation, results[number]) for number, expectation in enumerate(asked)]
+    return [_observation(expectation, results[number]) for number, expectation in enumerate(asked)]
 
 
 _COUNTS_ONLY: Final = {"result_format": "BASIC", "partial_unexpected_count": 0}  # unexpected values may be paths
 
 
-def _finding(asked: _Expectation, result: Any) -> Finding:
+def _observation(asked: _Expectation, result: Any) -> Observation:
     seen = result.result.get("observed_value", result.result.get("unexpected_count"))
     observed = "it could not be computed" if seen is None else asked.says(seen)
     success = bool(result.success)
-    return Finding(asked.sentence, observed, asked.threshold, success, asked.stops, asked.broken, asked.channel)
+    return Observation(asked.sentence, observed, asked.threshold, success, asked.stops, asked.broken, asked.channel)
 
 
 def _identity(configuration: Any) -> tuple[str, str]:

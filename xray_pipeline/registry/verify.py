@@ -20,7 +20,7 @@ from xray_pipeline.registry.state import State, spoken
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verified:
     """One thing that was checked: the invariant ("I1", ..., "ledger"), whether it holds, and a sentence."""
 
     invariant: str
@@ -28,7 +28,7 @@ class Finding:
     text: str
 
 
-def check(registry: Registry) -> list[Finding]:
+def check(registry: Registry) -> list[Verified]:
     """Check that ledger, registry and artifacts agree: I1, I2, I3 and I6, each with what was found. Changes nothing.
 
     Raises RegistryUnavailable, StorageUnavailable when they can't be asked.
@@ -38,21 +38,21 @@ def check(registry: Registry) -> list[Finding]:
     try:
         state = ledger.state()
     except LedgerError as error:
-        return [Finding("ledger", False, str(error))]
-    findings = [Finding("ledger", True, f"the chain of {state.sequence} entries is whole")]
+        return [Verified("ledger", False, str(error))]
+    findings = [Verified("ledger", True, f"the chain of {state.sequence} entries is whole")]
     try:
         aliases = registry.aliases()
         versions = registry.versions()
     except RegistryUnavailable:
         raise
     except (RegistryError, DatasetError) as error:
-        return [*findings, Finding("I3", False, str(error))]
+        return [*findings, Verified("I3", False, str(error))]
     entries = ledger.entries()
     missing, lost = registry.missing(state.registered), registry.lost()
     accepted = _accepted(state, entries, missing)
     if lost:
         text = f"it lacks versions {sorted(lost)}; restore its newest backup, or run the night and `xray adopt`"
-        findings.append(Finding("I3", False, f"MLflow is older than the ledger: {text}"))
+        findings.append(Verified("I3", False, f"MLflow is older than the ledger: {text}"))
     findings += _check_aliases(state, aliases)
     findings += _check_versions(versions, missing, accepted)
     findings += _check_names(state, entries)
@@ -60,12 +60,12 @@ def check(registry: Registry) -> list[Finding]:
     return findings + _check_promotions(entries)
 
 
-def _check_aliases(state: State, aliases: Mapping[str, int | None]) -> list[Finding]:
+def _check_aliases(state: State, aliases: Mapping[str, int | None]) -> list[Verified]:
     same = state.aliases == dict(aliases)
     shown = ", ".join(f"{alias} {spoken(version)}" for alias, version in aliases.items())
     text = f"MLflow has {shown}" + ("" if same else f"; the ledger says {state.aliases}: run the night or `xray adopt`")
-    by_hand = [Finding("I3", False, f"neither accepted nor undone: {entry.summary()}") for entry in state.by_hand]
-    return [Finding("I3", same, text), *by_hand]
+    by_hand = [Verified("I3", False, f"neither accepted nor undone: {entry.summary()}") for entry in state.by_hand]
+    return [Verified("I3", same, text), *by_hand]
 
 
 def _accepted(state: State, entries: Sequence[Entry], missing: Iterable[int]) -> dict[int, Entry]:
@@ -75,7 +75,7 @@ def _accepted(state: State, entries: Sequence[Entry], missing: Iterable[int]) ->
     return {version: lost[version] for version in missing if version in lost and version not in state.aliases.values()}
 
 
-def _check_names(state: State, entries: Sequence[Entry]) -> list[Finding]:
+def _check_names(state: State, entries: Sequence[Entry]) -> list[Verified]:
     """Check that every entry means by a number the candidate and the files that it was registered with."""
     findings = []
     for entry in entries:
@@ -84,33 +84,35 @@ def _check_names(state: State, entries: Sequence[Entry]) -> list[Finding]:
             continue
         pairs = (first.candidate, entry.candidate), (first.artifact, entry.artifact)
         if entry.kind == "registered" or any(theirs not in ("", ours) for ours, theirs in pairs):
-            findings.append(Finding("I2", False, f"{entry.summary()}, a number that {first.summary()} gave to another"))
+            findings.append(
+                Verified("I2", False, f"{entry.summary()}, a number that {first.summary()} gave to another")
+            )
     return findings
 
 
 def _check_versions(
     versions: Mapping[int, Mapping[str, str]], missing: Mapping[int, str], accepted: Mapping[int, Entry]
-) -> list[Finding]:
+) -> list[Verified]:
     carriers: dict[str, list[int]] = {}
     for version, tags in versions.items():
         carriers.setdefault(tags.get("xray.candidate", ""), []).append(version)
     double = [numbers for candidate, numbers in carriers.items() if candidate and len(numbers) > 1]
-    findings = [Finding("I2", False, f"versions {numbers} carry the same candidate") for numbers in double]
+    findings = [Verified("I2", False, f"versions {numbers} carry the same candidate") for numbers in double]
     for version, how in missing.items():
         text = how if version in versions else "is in the ledger but not in MLflow"
         if version in accepted:
             text += f", which is accepted: {accepted[version].summary()}"
-        findings.append(Finding("I2", version in accepted, f"version {version} {text}"))
-    return findings or [Finding("I2", True, f"{len(versions)} versions, each of another candidate")]
+        findings.append(Verified("I2", version in accepted, f"version {version} {text}"))
+    return findings or [Verified("I2", True, f"{len(versions)} versions, each of another candidate")]
 
 
 def _check_artifacts(
     registry: Registry, state: State, entries: Sequence[Entry], accepted: Container[int]
-) -> list[Finding]:
+) -> list[Verified]:
     """Look at the files of every version that was ever registered, promoted or made champion by hand and accepted."""
-    findings: list[Finding] = []
+    findings: list[Verified] = []
     if state.champion is None:
-        findings.append(Finding("I1", True, "no champion yet: no version was ever promoted"))
+        findings.append(Verified("I1", True, "no champion yet: no version was ever promoted"))
     within_reach = [version for version in (state.champion, state.challenger, *state.previous) if version is not None]
     crowned = [entry.version for entry in entries if entry.version is not None and has_crowned(entry)]
     proven: set[tuple[str, str]] = set()
@@ -118,7 +120,7 @@ def _check_artifacts(
     removed = tidied.of_versions(open_store(registry.settings.store, registry.settings), state.registered)
     for version, removal in removed.items():
         findings.append(
-            Finding("I1", version not in (*within_reach, *crowned), f"version {version}: {removal.sentence()}")
+            Verified("I1", version not in (*within_reach, *crowned), f"version {version}: {removal.sentence()}")
         )
     for version in dict.fromkeys([*within_reach, *state.registered, *crowned]):
         if version in accepted or version in removed:
@@ -132,23 +134,23 @@ def _check_artifacts(
         except RegistryUnavailable:
             raise
         except (RegistryError, ModelRefused) as error:
-            findings.append(Finding("I1", False, f"version {version} ({role}): {error}"))
+            findings.append(Verified("I1", False, f"version {version} ({role}): {error}"))
             continue
         proven.add((model.source, model.artifact))
         sound += version not in within_reach
         if version in within_reach:
-            findings.append(Finding("I1", True, f"version {version} ({role}) loads and its files match their digest"))
+            findings.append(Verified("I1", True, f"version {version} ({role}) loads and its files match their digest"))
     if sound:
-        findings.append(Finding("I1", True, f"{sound} more versions load and their files match their digests"))
+        findings.append(Verified("I1", True, f"{sound} more versions load and their files match their digests"))
     return findings
 
 
-def _check_promotions(entries: Sequence[Entry]) -> list[Finding]:
+def _check_promotions(entries: Sequence[Entry]) -> list[Verified]:
     promoted = [entry for entry in entries if entry.kind == "promoted"]
     bad = [(entry, why) for entry in promoted if (why := _undecided(entries[: entry.sequence - 1], entry))]
     if bad:
-        return [Finding("I6", False, f"{entry.summary()}: {why}") for entry, why in bad]
-    return [Finding("I6", True, f"{len(promoted)} promotions, each with its decision and approval")]
+        return [Verified("I6", False, f"{entry.summary()}: {why}") for entry, why in bad]
+    return [Verified("I6", True, f"{len(promoted)} promotions, each with its decision and approval")]
 
 
 def _undecided(before: Sequence[Entry], entry: Entry) -> str:

@@ -1,9 +1,10 @@
-"""What many amendments cost to read: a dataset whose chain has so many, each of one radiograph.
+"""What many amendments cost to read, and what a long list of them costs to make.
 
     python benchmarks/amendments.py [--counts 1000 10000]
 
-The commits are laid as `xray amend` leaves them, and read and added up by a dataset that has read nothing yet. What is
-reported is the median by clock and by CPU. The commits of a list (`--from`) are one amendment, and cost less.
+To read: the commits are laid as `xray amend` leaves them, each of one radiograph, and read and added up by a dataset
+that has read nothing yet. To make: one list (`--from`) of as many lines, each naming one of as many radiographs in ten
+manifests; all that comes before the commit, near copies included. What is reported is the median by clock and by CPU.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ import time
 from pathlib import Path
 
 import msgspec
+from scaling import made_manifest
 
 from xray_pipeline.base.records import canonical, digest_of
+from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.amending import changes
 from xray_pipeline.dataset.amendments import Amendment, Change, together
 from xray_pipeline.dataset.commits import FORMAT, IDENTITY, IDENTITY_FORMAT, Commit, Commits, Identity
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.night import amend
+from xray_pipeline.night.naming import Names
 
 ROUNDS = 5
 
@@ -55,12 +62,34 @@ def measure(count: int) -> tuple[float, float]:
     return statistics.median(clock), statistics.median(used)
 
 
+def made(count: int) -> tuple[float, float]:
+    """Return the clock and CPU seconds that it takes to find out what a list of `count` lines asks for."""
+    with tempfile.TemporaryDirectory(prefix="amendments-") as temporary:
+        settings = Settings(home=Path(temporary))
+        dataset = Dataset(settings)
+        dataset.begin()
+        for number in range(10):
+            dataset.append(f"made-{number}", made_manifest(number, count // 10), number)
+        others = {"NORMAL": "PNEUMONIA", "PNEUMONIA": "NORMAL"}
+        rows = dataset.history().reference()
+        lines = [f"{digest},{others[label]}" for digest, label in zip(rows["digest"], rows["label"], strict=True)]
+        began, before = time.perf_counter(), time.process_time()
+        named = amend.of_table("relabel", "radiograph,label\n" + "\n".join(lines))
+        asked = amend.meant(Names(Dataset(settings)), named)
+        found = changes(asked, Dataset(settings).history(), {}, settings.classes)
+        if len(found) != count:
+            raise SystemExit(f"{len(found)} changes of {count} lines")
+        return time.perf_counter() - began, time.process_time() - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000])
     for count in parser.parse_args().counts:
         clock, used = measure(count)
         print(f"{count:>7} amendments: {clock:.2f} s by the clock, {used:.2f} s of a processor")
+        clock, used = made(count)
+        print(f"{count:>7} lines of a list: {clock:.2f} s by the clock, {used:.2f} s of processors")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from two_nights import SETTINGS, lay_copy
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.night import screening
+from xray_pipeline.night import review
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.run_files import RunFiles
@@ -109,7 +109,7 @@ def _chosen(settings: Settings) -> Erasable:
             shown |= set(re.findall(r"<!--radiograph (\w+)-->", store.read(entry.key).decode()))
     snapshot = dataset.snapshot()
     assert snapshot is not None
-    suspects = {suspect.digest for suspect in screening.listed(store, snapshot.digest) or ()}
+    suspects = {suspect.digest for suspect in review.listed(store, snapshot.digest) or ()}
     seen = rows[rows["digest"].str[:12].isin(shown)]
     patients = [
         seen.loc[seen["side"] == "held-out", "patient"].iloc[0],

@@ -151,6 +151,8 @@ def _lay_results(run: Run, digests: list[str], snapshot: str) -> None:
     records.write(store, f"suspects/{snapshot}.json", suspects)
     cards = "".join(f"<!--radiograph {digest[:12]}-->said<!--/radiograph-->" for digest in digests)
     store.write("reports/c/against-none/report.html", f"<html>{cards}".encode())
+    records.write(store, "reviews/newest.json", {"disagreements": digests})
+    records.write(store, f"reviews/readings/{digests[0]}.json", {"label": "A"})
 
 
 def test_what_was_withdrawn_before_is_erased_and_nothing_is_trained_anew(run: Run) -> None:
@@ -201,7 +203,7 @@ def test_what_is_left_is_found_and_removed(run: Run) -> None:
     _lay_results(run, [mine["digest"], "1" * 64], "s")
     holds, text = erasing.verify(run)
     assert not holds
-    assert text.startswith("8 files tell of what was erased, run `xray repair`: ")
+    assert text.startswith("10 files tell of what was erased, run `xray repair`: ")
     repair.repair(run)
     assert erasing.verify(run)[0]
     assert records.read(run.store(), "suspects/s.json", list[dict[str, object]])[0]["digest"] == "1" * 64

@@ -34,6 +34,16 @@ def give(store: Store, source_digest: str, given: Given) -> None:
     records.write(store, f"{_FOLDER}/{source_digest}.json", asdict(given))
 
 
+def keys(store: Store) -> list[str]:
+    """Return the keys of all labels that people gave. Raises StorageUnavailable."""
+    return [entry.key for entry in store.list(_FOLDER)]
+
+
+def source_of(key: str) -> str:
+    """Return the SHA-256 of the file that the label at a key is of."""
+    return key.rpartition("/")[2].removesuffix(".json")
+
+
 class Labels:
     """The labels that people gave, looked up one by one."""
 

@@ -60,7 +60,7 @@ def amend(run: Run, named: Sequence[Named], why: str) -> dict[str, Any]:
     seen: list[History] = []
 
     def described(history: History) -> Amendment:
-        asked = _asked(Names(dataset), named)
+        asked = meant(Names(dataset), named)
         made = changes(asked, history, dataset.commits.amendments(), settings.classes, settings.workers)
         seen[:] = [history]
         return Amendment(run.who, at, why.strip(), made)
@@ -168,14 +168,14 @@ def subject(dataset: Dataset, by: By, name: str) -> Asked:
     return Asked("withdraw", SUBJECTS[by], Names(dataset).find(by, name.strip()))
 
 
-def _asked(names: Names, named: Sequence[Named]) -> list[Asked]:
-    """Return what is meant by what a person names. Raises AmendmentError, naming the line of a list."""
-    asked = []
+def meant(names: Names, named: Sequence[Named]) -> list[Asked]:
+    """Return what a person means. Raises AmendmentError, naming the line of a list."""
+    found = []
     for one in named:
-        meant = Asked(one.action, SUBJECTS[one.by], "", one.label, one.erase, one.line)
+        asked = Asked(one.action, SUBJECTS[one.by], "", one.label, one.erase, one.line)
         try:
-            found = names.find(one.by, one.name, known=one.action != "withdraw")
+            name = names.find(one.by, one.name, known=one.action != "withdraw")
         except AmendmentError as error:
-            raise meant.refused(str(error)) from error
-        asked.append(replace(meant, name=found))
-    return asked
+            raise asked.refused(str(error)) from error
+        found.append(replace(asked, name=name))
+    return found

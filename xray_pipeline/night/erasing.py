@@ -13,20 +13,22 @@ Each machine drops the erased rows from its own cache (night/kept_rows).
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from typing import Final
+from functools import cache, cached_property
+from typing import Any, Final
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import Damaged, DatasetError, ObjectNotFound
+from xray_pipeline.base.errors import Damaged, DatasetError, DeliveryError, ObjectNotFound
 from xray_pipeline.base.storage import Store
-from xray_pipeline.dataset.erasing import Erased, Place, Trace
+from xray_pipeline.dataset.erasing import Erased, Place, Trace, hidden
+from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import predictions
-from xray_pipeline.intake import verdicts
+from xray_pipeline.intake import labelled, verdicts
 from xray_pipeline.night import kept_rows
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.run_files import RunFiles
@@ -50,6 +52,12 @@ class Site:
     erased: Erased
     holds: Callable[[str], bool]
 
+    @cached_property
+    def sources(self) -> set[str]:
+        """The SHA-256 of each erased file."""
+        tables = (self.dataset.manifest(key) for key in self.dataset.manifests())
+        return {digest for table in tables for digest in table.loc[hidden(table["file"]), "source_digest"]} - {""}
+
 
 def _of_suspects(site: Site) -> Iterator[Trace]:
     for entry in site.store.list("suspects"):
@@ -65,6 +73,45 @@ def _of_suspects(site: Site) -> Iterator[Trace]:
             yield Trace(entry.key, {entry.key: records.sealed(kept)})
 
 
+def _of_reviews(site: Site) -> Iterator[Trace]:
+    """What is derived goes as a whole and is drawn anew; what people said of a radiograph goes with it."""
+    for entry in site.store.list("reviews"):
+        if entry.key.startswith("reviews/readings/"):
+            if entry.key.rpartition("/")[2].partition(".")[0] in site.erased.digests:
+                yield Trace(entry.key)
+            continue
+        try:
+            data = site.store.read(entry.key)
+            ranked = records.opened(data, dict[str, Any], entry.key).get("files", ())
+        except ObjectNotFound:
+            continue
+        except Damaged:
+            yield Trace(entry.key)
+            continue
+        told = not site.erased.digests.isdisjoint(re.findall("[0-9a-f]{64}", data.decode()))
+        if told or any(_is_erased(site, file["delivery"], file["row"]) for file in ranked):
+            yield Trace(entry.key)
+
+
+def _is_erased(site: Site, key: str, row: int) -> bool:
+    """Whether a row of a delivery tells of what was erased, by its manifest, else by its table; or nobody can tell."""
+    if key in site.dataset.manifests():
+        table = site.dataset.manifest(key)
+        return bool(hidden(table["file"])[row])
+    verdict = verdicts.checked(site.store, key)
+    try:
+        found = verdicts.checked_table(site.store, verdict) if verdict and verdict.table else None
+    except DeliveryError:
+        found = None
+    return found is None or bool(site.erased.rows(found, part_of(key)[0])[row] or hidden(found["file"])[row])
+
+
+def _of_labels(site: Site) -> Iterator[Trace]:
+    for key in labelled.keys(site.store):
+        if labelled.source_of(key) in site.sources:
+            yield Trace(key)
+
+
 def _of_candidates(site: Site) -> Iterator[Trace]:
     for candidate, _, snapshot in training.trained_on(site.store):
         if site.holds(snapshot):
@@ -72,6 +119,8 @@ def _of_candidates(site: Site) -> Iterator[Trace]:
 
 
 OWNERS: Final[dict[str, Callable[[Site], Iterator[Trace]]]] = {
+    "reviews": _of_reviews,
+    "labels": _of_labels,
     "deliveries' results": lambda site: verdicts.traces(site.store, site.dataset.manifests(), site.erased),
     "predictions": lambda site: predictions.traces(site.store, site.erased.digests),
     "suspects": _of_suspects,

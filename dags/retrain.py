@@ -11,6 +11,8 @@ accuracy is higher. Every decision is written to the ledger with its reasons.
 dataset yet | reads only |
 | check_delivery | judges each file, then the delivery; red when it is rejected: the night goes on without | yes |
 | commit_deliveries | stores the radiographs and the manifest of each fit delivery, names the snapshot | yes |
+| look_ahead | the champion's, and a waiting challenger's, answers on what is new, before anything learns from it; red \
+when it fails, and the night goes on | yes |
 | train | trains the candidate (queue and pool `gpu`); resumes from its last checkpoint | yes |
 | evaluate | candidate and champion on the same held-out radiographs; skipped when nothing is new | yes |
 | decide | the policy's verdict; a refusal is recorded | yes |
@@ -151,7 +153,17 @@ def commit_deliveries(deliveries: list[str] | None) -> dict[str, Any]:
     return intake_steps.commit_deliveries(_run(), deliveries).to_dict()
 
 
-@task(**GPU, execution_timeout=timedelta(hours=8))
+@task(**GPU, execution_timeout=timedelta(hours=1), retries=1, on_success_callback=notices.alarm_raised)
+def look_ahead(committed: dict[str, Any]) -> dict[str, Any]:
+    from xray_pipeline.night import look_ahead as looking
+
+    if not committed["snapshot"]:
+        raise AirflowSkipException("nothing to look at: no delivery was ever accepted")
+    return looking.look_ahead(_run(), committed["snapshot"]).to_dict()
+
+
+# Whatever became of the look ahead, but not without a commit.
+@task(**GPU, execution_timeout=timedelta(hours=8), trigger_rule="all_done_min_one_success")
 def train(committed: dict[str, Any]) -> dict[str, Any]:
     from xray_pipeline.night import model_steps
 
@@ -221,6 +233,7 @@ def promote(registered: dict[str, Any]) -> dict[str, Any]:
 def conclude(
     deliveries: list[str] | None,
     committed: dict[str, Any] | None,
+    looked: dict[str, Any] | None,
     trained: dict[str, Any] | None,
     evaluated: dict[str, Any] | None,
     decided: dict[str, Any] | None,
@@ -230,7 +243,7 @@ def conclude(
     from xray_pipeline.airflow_ui import measurements
     from xray_pipeline.night import newest, summary
 
-    steps = summary.Steps(deliveries or (), committed, trained, evaluated, decided, registered, promoted)
+    steps = summary.Steps(deliveries or (), committed, looked, trained, evaluated, decided, registered, promoted)
     context = get_current_context()
     course = airflow_links.course(context)
     said = summary.conclude(run := _run(), steps, course)
@@ -278,12 +291,14 @@ def xray_retrain() -> None:
     committed = commit_deliveries(deliveries)
     checked = check_delivery.expand(delivery=deliveries)
     checked >> committed
+    looked = look_ahead(committed)
     trained = train(committed)
+    looked >> trained
     evaluated = evaluate(trained)
     decided = decide(evaluated)
     registered = register(decided)
     promoted = promote(registered)
-    concluded = conclude(deliveries, committed, trained, evaluated, decided, registered, promoted)
+    concluded = conclude(deliveries, committed, looked, trained, evaluated, decided, registered, promoted)
     ask_again(concluded)
     airflow_links.put(DELIVERY, checked)
     airflow_links.put(airflow_links.MlflowRun(), trained, evaluated, decided)

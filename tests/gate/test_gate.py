@@ -25,6 +25,7 @@ from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import BY_NAME, NAMES, NEEDED, Interval
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation, evaluate
 from xray_pipeline.evaluation.slices import Slice, slices
+from xray_pipeline.evaluation.watching import Standing
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision, decide, load_policy
 from xray_pipeline.gate.rules import PARTS, RULES, effective_uses, spending
@@ -73,7 +74,9 @@ BETTER = Evidence(
     alarms=(),
     changed=("training data",),
     withdrawn=0,
+    watch=Standing(""),
 )
+FALLEN = "Version 1 is no longer as good as it was held out."
 
 
 def failed(decision: Decision) -> list[str]:
@@ -221,6 +224,13 @@ def test_a_metric_that_is_missing_or_no_number_is_refused(who: str, name: str, b
         ({"changed": ("training data", "classes")}, "4.10"),
         ({"withdrawn": None}, "4.12"),
         ({"withdrawn": -1}, "4.12"),
+        ({"watch": None}, "4.13"),
+        ({"watch": Standing(FALLEN)}, "4.13"),
+        ({"watch": Standing(FALLEN, 30, part(patients=29))}, "4.13"),
+        ({"watch": Standing(FALLEN, 30, part(0.0))}, "4.13"),
+        ({"watch": Standing(FALLEN, 30, part(-0.1))}, "4.13"),
+        ({"watch": Standing(FALLEN, 30, part(math.nan))}, "4.13"),
+        ({"watch": Standing(FALLEN, 30, replace(part(), difference={}))}, "4.13"),
         ({"promotion": "later"}, "5.1"),
     ],
 )
@@ -365,6 +375,14 @@ def test_a_candidate_that_learned_from_what_is_withdrawn_is_warned_of_or_stopped
     stopped = decide(learned, load_policy(str(path)))
     assert (stopped.verdict, stopped.may_promote, failed(stopped)) == ("registered", False, ["4.12"])
     assert decide(BETTER, load_policy(str(path))).automatic
+
+
+def test_while_the_champion_is_worse_than_it_was_only_what_does_better_since_is_promoted() -> None:
+    found = decide(replace(BETTER, watch=Standing(FALLEN, 30, part(0.001, patients=30))), DEFAULT)
+    assert found.automatic
+    (why,) = [clause.why for clause in found.clauses if clause.number == "4.13"]
+    assert FALLEN in why
+    assert "30 patients of the newest 30 deliveries" in why
 
 
 def test_a_decision_keeps_who_settled_an_alarm() -> None:
@@ -605,8 +623,8 @@ def _without(source: str, *rules: str) -> str:
         ("at_least = 0.80", "at_least = -1", "clause 3.3 .first-auc.: at_least is -1"),
         ("at_least = 0.80", "at_least = true", "clause 3.3 .first-auc.: at_least is True"),
         ('number = "4.7"', 'number = "4.6"', "uses the number '4.6' more than once"),
-        ("version = 5", "", "a policy has a name, a version"),
-        ("version = 5", "version = 5\nlenient = true", "a policy has a name, a version"),
+        ("version = 6", "", "a policy has a name, a version"),
+        ("version = 6", "version = 6\nlenient = true", "a policy has a name, a version"),
         ("[[clause]]", "[[clause", "is not TOML"),
         ('"software",', '"classes",', "clause 4.10 .changes.: no 'classes' to allow"),
         ("allowed = [", "permitted = [", "clause 4.10 .changes. takes no numbers"),

@@ -72,7 +72,8 @@ def as_numbers(params: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def course(context: Mapping[str, Any]) -> Course:
     """Return how the tasks of this run went so far: minutes, and the names of those that failed.
 
-    A red `check_delivery` is a delivery that was rejected, or one that `conclude` finds unchecked: no failed night.
+    A red `check_delivery` is a delivery that was rejected, or one that `conclude` finds unchecked: no failed night. Nor
+    is one that could not look ahead.
     """
     from xray_pipeline.night.summary import Course
 
@@ -83,7 +84,9 @@ def course(context: Mapping[str, Any]) -> Course:
         name = one["task_id"]
         if name != task and one.get("duration"):
             night.minutes[name] = round(night.minutes.get(name, 0.0) + one["duration"] / 60, 3)
-        if one["state"] == "failed" and name not in ("check_delivery", task):
+        if one["state"] == "failed" and name == "look_ahead":
+            night.unwatched = "see its log"
+        elif one["state"] == "failed" and name not in ("check_delivery", task):
             night.failed[name] = ""
     if "find_deliveries" in night.failed:
         night.failed.pop("commit_deliveries", None)

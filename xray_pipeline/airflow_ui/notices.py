@@ -18,7 +18,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
-from xray_pipeline.airflow_ui.links import DELIVERIES, FAILED_ELSEWHERE, IN_WORDS, REPORT_OF_RUN
+from xray_pipeline.airflow_ui.links import DELIVERIES, FAILED_ELSEWHERE, HISTORY, IN_WORDS, REPORT_OF_RUN
 from xray_pipeline.base.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ REFUSED = (
     f"{REPORT_OF_RUN}"
 )
 REJECTED = f"{{{{ exception }}}} {DELIVERIES}#{{{{ task.op_kwargs['delivery'] | urlencode }}}}"
+ALARM = f"{{{{ ti.xcom_pull(task_ids='look_ahead')['alarm'] }}}} {HISTORY}"
 FAILED = "{{ ti.dag_id }}: task {{ ti.task_id }} failed: {{ exception }} " + PAGE
 
 
@@ -92,6 +93,13 @@ def failed_by_itself(context: Context) -> None:
     """Tell that `conclude` failed, unless that is because another task did, which told so itself."""
     if not str(context.get("exception", "")).startswith(FAILED_ELSEWHERE):
         _tell("failed", FAILED, context)
+
+
+def alarm_raised(context: Context) -> None:
+    """Tell that the look ahead has raised an alarm about the champion, once: it may stand for many nights."""
+    looked = context["ti"].xcom_pull(task_ids=context["ti"].task_id) or {}
+    if looked.get("raised"):
+        _tell("alarm", ALARM, context)
 
 
 def check_failed(context: Context) -> None:

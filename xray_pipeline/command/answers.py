@@ -213,17 +213,20 @@ def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entr
     Where a clock was wrong, also the entries that may have been made by then, each with the state after it.
     Raises ConfigError for a time that can't be read, LedgerError.
     """
-    moment = None
-    if at is not None:
-        try:
-            moment = datetime.fromisoformat(at)
-        except ValueError as error:
-            raise ConfigError(f"{at!r} is not a time; write 2026-03-03 or 2026-03-03T14:00+01:00") from error
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(day(at)) if at is not None else None
     ledger = Ledger(open_store(settings.store, settings))
     entries, unsure = ledger.entries(moment), ledger.unsure(moment) if moment else []
     perhaps = [(entry, replay([*entries, *unsure[: count + 1]])) for count, entry in enumerate(unsure)]
     return replay(entries), entries, perhaps
+
+
+def day(text: str) -> str:
+    """Return a day or a time (ISO 8601) as the records tell it, in UTC. Raises ConfigError for what is neither."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a time; write 2026-03-03 or 2026-03-03T14:00+01:00") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
 
 
 def removed(settings: Settings, state: State) -> dict[int, Tidied]:

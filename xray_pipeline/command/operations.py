@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -51,6 +51,38 @@ def nights(as_json: Json = False) -> None:
     lines += [f"NOT READ: {text}" for text in past.damaged]
     result = {"nights": rows, "damaged": list(past.damaged)}
     answer(result, as_json, lines or ["no night has ended yet"], yes=not past.damaged)
+
+
+@app.command()
+def watch(
+    by: Annotated[Literal["delivery", "site", "scanner", "month"], typer.Option(help="Parts to measure.")] = "month",
+    since: Annotated[str, typer.Option(metavar="DATE", help="Measure from this day on, as 2026-03-03.")] = "",
+    acknowledge: Annotated[
+        str, typer.Option(metavar="REASON", help="Acknowledge the alarm: you are the person who looked into it.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Is the champion still as good as it was? Its answers on each delivery before anything learned from it."""
+    from xray_pipeline.night import watching
+
+    run = this_run()
+    if acknowledge:
+        watching.acknowledge(run, acknowledge)
+    found = watching.watched(run)
+    groups = watching.figures(run, found, by, answers.day(since) if since else "") if found.candidate else []
+    lines = [found.in_words, *(f"NOT READ: {text}" for text in found.damaged)]
+    lines += [f"acknowledged by {one.who} on {one.at[:10]}: {one.why}" for one in found.acknowledged]
+    if groups:
+        lines.append(f"{'':<24} {'radiographs':>11} {'patients':>8}  " + "".join(f"{n:<26}" for n in groups[0].figures))
+    for one in groups:
+        cells = [f"{f.value:.3f} ({f.low:.3f} to {f.high:.3f})" for f in one.figures.values()]
+        lines.append(
+            f"{one.value[:24]:<24} {one.radiographs:>11,} {one.patients:>8,}  " + "".join(f"{c:<26}" for c in cells)
+        )
+    told = {**asdict(found), "groups": [asdict(group) for group in groups]}
+    answer(
+        {"alarm": bool(found.alarm), "champion": found.champion, "record": told}, as_json, lines, yes=not found.alarm
+    )
 
 
 @app.command()

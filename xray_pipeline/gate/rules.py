@@ -312,6 +312,26 @@ def _withdrawn(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
     return Finding(not stop, count, 0.0, why, warning=not stop)
 
 
+def _watched(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
+    """Judge a candidate by what was delivered last, where the champion is no longer as good as it was."""
+    if evidence.watch is None:
+        return Finding(False, None, "no alarm", "Whether an alarm about the champion stands is not known.")
+    if not (alarm := evidence.watch.alarm):
+        return Finding(True, "no alarm", "no alarm", "No alarm about the champion stands.")
+    recent, least = evidence.watch.recent, numbers["min_patients"]
+    gap = recent.difference.get("accuracy") if recent else None
+    value = number_of(gap.value) if gap else None
+    if recent is None or value is None or not recent.patients >= least:
+        patients = recent.patients if recent else 0
+        why = f"{alarm} Of what came last, {patients} patients are new to both models; {least:g} are asked."
+        return Finding(False, patients, least, why)
+    why = (
+        f"{alarm} On the {recent.patients} patients of the newest {evidence.watch.deliveries} deliveries that are new "
+        f"to both models, the candidate's accuracy is {value:+z.4f} from the champion's."
+    )
+    return Finding(value > 0, value, 0.0, why)
+
+
 def _approval(evidence: Evidence, _: Mapping[str, float]) -> Finding:
     known = evidence.promotion in ("auto", "approve")
     why = {
@@ -343,6 +363,7 @@ RULES: Mapping[str, Rule] = {
     "changes": Rule("promote", _changes, parts=PARTS),
     "no-drift": Rule("release", _alarms),
     "withdrawn": Rule("release", _withdrawn, ("stop",)),
+    "watched": Rule("promote", _watched, ("margin", "false_alarms", "deliveries", "min_patients")),
     "approval": Rule("release", _approval, required=True),
 }
 """What a clause may ask. It applies: "evidence" always, "register" when there is a champion, "first" when there is

@@ -70,6 +70,13 @@ def learned_withdrawn(settings: Settings, candidate: str) -> int | None:
     return count if count or whole else None
 
 
+def known_patients(settings: Settings, candidate: str) -> set[str]:
+    """Return the patients (keyed hashes) that a candidate is no news to: all of its snapshot, of whom the held-out ones
+    measured and chose it, and those that the models it started from learned from. Raises as `learned_withdrawn`."""
+    store, dataset = open_store(settings.store, settings), Dataset(settings)
+    return set(_rows(store, dataset, Ledger(store).state(), candidate, {})[0]["patient"])
+
+
 def champion_learned_withdrawn(settings: Settings) -> tuple[int | None, int | None]:
     """Return the champion's version, None without one that the ledger knows, and `learned_withdrawn` of it."""
     state = Ledger(open_store(settings.store, settings)).state()

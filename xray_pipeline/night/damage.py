@@ -6,8 +6,11 @@ from xray_pipeline.base.errors import DatasetError, ObjectNotFound
 from xray_pipeline.base.records import exactly, unsealed
 from xray_pipeline.base.storage import Store
 
-NAMED_BY_DIGEST = ("dataset/snapshots", "evidence", "predictions", "stress", "nights/months")
-SEALED = ("candidates", "intake", "suspects", "nights/records", "scores", "asked-again", "tidied", "erased")
+NAMED_BY_DIGEST = ("dataset/snapshots", "evidence", "predictions", "stress", "nights/months", "prospective/rows")
+SEALED = (
+    *("candidates", "intake", "suspects", "nights/records", "scores", "asked-again", "tidied", "erased"),
+    *("prospective/acknowledged", "prospective/watched"),
+)
 _UNSEALED = ("recipe.json", "expectations.json")  # among the sealed: the digest of the one is in another record
 
 

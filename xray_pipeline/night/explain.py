@@ -20,7 +20,7 @@ from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.night import compose_report, lineage, review, screening
-from xray_pipeline.night.pair import Pair
+from xray_pipeline.night.pair import Pair, scored
 from xray_pipeline.night.review import MAP_SIDE, Explained, Material, Opinion
 from xray_pipeline.night.run import Run
 from xray_pipeline.report import examples, gradcam
@@ -73,7 +73,7 @@ def _first_suspects(both: Pair, labels: Mapping[str, str]) -> list[str]:
 
 def _opinions(both: Pair, model: Classifier, part: pd.DataFrame, dataset: Dataset) -> list[Opinion]:
     """Return what a model says of some of the snapshot's rows."""
-    said = both.scored(model, part)
+    said = scored(both.run, model, part, both.progress)
     labels = model.label(said)
     cache = PixelCache(both.run.settings.cache, model.side)
     cache.ensure(part, dataset.read, both.run.settings.workers)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
+
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation.slices import slices
+from xray_pipeline.evaluation import prospective
+from xray_pipeline.evaluation.slices import measured_slice, slices
 from xray_pipeline.evaluation.stress import stress
+from xray_pipeline.evaluation.watching import Standing
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.rules import effective_uses
 from xray_pipeline.intake import alarms
-from xray_pipeline.night import affected, lineage
+from xray_pipeline.night import affected, lineage, watching
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.entries import Entry
@@ -45,7 +49,28 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
         changed=_changed(run, registry, both),
         acknowledged=alarms.acknowledgements(run.store(), new_deliveries(run, registry, both)),
         withdrawn=affected.learned_withdrawn(run.settings, both.candidate.digest),
+        watch=_standing(run, both),
     )
+
+
+def _standing(run: Run, both: Pair) -> Standing:
+    """Return the alarm about the champion of a pair, and both on the newest deliveries of its record.
+
+    Only held-out patients: from the others the candidate may have learned.
+    """
+    watched = watching.watched(run)
+    if both.champion is None or watched.champion != both.champion or not watched.alarm:
+        return Standing("")
+    most = watching.numbers(run).get("deliveries", 0)
+    newest = [one.key for one in watched.deliveries[-int(most) :]]
+    said = [one for one in prospective.read(run.store(), watched.candidate)[0] if one.delivery in newest]
+    digests = {digest for one in said for digest in one.digests}
+    places = np.flatnonzero(both.rows["digest"].isin(digests))
+    if not len(places):
+        return Standing(watched.alarm, len(newest))
+    cases = [one.at(places) for one in both.measured.cases]
+    recent = measured_slice("record", f"newest {len(newest)}", cases, both.measured.resampling)
+    return Standing(watched.alarm, len(newest), recent)
 
 
 def _changed(run: Run, registry: Registry, both: Pair) -> tuple[str, ...] | None:

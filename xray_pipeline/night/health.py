@@ -26,7 +26,7 @@ from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
 from xray_pipeline.models import backbones
-from xray_pipeline.night import before, space
+from xray_pipeline.night import before, space, watching
 from xray_pipeline.night.affected import champion_learned_withdrawn
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.judging import alarms_hold_up
@@ -72,6 +72,7 @@ def check(settings: Settings, now: datetime | None = None) -> list[Health]:
         "key": lambda: before.patient_key(settings),
         "recipe": lambda: _recipe(settings),
         "device": lambda: _device(settings),
+        "champion": lambda: _champion(settings),
         "drift": lambda: _drift(settings),
         "withdrawn": lambda: _withdrawn(settings),
     }
@@ -160,6 +161,15 @@ def _drift(settings: Settings) -> str:
     if lines := alarms.lines(open_store(settings.store, settings), keys, holds_up):
         raise _Ill(" ".join(lines))
     return f"no drift alarm of {several(len(keys), 'committed delivery', 'committed deliveries')} stands"
+
+
+def _champion(settings: Settings) -> str:
+    found = watching.watched(Run(settings))
+    if found.alarm:
+        raise _Ill(f"{found.alarm} Look with `xray watch`")
+    if found.damaged:
+        raise _Ill(" ".join(found.damaged))
+    return found.in_words
 
 
 def _withdrawn(settings: Settings) -> str:

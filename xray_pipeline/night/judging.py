@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.evaluation.watching import Standing
 from xray_pipeline.gate.policy import decide, load_policy
+from xray_pipeline.night import watching
 from xray_pipeline.night.affected import learned_withdrawn
 from xray_pipeline.report.wording import difference
 
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 
 
 def judged(run: Run, key: str) -> tuple[Evidence, Decision]:
-    """Return evidence that `evaluate` kept, with what was withdrawn since, and what the policy says of it.
+    """Return evidence that `evaluate` kept, with what was withdrawn and acknowledged since, and what the policy says.
 
     Raises ConfigError, EvaluationError, DatasetError.
     """
     evidence = replace(run.evidence(key), withdrawn=learned_withdrawn(run.settings, key.split("/")[1]))
+    if evidence.watch and evidence.watch.alarm and not watching.watched(run).alarm:
+        evidence = replace(evidence, watch=Standing(""))
     return evidence, decide(evidence, load_policy(run.settings.policy))
 
 

@@ -58,7 +58,8 @@ class Night:
     """One night. `run` names it where it was started; times are ISO 8601 in UTC; `minutes` is by task.
 
     `verdict` is registered or refused, "" where nothing was decided; `why` says why. `in_production` is the champion
-    when the night ended, `since` when that was made champion. `failed` has what is known of each task that failed.
+    when the night ended, `since` when that was made champion. `failed` has what is known of each task that failed;
+    `alarm` is the one about the champion that stood, `unwatched` why nobody looked for one.
     """
 
     run: str
@@ -78,6 +79,8 @@ class Night:
     since: str = ""
     failed: Mapping[str, str] = field(default_factory=dict)
     minutes: Mapping[str, float] = field(default_factory=dict)
+    alarm: str = ""
+    unwatched: str = ""
 
     @property
     def accepted(self) -> int:
@@ -119,8 +122,11 @@ def outcome(night: Night) -> str:
 
 def in_words(night: Night) -> str:
     """Say what came of a night, so that it is read in ten seconds."""
-    parts = [f"failed in {task}{f': {why}' if why else ''}" for task, why in night.failed.items()]
+    parts = [f"ALARM: {night.alarm.rstrip('.')}"] if night.alarm else []
+    parts += [f"failed in {task}{f': {why}' if why else ''}" for task, why in night.failed.items()]
     parts += [_deliveries(night), *_exceptions(night), _candidate(night)]
+    if night.unwatched:
+        parts.append(f"the champion was not watched: {night.unwatched}")
     if night.in_production is None:
         parts.append("no champion yet")
     else:

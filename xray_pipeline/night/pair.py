@@ -80,7 +80,9 @@ class Pair:
         store, classes = self.run.store(), self.run.settings.classes
         recorded = [predictions.recorded(digest, classes, self.rows, store) for digest in self.model_digests()]
         whole = [table for table in recorded if table is not None]
-        return whole if len(whole) == len(recorded) else [self.scored(model, self.rows) for model in self.models]
+        if len(whole) == len(recorded):
+            return whole
+        return [scored(self.run, model, self.rows, self.progress) for model in self.models]
 
     @cached_property
     def measured(self) -> Measured:
@@ -103,15 +105,16 @@ class Pair:
             champion = ""
         return [self.candidate.model_digest, champion]
 
-    def scored(self, model: Classifier, rows: pd.DataFrame) -> np.ndarray:
-        """Return what one of the models says of some rows of the snapshot, [N, C]. Raises DatasetError."""
-        settings, read = self.run.settings, Dataset(self.run.settings).read
-        if kept := kept_scorer(model, settings):
-            scores = predictions.score(kept, rows, kept, read, self.run.store(), self.progress)
-        else:
-            cache = PixelCache(settings.cache, model.side)
-            scores = predictions.score(model, rows, cache, read, self.run.store(), self.progress)
-        return np.asarray(scores[[f"p_{name}" for name in model.classes]])
+
+def scored(run: Run, model: Classifier, rows: pd.DataFrame, progress: Progress | None = None) -> np.ndarray:
+    """Return a model's probabilities [N, C] of rows, by features that training kept here where there are any. Raises as
+    `predictions.score`."""
+    settings, store, read = run.settings, run.store(), Dataset(run.settings).read
+    if kept := kept_scorer(model, settings):
+        scores = predictions.score(kept, rows, kept, read, store, progress)
+    else:
+        scores = predictions.score(model, rows, PixelCache(settings.cache, model.side), read, store, progress)
+    return np.asarray(scores[[f"p_{name}" for name in model.classes]])
 
 
 def pair(

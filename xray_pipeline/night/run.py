@@ -86,6 +86,17 @@ class Committed(Plain):
 
 
 @dataclass(frozen=True)
+class Looked(Plain):
+    """What the look ahead found: the champion that was asked (None without one), about how many radiographs that are
+    new to it, the alarm about it ("" while none stands), and whether that was raised just now."""
+
+    champion: int | None
+    radiographs: int
+    alarm: str
+    raised: bool
+
+
+@dataclass(frozen=True)
 class Trained(Plain):
     """The candidate; `concluded` says what was decided of it when nothing is left to decide, "" when something is."""
 

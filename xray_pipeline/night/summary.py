@@ -40,6 +40,7 @@ class Steps:
 
     deliveries: Sequence[str] = ()
     committed: Returned = None
+    looked: Returned = None
     trained: Returned = None
     evaluated: Returned = None
     decided: Returned = None
@@ -47,20 +48,22 @@ class Steps:
     promoted: Returned = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Course:
-    """How a night went: when it began (ISO 8601), minutes by task, and what is known of each task that failed."""
+    """How a night went: when it began (ISO 8601), minutes by task, what is known of each task that failed, and why the
+    look ahead did, which stops no night."""
 
     started: str
     minutes: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    unwatched: str = ""
 
 
 def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     """Say what the night did, and keep its record, and what it measured of those in charge.
 
-    Keys: deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version, alias,
-    message and in_words. Raises RegistryError and DatasetError where nothing may be written, StorageError.
+    Keys: alarm, deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version,
+    alias, message and in_words. Raises RegistryError and DatasetError where nothing may be written, StorageError.
     """
     store, committed, evaluated, decided = run.store(), steps.committed or {}, steps.evaluated, steps.decided
     arrivals = _arrivals(run, steps.deliveries)
@@ -68,6 +71,7 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     pair = evaluated or {"candidate": "", "champion": None, "models": {}}
     learnt = pair["models"].get(str(pair["champion"]), ("",))[0]
     summary: dict[str, Any] = {
+        "alarm": (steps.looked or {}).get("alarm", ""),
         "deliveries": [
             {**asdict(arrival), "alarms": list(arrival.alarms)} for arrival in arrivals if arrival.state != "unchecked"
         ],
@@ -171,6 +175,8 @@ def _record(
         since=since,
         failed={task: shortened(why, LONGEST) for task, why in course.failed.items()},
         minutes=course.minutes,
+        alarm=shortened(summary["alarm"], LONGEST),
+        unwatched=shortened(course.unwatched, LONGEST),
     )
 
 
@@ -192,7 +198,8 @@ def _why(summary: Mapping[str, Any], steps: Steps) -> str:
 
 
 def _message(summary: Mapping[str, Any], steps: Steps, course: Course) -> str:
-    parts = [
+    parts = [f"ALARM: {summary['alarm']}"] if summary["alarm"] else []
+    parts += [
         f"The night failed in {task}{f': {why}' if why else '; see its log'}." for task, why in course.failed.items()
     ]
     parts += [
@@ -201,6 +208,7 @@ def _message(summary: Mapping[str, Any], steps: Steps, course: Course) -> str:
         + (f" Drift alarm: {' and '.join(d['alarms'])}." if d["alarms"] else "")
         for d in summary["deliveries"]
     ]
+    parts += [f"The champion was not watched: {course.unwatched}."] if course.unwatched else []
     parts += [f"Delivery {key} not taken: not checked, or changed since." for key in summary["unchecked"]]
     parts = parts or ["No new deliveries."]
     if why := _why(summary, steps):

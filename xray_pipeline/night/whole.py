@@ -10,7 +10,16 @@ from typing import Any
 
 from xray_pipeline.base.errors import XrayError
 from xray_pipeline.base.progress import Progress
-from xray_pipeline.night import decision_steps, health, intake_steps, model_steps, newest, nights, versions
+from xray_pipeline.night import (
+    decision_steps,
+    health,
+    intake_steps,
+    look_ahead,
+    model_steps,
+    newest,
+    nights,
+    versions,
+)
 from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.night.summary import Course, Steps, conclude
 
@@ -46,6 +55,12 @@ def _run_steps(run: Run, progress: Progress | None, course: Course, returned: di
     returned["committed"] = committed.to_dict()
     if not committed.snapshot:
         return
+    try:
+        with _timed(course, "look_ahead"):
+            returned["looked"] = look_ahead.look_ahead(run, committed.snapshot, progress).to_dict()
+    except XrayError as error:  # the night goes on without
+        course.unwatched = course.failed.pop("look_ahead")
+        log.warning("the champion was not watched: %s", error)
     with _timed(course, "train"):
         trained = model_steps.train(run, committed.snapshot, progress)
     returned["trained"] = trained.to_dict()

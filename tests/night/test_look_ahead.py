@@ -1,0 +1,200 @@
+"""The prospective record on a real installation: kept once, read with the labels of today, and what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import phantom
+import pytest
+from laid import ingest
+from two_nights import SETTINGS
+from typer.testing import CliRunner
+
+from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.command import main as cli
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation import prospective
+from xray_pipeline.night import amend, damage, health, look_ahead, versions, watching
+from xray_pipeline.night.amend import Named
+from xray_pipeline.night.run import Run
+from xray_pipeline.registry import decisions
+from xray_pipeline.registry.ledger import Ledger
+
+pytestmark = pytest.mark.usefixtures("no_pause")
+
+
+@pytest.fixture
+def run(two_nights: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    two_nights(tmp_path)
+    for name, value in {**SETTINGS, "home": tmp_path}.items():
+        monkeypatch.setenv(f"XRAY_{name.upper()}", str(value))
+    return Run(Settings(), who="a test")
+
+
+def deliver(run: Run, seed: int, flipped: int = 0, patients: int = 90) -> str:
+    """Lay and commit a delivery of patients nobody has seen, every `flipped`-th under the other label; return the
+    snapshot."""
+    (made,) = phantom.lay(run.settings.home / "made", deliveries=1, patients=patients, seed=seed)
+    for file in sorted(made.glob("*/patient*")):
+        label, number = file.parent.name, int(file.stem[7:11])
+        if flipped and number % flipped == 0:
+            label = next(other for other in phantom.CLASSES if other != label)
+        place = Path(run.settings.incoming, f"new-{seed}", label)
+        place.mkdir(parents=True, exist_ok=True)
+        file.rename(place / file.name.replace("patient", f"patient{seed}"))
+    shutil.rmtree(run.settings.home / "made")
+    ingest(run)
+    snapshot = Dataset(run.settings).snapshot()
+    assert snapshot
+    return snapshot.digest
+
+
+def xray(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["watch", *arguments])
+
+
+def champion(run: Run) -> str:
+    state = Ledger(run.store()).state()
+    return state.registered[state.champion or 0].candidate
+
+
+def crown(run: Run) -> None:
+    """Make version 2 the champion: it was trained well, and version 1 was not."""
+    said: dict[str, Any] = {"who": "a test", "why": "a test", "expected_champion": 1}
+    decision = {"verdict": "registered", "may_promote": True, "automatic": True}
+    decisions.promote(run.registry(), 2, **said, decision=decision)
+
+
+def test_a_night_has_asked_the_champion_about_what_was_new_to_it(run: Run) -> None:
+    """The second night of the installation did."""
+    store, dataset = run.store(), Dataset(run.settings)
+    (said,), damaged = prospective.read(store, champion(run))
+    assert not damaged
+    second = dataset.commits.manifests()[1].manifest
+    table = dataset.manifest(second)
+    assert (said.delivery, said.candidate) == (second, champion(run))
+    assert set(said.digests) == set(table.loc[table["verdict"] == "accepted", "digest"])
+    found = watching.watched(run)
+    assert found.champion == 1
+    assert (found.deliveries[0].radiographs, found.alarm) == (len(said.digests), "")
+    assert len(found.found) == 2
+    assert damage.damaged(store) == []
+    answered = xray("--json")
+    assert answered.exit_code == 0, answered.output
+    told = json.loads(answered.output)
+    assert (told["alarm"], told["champion"]) == (False, 1)
+    assert told["record"]["groups"][0]["radiographs"] == len(said.digests)
+    assert set(told["record"]["groups"][0]["figures"]) == {"accuracy", "auc", "sensitivity", "specificity"}
+    for by in ("delivery", "site", "scanner", "month"):
+        parts = json.loads(xray("--json", "--by", by).output)["record"]["groups"]
+        assert sum(part["radiographs"] for part in parts[1:]) == parts[0]["radiographs"], by
+    assert json.loads(xray("--json", "--since", "2999-01-01").output)["record"]["groups"] == []
+    assert xray("--since", "yesterday").exit_code == 1
+
+
+def test_deliveries_with_a_third_of_the_labels_flipped_raise_the_alarm(run: Run) -> None:
+    crown(run)
+    store = run.store()
+    snapshot = deliver(run, 31, flipped=3)
+    looked = look_ahead.look_ahead(run, snapshot)
+    assert looked.champion == 2
+    assert looked.raised, watching.watched(run).in_words
+    assert "Version 2 is no longer as good" in looked.alarm
+    again = look_ahead.look_ahead(run, snapshot)
+    assert (again.radiographs, again.alarm, again.raised) == (0, looked.alarm, False)
+    assert xray("--json").exit_code == 3
+    keys = prospective.recorded(store, champion(run))
+    assert len(keys) == 1  # version 2 learned from the second delivery: it is no news to it
+
+    # Labels are read as they are today: once they are put right, there is no alarm.
+    rows = Dataset(run.settings).manifest("new-31")
+    wrong = rows[[bool(row.digest) and _number(row.file) % 3 == 0 for row in rows.itertuples()]]
+    other = dict(zip(phantom.CLASSES, reversed(phantom.CLASSES), strict=True))
+    named = [Named("relabel", "radiograph", row.digest, other[row.label]) for row in wrong.itertuples()]
+    amend.amend(run, named, "they were flipped")
+    assert watching.watched(run).alarm == ""
+    assert xray().exit_code == 0
+
+
+def test_an_alarm_is_acknowledged_and_holds_up_a_candidate_that_does_no_better(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(run)
+    with pytest.raises(EvaluationError, match="no alarm"):
+        watching.acknowledge(run, "there is none")
+    alarm = look_ahead.look_ahead(run, deliver(run, 31, flipped=3)).alarm
+    monkeypatch.setenv("XRAY_POLICY", "default")
+    judged = Run(Settings())
+    clause = next(c for c in versions.compare(judged, 1, 2).decision.clauses if c.number == "4.13")
+    assert not clause.passed
+    assert alarm in clause.why
+    assert [part.part for part in health.check(judged.settings) if part.part == "champion" and not part.well]
+    done = xray("--acknowledge", "the labels of that night were a trainee's")
+    assert done.exit_code == 0, done.output
+    assert "acknowledged by" in done.output
+    clause = next(c for c in versions.compare(judged, 1, 2).decision.clauses if c.number == "4.13")
+    assert clause.passed
+    assert look_ahead.look_ahead(run, deliver(run, 32, flipped=2)).raised  # it was for what had come by then
+
+
+def test_a_night_killed_on_its_way_goes_on_where_it_was_and_a_broken_file_is_made_anew(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(run)
+    store = run.store()
+    deliver(run, 33, patients=40)
+    snapshot = deliver(run, 34, patients=40)
+
+    def dies(store: object, said: prospective.Said) -> None:
+        if said.delivery == "new-34":
+            raise EvaluationError("killed")
+        keep(store, said)  # type: ignore[arg-type]
+
+    keep = prospective.keep
+    monkeypatch.setattr(prospective, "keep", dies)
+    with pytest.raises(EvaluationError, match="killed"):
+        look_ahead.look_ahead(run, snapshot)
+    monkeypatch.undo()
+    first = prospective.recorded(store, champion(run))
+    assert list(first) == ["new-33"]
+    look_ahead.look_ahead(run, snapshot)
+    both = prospective.recorded(store, champion(run))
+    assert both.items() > first.items()
+    whole = watching.watched(run)
+
+    store.write(both["new-34"], store.read(both["new-34"])[:-9])
+    assert len(damage.damaged(store)) == 1
+    assert xray().exit_code == 0
+    look_ahead.look_ahead(run, snapshot)
+    assert damage.damaged(store) == []
+    again = watching.watched(run)
+    assert [(one.key, one.radiographs, one.accuracy) for one in again.deliveries] == [
+        (one.key, one.radiographs, one.accuracy) for one in whole.deliveries
+    ]
+    assert [one.key for one in again.deliveries] == ["new-33", "new-34"]
+
+    for folder in ("prospective/watched", f"evidence/{champion(run)}"):
+        for entry in store.list(folder):
+            store.delete(entry.key)
+    found = watching.watched(run)
+    assert "is not watched" in found.in_words
+    assert found.alarm == ""
+
+
+def test_without_a_champion_there_is_nothing_to_watch(grown: Settings) -> None:
+    run = Run(grown)
+    snapshot = Dataset(grown).snapshot()
+    assert snapshot
+    looked = look_ahead.look_ahead(run, snapshot.digest)
+    assert (looked.champion, looked.radiographs, looked.alarm) == (None, 0, "")
+    found = watching.watched(run)
+    assert (found.champion, found.in_words) == (None, "there is no champion to watch")
+
+
+def _number(file: str) -> int:
+    return int(file.rpartition("/")[2].removeprefix("patient31")[:4])

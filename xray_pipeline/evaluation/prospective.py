@@ -1,0 +1,182 @@
+"""The prospective record: what a model said of each delivery before any model learned from it.
+
+    prospective/rows/<candidate>/<delivery>/<sha256>.parquet   a row per radiograph; written once, named by its digest
+    prospective/acknowledged/<candidate>/<n>.json              who acknowledged an alarm, when and why; written once
+
+A row holds a radiograph's digest and the model's probabilities, and nothing else: label, patient, site and scanner are
+what the dataset says of the digest when the record is read, so that amendments count, and what was withdrawn or erased
+falls out. A file that is not what its name says is not believed; it is as if it were not there, and made anew.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pandas as pd
+from pyarrow import ArrowInvalid
+
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import Damaged, DatasetError, EvaluationError
+from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.parquet import fact, from_parquet, to_parquet
+from xray_pipeline.evaluation.cases import Floats, check_probabilities, named
+
+log = logging.getLogger(__name__)
+
+ROWS, ACKNOWLEDGED = "prospective/rows", "prospective/acknowledged"
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What a model said of a delivery: probabilities [N, C] of radiographs (by digest), and its operating threshold.
+
+    `candidate` is the digest that names the model everywhere, `model` that of its weights; `snapshot` is the dataset's
+    when it was asked, `at` when that was (ISO 8601 in UTC).
+    """
+
+    candidate: str
+    model: str
+    delivery: str
+    snapshot: str
+    at: str
+    threshold: float
+    classes: tuple[str, ...]
+    digests: Sequence[str]
+    probabilities: Floats
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """That a person has looked at an alarm: who, when (ISO 8601), why, and the last delivery that counted for it."""
+
+    delivery: str
+    alarm: str
+    who: str
+    at: str
+    why: str
+
+
+def keep(store: Store, said: Said) -> None:
+    """Keep what was said of a delivery. Raises StorageUnavailable."""
+    table = pd.DataFrame(said.probabilities, columns=[f"p_{name}" for name in said.classes])
+    table.insert(0, "digest", pd.Series(list(said.digests), dtype="str"))
+    facts = {name: getattr(said, name) for name in _FACTS}
+    _write(store, said.candidate, said.delivery, table, {**facts, "threshold": repr(said.threshold)})
+
+
+def recorded(store: Store, candidate: str) -> dict[str, str]:
+    """Return the deliveries that the record of a candidate has, each with the key of its file: the first one by name
+    where two nights at once wrote one each. Raises StorageUnavailable."""
+    files: dict[str, str] = {}
+    for key in sorted(entry.key for entry in store.list(f"{ROWS}/{candidate}")):
+        files.setdefault(key.split("/")[3], key)
+    return files
+
+
+def read(store: Store, candidate: str) -> tuple[list[Said], list[str]]:
+    """Return what a candidate said of each delivery, and what is wrong with each file that can't be believed."""
+    found, damaged = [], []
+    for key in recorded(store, candidate).values():
+        try:
+            found.append(_read(store, key))
+        except (Damaged, DatasetError, EvaluationError) as error:
+            damaged.append(str(error))
+    return found, damaged
+
+
+def whole(store: Store, candidate: str) -> set[str]:
+    """Return the deliveries that the record of a candidate has; files that can't be believed are deleted. Raises
+    StorageUnavailable."""
+    deliveries = set()
+    for delivery, key in recorded(store, candidate).items():
+        try:
+            records.exactly(store, key, _digest(key), "its name")
+        except Damaged as error:
+            log.warning("%s; the delivery is scored again", error)
+            store.delete(key)
+        else:
+            deliveries.add(delivery)
+    return deliveries
+
+
+def answered(parts: Iterable[Said]) -> pd.DataFrame:
+    """Return all that was said, a row per radiograph: digest, delivery, at, named (the class, by its number), and p_ of
+    each class. A radiograph that two deliveries brought counts once, with the first."""
+    tables = [
+        pd.DataFrame(part.probabilities, columns=[f"p_{name}" for name in part.classes]).assign(
+            digest=pd.Series(list(part.digests), dtype="str"),
+            delivery=part.delivery,
+            at=part.at,
+            named=named(part.probabilities, part.threshold),
+        )
+        for part in parts
+    ]
+    return pd.concat(tables, ignore_index=True).drop_duplicates("digest", ignore_index=True)
+
+
+def forget(store: Store, digests: Collection[str]) -> int:
+    """Leave radiographs (by digest) out of all records, and say how many rows that were. Repeating it ends it when it
+    was interrupted. Raises StorageUnavailable, Damaged."""
+    gone = 0
+    for key in sorted(entry.key for entry in store.list(ROWS)):
+        data = records.exactly(store, key, _digest(key), "its name")
+        table = from_parquet(data, key)
+        out = table["digest"].isin(set(digests))
+        if out.any():
+            facts = {name: fact(data, name, "") for name in (*_FACTS, "threshold")}
+            _write(store, facts["candidate"], facts["delivery"], table[~out].reset_index(drop=True), facts)
+            store.delete(key)
+            gone += int(out.sum())
+    return gone
+
+
+def acknowledge(store: Store, candidate: str, given: Acknowledgement) -> None:
+    """Keep that a person has looked at the alarm about a candidate. Raises StorageUnavailable."""
+    content = {name: getattr(given, name) for name in Acknowledgement.__annotations__}
+    for number in itertools.count(len(acknowledgements(store, candidate)) + 1):
+        if records.write(store, f"{ACKNOWLEDGED}/{candidate}/{number:04d}.json", content, if_absent=True):
+            return
+
+
+def acknowledgements(store: Store, candidate: str) -> list[Acknowledgement]:
+    """Return who has looked at alarms about a candidate, oldest first. Raises DatasetError, StorageUnavailable."""
+    keys = sorted(entry.key for entry in store.list(f"{ACKNOWLEDGED}/{candidate}"))
+    return [records.read(store, key, Acknowledgement) for key in keys]
+
+
+def moment() -> str:
+    """Return now as the record tells it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+_FACTS = ("candidate", "model", "delivery", "snapshot", "at")
+
+
+def _write(store: Store, candidate: str, delivery: str, table: pd.DataFrame, facts: dict[str, str]) -> None:
+    data = to_parquet(table, facts)
+    store.write(f"{ROWS}/{candidate}/{delivery}/{records.digest_of(data)}.parquet", data)
+
+
+def _read(store: Store, key: str) -> Said:
+    data = records.exactly(store, key, _digest(key), "its name")
+    table = from_parquet(data, key)
+    try:
+        classes = tuple(name.removeprefix("p_") for name in table.columns[1:])
+        facts = {name: fact(data, name, "") for name in _FACTS}
+        threshold, probabilities = float(fact(data, "threshold", "")), table.iloc[:, 1:].to_numpy(float)
+    except (ArrowInvalid, ValueError, LookupError) as error:
+        raise Damaged(f"{key} in {store.uri} is no part of a prospective record ({error}); restore it") from error
+    check_probabilities(probabilities, len(table), len(classes))
+    if (facts["candidate"], facts["delivery"]) != tuple(key.split("/")[2:4]):
+        raise Damaged(f"{key} in {store.uri} tells of another model or delivery; restore it from a backup")
+    return Said(
+        **facts, threshold=threshold, classes=classes, digests=list(table["digest"]), probabilities=probabilities
+    )
+
+
+def _digest(key: str) -> str:
+    return key.rpartition("/")[2].removesuffix(".parquet")

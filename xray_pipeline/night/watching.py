@@ -1,0 +1,268 @@
+"""The prospective record as it reads today, and the alarm about the champion.
+
+What models said is kept (`evaluation/prospective`); labels, patients and places are the dataset's of now, the promise
+is the evidence that the champion was promoted on, and margin and rate of false alarms are the policy's. What comes of
+it is derived, and kept until one of these changes, so that pages need not read ten years:
+
+    prospective/watched/<candidate>.json
+
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from xray_pipeline.base import records
+from xray_pipeline.base.code import code_digest
+from xray_pipeline.base.errors import ConfigError, DatasetError, EvaluationError, ObjectNotFound
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation import prospective, watching
+from xray_pipeline.evaluation.bootstrap import Resampling
+from xray_pipeline.evaluation.cases import Answers, prepare
+from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
+from xray_pipeline.evaluation.prospective import Acknowledgement, Said
+from xray_pipeline.evaluation.slices import measured_slice, slice_values
+from xray_pipeline.evaluation.watching import Promise, Terms, Watch
+from xray_pipeline.gate.evidence import Evidence
+from xray_pipeline.gate.policy import load_policy
+from xray_pipeline.night.run import Run, kept_evidence
+from xray_pipeline.registry.entries import Entry
+from xray_pipeline.registry.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One delivery of the record: when the champion was asked, of how many radiographs and patients that it had never
+    seen; accuracy at the held-out mix of classes (None without a patient that is new) and its confidence sequence, all
+    deliveries so far together; and the wealth (logarithm) of who bets on a fall."""
+
+    key: str
+    at: str
+    radiographs: int
+    patients: int
+    accuracy: float | None
+    low: float
+    high: float
+    wealth: float
+
+
+By = Literal["delivery", "site", "scanner", "month"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The champion on a part of its record: radiographs, patients, whether these are few, and the headline metrics that
+    such a part can have."""
+
+    value: str
+    radiographs: int
+    patients: int
+    small: bool
+    figures: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The champion's record: its version (None without one) and candidate; the alarm in a sentence, "" while none
+    stands; all of it in words; the deliveries in the order of their commits; what was watched; who acknowledged what;
+    and what is wrong with files that can't be believed. `inputs` is the digest of all that it follows from."""
+
+    champion: int | None
+    candidate: str
+    alarm: str
+    in_words: str
+    promised: float | None
+    deliveries: tuple[Delivery, ...] = ()
+    found: tuple[Mapping[str, Any], ...] = ()
+    acknowledged: tuple[Acknowledgement, ...] = ()
+    damaged: tuple[str, ...] = ()
+    inputs: str = ""
+
+
+def numbers(run: Run) -> Mapping[str, float]:
+    """Return the numbers of clause `watched` of the policy in force, else of the default one. Raises ConfigError."""
+    for policy in (load_policy(run.settings.policy), load_policy("default")):
+        for clause in policy.clauses:
+            if clause.rule == "watched":
+                return clause.numbers
+    raise ConfigError("the default policy has no clause `watched`; put back the file that came with this version")
+
+
+def terms(run: Run) -> Terms:
+    """Return what the policy asks of the watch. Raises ConfigError."""
+    asked = numbers(run)
+    return Terms(asked["margin"], asked["false_alarms"])
+
+
+def watched(run: Run) -> Watched:
+    """Return the record of today's champion, read anew where anything has changed since it was kept.
+
+    Raises LedgerError, ConfigError, DatasetError, StorageUnavailable.
+    """
+    store, state = run.store(), Ledger(run.store()).state()
+    entry = state.registered.get(state.champion or 0)
+    if entry is None:
+        why = "its training is not on record here" if state.champion else "there is no champion to watch"
+        return Watched(state.champion, "", "", why, None)
+    evidence = _promoted_on(Ledger(store).entries(), entry)
+    key, inputs = f"prospective/watched/{entry.candidate}.json", _inputs(run, entry.candidate, evidence)
+    try:
+        if (kept := records.read(store, key, Watched)).inputs == inputs and kept.champion == state.champion:
+            return kept
+    except ObjectNotFound:
+        pass
+    except DatasetError as error:
+        log.warning("%s; it is made anew", error)
+    found = _watched(run, state.champion or 0, entry.candidate, evidence, inputs)
+    records.write(store, key, asdict(found))
+    return found
+
+
+def figures(run: Run, found: Watched, by: By, since: str = "") -> list[Group]:
+    """Measure the champion on its record, part by part, from a day (ISO 8601) on: all of it, then each part of it.
+
+    Raises as `watched` does.
+    """
+    said = [one for one in prospective.read(run.store(), found.candidate)[0] if one.at >= since]
+    rows = answered(run, said)
+    if rows.empty:
+        return []
+    parts = {"delivery": rows["delivery"], "month": rows["at"].str[:7]}
+    named = {"site": "source", "scanner": "scanner"}
+    values = np.asarray(parts[by] if by in parts else slice_values(rows)[named[by]])
+    table = rows[[f"p_{name}" for name in said[0].classes]].to_numpy()
+    answers = Answers(table, said[0].threshold, said[0].model)
+    (cases,) = prepare([answers], rows["label"], rows["patient"], said[0].classes)
+    resampling, groups = Resampling(run.settings.bootstrap), []
+    for value in ("", *dict.fromkeys(sorted(values.tolist()) if by != "delivery" else values.tolist())):
+        part = measured_slice(
+            by, value or "all", [cases.at(np.flatnonzero(values == value)) if value else cases], resampling
+        )
+        shown = {name: part.candidate[name] for name in HEADLINE if name in part.candidate}
+        groups.append(Group(part.value, part.n, part.patients, part.small, shown))
+    return groups
+
+
+def acknowledge(run: Run, why: str) -> Acknowledgement:
+    """Acknowledge the alarm about the champion: the test begins anew with the next delivery.
+
+    Raises EvaluationError when none stands, and as `watched` does.
+    """
+    now = watched(run)
+    if not now.alarm:
+        raise EvaluationError("no alarm about the champion stands; there is nothing to acknowledge")
+    given = Acknowledgement(now.deliveries[-1].key, now.alarm, run.who, prospective.moment(), why)
+    prospective.acknowledge(run.store(), now.candidate, given)
+    return given
+
+
+def answered(run: Run, said: list[Said]) -> pd.DataFrame:
+    """Return the rows of a record that the dataset still holds, with its labels of today, in the order of the commits.
+
+    Columns: those of `Dataset.rows`, and order, at, truth and named (classes by number), and p_ of each class.
+    """
+    dataset = Dataset(run.settings)
+    snapshot = dataset.snapshot()
+    if not said or snapshot is None:
+        return pd.DataFrame()
+    order = {commit.manifest: place for place, commit in enumerate(dataset.commits.manifests())}
+    parts = sorted((part for part in said if part.delivery in order), key=lambda part: order[part.delivery])
+    places = {part.delivery: place for place, part in enumerate(parts)}
+    rows = prospective.answered(parts).merge(dataset.rows(snapshot).drop(columns="delivery"), on="digest")
+    classes = {name: number for number, name in enumerate(run.settings.classes)}
+    return rows.assign(order=rows["delivery"].map(places), truth=rows["label"].map(classes))
+
+
+def _watched(run: Run, version: int, candidate: str, evidence: str, inputs: str) -> Watched:
+    store = run.store()
+    said, damaged = prospective.read(store, candidate)
+    rows = answered(run, said)
+    about: dict[str, Any] = {"damaged": tuple(damaged), "inputs": inputs}
+    try:
+        promise = _promise(run, evidence)
+    except (EvaluationError, DatasetError, ObjectNotFound) as error:
+        return Watched(version, candidate, "", f"version {version} is not watched: {error}", None, **about)
+    acknowledged = tuple(prospective.acknowledgements(store, candidate))
+    if rows.empty:
+        words = f"version {version} has been asked about no delivery yet"
+        return Watched(version, candidate, "", words, promise.accuracy, acknowledged=acknowledged, **about)
+    asked = rows.groupby("order").agg(delivery=("delivery", "first"), at=("at", "first"), n=("digest", "size"))
+    asked = asked.assign(patients=rows.groupby("order")["patient"].nunique()).reset_index()
+    rows["order"] = rows["order"].map({place: number for number, place in enumerate(asked["order"])})
+    settled = {one.delivery for one in acknowledged}
+    since = max((number + 1 for number, key in enumerate(asked["delivery"]) if key in settled), default=0)
+    asks = terms(run)
+    found = watching.watch(rows, len(asked), promise, asks, since)
+    deliveries = tuple(
+        Delivery(one.delivery, one.at, int(one.n), int(one.patients), None if math.isnan(accuracy) else accuracy, *ends)
+        for one, accuracy, *ends in zip(
+            asked.itertuples(), found.accuracy, found.low, found.high, found.wealth, strict=True
+        )
+    )
+    strands = tuple({**asdict(strand), "wealth": strand.wealth[-1]} for strand in found.strands)
+    alarm = _alarm(version, found, asks, deliveries)
+    words = alarm or _calm(version, found, asks, deliveries)
+    return Watched(version, candidate, alarm, words, promise.accuracy, deliveries, strands, acknowledged, **about)
+
+
+def _alarm(version: int, found: Watch, asks: Terms, deliveries: tuple[Delivery, ...]) -> str:
+    if found.raised is None:
+        return ""
+    figures = _figures(found, asks)
+    day = deliveries[found.raised].at[:10]
+    return f"Version {version} is no longer as good as it was held out, since {day}: {figures}."
+
+
+def _calm(version: int, found: Watch, asks: Terms, deliveries: tuple[Delivery, ...]) -> str:
+    return f"No alarm about version {version}, asked about {len(deliveries)} deliveries: {_figures(found, asks)}."
+
+
+def _figures(found: Watch, asks: Terms) -> str:
+    return (
+        "; ".join(
+            f"{strand.name} {strand.found:.3f} on {strand.patients} new patients, {strand.promised:.3f} when held out"
+            for strand in found.strands
+            if strand.patients
+        )
+        + f" (margin {asks.margin:g})"
+    )
+
+
+def _promoted_on(entries: list[Entry], registered: Entry) -> str:
+    """Return the key of the evidence that a version was promoted on last, else registered on; "" for none."""
+    keys = [
+        str(entry.decision["evidence"])
+        for entry in entries
+        if entry.version == registered.version
+        and entry.kind in ("registered", "promoted")
+        and entry.decision.get("evidence")
+    ]
+    return keys[-1] if keys else ""
+
+
+def _promise(run: Run, evidence: str) -> Promise:
+    if not evidence:
+        raise EvaluationError("its held-out figures are not on record")
+    candidate = Evidence.from_dict(kept_evidence(run.store(), evidence)).candidate
+    if candidate is None or candidate.classes != run.settings.classes:
+        raise EvaluationError("its held-out figures are not on record, or are of other classes")
+    return Promise.of(candidate)
+
+
+def _inputs(run: Run, candidate: str, evidence: str) -> str:
+    """Return the digest of all that the reading of a record follows from."""
+    store, commits = run.store(), Dataset(run.settings).commits
+    files = sorted(entry.key for entry in store.list("prospective") if f"/{candidate}/" in entry.key)
+    head = commits.digest(len(commits.read()))
+    content = [head, evidence, files, asdict(terms(run)), code_digest("evaluation", "night/watching.py")]
+    return records.digest_of(records.canonical(content))

@@ -21,9 +21,11 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation import prospective
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import decision_steps, model_steps, promotion
+from xray_pipeline.night import amend, decision_steps, model_steps, promotion
+from xray_pipeline.night.amend import Named
 from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.registry import chronology
 from xray_pipeline.registry.entries import Entry
@@ -119,10 +121,28 @@ def site(two_nights: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest
 
 
 def test_looking(site: Site) -> None:
-    health, nights, history = commands("Check the night")
+    health, nights, history, watch = commands("Check the night")
     site.do(health)
     site.do(nights)
     assert site.do(history).output.endswith("champion: version 1; challenger: 2\n")
+    assert site.do(watch).output.startswith("No alarm about version 1")
+    site.whole()
+
+
+def test_a_champion_that_got_worse_is_looked_into(site: Site) -> None:
+    *looks, acknowledge = commands("Is the champion still as good as it was?")
+    for look in looks:
+        site.do(look)
+    run = Run(site.settings, who="alice")
+    (said,), _ = prospective.read(run.store(), site.ledger[0].candidate)
+    labels = Dataset(site.settings).manifest(said.delivery).set_index("digest")["label"]
+    answers = zip(said.digests, prospective.answered([said])["named"], strict=True)
+    right = [(digest, said.classes[1 - name]) for digest, name in answers if labels[digest] == said.classes[name]]
+    wrong = [Named("relabel", "radiograph", digest, other) for digest, other in right]
+    amend.amend(run, wrong, "all that the champion said is wrong")
+    assert "Version 1 is no longer as good as it was held out" in site.trouble("watch")
+    assert site.xray("watch").exit_code == 3
+    assert "acknowledged by" in site.do(acknowledge).output
     site.whole()
 
 

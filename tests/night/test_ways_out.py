@@ -135,7 +135,8 @@ def test_a_champion_that_got_worse_is_looked_into(site: Site) -> None:
         site.do(look)
     run = Run(site.settings, who="alice")
     (said,), _ = prospective.read(run.store(), site.ledger[0].candidate)
-    labels = Dataset(site.settings).manifest(said.delivery).set_index("digest")["label"]
+    table = Dataset(site.settings).manifest(said.delivery)
+    labels = table[table["verdict"] == "accepted"].set_index("digest")["label"]
     answers = zip(said.digests, prospective.answered([said])["named"], strict=True)
     right = [(digest, said.classes[1 - name]) for digest, name in answers if labels[digest] == said.classes[name]]
     wrong = [Named("relabel", "radiograph", digest, other) for digest, other in right]

@@ -11,9 +11,7 @@ HEAVY = ("torch", "torchvision", "timm", "openvino", "captum", "sklearn", "matpl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "module", ["before", "intake_steps", "summary", "newest", "unanswered", "watching", "review"]
-)
+@pytest.mark.parametrize("module", ["before", "intake_steps", "summary", "newest", "unanswered", "watching", "review"])
 def test_a_light_step_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, xray_pipeline.night.{module}; print(sorted(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)

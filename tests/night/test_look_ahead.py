@@ -102,7 +102,7 @@ def test_a_third_of_the_labels_flipped_raises_the_alarm_until_they_are_right_or_
 ) -> None:
     crown(run)
     store = run.store()
-    snapshot = deliver(run, 31, flipped=3)
+    snapshot = deliver(run, 31, flipped=3, patients=180)
     looked = look_ahead.look_ahead(run, snapshot)
     assert looked.champion == 2
     assert looked.raised, watching.watched(run).in_words

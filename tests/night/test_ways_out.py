@@ -141,7 +141,7 @@ def test_a_champion_that_got_worse_is_looked_into(site: Site) -> None:
     right = [(digest, said.classes[1 - name]) for digest, name in answers if labels[digest] == said.classes[name]]
     wrong = [Named("relabel", "radiograph", digest, other) for digest, other in right]
     amend.amend(run, wrong, "all that the champion said is wrong")
-    assert "Version 1 is no longer as good as it was held out" in site.trouble("watch")
+    assert "Version 1 is no longer as good as it was when held out" in site.trouble("watch")
     assert site.xray("watch").exit_code == 3
     assert "acknowledged by" in site.do(acknowledge).output
     site.whole()

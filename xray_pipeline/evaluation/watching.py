@@ -6,8 +6,9 @@ another value, and a mix of classes that wanders raises no alarm. A patient coun
 the patient first: who comes back is likely to be judged as before, so what is expected of a second visit depends on the
 first, and the test may not. Accuracy gets one half of the stake, the classes that have a sensitivity share the other.
 
-What is tested is the promise: "no less than held out, less the margin". The held-out share is itself an estimate; the
-margin is all that allows for it, so with a small held-out set it should be larger than its error.
+What is tested is the promise: no less than held out, less the policy's margin, or than the lower end of the held-out
+figure's 95 % interval where that is lower still. A held-out share is an estimate, and one that came out too high by
+luck would otherwise be found out in time, as a fall that never was.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ LEVEL: Final = 0.95  # of the confidence sequence that is drawn
 
 @dataclass(frozen=True)
 class Promise:
-    """What a model had right when it was held out: of all radiographs, and of each class in the order of `classes`."""
+    """What a model had right when it was held out: of all radiographs, and of each class in the order of `classes`;
+    `least` are the lower ends of their intervals, that of accuracy first."""
 
     classes: tuple[str, ...]
     accuracy: float
     recalls: tuple[float, ...]
+    least: tuple[float, ...]
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Promise:
@@ -48,7 +51,13 @@ class Promise:
         if confusion.shape != (len(evaluation.classes),) * 2 or not (totals > 0).all():
             raise EvaluationError(f"model {evaluation.model_digest[:12]} was not measured on every class when held out")
         right = np.diag(confusion)
-        return cls(evaluation.classes, float(right.sum() / totals.sum()), tuple((right / totals).tolist()))
+        whole, by_class = evaluation.metrics, evaluation.by_class
+        names = ("specificity", "sensitivity")
+        parts = (
+            [by_class[name]["sensitivity"] for name in evaluation.classes] if by_class else [whole[n] for n in names]
+        )
+        least = tuple(interval.low for interval in (whole["accuracy"], *parts))
+        return cls(evaluation.classes, float(right.sum() / totals.sum()), tuple((right / totals).tolist()), least)
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,11 @@ class Terms:
 
 @dataclass(frozen=True)
 class Strand:
-    """One figure that is watched: what was promised and what was found, of how many patients, and the wealth (its
-    logarithm) of who bet on a fall, by delivery."""
+    """One figure that is watched: what it was when held out, the least that was promised, what was found, of how many
+    patients, and the wealth (its logarithm) of who bet on a fall, by delivery."""
 
     name: str
+    held_out: float
     promised: float
     found: float
     patients: int
@@ -149,11 +159,12 @@ def _strand(
     name: str, first: pd.DataFrame, deliveries: int, classes: Sequence[int], promise: Promise, terms: Terms
 ) -> Strand:
     values = _values(first, deliveries, classes, promise)
-    promised = promise.accuracy if len(classes) > 1 else promise.recalls[classes[0]]
-    least = promised - terms.margin
-    wealth = betting.log_wealth(values, -terms.margin, least * (1 - least))
+    whole = len(classes) > 1
+    held_out = promise.accuracy if whole else promise.recalls[classes[0]]
+    least = min(held_out - terms.margin, promise.least[0 if whole else 1 + classes[0]])
+    wealth = betting.log_wealth(values, least - held_out, least * (1 - least))
     shift = float((values.counts @ values.values).sum() / values.total) if values.total else math.nan
-    return Strand(name, promised, promised + shift, values.total, tuple(wealth.tolist()))
+    return Strand(name, held_out, least, held_out + shift, values.total, tuple(wealth.tolist()))
 
 
 def _values(first: pd.DataFrame, deliveries: int, classes: Sequence[int], promise: Promise) -> betting.Values:

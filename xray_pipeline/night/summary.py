@@ -62,7 +62,7 @@ class Course:
 def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     """Say what the night did, and keep its record, and what it measured of those in charge.
 
-    Keys: alarm, deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version,
+    Keys: deliveries, unchecked, snapshot, images, patients, held_out, candidate, champion, decision, version,
     alias, message and in_words. Raises RegistryError and DatasetError where nothing may be written, StorageError.
     """
     store, committed, evaluated, decided = run.store(), steps.committed or {}, steps.evaluated, steps.decided
@@ -71,7 +71,6 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     pair = evaluated or {"candidate": "", "champion": None, "models": {}}
     learnt = pair["models"].get(str(pair["champion"]), ("",))[0]
     summary: dict[str, Any] = {
-        "alarm": (steps.looked or {}).get("alarm", ""),
         "deliveries": [
             {**asdict(arrival), "alarms": list(arrival.alarms)} for arrival in arrivals if arrival.state != "unchecked"
         ],
@@ -175,7 +174,7 @@ def _record(
         since=since,
         failed={task: shortened(why, LONGEST) for task, why in course.failed.items()},
         minutes=course.minutes,
-        alarm=shortened(summary["alarm"], LONGEST),
+        alarm=shortened((steps.looked or {}).get("alarm", ""), LONGEST),
         unwatched=shortened(course.unwatched, LONGEST),
     )
 
@@ -198,7 +197,8 @@ def _why(summary: Mapping[str, Any], steps: Steps) -> str:
 
 
 def _message(summary: Mapping[str, Any], steps: Steps, course: Course) -> str:
-    parts = [f"ALARM: {summary['alarm']}"] if summary["alarm"] else []
+    alarm = (steps.looked or {}).get("alarm", "")
+    parts = [f"ALARM: {alarm}"] if alarm else []
     parts += [
         f"The night failed in {task}{f': {why}' if why else '; see its log'}." for task, why in course.failed.items()
     ]

@@ -23,6 +23,7 @@ import pandas as pd
 from xray_pipeline.base import records
 from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import ConfigError, DatasetError, EvaluationError, ObjectNotFound
+from xray_pipeline.base.text import several
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import prospective, watching
 from xray_pipeline.evaluation.bootstrap import Resampling
@@ -30,7 +31,7 @@ from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
 from xray_pipeline.evaluation.prospective import Acknowledgement, Said
 from xray_pipeline.evaluation.slices import measured_slice, slice_values
-from xray_pipeline.evaluation.watching import Promise, Terms, Watch
+from xray_pipeline.evaluation.watching import Promise, Strand, Terms, Watch
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.night.run import Run, kept_evidence
@@ -201,8 +202,7 @@ def _watched(run: Run, version: int, candidate: str, evidence: str, inputs: str)
     rows["order"] = rows["order"].map({place: number for number, place in enumerate(asked["order"])})
     settled = {one.delivery for one in acknowledged}
     since = max((number + 1 for number, key in enumerate(asked["delivery"]) if key in settled), default=0)
-    asks = terms(run)
-    found = watching.watch(rows, len(asked), promise, asks, since)
+    found = watching.watch(rows, len(asked), promise, terms(run), since)
     deliveries = tuple(
         Delivery(one.delivery, one.at, int(one.n), int(one.patients), None if math.isnan(accuracy) else accuracy, *ends)
         for one, accuracy, *ends in zip(
@@ -210,31 +210,31 @@ def _watched(run: Run, version: int, candidate: str, evidence: str, inputs: str)
         )
     )
     strands = tuple({**asdict(strand), "wealth": strand.wealth[-1]} for strand in found.strands)
-    alarm = _alarm(version, found, asks, deliveries)
-    words = alarm or _calm(version, found, asks, deliveries)
+    alarm = _alarm(version, found, deliveries)
+    words = " ".join(filter(None, (alarm or f"No alarm about version {version}.", _figures(found, deliveries))))
     return Watched(version, candidate, alarm, words, promise.accuracy, deliveries, strands, acknowledged, **about)
 
 
-def _alarm(version: int, found: Watch, asks: Terms, deliveries: tuple[Delivery, ...]) -> str:
+def _alarm(version: int, found: Watch, deliveries: tuple[Delivery, ...]) -> str:
     if found.raised is None:
         return ""
-    figures = _figures(found, asks)
-    day = deliveries[found.raised].at[:10]
-    return f"Version {version} is no longer as good as it was held out, since {day}: {figures}."
-
-
-def _calm(version: int, found: Watch, asks: Terms, deliveries: tuple[Delivery, ...]) -> str:
-    return f"No alarm about version {version}, asked about {len(deliveries)} deliveries: {_figures(found, asks)}."
-
-
-def _figures(found: Watch, asks: Terms) -> str:
+    worst = max(found.strands, key=lambda strand: strand.wealth[-1])
     return (
-        "; ".join(
-            f"{strand.name} {strand.found:.3f} on {strand.patients} new patients, {strand.promised:.3f} when held out"
-            for strand in found.strands
-            if strand.patients
-        )
-        + f" (margin {asks.margin:g})"
+        f"Version {version} is no longer as good as it was when held out, since {deliveries[found.raised].at[:10]}: "
+        f"{_figure(worst)}."
+    )
+
+
+def _figures(found: Watch, deliveries: tuple[Delivery, ...]) -> str:
+    said = "; ".join(_figure(strand) for strand in found.strands if strand.patients)
+    asked = several(len(deliveries), "delivery", "deliveries")
+    return f"Asked about {asked} before anything learned from them: {said or 'no patient was new'}."
+
+
+def _figure(strand: Strand) -> str:
+    return (
+        f"{strand.name} {strand.found:.3f} on {several(strand.patients, 'new patient')}, when held out "
+        f"{strand.held_out:.3f}, at least {strand.promised:.3f}"
     )
 
 

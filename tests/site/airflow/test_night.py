@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def test_nights(nights: Nights) -> None:
     assert "Nothing new" in said["message"]
     assert len(answers.history(nights.settings)[1]) == before
 
+    flip_a_third(nights.waiting / second / "labels.csv")
     nights.deliver(second)
     misspelt = nights.home / "incoming" / "misspelt" / "PNEUMONA"
     misspelt.mkdir(parents=True)
@@ -104,6 +106,8 @@ def test_nights(nights: Nights) -> None:
     named = [entry.candidate for entry in Registry(nights.settings).ledger.entries() if entry.kind != "promoted"]
     assert [said["champion"]["digest"], said["candidate"]["digest"]] == [named[0], named[-1]]
     assert len(json.dumps(said)) < 4096
+    assert states["look_ahead"] == "success"
+    assert said["message"].startswith("ALARM: Version 1 is no longer as good as it was when held out")
     champion_scored_only_new(nights)
     report_tells(nights, second)
 
@@ -132,8 +136,17 @@ def records_tell(nights: Nights) -> None:
     assert "nothing to train on: no delivery was ever accepted; no champion yet" in in_words(empty)
 
 
+def flip_a_third(labels: Path) -> None:
+    """Give every third line of a labels.csv the other class."""
+    head, *lines = labels.read_text().splitlines()
+    other = dict(zip(phantom.CLASSES, reversed(phantom.CLASSES), strict=True))
+    pattern = re.compile("|".join(other))
+    flipped = [pattern.sub(lambda m: other[m[0]], line) if n % 3 == 0 else line for n, line in enumerate(lines)]
+    labels.write_text("\n".join([head, *flipped]) + "\n")
+
+
 def champion_scored_only_new(nights: Nights) -> None:
-    """The champion's predictions lie in one part a night, and no radiograph is in two of them."""
+    """No radiograph is scored twice, neither by the look ahead nor by the evaluation."""
     store, dataset = open_store(nights.settings.store, nights.settings), Dataset(nights.settings)
     newest = dataset.snapshot()
     assert newest is not None
@@ -144,9 +157,8 @@ def champion_scored_only_new(nights: Nights) -> None:
     parts = [set(read_parquet(store.read(key))["digest"]) for key in keys]
     tried = Registry(nights.settings).ledger.state().registered[1].decision["trial"]
     assert (tried["radiographs"] > 0, tried["largest_difference"] <= 1e-5) == (True, True)
-    assert len(parts) == 2
-    assert sum(map(len, parts)) == len(held_out)
-    assert set.union(*parts) == held_out
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert set.union(*parts) >= held_out
 
 
 def report_tells(nights: Nights, second: str) -> None:

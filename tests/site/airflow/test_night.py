@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,6 @@ def test_nights(nights: Nights) -> None:
     assert "Nothing new" in said["message"]
     assert len(answers.history(nights.settings)[1]) == before
 
-    flip_a_third(nights.waiting / second / "labels.csv")
     nights.deliver(second)
     misspelt = nights.home / "incoming" / "misspelt" / "PNEUMONA"
     misspelt.mkdir(parents=True)
@@ -107,7 +105,6 @@ def test_nights(nights: Nights) -> None:
     assert [said["champion"]["digest"], said["candidate"]["digest"]] == [named[0], named[-1]]
     assert len(json.dumps(said)) < 4096
     assert states["look_ahead"] == "success"
-    assert said["message"].startswith("ALARM: Version 1 is no longer as good as it was when held out")
     champion_scored_only_new(nights)
     report_tells(nights, second)
 
@@ -134,15 +131,6 @@ def records_tell(nights: Nights) -> None:
     assert "registered as version 1, is the champion" in in_words(first)
     assert "nothing new to decide: candidate" in in_words(quiet)
     assert "nothing to train on: no delivery was ever accepted; no champion yet" in in_words(empty)
-
-
-def flip_a_third(labels: Path) -> None:
-    """Give every third line of a labels.csv the other class."""
-    head, *lines = labels.read_text().splitlines()
-    other = dict(zip(phantom.CLASSES, reversed(phantom.CLASSES), strict=True))
-    pattern = re.compile("|".join(other))
-    flipped = [pattern.sub(lambda m: other[m[0]], line) if n % 3 == 0 else line for n, line in enumerate(lines)]
-    labels.write_text("\n".join([head, *flipped]) + "\n")
 
 
 def champion_scored_only_new(nights: Nights) -> None:

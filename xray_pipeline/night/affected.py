@@ -72,9 +72,15 @@ def learned_withdrawn(settings: Settings, candidate: str) -> int | None:
 
 def known_patients(settings: Settings, candidate: str) -> set[str]:
     """Return the patients (keyed hashes) that a candidate is no news to: all of its snapshot, of whom the held-out ones
-    measured and chose it, and those that the models it started from learned from. Raises as `learned_withdrawn`."""
+    measured and chose it, and those that the models it started from learned from.
+
+    Raises EvaluationError where these are not on record, and as `learned_withdrawn`.
+    """
     store, dataset = open_store(settings.store, settings), Dataset(settings)
-    return set(_rows(store, dataset, Ledger(store).state(), candidate, {})[0]["patient"])
+    rows, whole = _rows(store, dataset, Ledger(store).state(), candidate, {})
+    if not whole:
+        raise EvaluationError(f"nobody knows who is new to candidate {candidate[:12]}: its start is not on record")
+    return set(rows["patient"])
 
 
 def champion_learned_withdrawn(settings: Settings) -> tuple[int | None, int | None]:

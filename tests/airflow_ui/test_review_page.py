@@ -16,6 +16,7 @@ from phantoms import deliver
 from PIL import Image
 
 from xray_pipeline.airflow_ui import access, memory, review_page
+from xray_pipeline.airflow_ui.shelf import Shelf
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.night import amend, intake_steps, review
@@ -63,7 +64,7 @@ def picture(answer: Response) -> Image.Image:
 
 def test_a_suspect_is_shown_with_what_is_known_of_it(drawn: Material) -> None:
     listed = asked("/review").text
-    first, second, *_ = review_page._Shelf(Settings()).order("suspects")
+    first, second, *_ = Shelf(Settings()).order("suspects")
     assert listed.index(first) < listed.index(second)
     assert "says NORMAL 0.97" in listed
     page = asked(f"/review/{second}").text
@@ -147,17 +148,18 @@ def test_only_who_may_act_finds_forms(drawn: Material) -> None:
 
 def test_what_was_amended_says_so_and_what_is_withdrawn_is_not_shown(drawn: Material) -> None:
     run = Run(Settings(), who="reader")
-    first, second, third = review_page._Shelf(Settings()).order("suspects")
+    first, second, third = Shelf(Settings()).order("suspects")
     review.act(run, "relabel", first, "NORMAL", "no infiltrate")
     review.act(run, "withdraw", second, "", "no chest")
     review.say(run, third, "", "two readers", {"ann": "NORMAL", "bob": "PNEUMONIA"})
-    assert review_page._Shelf(Settings()).order("suspects") == [third]
+    assert Shelf(Settings()).order("suspects") == [third]
     assert "relabel to NORMAL by reader" in asked(f"/review/{first}").text
     page = asked(f"/review/{second}").text
     assert "It is withdrawn" in page
     assert "<form" not in page
     assert asked(f"/review/pictures/{second}").status_code == 404
     assert "ann says NORMAL, bob says PNEUMONIA" in asked(f"/review/{third}").text
+    assert "readers differ" in asked("/review").text
     table = asked("/review?tab=amendments").text
     assert "no infiltrate" in table
     for number in (2, 3):

@@ -6,30 +6,26 @@ finds the forms, which start it as that person.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.dagrun import DagRun
-from fastapi import HTTPException, Path, Query, Response
+from fastapi import HTTPException, Query, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xray_pipeline.airflow_ui import access, drawing, links, memory
-from xray_pipeline.base.errors import DatasetError, ObjectNotFound, RadiographError, StorageError, StorageUnavailable
+from xray_pipeline.airflow_ui import access, drawing, links, review_pictures
+from xray_pipeline.airflow_ui.shelf import Digest, Key, Row, Shelf, Tab
+from xray_pipeline.base.errors import DatasetError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import open_store
 
 if TYPE_CHECKING:
-    from xray_pipeline.evaluation.suspected import Suspect
-    from xray_pipeline.images.raster import Pixels
-    from xray_pipeline.night.review import Explained, Material, Overview, Unlabelled
+    from xray_pipeline.night.review import Explained, Material, Overview
 
-Tab = Literal["suspects", "disagreements", "to-label", "quarantine", "amendments"]
 TABS: dict[Tab, str] = {
     "suspects": "Suspects",
     "disagreements": "Disagreements",
@@ -37,12 +33,9 @@ TABS: dict[Tab, str] = {
     "quarantine": "Quarantine",
     "amendments": "Amendments",
 }
-CARDS, RUNS, LARGE = 48, 300, 2048
-"""Radiographs on a page; runs of xray_amend, the newest, that are looked at for what was asked; a picture's side."""
+CARDS, RUNS = 48, 300
+"""Radiographs on a page; runs of xray_amend, the newest, that are looked at for what was asked."""
 
-Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
-Key = Annotated[str, Path(max_length=250)]
-Row = Annotated[int, Path(ge=0, le=99_999_999)]
 First = Annotated[int, Query(ge=0, le=99_999_999)]
 
 
@@ -57,7 +50,7 @@ def show(
     """Show one tab from place `first` on; of the quarantine one delivery and reason when they are named."""
     settings = Settings()
     try:
-        about = _Shelf(settings)
+        about = Shelf(settings)
         shown: dict[str, Any] = {"tab": tab, "tabs": TABS, "first": first, "at": links.PLACE, "cards": CARDS}
         if tab == "quarantine":
             shown |= _quarantine(settings, about, delivery, reason, first)
@@ -77,7 +70,7 @@ def show_one(digest: Digest, session: SessionDep, user: GetUserDep, tab: Tab = "
     """Show one radiograph in full, as a part of a tab's list."""
     settings = Settings()
     try:
-        about = _Shelf(settings)
+        about = Shelf(settings)
         radiographs = about.overview.radiographs
         held = radiographs.loc[digest] if digest in radiographs.index else None
         amended = [one for one in _amendments(settings) if digest in one["radiographs"]]
@@ -97,7 +90,7 @@ def show_one(digest: Digest, session: SessionDep, user: GetUserDep, tab: Tab = "
             opinions=_opinions(about.material, explained),
             alike=_alike(about.overview, explained),
             amended=amended,
-            reading=about.reading(digest),
+            reading=about.readings([digest]).get(digest),
             asked=[one for one in _asked(session) if one["subject"] == digest],
             classes=[name for name in settings.classes if held is not None and name != held["label"]],
             around=_around(order, digest),
@@ -116,7 +109,7 @@ def show_file(key: Key, row: Row) -> HTMLResponse:
 
     settings = Settings()
     try:
-        about = _Shelf(settings)
+        about = Shelf(settings)
         if key not in about.kept_out:  # what a user names is no path
             raise HTTPException(404, "there is no such delivery")
         table = review.table_of(settings, key)
@@ -145,129 +138,22 @@ def show_file(key: Key, row: Row) -> HTMLResponse:
         return drawing.page("notice.html.j2", 503, title="This file can't be shown", text=str(error))
 
 
-def picture(
-    digest: Digest,
-    of: Annotated[str, Query(pattern="^(|candidate|champion)$")] = "",
-    side: Annotated[int, Query(ge=64, le=LARGE)] = LARGE,
-) -> Response:
-    """Give a radiograph that the dataset holds, with the map of one model where `of` names it."""
-    from xray_pipeline.dataset.store import Dataset
-    from xray_pipeline.images import radiograph
-
-    settings = Settings()
-    try:
-        about = _Shelf(settings)
-        radiographs = about.overview.radiographs
-        if digest not in radiographs.index:  # withdrawn, or never there
-            raise HTTPException(404, "there is no such radiograph")
-        explained = about.explained(digest) if of else None
-        opinion = getattr(explained, of) if explained else None
-        if of and not (opinion and opinion.map):
-            raise HTTPException(404, "there is no such map")
-        data = Dataset(settings).read(digest, radiographs.at[digest, "suffix"])
-        return _png(radiograph.decode(data), side, base64.b64decode(opinion.map) if opinion else b"")
-    except DatasetError as error:
-        raise HTTPException(404, "the radiograph is damaged; `xray verify` says more") from error
-    except StorageUnavailable as error:
-        raise HTTPException(503, "the store did not answer") from error
-
-
-def file_picture(key: Key, row: Row) -> Response:
-    """Give a quarantined file as a picture, as far as the intake could read it."""
-    from xray_pipeline.night import review
-
-    settings = Settings()
-    try:
-        if key not in _Shelf(settings).kept_out:  # what a user names is no path
-            raise HTTPException(404, "there is no such delivery")
-        return _png(review.file_pixels(settings, key, row))
-    except (DatasetError, RadiographError, StorageError) as error:
-        raise HTTPException(404, "the file can't be shown: it is gone, or can't be read from here") from error
-
-
-def _png(pixels: Pixels, side: int = LARGE, heat: bytes = b"") -> Response:
-    from xray_pipeline.images import picture as pictures
-
-    return Response(pictures.png(pixels, side, heat), media_type="image/png")
-
-
 ADDRESSES: dict[str, Callable[..., Response]] = {
     "/review": show,
     "/review/{digest}": show_one,
-    "/review/pictures/{digest}": picture,
+    "/review/pictures/{digest}": review_pictures.of_radiograph,
     "/review/files/{key}/{row}": show_file,
-    "/review/files/{key}/{row}/picture": file_picture,
+    "/review/files/{key}/{row}/picture": review_pictures.of_file,
 }
 
 
-class _Shelf:
-    """What there is to review at this moment."""
-
-    def __init__(self, settings: Settings) -> None:
-        from xray_pipeline.night import review
-
-        self.store = open_store(settings.store, settings)
-        self.overview: Overview = memory.overview(settings)
-        self.material: Material | None = review.material(self.store)
-
-    @property
-    def kept_out(self) -> dict[str, dict[str, int]]:
-        """Of each delivery, by key, how many files are out for which reason; those that wait come first."""
-        from xray_pipeline.intake.layout import LITTER
-        from xray_pipeline.night import review
-
-        committed = dict(reversed(list(self.overview.quarantined.items())))
-        counts = {**review.waiting(self.store, self.overview.quarantined), **committed}
-        without = {key: {code: n for code, n in of.items() if code != LITTER} for key, of in counts.items()}
-        return {key: of for key, of in without.items() if of}
-
-    def suspects(self) -> list[Suspect]:
-        """The suspects about which nobody has decided, worst first, mislabels before outliers."""
-        from xray_pipeline.night import review
-
-        if self.material is None:
-            return []
-        return review.open_suspects(self.store, self.material.snapshot, self.overview.labels()) or []
-
-    def suspicions(self, digest: str) -> list[Suspect]:
-        """Why a radiograph is on the list of suspects, settled or not."""
-        from xray_pipeline.night import review
-
-        found = review.listed(self.store, self.material.snapshot) if self.material else ()
-        return [one for one in found or () if one.digest == digest]
-
-    def order(self, tab: Tab) -> list[str]:
-        """The digests of what a tab lists."""
-        if tab == "suspects":
-            return list(dict.fromkeys(one.digest for one in self.suspects()))
-        if tab == "disagreements" and self.material:
-            return [digest for digest in self.material.disagreements if digest in self.overview.radiographs.index]
-        return []
-
-    def explained(self, digest: str) -> Explained | None:
-        """What the newest night drew of a radiograph."""
-        return self.material.explained.get(digest) if self.material else None
-
-    def to_label(self) -> dict[tuple[str, int], Unlabelled]:
-        """The unlabelled files that are still out, by delivery and row, those first that would teach most."""
-        from xray_pipeline.night import review
-
-        ranked, held = review.to_label(self.store), self.overview.radiographs.index
-        files = [one for one in ranked.files if one.digest not in held] if ranked else []
-        return {(one.delivery, one.row): one for one in files}
-
-    def reading(self, digest: str) -> Any:
-        """What people said of a radiograph, None when nobody did."""
-        from xray_pipeline.night import review
-
-        return review.readings(self.store, [digest]).get(digest)
-
-
-def _cards(about: _Shelf, tab: Tab, first: int, asked: list[dict[str, Any]]) -> dict[str, Any]:
+def _cards(about: Shelf, tab: Tab, first: int, asked: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the radiographs of a tab, each with its label, why it is there, and what was asked for of it."""
     order, labels = about.order(tab), about.overview.radiographs["label"]
     why = {one.digest: one for one in reversed(about.suspects())} if tab == "suspects" else {}
     newest = {one["subject"]: one for one in reversed(asked)}
+    page = order[first : first + CARDS]
+    said = about.readings(page)
     shown = [
         {
             "digest": digest,
@@ -275,13 +161,14 @@ def _cards(about: _Shelf, tab: Tab, first: int, asked: list[dict[str, Any]]) -> 
             "suspect": why.get(digest),
             "explained": about.explained(digest),
             "asked": newest.get(digest),
+            "differ": digest in said and not said[digest].label,
         }
-        for digest in order[first : first + CARDS]
+        for digest in page
     ]
     return {"radiographs": shown, "count": len(order)}
 
 
-def _quarantine(settings: Settings, about: _Shelf, delivery: str, reason: str, first: int) -> dict[str, Any]:
+def _quarantine(settings: Settings, about: Shelf, delivery: str, reason: str, first: int) -> dict[str, Any]:
     """Return how many files are out by delivery and reason, and those of one of each with their thumbnails."""
     from xray_pipeline.dataset.fingerprints import picture_of
     from xray_pipeline.intake.rules import QUARANTINED
@@ -299,7 +186,7 @@ def _quarantine(settings: Settings, about: _Shelf, delivery: str, reason: str, f
     return {"files": files, "count": len(rows), **of}
 
 
-def _to_label(about: _Shelf, first: int) -> dict[str, Any]:
+def _to_label(about: Shelf, first: int) -> dict[str, Any]:
     """Return unlabelled files with their thumbnails, and the labels that people gave them meanwhile."""
     from xray_pipeline.dataset.fingerprints import picture_of
     from xray_pipeline.intake.labelled import Labels

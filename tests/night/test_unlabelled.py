@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from phantoms import deliver
 from samples import picture, png
 from small_models import small_classifier
 
+from xray_pipeline.base import records
 from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.intake.labelled import Given, give
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.night import intake_steps, review, unlabelled
+from xray_pipeline.night import amend, intake_steps, review, unlabelled
 from xray_pipeline.night.run import Run
 
 ODD = png(picture(3, 200, 180))  # of no chest at all
@@ -72,6 +75,32 @@ def test_it_is_ranked_anew_when_the_model_or_the_files_change(
     later = unlabelled.rank(run, replace(model, digest="b" * 64))
     assert len(read) == 2
     assert {one.delivery for one in later.files} == {"mon", "tue"}
+
+
+def test_what_is_withdrawn_or_may_not_be_read_is_left_out(run: Run, model: Classifier) -> None:
+    odd = next(one for one in unlabelled.rank(run, model).files if one.source_digest == records.digest_of(ODD))
+    Path(run.settings.incoming, "mon", "patient0802_1.png").chmod(0)
+    if os.geteuid():  # root reads it all the same
+        assert names(run, unlabelled.rank(run, replace(model, digest="b" * 64)).files) == ["patient0801_1.png"]
+    Path(run.settings.incoming, "mon", "patient0802_1.png").chmod(0o644)
+    amend.amend(run, [amend.Named("withdraw", "delivery", "mon")], "a delivery by mistake")
+    assert odd not in unlabelled.rank(run, replace(model, digest="c" * 64)).files
+
+
+def test_a_rejected_delivery_is_judged_anew_once_its_files_have_labels(run: Run) -> None:
+    strict = replace(run, settings=run.settings.model_copy(update={"rules": IntakeRules()}))
+    deliver(strict.settings, "tue", range(40, 50), side=96)
+    given = {}
+    for number in range(6):
+        data = png(picture(50 + number, 200, 180))
+        Path(strict.settings.incoming, "tue", f"patient09{number:02d}_1.png").write_bytes(data)
+        given[records.digest_of(data)] = Given("NORMAL", "ann", "2026-03-01T00:00:00+00:00", "read")
+    assert not intake_steps.check_delivery(strict, "tue").fit
+    for source, label in given.items():
+        give(strict.store(), source, label)
+    anew = intake_steps.check_delivery(strict, "tue")
+    assert anew.fit, anew.why
+    assert "no-class" not in anew.quarantined
 
 
 def test_a_file_that_went_away_is_left_out(run: Run, model: Classifier) -> None:

@@ -20,6 +20,7 @@ from xray_pipeline.base.errors import AmendmentError
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake.labelled import Labels
 from xray_pipeline.night import amend, intake_steps, review, worklist
 from xray_pipeline.night.review import ToLabel, Unlabelled
 from xray_pipeline.night.run import Run
@@ -89,6 +90,7 @@ def test_readers_who_agree_correct_confirm_and_label(run: Run, tmp_path: Path) -
     assert (amendment["number"], amendment["why"]) == (done["amendment"], "the readers of March")
     said = review.readings(run.store(), [right, differ])
     assert (said[right].label, said[differ].label) == ("PNEUMONIA", "")
+    assert done["waiting"] == []
     assert intake_steps.rejudge(run, "mon")["accepted"] == 1
     assert Dataset(run.settings).manifest("mon+2")["label"].tolist() == ["PNEUMONIA"]
 
@@ -101,6 +103,57 @@ def test_a_reader_who_comes_later_is_compared_with_the_first(run: Run) -> None:
     assert take(run, table("bob", {one: "NORMAL"}))["agreed"] == 1  # he looked once more
 
 
+def test_readers_who_differ_on_an_unlabelled_file_take_its_label_back(run: Run) -> None:
+    assert take(run, table("ann", {"d" * 64: "NORMAL"}))["labelled"] == {"mon": 1}
+    assert Labels(run.store()).of(SOURCE) == "NORMAL"
+    assert take(run, table("bob", {"d" * 64: "PNEUMONIA"}))["differ"] == {
+        "d" * 64: {"ann": "NORMAL", "bob": "PNEUMONIA"}
+    }
+    assert Labels(run.store()).of(SOURCE) == ""
+    assert intake_steps.rejudge(run, "mon")["accepted"] == 0
+
+
+def test_who_agreed_on_the_page_counts_as_a_reader(run: Run) -> None:
+    one = next(iter(reviewed.draw(run.settings).explained))
+    label = review.overview(Dataset(run.settings)).labels()[one]
+    other = next(name for name in run.settings.classes if name != label)
+    review.agree(run, one, "a clear chest, as it says", seen=label)
+    assert take(run, table("bob", {one: other}))["differ"] == {one: {"ann": label, "bob": other}}
+    assert amend.listed(run) == []
+    with pytest.raises(AmendmentError, match=f"is {label} by now, not {other}"):
+        review.agree(run, one, "a clear chest, as it says", seen=other)
+
+
+def test_what_was_withdrawn_meanwhile_is_left_out_and_named(run: Run) -> None:
+    one, two, *_ = reviewed.draw(run.settings).explained
+    amend.amend(run, [amend.Named("withdraw", "radiograph", one)], "asked for by the patient")
+    done = take(run, table("ann", {one: "NORMAL", two: "NORMAL"}))
+    assert done["gone"] == [one]
+    assert done["relabelled"] + done["agreed"] == 1
+
+
+def test_what_was_decided_is_not_exported_again(run: Run, tmp_path: Path) -> None:
+    worklist.export(run, tmp_path / "list")
+    lines = exported(tmp_path / "list")
+    take(run, table("ann", {line["digest"]: line["labelled"] or "NORMAL" for line in lines}))
+    assert worklist.export(run, tmp_path / "again")["pictures"] == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "digest;label;reader\n{};NORMAL;Müller\n",
+        "\ufeffDigest\tLabel \treader\r\n{}\tNORMAL \tMüller\r\n",
+        "digest,label,reader\n{},NORMAL,Müller\n",
+    ],
+)
+def test_a_table_as_spreadsheets_save_it(run: Run, text: str) -> None:
+    one = next(iter(reviewed.draw(run.settings).explained))
+    done = take(run, Table("worklist", text.format(one)))
+    assert done["relabelled"] + done["agreed"] == 1
+    assert set(review.readings(run.store(), [one])[one].readings) == {"Müller"}
+
+
 def test_it_is_taken_in_whole_or_not_at_all(run: Run) -> None:
     first, second, *_ = reviewed.draw(run.settings).explained
     wrong = [
@@ -108,6 +161,7 @@ def test_it_is_taken_in_whole_or_not_at_all(run: Run) -> None:
         (table("ann", {first: "NORMAL", second: "FRACTURE"}), "line 3 of the table of ann"),
         (table("ann", {first: "NORMAL", second[:12]: "NORMAL"}), "no digest of 64 digits"),
         (Table("ann", f"digest,label\n{first},NORMAL\n{first},PNEUMONIA\n"), "NORMAL and PNEUMONIA"),
+        (Table("worklist", f"digest,label,reader\n{first},NORMAL,\n"), "line 2 names no reader"),
         (Table("ann", "file,label\na.png,NORMAL\n"), "needs the columns digest and label"),
     ]
     for given, says in wrong:

@@ -4,6 +4,7 @@ for the requests that wait."""
 from __future__ import annotations
 
 import functools
+import threading
 from typing import TYPE_CHECKING
 
 from xray_pipeline.base.settings import Settings
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from xray_pipeline.dataset.commits import Commits
     from xray_pipeline.night.review import Overview
 
+_one_at_a_time = threading.Lock()
+"""Commits are read on where the last look ended, and a cold look reads every manifest: by one thread of the server."""
 _seen: dict[tuple[str, str], bool] = {}
 
 
@@ -31,9 +34,10 @@ def alarmed(store: Store) -> list[str]:
 
 def overview(settings: Settings) -> Overview:
     """Return what the dataset holds now. Raises DatasetError."""
-    commits = _commits(settings.store)
-    count = len(commits.read())
-    return _overview(settings.store, commits.digest(count) if count else "")
+    with _one_at_a_time:
+        commits = _commits(settings.store)
+        count = len(commits.read())
+        return _overview(settings.store, commits.digest(count) if count else "")
 
 
 @functools.lru_cache(maxsize=1)

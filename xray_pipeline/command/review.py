@@ -59,7 +59,7 @@ def import_labels(
         try:
             read.append(worklist.Table(path.stem, path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} can't be read as text: {error}") from error
+            raise ConfigError(f"{path} can't be read as text, save it as CSV UTF-8: {error}") from error
     done = worklist.take_in(this_run(), read, reason)
     answer(done, as_json, _lines(done), yes=not done["differ"])
 
@@ -70,7 +70,9 @@ def _lines(done: dict[str, Any]) -> list[str]:
         f"{done['relabelled']} relabelled{f' by amendment {number}' if number else ''}, {done['agreed']} agreed with"
     ]
     for delivery, count in done["labelled"].items():
-        lines.append(f"{count} of delivery {delivery} labelled; once it is committed: xray rejudge {delivery}")
+        then = "the next night judges it anew" if delivery in done["waiting"] else f"now: xray rejudge {delivery}"
+        lines.append(f"{count} of delivery {delivery} labelled; {then}")
+    lines += [f"radiograph {digest[:12]} was withdrawn meanwhile and is left out" for digest in done["gone"]]
     for digest, said in done["differ"].items():
         readers = ", ".join(f"{reader} says {label}" for reader, label in said.items())
         lines.append(f"readers differ on {digest[:12]}, nothing is changed: {readers}")

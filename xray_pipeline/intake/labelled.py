@@ -34,6 +34,11 @@ def give(store: Store, source_digest: str, given: Given) -> None:
     records.write(store, f"{_FOLDER}/{source_digest}.json", asdict(given))
 
 
+def take_back(store: Store, source_digest: str) -> None:
+    """Drop the label of a file, by its SHA-256, where it has one. Raises StorageUnavailable."""
+    store.delete(f"{_FOLDER}/{source_digest}.json")
+
+
 def keys(store: Store) -> list[str]:
     """Return the keys of all labels that people gave. Raises StorageUnavailable."""
     return [entry.key for entry in store.list(_FOLDER)]
@@ -54,6 +59,10 @@ class Labels:
     def any(self) -> bool:
         """Whether there is one at all: without one, no file needs to be read for it."""
         return next(iter(self._store.list(_FOLDER)), None) is not None
+
+    def digest(self) -> str:
+        """Return a digest of all of them, another one whenever somebody gave a label. Raises StorageUnavailable."""
+        return records.digest_of(records.canonical([(entry.key, entry.version) for entry in self._store.list(_FOLDER)]))
 
     def of(self, source_digest: str) -> str:
         """Return the label of a file by its SHA-256, "" without one. Raises DatasetError for a damaged one."""

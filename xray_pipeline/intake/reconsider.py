@@ -130,7 +130,7 @@ def _commit(
         alarms.keep(store, key, addition.fingerprint, intake.drift)
         if not intake.fit:
             return {"fit": False, "why": " ".join(intake.failures)}
-    verdicts.keep(store, intake, judging_digest(settings, dataset.patient_key()))
+    verdicts.keep(store, intake, verdicts.MadeBy(judging_digest(settings, dataset.patient_key()), "", ""))
     manifest = commit(dataset, intake, progress)
     if set(files_of(dataset.manifest(key))) != set(files_of(table)):
         raise DatasetError(f"part {key} of delivery {addition.name} was committed by another run; run it again")

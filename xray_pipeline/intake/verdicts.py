@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
@@ -27,6 +27,7 @@ from xray_pipeline.intake import alarms, delivery_page, drift, expectations
 from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
 from xray_pipeline.intake.deliveries import Delivery, Inventory
 from xray_pipeline.intake.drift import Drift
+from xray_pipeline.intake.labelled import UNLABELLED
 from xray_pipeline.intake.places import PAGE, VERDICT, intake_key, judged
 from xray_pipeline.intake.tallies import near_copies
 
@@ -62,7 +63,8 @@ class Checked(Plain):
 
     `rules` is the digest of all that it depends on beside the files and the dataset (`rules.judging_digest`), "" when
     it is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one. `amended` is the
-    digest of what amendments said, where files were kept out that they could let in, else "".
+    digest of what amendments said, where files were kept out that they could let in, else ""; `labels` likewise of the
+    labels that people gave (`Labels.digest`).
     """
 
     key: str
@@ -75,6 +77,15 @@ class Checked(Plain):
     warnings: tuple[str, ...] = ()
     table: str = ""
     amended: str = ""
+    labels: str = ""
+
+
+class MadeBy(NamedTuple):
+    """What a verdict made now would depend on beside the files: each as in `Checked`."""
+
+    rules: str
+    amended: str
+    labels: str
 
 
 def judge(
@@ -126,12 +137,8 @@ def unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError)
     return result
 
 
-def keep(store: Store, intake: Intake, rules: str, amended: str = "") -> Checked:
-    """Keep and return the verdict on a delivery, in place of any before; `rules` is as in `Checked`, and `amended` the
-    digest of what amendments say now.
-
-    Raises StorageError.
-    """
+def keep(store: Store, intake: Intake, by: MadeBy) -> Checked:
+    """Keep and return the verdict on a delivery, in place of any before. Raises StorageError."""
     delivery, key = intake.delivery, intake.delivery.key
     contents = {
         "table.parquet": to_parquet(intake.table, {"delivery": delivery.name}),
@@ -150,17 +157,17 @@ def keep(store: Store, intake: Intake, rules: str, amended: str = "") -> Checked
     counts = accounting(intake.table)
     accepted, why = counts.pop("accepted", 0), " ".join(intake.failures)
     table = records.digest_of(contents["table.parquet"])
-    about = (key, asdict(delivery), rules, intake.fit, accepted, counts, why, intake.warnings, table)
-    result = Checked(*about, amended if AMENDABLE & counts.keys() else "")
+    about = (key, asdict(delivery), by.rules, intake.fit, accepted, counts, why, intake.warnings, table)
+    amended = by.amended if AMENDABLE & counts.keys() else ""
+    result = Checked(*about, amended, by.labels if set(UNLABELLED) & counts.keys() else "")
     records.write(store, intake_key(key, VERDICT), result.to_dict())
     return result
 
 
-def stands(earlier: Checked, delivery: Delivery, rules: str, amended: str) -> bool:
-    """Whether a verdict was made on these files, by these rules and, where it matters, these amendments (as in
-    `Checked`)."""
-    same = (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, rules)
-    return bool(rules) and same and earlier.amended in ("", amended)
+def stands(earlier: Checked, delivery: Delivery, by: MadeBy) -> bool:
+    """Whether a verdict was made on these files, by these rules and, where they matter, amendments and labels."""
+    same = (earlier.delivery["fingerprint"], earlier.rules) == (delivery.fingerprint, by.rules)
+    return bool(by.rules) and same and earlier.amended in ("", by.amended) and earlier.labels in ("", by.labels)
 
 
 def arriving(delivery: Delivery, settings: Settings) -> str:

@@ -21,11 +21,13 @@ from xray_pipeline.intake import alarms, deliveries, reconsider, verdicts
 from xray_pipeline.intake import check as intakes
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake.labelled import Labels
 from xray_pipeline.intake.places import VERDICT, intake_key
 from xray_pipeline.intake.rules import judging_digest
 from xray_pipeline.intake.verdicts import (
     Checked,
     Intake,
+    MadeBy,
     checked,
     checked_table,
     in_words,
@@ -77,9 +79,9 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
 
 def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
     store, dataset = run.store(), Dataset(run.settings)
-    made_by = judging_digest(run.settings, dataset.patient_key()), dataset.amended().digest()
+    by = MadeBy(judging_digest(run.settings, dataset.patient_key()), dataset.amended().digest(), Labels(store).digest())
     judged_before = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
-    return {d.key for d, verdict in judged_before if verdict and not verdict.fit and stands(verdict, d, *made_by)}
+    return {d.key for d, verdict in judged_before if verdict and not verdict.fit and stands(verdict, d, by)}
 
 
 def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
@@ -103,8 +105,8 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
         raise DeliveryError(arriving)
     earlier, patient_key = checked(store, key), dataset.patient_key()
     rules = "" if arriving else judging_digest(run.settings, patient_key)
-    amended = history.amended.digest()
-    if earlier and not named and stands(earlier, delivery, rules, amended) and "unreadable" not in earlier.quarantined:
+    by = MadeBy(rules, history.amended.digest(), Labels(store).digest())
+    if earlier and not named and stands(earlier, delivery, by) and "unreadable" not in earlier.quarantined:
         log.info("judged before, and nothing has changed since")
         log.info("%s", in_words(earlier))
         return earlier
@@ -124,7 +126,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
             raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
         result = unjudged(store, delivery, rules, error)
     else:
-        result = keep(store, intake, rules, amended)
+        result = keep(store, intake, by)
     _tell(run, result)
     return result
 

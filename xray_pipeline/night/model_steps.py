@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 from xray_pipeline.base import logs, records
+from xray_pipeline.base.errors import XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.evidence import FORMAT, evidence_key
@@ -63,11 +64,10 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     screening.screen(run, both.snapshot, lineage.recipe_of(run.store(), trained.candidate), progress)
     found = gather.evidence(run, registry, both, progress)
     compose_report.explain(run, both)  # now that the models are loaded
-    explain.draw(run, both, progress)
-    unlabelled.rank(run, both.models[-1], progress)
     data = records.canonical({"format": FORMAT, **found.to_dict()})
     key = evidence_key(trained.candidate, records.digest_of(data))
     run.store().write(key, data)
+    _for_review(run, both, progress)
     for name, measured in (("candidate", found.candidate), ("champion", found.champion)):
         if measured:
             values = judging.headline(measured)
@@ -75,3 +75,12 @@ def evaluate(run: Run, trained: Trained, progress: Progress | None = None) -> Ev
     figures = judging.in_short(found, champion)
     end(figures)
     return Evaluated(trained.candidate, key, champion, state.models(champion), figures)
+
+
+def _for_review(run: Run, both: comparing.Pair, progress: Progress | None) -> None:
+    """Draw what the page *Review* shows. No decision rests on it, so what can't be drawn is told in the log."""
+    try:
+        explain.draw(run, both, progress)
+        unlabelled.rank(run, both.models[-1], progress)
+    except XrayError as error:
+        log.warning("what there is to review stays as it was: %s", error)

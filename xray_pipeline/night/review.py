@@ -85,8 +85,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Reading:
-    """What people said of a radiograph: `label` is what all of them see, "" where readers differ: `readings` has the
-    label by reader then. `who` brought it, when (ISO 8601) and why."""
+    """What people said of a radiograph: `label` is what all of them see, "" where readers differ; `readings` has the
+    label by reader. `who` brought it, when (ISO 8601) and why."""
 
     label: str
     who: str
@@ -178,6 +178,14 @@ def open_suspects(store: Store, snapshot: str, labels: Mapping[str, str]) -> lis
     return [one for one in still if one.digest not in said or said[one.digest].label != one.label]
 
 
+def open_disagreements(store: Store, drawn: Material, labels: Mapping[str, str]) -> list[str]:
+    """Return the radiographs that two models name differently and about which nobody has decided, as in
+    `open_suspects`, most at stake first."""
+    there = [digest for digest in drawn.disagreements if digest in labels]
+    said = readings(store, there)
+    return [digest for digest in there if digest not in said or said[digest].label != labels[digest]]
+
+
 def readings(store: Store, digests: Sequence[str]) -> dict[str, Reading]:
     """Return what people said of some radiographs, by digest. Raises DatasetError, StorageUnavailable."""
     there = {entry.key.rpartition("/")[2].removesuffix(".json") for entry in store.list(READINGS)}
@@ -196,10 +204,11 @@ def say(run: Run, digest: str, label: str, why: str, read: Mapping[str, str] | N
     return said
 
 
-def agree(run: Run, name: str, why: str) -> dict[str, Any]:
+def agree(run: Run, name: str, why: str, seen: str = "") -> dict[str, Any]:
     """Keep that a person looked at a radiograph (its digest, or DELIVERY/ROW) and agrees with its label.
 
-    Returns radiograph, label, who, at and why. Raises AmendmentError for a radiograph that the dataset does not hold.
+    `seen` is the label that was agreed with, "" for the present one. Returns radiograph, label, who, at and why. Raises
+    AmendmentError for a radiograph that the dataset does not hold, or that has another label by now.
     """
     if len(why.strip()) < SHORTEST_REASON:
         raise AmendmentError(f"reason {why!r}: say why the label is right")
@@ -209,13 +218,16 @@ def agree(run: Run, name: str, why: str) -> dict[str, Any]:
     label = dataset.history().labels(digest)
     if label is None:
         raise AmendmentError(f"radiograph {digest[:12]} is withdrawn, or was never accepted: it has no label")
-    said = say(run, digest, label, why)
+    if seen not in ("", label):
+        raise AmendmentError(f"radiograph {digest[:12]} is {label} by now, not {seen}: look at it again")
+    before = readings(run.store(), [digest]).get(digest)
+    said = say(run, digest, label, why, {**(before.readings if before else {}), run.who: label})
     return {"radiograph": digest, "label": label, "who": said.who, "at": said.at, "why": said.why}
 
 
 def act(run: Run, action: str, name: str, label: str, why: str) -> dict[str, Any]:
     """Do what the form of xray_amend asks for: `agree`, or as `amend.from_form` and with what it raises."""
-    return agree(run, name, why) if action == "agree" else amend.from_form(run, action, name, label, why)
+    return agree(run, name, why, label) if action == "agree" else amend.from_form(run, action, name, label, why)
 
 
 def _reading_key(digest: str) -> str:

@@ -3,6 +3,7 @@ that lie far from what is known. It reads deliveries, and runs where the network
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import ObjectNotFound, RadiographError, StorageError, StorageUnavailable
+from xray_pipeline.base.errors import AccessDenied, ObjectNotFound, RadiographError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
@@ -59,7 +60,7 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
 
     A file's score is the mean of its rank by uncertainty (1 less the difference of the two largest probabilities) and
     of that by distance to the nearest training radiograph in the network's features, both from 0 to 1. What is there
-    already, or is no radiograph, is left out. Raises DatasetError, StorageUnavailable.
+    already or withdrawn, can't be read, or is no radiograph, is left out. Raises DatasetError, StorageUnavailable.
     """
     dataset, store = Dataset(run.settings), run.store()
     places = _places(run.settings, dataset)
@@ -67,8 +68,12 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
     if kept and kept.model == model.digest and set(kept.places) == set(places):
         return kept
     known = review.overview(dataset).radiographs.index
-    files = [one for one in _read(run.settings, places[:MOST_FILES], model.side, progress) if one.digest not in known]
-    files = list({one.digest: one for one in reversed(files)}.values())[::-1]
+    amended, earlier = dataset.amended(), set(kept.places) if kept else set()
+    may = [place for place in places if part_of(place[0])[0] not in amended.deliveries]
+    may.sort(key=lambda place: place not in earlier)  # what is in readers' hands stays on the list
+    found_there = (one for one in _read(run.settings, may, model.side, progress) if one.digest not in known)
+    new = (one for one in found_there if one.digest not in amended.withdrawn)
+    files = list({one.digest: one for one in itertools.islice(new, MOST_FILES)}.values())
     found = ToLabel(model.digest, tuple(places), tuple(_ranked(run, dataset, model, files)) if files else ())
     review.keep_to_label(store, found)
     if places:
@@ -97,11 +102,7 @@ def _read(settings: Settings, places: list[tuple[str, int]], side: int, progress
             store = incoming.child(part_of(key)[0])
             read = reread(store, file, limits)
             source = records.digest_of(store.read(unescape(file)))
-        except (RadiographError, ObjectNotFound):
-            continue
-        except StorageError as error:
-            if isinstance(error, StorageUnavailable):
-                raise
+        except (RadiographError, ObjectNotFound, AccessDenied):
             continue
         square = radiograph.square(read.pixels, side)
         yield _File(key, row, source, read.digest, fingerprint(read.pixels).thumbnail, square)

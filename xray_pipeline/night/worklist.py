@@ -9,22 +9,32 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from xray_pipeline.base.errors import AmendmentError, RadiographError, StorageError
+from xray_pipeline.base.errors import (
+    AccessDenied,
+    AmendmentError,
+    ObjectNotFound,
+    RadiographDamaged,
+    RadiographErased,
+    RadiographError,
+)
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.text import SHORTEST_REASON
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.images import picture, radiograph
-from xray_pipeline.intake.labelled import Given, give
+from xray_pipeline.intake.labelled import Given, Labels, give, take_back
 from xray_pipeline.night import amend, review
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.review import Overview, Unlabelled
 from xray_pipeline.night.run import Run
+
+log = logging.getLogger(__name__)
 
 Lists = Literal["suspects", "disagreements", "to-label"]
 LISTS: Final[tuple[Lists, ...]] = ("suspects", "disagreements", "to-label")
@@ -32,6 +42,10 @@ TABLE, SIDE = "worklist.csv", 2048
 """The table's name; the longest side of a picture, in pixels."""
 COLUMNS: Final = ("digest", "list", "labelled", "says", "p", "label", "reader")
 """Of the table: readers fill the last two."""
+
+
+UNREADABLE: Final = (RadiographError, RadiographDamaged, RadiographErased, ObjectNotFound, AccessDenied)
+"""What is wrong with one picture and not with the store."""
 
 
 class Item(NamedTuple):
@@ -56,7 +70,7 @@ def export(
     """
     if folder.exists() and any(folder.iterdir()):
         raise AmendmentError(f"{folder} is not empty; name a new folder, as pictures of another list may lie there")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     now = review.overview(Dataset(run.settings))
     items = [item for of in lists for item in _items(run, now, of)[:first]]
     items = list({item.digest: item for item in reversed(items)}.values())[::-1]
@@ -65,8 +79,8 @@ def export(
         try:
             (folder / f"{item.digest}.png").write_bytes(_picture(run, now, item))
             written.append(item)
-        except (RadiographError, StorageError):
-            pass  # counted below
+        except UNREADABLE as error:  # counted below
+            log.info("radiograph %s can't be shown: %s", item.digest[:12], type(error).__name__)
         if progress:
             progress(done, len(items), "writing pictures")
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
@@ -80,7 +94,9 @@ def _items(run: Run, now: Overview, of: Lists) -> list[Item]:
     store, labels = run.store(), now.labels()
     if of == "to-label":
         ranked = review.to_label(store)
+        given = Labels(store)
         files = [one for one in ranked.files if one.digest not in labels] if ranked else []
+        files = [one for one in files if not given.of(one.source_digest)]
         return [Item(one.digest, of, "", one.says, one.p, one) for one in files]
     drawn = review.material(store)
     if drawn is None:
@@ -88,7 +104,8 @@ def _items(run: Run, now: Overview, of: Lists) -> list[Item]:
     if of == "suspects":
         suspects = review.open_suspects(store, drawn.snapshot, labels) or []
         return [Item(one.digest, of, one.label, one.says, one.p) for one in suspects]
-    explained = [(digest, drawn.explained.get(digest)) for digest in drawn.disagreements if digest in labels]
+    differ = review.open_disagreements(store, drawn, labels)
+    explained = [(digest, drawn.explained.get(digest)) for digest in differ]
     said = [(digest, one.candidate if one else None) for digest, one in explained]
     return [
         Item(digest, of, labels[digest], one.label if one else "", max(one.probabilities) if one else 0.0)
@@ -121,16 +138,20 @@ def take_in(run: Run, tables: Sequence[Table], why: str) -> dict[str, Any]:
     """Take in what readers say, all of it or nothing.
 
     Returns amendment (its number, None without one), relabelled and agreed (counts), labelled (of unlabelled files, by
-    delivery: those are to be judged anew), differ (label by reader, by digest). Raises AmendmentError, which names the
-    table and line, DatasetError, StorageError.
+    delivery: those are to be judged anew), waiting (which of these deliveries wait: the next night judges them), gone
+    (digests of what was withdrawn meanwhile: left out), differ (label by reader, by digest). Raises AmendmentError,
+    which names the table and line, DatasetError, StorageError.
     """
     if len(why.strip()) < SHORTEST_REASON:
         raise AmendmentError(f"reason {why!r}: say which readers these are, or what they looked for")
     compare(run)
-    store, labels = run.store(), review.overview(Dataset(run.settings)).labels()
+    store, dataset = run.store(), Dataset(run.settings)
+    labels = review.overview(dataset).labels()
     ranked = review.to_label(store)
     files = {one.digest: one for one in ranked.files} if ranked else {}
     said = _together([read for table in tables for read in _parsed(table, run.settings.classes)])
+    gone = [digest for digest in said.keys() & dataset.amended().withdrawn.keys() if digest not in labels]
+    said = {digest: of for digest, of in said.items() if digest not in gone}
     if unknown := [digest for digest in said if digest not in labels and digest not in files]:
         raise AmendmentError(f"radiograph {unknown[0][:12]} is on no list and not in the dataset; nothing was taken in")
     for digest, before in review.readings(store, list(said)).items():
@@ -140,6 +161,8 @@ def take_in(run: Run, tables: Sequence[Table], why: str) -> dict[str, Any]:
     named = [amend.Named("relabel", "radiograph", digest, label) for digest, label in sorted(wrong.items())]
     done = amend.amend(run, named, why) if named else None
     labelled = _label(run, {digest: label for digest, label in agreed.items() if digest not in labels}, files, why)
+    for digest in said.keys() - agreed.keys() & files.keys():
+        take_back(store, files[digest].source_digest)  # what the first reader alone had said of it
     for digest, of in said.items():  # last, so that one that is killed is taken in by doing it again
         review.say(run, digest, agreed.get(digest, ""), why, of)
     return {
@@ -147,6 +170,8 @@ def take_in(run: Run, tables: Sequence[Table], why: str) -> dict[str, Any]:
         "relabelled": len(wrong),
         "agreed": len(agreed) - len(wrong) - sum(labelled.values()),
         "labelled": labelled,
+        "waiting": sorted(labelled.keys() - dataset.manifests()),
+        "gone": sorted(gone),
         "differ": {digest: of for digest, of in sorted(said.items()) if digest not in agreed},
     }
 
@@ -175,8 +200,11 @@ def _together(read: Sequence[_Read]) -> dict[str, dict[str, str]]:
 
 def _parsed(table: Table, classes: Sequence[str]) -> Iterator[_Read]:
     """Yield what a table says; lines without a label are left out. Raises AmendmentError, naming the line."""
-    lines = csv.DictReader(io.StringIO(table.text.removeprefix("\ufeff")), restval="")
-    if not {"digest", "label"} <= set(lines.fieldnames or ()):
+    text = table.text.removeprefix("\ufeff")
+    first = text.partition("\n")[0]
+    lines = csv.DictReader(io.StringIO(text), restval="", delimiter=max(",;\t", key=first.count))
+    lines.fieldnames = [name.strip().lower() for name in lines.fieldnames or ()]
+    if not {"digest", "label"} <= set(lines.fieldnames):
         raise AmendmentError(f"the table of {table.reader} needs the columns digest and label, and may have reader")
     for line in lines:
         digest, label = line["digest"].strip(), line["label"].strip()
@@ -187,4 +215,9 @@ def _parsed(table: Table, classes: Sequence[str]) -> Iterator[_Read]:
                 f"line {lines.line_num} of the table of {table.reader} gives no digest of 64 digits, or a label that "
                 f"is none of {', '.join(classes)}; nothing was taken in"
             )
-        yield _Read(digest, line.get("reader", "").strip() or table.reader, label)
+        reader = line.get("reader", "").strip()
+        if not reader and table.reader == Path(TABLE).stem:  # each export is named so: two readers would pass for one
+            raise AmendmentError(
+                f"line {lines.line_num} names no reader; fill in the column reader, or name the file after who read it"
+            )
+        yield _Read(digest, reader or table.reader, label)

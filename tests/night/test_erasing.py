@@ -45,18 +45,28 @@ TUESDAY = {
 
 
 @pytest.fixture
-def run(settings: Settings, store: Store, request: pytest.FixtureRequest) -> Run:
-    """Two deliveries, committed to a directory, then to S3."""
-    rules = IntakeRules(max_quarantined_share=1, max_leak_share=1)
-    update = {"rules": rules, "store": store.uri, "patient_key": SecretStr("k" * 32)}
+def run(settings: Settings) -> Run:
+    """Two deliveries, committed to a directory."""
+    return _committed(settings)
+
+
+@pytest.fixture
+def on_either(settings: Settings, store: Store, request: pytest.FixtureRequest) -> Run:
+    """The same, in a directory, then on S3."""
+    update = {"store": store.uri}
     if store.uri.startswith("s3://"):
         server: S3Server = request.getfixturevalue("s3")
         update["s3_endpoint"] = server.endpoint
-    one = Run(settings.model_copy(update=update), who="Ada")
+    return _committed(settings.model_copy(update=update))
+
+
+def _committed(settings: Settings) -> Run:
+    rules = IntakeRules(max_quarantined_share=1, max_leak_share=1)
+    run = Run(settings.model_copy(update={"rules": rules, "patient_key": SecretStr("k" * 32)}), who="Ada")
     for name, files in (("mon", MONDAY), ("tue", TUESDAY)):
-        lay(one.settings, name, files)
-        ingest(one)
-    return one
+        lay(run.settings, name, files)
+        ingest(run)
+    return run
 
 
 def erased(run: Run, by: By, name: str) -> dict[str, object]:
@@ -79,7 +89,8 @@ def told(run: Run, needles: list[str | bytes]) -> list[str]:
     return [key for key, content in contents.items() if any(needle in content for needle in wanted)]
 
 
-def test_an_erased_patient_is_nowhere_in_the_store_and_stays_out(run: Run) -> None:
+def test_an_erased_patient_is_nowhere_in_the_store_and_stays_out(on_either: Run) -> None:
+    run = on_either
     dataset = Dataset(run.settings)
     old = dataset.snapshot()
     assert old is not None

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
+import pandas as pd
 from scipy.cluster.hierarchy import DisjointSet
 
 from xray_pipeline.base.errors import AmendmentError
@@ -81,12 +82,13 @@ class _Known:
     @cached_property
     def labels(self) -> dict[str, set[str]]:
         """The labels by digest of what says what a radiograph shows."""
-        return _grouped(self.history.said()[["digest", "label"]].itertuples(index=False, name=None))
+        rows = self.history.said()
+        return _grouped(zip(rows["digest"], rows["label"], strict=True))
 
     @cached_property
     def brought(self) -> dict[Subject, dict[str, set[str]]]:
         """The digests by patient and by delivery, and by themselves."""
-        rows = self.history.brought()
+        rows = self._rows
         digests = {digest: {digest} for digest in rows["digest"]}
         patients, deliveries = (_grouped(zip(rows[of], rows["digest"], strict=True)) for of in ("patient", "delivery"))
         return {"radiograph": digests, "patient": patients, "delivery": deliveries}
@@ -94,7 +96,11 @@ class _Known:
     @cached_property
     def deliveries(self) -> dict[str, set[str]]:
         """The deliveries by digest."""
-        return _grouped(self.history.brought()[["digest", "delivery"]].itertuples(index=False, name=None))
+        return _grouped(zip(self._rows["digest"], self._rows["delivery"], strict=True))
+
+    @cached_property
+    def _rows(self) -> pd.DataFrame:
+        return self.history.brought()
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:

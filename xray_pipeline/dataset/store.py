@@ -124,7 +124,7 @@ class Dataset:
     def _erased(self, amendments: Mapping[int, Amendment]) -> Erased | None:
         if not any(amendment.erases for amendment in amendments.values()):
             return None
-        return erased_by(amendments, key_of(self.settings), self.settings.rules.patient_pattern)
+        return erased_by(amendments, self.patient_key(), self.settings.rules.patient_pattern)
 
     def traces(self) -> Iterator[Trace]:
         """Yield what in the dataset still tells of what was erased. Raises DatasetError, StorageError."""

@@ -71,11 +71,11 @@ def amend(run: Run, named: Sequence[Named], why: str) -> dict[str, Any]:
     log.info("amendment %d by %s: %d changes", commit.number, run.who, len(named))
     removed, warnings = _followed(run)
     said = seen[0].said()
-    waiting = said[said["verdict"] != "accepted"]
+    waiting = said[said["verdict"] != "accepted"].groupby("digest")["delivery"].agg(set)
     told = []
     for change in amendment.changes:
-        quarantined = waiting[waiting["digest"].isin(change.radiographs)] if change.action == "relabel" else waiting[:0]
-        told.append({**_told(change), "quarantined": sorted(set(quarantined["delivery"]))})
+        again = waiting.index.intersection(change.radiographs if change.action == "relabel" else [])
+        told.append({**_told(change), "quarantined": sorted(set().union(*waiting[again]))})
     done = {"number": commit.number, "who": run.who, "at": at, "why": amendment.why, "changes": told}
     return {**done, "removed": removed, "warnings": warnings}
 

@@ -45,6 +45,8 @@ def test_the_form_amends_what_it_asks_for(dag: Any, tmp_path: Path) -> None:
     assert state(dag, action="relabel", subject="mon/0", label="PNEUMONIA") == "success"
     assert state(dag, action="withdraw-patient", subject="mon/2") == "success"
     assert state(dag, action="undo", subject="2") == "success"
+    assert state(dag, action="erase-patient", subject="mon/1") == "success"
+    assert state(dag, action="undo", subject="5") == "failed"
     assert state(dag, action="relabel", subject="mon/0") == "failed"  # without a label
     assert state(dag, action="withdraw-delivery", subject="tue") == "failed"
     found = amend.listed(Run(Settings(home=tmp_path)))
@@ -52,11 +54,17 @@ def test_the_form_amends_what_it_asks_for(dag: Any, tmp_path: Path) -> None:
         (2, False, "seen by two readers"),
         (3, True, "seen by two readers"),
         (4, False, "seen by two readers"),
+        (5, True, "seen by two readers"),
     ]
-    assert [change["subject"] for one in found for change in one["changes"]] == ["radiograph", "patient", "amendment"]
+    assert [(change["subject"], change["erase"]) for one in found for change in one["changes"]] == [
+        ("radiograph", False),
+        ("patient", False),
+        ("amendment", False),
+        ("patient", True),
+    ]
 
 
 def test_a_reason_and_a_known_action_are_asked_for(dag: Any) -> None:
-    for conf in ({"reason": ""}, {"action": "erase"}, {"label": "FRACTURE"}, {"subject": ""}):
+    for conf in ({"reason": ""}, {"action": "forget"}, {"label": "FRACTURE"}, {"subject": ""}):
         with pytest.raises(ParamValidationError):
             state(dag, **{"action": "relabel", "subject": "mon/0", "label": "NORMAL", **conf})

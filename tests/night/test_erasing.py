@@ -13,7 +13,7 @@ from erasable import WHY, Erasable
 from laid import ingest, lay
 from planted import readable
 from pydantic import SecretStr
-from s3_server import S3Server
+from s3_server import BUCKET, S3Server
 from samples import dicom, jpeg, picture, png
 
 from xray_pipeline.base import records
@@ -52,9 +52,9 @@ def run(settings: Settings) -> Run:
 
 @pytest.fixture
 def on_either(settings: Settings, store: Store, request: pytest.FixtureRequest) -> Run:
-    """The same, in a directory, then on S3."""
+    """The same, in a directory, then on S3: one in memory, then a real one."""
     update = {"store": store.uri}
-    if store.uri.startswith("s3://"):
+    if store.uri.startswith(f"s3://{BUCKET}/"):
         server: S3Server = request.getfixturevalue("s3")
         update["s3_endpoint"] = server.endpoint
     return _committed(settings.model_copy(update=update))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -20,8 +20,9 @@ import pandas as pd
 from pyarrow import ArrowInvalid
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import Damaged, DatasetError, EvaluationError
+from xray_pipeline.base.errors import Damaged, DatasetError, EvaluationError, ObjectNotFound
 from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset.erasing import Trace
 from xray_pipeline.dataset.parquet import fact, from_parquet, to_parquet
 from xray_pipeline.evaluation.cases import Floats, check_probabilities, named
 
@@ -65,7 +66,8 @@ def keep(store: Store, said: Said) -> None:
     table = pd.DataFrame(said.probabilities, columns=[f"p_{name}" for name in said.classes])
     table.insert(0, "digest", pd.Series(list(said.digests), dtype="str"))
     facts = {name: getattr(said, name) for name in _FACTS}
-    _write(store, said.candidate, said.delivery, table, {**facts, "threshold": repr(said.threshold)})
+    data = to_parquet(table, {**facts, "threshold": repr(said.threshold)})
+    store.write(_key(said.candidate, said.delivery, data), data)
 
 
 def recorded(store: Store, candidate: str) -> dict[str, str]:
@@ -118,20 +120,23 @@ def answered(parts: Iterable[Said]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).drop_duplicates("digest", ignore_index=True)
 
 
-def forget(store: Store, digests: Collection[str]) -> int:
-    """Leave radiographs (by digest) out of all records, and say how many rows that were. Repeating it ends it when it
-    was interrupted. Raises StorageUnavailable, Damaged."""
-    gone = 0
+def traces(store: Store, digests: Set[str]) -> Iterator[Trace]:
+    """Yield the files that have a row of some radiographs (digests), each with the rest of it to keep: the delivery
+    stays one that was asked about. One that can't be believed goes. Raises StorageUnavailable."""
     for key in sorted(entry.key for entry in store.list(ROWS)):
-        data = records.exactly(store, key, _digest(key), "its name")
-        table = from_parquet(data, key)
-        out = table["digest"].isin(set(digests))
-        if out.any():
+        try:
+            data = records.exactly(store, key, _digest(key), "its name")
+            table = from_parquet(data, key)
+        except ObjectNotFound:
+            continue
+        except DatasetError as error:
+            log.warning("%s", error)
+            yield Trace(key)
+            continue
+        if (out := table["digest"].isin(digests)).any():
             facts = {name: fact(data, name, "") for name in (*_FACTS, "threshold")}
-            _write(store, facts["candidate"], facts["delivery"], table[~out].reset_index(drop=True), facts)
-            store.delete(key)
-            gone += int(out.sum())
-    return gone
+            kept = to_parquet(table[~out].reset_index(drop=True), facts)
+            yield Trace(key, {_key(facts["candidate"], facts["delivery"], kept): kept})
 
 
 def acknowledge(store: Store, candidate: str, given: Acknowledgement) -> None:
@@ -156,9 +161,8 @@ def moment() -> str:
 _FACTS = ("candidate", "model", "delivery", "snapshot", "at")
 
 
-def _write(store: Store, candidate: str, delivery: str, table: pd.DataFrame, facts: dict[str, str]) -> None:
-    data = to_parquet(table, facts)
-    store.write(f"{ROWS}/{candidate}/{delivery}/{records.digest_of(data)}.parquet", data)
+def _key(candidate: str, delivery: str, data: bytes) -> str:
+    return f"{ROWS}/{candidate}/{delivery}/{records.digest_of(data)}.parquet"
 
 
 def _read(store: Store, key: str) -> Said:

@@ -27,7 +27,7 @@ from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.erasing import Erased, Place, Trace, hidden
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation import predictions
+from xray_pipeline.evaluation import predictions, prospective
 from xray_pipeline.intake import labelled, verdicts
 from xray_pipeline.night import kept_rows
 from xray_pipeline.night.run import Run
@@ -123,6 +123,7 @@ OWNERS: Final[dict[str, Callable[[Site], Iterator[Trace]]]] = {
     "labels": _of_labels,
     "deliveries' results": lambda site: verdicts.traces(site.store, site.dataset.manifests(), site.erased),
     "predictions": lambda site: predictions.traces(site.store, site.erased.digests),
+    "prospective record": lambda site: prospective.traces(site.store, site.erased.digests),
     "suspects": _of_suspects,
     "reports": lambda site: redacting.traces(site.store, site.erased.digests),
     "candidates": _of_candidates,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Container, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.common.db.common import SessionDep
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from xray_pipeline.airflow_ui import access, drawing, links, memory
 from xray_pipeline.airflow_ui.returned import returned
-from xray_pipeline.base.errors import DatasetError, LedgerError, ObjectNotFound, StorageUnavailable
+from xray_pipeline.base.errors import ConfigError, DatasetError, LedgerError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset
@@ -29,6 +29,9 @@ from xray_pipeline.registry import tidied
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.questions import why_void
 from xray_pipeline.registry.state import State
+
+if TYPE_CHECKING:
+    from xray_pipeline.night.watching import Watched
 
 WAITING = (TaskInstanceState.DEFERRED, TaskInstanceState.AWAITING_INPUT)
 ROWS = 50
@@ -54,6 +57,7 @@ def show(
             barred=_barred(state),
             together=_together(state, store),
             standing=_standing(store),
+            watched=_watched(settings),
             withdrawn=_withdrawn(settings, len(entries)),
             deliveries=links.DELIVERIES,
             forms=_forms(state, tidied.of_versions(store, state.registered), user),
@@ -150,6 +154,17 @@ def _barred(state: State) -> str:
     if registered is None or registered.decision.get("may_promote", True):
         return ""
     return " ".join(registered.decision.get("reasons", ())) or "the policy in force does not allow it"
+
+
+def _watched(settings: Settings) -> Watched:
+    """Return the champion's record as it reads today, or why it can't be told."""
+    from xray_pipeline.night import watching
+    from xray_pipeline.night.run import Run
+
+    try:
+        return watching.watched(Run(settings))
+    except ConfigError as error:  # the policy's, which the page needs for nothing else
+        return watching.Watched(None, "", "", str(error), None)
 
 
 def _standing(store: Store) -> dict[str, tuple[str, ...]]:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from xray_pipeline.base.text import several
 from xray_pipeline.night.nights import Model, Night
+
+if TYPE_CHECKING:
+    from xray_pipeline.night.watching import Watched
 
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 352.0, 10.0, 156.0
 COLOURS = 6
@@ -89,6 +93,45 @@ def of_nights(nights: Sequence[Night]) -> list[Chart]:
         _drift(past),
         _columns(past, [night.minutes for night in past], "Minutes, by task", "{:,.1f}"),
     ]
+
+
+def of_record(watched: Watched, most: int) -> Chart:
+    """Return the chart of the champion's newest `most` deliveries: how right it was on patients new to it, and the
+    confidence sequence of all so far."""
+    title, shown = "Champion on new patients", watched.deliveries[-most:]
+    if not shown or watched.promised is None:
+        return Chart(title, watched.in_words)
+    known = [one.accuracy for one in shown if one.accuracy is not None]
+    axis = _linear(
+        min(*known, shown[-1].low, watched.promised), max(*known, shown[-1].high, watched.promised), most=1.0
+    )
+    places = [_x(place, shown) for place in range(len(shown))]
+    held_out = axis.y(watched.promised)
+    lines = (
+        ("promised", f"{LEFT},{held_out} {RIGHT},{held_out}"),
+        ("sequence", " ".join(f"{x},{axis.y(one.low)}" for x, one in zip(places, shown, strict=True))),
+        ("sequence", " ".join(f"{x},{axis.y(one.high)}" for x, one in zip(places, shown, strict=True))),
+    )
+    kind = "alarm" if watched.alarm else "champion"
+    marks = tuple(
+        Mark(
+            kind,
+            x,
+            axis.y(one.accuracy),
+            axis.y(one.accuracy),
+            axis.y(one.accuracy),
+            f"{one.at[:10]}, {one.key}: {one.accuracy:.3f} on {several(one.patients, 'patient')}",
+        )
+        for x, one in zip(places, shown, strict=True)
+        if one.accuracy is not None
+    )
+    legend = (
+        (kind, "accuracy of a delivery, at the held-out mix"),
+        ("sequence", "95 % of all so far"),
+        ("promised", "when held out"),
+    )
+    days = _spread([one.at[:10] for one in shown])
+    return Chart(title, watched.in_words, legend, axis.labels, days, lines, marks)
 
 
 def _figures(nights: Sequence[Night], metric: str, title: str) -> Chart:
@@ -197,13 +240,18 @@ def _short(value: float, digits: int = 4) -> str:
     return text.removeprefix("0") if text.startswith("0.") else text
 
 
-def _x(place: int, nights: Sequence[Night]) -> float:
+def _x(place: int, nights: Sequence[object]) -> float:
     return round(LEFT + (place + 0.5) * (RIGHT - LEFT) / len(nights), 1)
 
 
 def _days(nights: Sequence[Night]) -> tuple[tuple[float, str], ...]:
-    places = sorted({0, len(nights) // 2, len(nights) - 1}) if len(nights) > 4 else [len(nights) - 1]
-    return tuple((_x(place, nights), _date(nights[place])) for place in places)
+    return _spread([_date(night) for night in nights])
+
+
+def _spread(days: Sequence[str]) -> tuple[tuple[float, str], ...]:
+    """Return the first, the middle and the last day, each with its place; of few the last one alone."""
+    places = sorted({0, len(days) // 2, len(days) - 1}) if len(days) > 4 else [len(days) - 1]
+    return tuple((_x(place, days), days[place]) for place in places)
 
 
 def _date(night: Night) -> str:

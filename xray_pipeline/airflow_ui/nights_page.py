@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -9,11 +10,13 @@ from fastapi import Query
 from fastapi.responses import HTMLResponse
 
 from xray_pipeline.airflow_ui import charts, drawing, links
-from xray_pipeline.base.errors import StorageUnavailable
+from xray_pipeline.base.errors import StorageUnavailable, XrayError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.night import nights
 from xray_pipeline.night.nights import Night
+
+log = logging.getLogger(__name__)
 
 SPANS = (30, 90, 365)
 
@@ -38,9 +41,21 @@ def show(
         span=int(span),
         before=before,
         older=shown[-1].started if len(wanted) > len(shown) else "",
-        charts=charts.of_nights(shown) if shown else [],
+        charts=[*_watched(settings, int(span)), *charts.of_nights(shown)] if shown else [],
         rows=[_row(night) for night in shown],
     )
+
+
+def _watched(settings: Settings, span: int) -> list[charts.Chart]:
+    """Return the chart of the champion's record, none where it can't be read: `xray watch` says why."""
+    from xray_pipeline.night import watching
+    from xray_pipeline.night.run import Run
+
+    try:
+        return [charts.of_record(watching.watched(Run(settings)), span)]
+    except XrayError as error:
+        log.warning("the champion's record is not drawn: %s", error)
+        return []
 
 
 def _row(night: Night) -> dict[str, Any]:

@@ -36,13 +36,13 @@ _LEAST_VARIANCE: Final = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """What was seen, night by night: `counts` [..., nights, kinds] of the distinct `values` [kinds]; whatever may still
-    come lies from `low` to `high`."""
+    """What was seen, night by night: `counts` [..., nights, kinds] of the distinct `values` [..., kinds]; whatever may
+    still come lies from `low` to `high`."""
 
     values: Floats
     counts: Floats
-    low: float
-    high: float
+    low: float | Floats
+    high: float | Floats
 
     @property
     def total(self) -> int:
@@ -64,17 +64,21 @@ def beginnings(nights: int) -> Floats:
     return np.asarray(1 / (2.11 * n * np.log(n) ** 2))  # of all n from 2 on, 1 / (n log² n) sums to 2.1097
 
 
-def log_wealth(seen: Values, null: float, variance: float) -> Floats:
+def log_wealth(seen: Values, null: npt.ArrayLike, variance: npt.ArrayLike) -> Floats:
     """Return the logarithm of the wealth [..., nights] of a bet against means of at least `null`, after each night.
 
-    `variance` is about that of a value at the null; a wrong one costs power and no validity.
+    `variance` is about that of a value at the null; a wrong one costs power and no validity. Of several series at once,
+    `null`, `variance` and what `seen` holds have one of each.
     """
-    bets = np.minimum(GAPS / max(variance, _LEAST_VARIANCE), _MOST / max(seen.high - null, 1e-9))
-    gained = seen.counts @ np.log1p(bets * (null - seen.values[:, None]))  # [..., nights, bets]
+    least, most = np.asarray(null, np.float64)[..., None], np.asarray(seen.high)[..., None]
+    spread = np.maximum(np.asarray(variance, np.float64), _LEAST_VARIANCE)[..., None]
+    bets = np.minimum(GAPS / spread, _MOST / np.maximum(most - least, 1e-9))
+    table = np.log1p(bets[..., None, :] * (least - seen.values)[..., None])  # [..., kinds, bets]
+    gained = seen.counts @ table  # [..., nights, bets]
     nights = gained.shape[-2]
     begins = beginnings(nights)
     waiting = np.log1p(-np.cumsum(begins))
-    running = np.full((*gained.shape[:-2], len(bets)), -np.inf)
+    running = np.full((*gained.shape[:-2], gained.shape[-1]), -np.inf)
     logs = np.empty(gained.shape[:-1])
     for night in range(nights):
         running = np.logaddexp(running, np.log(begins[night])) + gained[..., night, :]

@@ -7,8 +7,9 @@ the patient first: who comes back is likely to be judged as before, so what is e
 first, and the test may not. Accuracy gets one half of the stake, the classes that have a sensitivity share the other.
 
 What is tested is the promise: no less than held out, less the policy's margin, or than the lower end of the held-out
-figure's 95 % interval where that is lower still. A held-out share is an estimate, and one that came out too high by
-luck would otherwise be found out in time, as a fall that never was.
+figure's interval where that is lower still; the interval is one of 95 % for all figures together (Bonferroni). A held-
+out share is an estimate, and one that came out too high by luck would otherwise be found out in time, as a fall that
+never was.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import special
 
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.records import Plain
@@ -36,7 +38,7 @@ LEVEL: Final = 0.95  # of the confidence sequence that is drawn
 @dataclass(frozen=True)
 class Promise:
     """What a model had right when it was held out: of all radiographs, and of each class in the order of `classes`;
-    `least` are the lower ends of their intervals, that of accuracy first."""
+    `least` is what is promised of each at least, of accuracy first."""
 
     classes: tuple[str, ...]
     accuracy: float
@@ -56,7 +58,8 @@ class Promise:
         parts = (
             [by_class[name]["sensitivity"] for name in evaluation.classes] if by_class else [whole[n] for n in names]
         )
-        least = tuple(interval.low for interval in (whole["accuracy"], *parts))
+        wider = float(special.ndtri(1 - 0.025 / len(_strands(evaluation.classes))) / special.ndtri(0.975))
+        least = tuple(one.value - wider * (one.value - one.low) for one in (whole["accuracy"], *parts))
         return cls(evaluation.classes, float(right.sum() / totals.sum()), tuple((right / totals).tolist()), least)
 
 

@@ -139,7 +139,11 @@ def cuts_in_words(cuts: Cuts, threshold: tuple[float, float], rival: str) -> str
 
 
 def warnings(decision: Decision, evidence: Evidence) -> list[str]:
-    """What a reader must know before the decision: drift alarms that stand, and what the policy warns of."""
+    """What a reader must know before the decision: alarms that stand, and what the policy warns of."""
     alarms = evidence.alarms or ()
     told = [f"Drift alarm: {alarm}. Nobody had acknowledged it when this was decided." for alarm in alarms]
+    if evidence.watch and evidence.watch.alarm:
+        told.insert(
+            0, f"Alarm about the champion: {evidence.watch.alarm} Nobody had looked into it when this was decided."
+        )
     return [*told, *decision.warnings]

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -40,6 +40,8 @@ from xray_pipeline.night.identity import compare
 from xray_pipeline.night.run import Run
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NEWEST, TO_LABEL, READINGS = "reviews/newest.json", "reviews/to-label.json", "reviews/readings"
 MAP_SIDE = 28
@@ -123,13 +125,7 @@ class ToLabel:
 
 def material(store: Store) -> Material | None:
     """Return what the newest night drew; None before the first, and for a damaged file. Raises StorageUnavailable."""
-    try:
-        return records.read(store, NEWEST, Material)
-    except ObjectNotFound:
-        return None
-    except Damaged as error:
-        log.warning("%s; the next night draws it anew", error)
-        return None
+    return _derived(store, NEWEST, Material)
 
 
 def keep(store: Store, drawn: Material) -> None:
@@ -139,13 +135,7 @@ def keep(store: Store, drawn: Material) -> None:
 
 def to_label(store: Store) -> ToLabel | None:
     """Return the unlabelled files as they were ranked last; None where they never were. Raises StorageUnavailable."""
-    try:
-        return records.read(store, TO_LABEL, ToLabel)
-    except ObjectNotFound:
-        return None
-    except Damaged as error:
-        log.warning("%s; the next night ranks anew", error)
-        return None
+    return _derived(store, TO_LABEL, ToLabel)
 
 
 def keep_to_label(store: Store, ranked: ToLabel) -> None:
@@ -155,12 +145,16 @@ def keep_to_label(store: Store, ranked: ToLabel) -> None:
 
 def listed(store: Store, snapshot: str) -> tuple[Suspect, ...] | None:
     """Return the suspects of a snapshot, None when it was never screened or its list is damaged."""
+    return _derived(store, f"suspects/{snapshot}.json", tuple[Suspect, ...])
+
+
+def _derived(store: Store, key: str, kind: type[T]) -> T | None:
     try:
-        return records.read(store, f"suspects/{snapshot}.json", tuple[Suspect, ...])
+        return records.read(store, key, kind)
     except ObjectNotFound:
         return None
     except Damaged as error:
-        log.warning("%s; they are listed anew", error)
+        log.warning("%s; the next night that trains makes it anew", error)
         return None
 
 

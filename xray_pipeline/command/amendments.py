@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -25,44 +28,72 @@ app.add_typer(amend, name="amend")
 Reason = Annotated[
     str, typer.Option("--reason", help="Why; kept with your name in the dataset for ever: name no patient.")
 ]
-Radiograph = Annotated[str, typer.Option(metavar="DIGEST", help="A radiograph by its digest, 8 digits or more.")]
-File = Annotated[str, typer.Option(metavar="DELIVERY/ROW", help="A radiograph by its row, as `xray quarantine` does.")]
-Patient = Annotated[
-    str, typer.Option(metavar="NAME", help="A patient by PatientID or the name of a file; only a keyed hash is kept.")
-]
-PatientOf = Annotated[
-    str, typer.Option("--patient-of", metavar="DIGEST|DELIVERY/ROW", help="The patient of a radiograph.")
-]
-Delivery = Annotated[str, typer.Option(metavar="NAME", help="All that a delivery brought.")]
+WAYS: dict[By, object] = {
+    "radiograph": Annotated[str, typer.Option(metavar="DIGEST", help="A radiograph by its digest, 8 digits or more.")],
+    "file": Annotated[
+        str, typer.Option(metavar="DELIVERY/ROW", help="A radiograph by its row, as `xray quarantine` does.")
+    ],
+    "patient": Annotated[
+        str,
+        typer.Option(metavar="NAME", help="A patient by PatientID or the name of a file; only a keyed hash is kept."),
+    ],
+    "patient-of": Annotated[str, typer.Option(metavar="DIGEST|DELIVERY/ROW", help="The patient of a radiograph.")],
+    "delivery": Annotated[str, typer.Option(metavar="NAME", help="All that a delivery brought.")],
+}
+"""The options by which a verb lets a person name what is meant."""
 Listed = Annotated[
     Path | None, typer.Option("--from", metavar="FILE", help="CSV with these options as columns; all lines or none.")
 ]
 
 
+def naming(*ways: By) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb these options, of WAYS; it takes what each of them was given as `given`.
+
+    Typer reads the options from signature and annotations.
+    """
+
+    def decorated(verb: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(verb)
+        def command(**values: Any) -> None:
+            verb(given={way: values.pop(way.replace("-", "_")).strip() for way in ways}, **values)
+
+        hints = get_type_hints(verb, localns={"By": str}, include_extras=True)
+        taken = inspect.signature(verb).parameters.values()
+        own = [one.replace(annotation=hints[one.name]) for one in taken if one.name != "given"]
+        options = [
+            inspect.Parameter(way.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default="", annotation=WAYS[way])
+            for way in ways
+        ]
+        signature = inspect.Signature([*own[:1], *options, *own[1:]])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+        return command
+
+    return decorated
+
+
 @amend.command()
+@naming("radiograph", "file")
 def relabel(
+    *,
+    given: dict[By, str],
     reason: Reason,
     label: Annotated[str, typer.Option(metavar="CLASS", help="The right label.")] = "",
-    radiograph: Radiograph = "",
-    file: File = "",
     listed: Listed = None,
     as_json: Json = False,
 ) -> None:
     """Give a radiograph and all copies of it another label; it settles a label conflict between them."""
-    given: dict[By, str] = {"radiograph": radiograph, "file": file}
     if bool(label) is bool(listed):
         raise typer.BadParameter("give one, unless a list with --from gives them", param_hint="--label")
     _amend(_named("relabel", given, listed, label), reason, as_json)
 
 
 @amend.command()
+@naming(*WAYS)
 def withdraw(
+    *,
+    given: dict[By, str],
     reason: Reason,
-    radiograph: Radiograph = "",
-    file: File = "",
-    patient: Patient = "",
-    patient_of: PatientOf = "",
-    delivery: Delivery = "",
     erase: Annotated[
         bool, typer.Option("--erase", help="Erase it, too, wherever it is; nothing brings it back.")
     ] = False,
@@ -70,15 +101,7 @@ def withdraw(
     as_json: Json = False,
 ) -> None:
     """Take radiographs out of all later snapshots; delivered again they are quarantined."""
-    given = _given(radiograph, file, patient, patient_of, delivery)
     _amend(_named("withdraw", given, listed, erase=erase), reason, as_json)
-
-
-def _given(radiograph: str, file: str, patient: str, patient_of: str, delivery: str) -> dict[By, str]:
-    return {
-        **{"radiograph": radiograph, "file": file, "patient": patient},
-        **{"patient-of": patient_of, "delivery": delivery},
-    }
 
 
 @amend.command()
@@ -108,7 +131,7 @@ def _named(
     from xray_pipeline.base.errors import ConfigError
     from xray_pipeline.night import amend as amending
 
-    named = [amending.Named(action, by, name.strip(), label, erase) for by, name in given.items() if name.strip()]
+    named = [amending.Named(action, by, name, label, erase) for by, name in given.items() if name]
     if len(named) + bool(listed) != 1:
         raise typer.BadParameter(f"name one of {', '.join(given)}, or a list with --from")
     if listed is None:
@@ -144,18 +167,11 @@ def _change_line(change: dict[str, Any]) -> str:
 
 
 @app.command()
-def affected(
-    radiograph: Radiograph = "",
-    file: File = "",
-    patient: Patient = "",
-    patient_of: PatientOf = "",
-    delivery: Delivery = "",
-    as_json: Json = False,
-) -> None:
+@naming(*WAYS)
+def affected(*, given: dict[By, str], as_json: Json = False) -> None:
     """Print which candidates and versions learned from a radiograph, a patient or a delivery. Needs no MLflow."""
     from xray_pipeline.night import affected as learning
 
-    given = _given(radiograph, file, patient, patient_of, delivery)
     named = [(by, name) for by, name in given.items() if name]
     if len(named) != 1:
         raise typer.BadParameter(f"name one of {', '.join(given)}")

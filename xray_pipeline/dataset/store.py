@@ -244,8 +244,7 @@ class Dataset:
         count as far as they were made before the snapshot. What was erased since is left out as well, or with `erased`
         told by what stays of it. Raises DatasetError when a manifest is missing or has changed.
         """
-        named = self._snapshot(snapshot.digest)
-        return self._rows(named, named.amended(), erased)
+        return self._rows(named := self._snapshot(snapshot.digest), named.amended(), erased)
 
     def _rows(self, named: Named, amended: Amended, erased: bool = False) -> pd.DataFrame:
         """Return the radiographs in a snapshot's manifests, as amendments that are not its own may correct them."""

@@ -17,6 +17,7 @@ from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.night import nights
 from xray_pipeline.night.nights import Arrival, Model, Night
+from xray_pipeline.night.watching import Delivery, Watched
 
 BEGAN = datetime(2026, 1, 1, 2, tzinfo=UTC)
 
@@ -110,3 +111,14 @@ def test_bars_of_a_night_stand_on_each_other() -> None:
     assert [bar.says for bar in bars] == ["2026-01-01: truncated 2", "2026-01-01: lateral 1"]
     assert bars[0].y == pytest.approx(bars[1].y + bars[1].height)
     assert bars[0].y + bars[0].height == pytest.approx(charts.BOTTOM)
+
+
+def test_the_champions_record_is_drawn_with_its_confidence_sequence() -> None:
+    shown = tuple(Delivery(f"d{n}", f"2026-03-{n + 1:02d}T02:00:00", 60, 50, 0.9, 0.8, 0.95, 0.0) for n in range(9))
+    record = Watched(1, "c", "", "No alarm about version 1.", 0.92, (*shown, replace(shown[0], accuracy=None)))
+    found = charts.of_record(record, 8)
+    assert [kind for kind, _ in found.lines] == ["promised", "sequence", "sequence"]
+    assert ([mark.kind for mark in found.marks], len(found.days)) == (["champion"] * 7, 3)
+    fallen = charts.of_record(replace(record, alarm="Version 1 is no longer ..."), 8)
+    assert {mark.kind for mark in fallen.marks} == {"alarm"}
+    assert charts.of_record(replace(record, deliveries=()), 8).ticks == ()

@@ -11,7 +11,7 @@ import pytest
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.evaluation.metrics import Evaluation
-from xray_pipeline.evaluation.watching import Promise, Terms, watch, wealth_of_gain
+from xray_pipeline.evaluation.watching import Promise, Terms, watch
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 PROMISE = Promise(CLASSES, 0.91, (0.85, 0.97), (0.9, 0.84, 0.96))
@@ -126,13 +126,3 @@ def test_a_promise_on_few_patients_is_kept_by_its_lower_end() -> None:
     found = watch(record, 400, unsure, TERMS)
     assert found.raised is None
     assert [(strand.held_out, strand.promised) for strand in found.strands] == [(0.91, 0.86), (0.97, 0.90)]
-
-
-def test_a_better_challenger_gets_rich_and_an_equal_one_does_not() -> None:
-    rng = np.random.default_rng(5)
-    order = np.repeat(np.arange(60), 50)
-    better = rng.choice([-1.0, 0.0, 1.0], 3000, p=[0.015, 0.95, 0.035])
-    equal = rng.choice([-1.0, 0.0, 1.0], 3000, p=[0.025, 0.95, 0.025])
-    assert wealth_of_gain(better, order, 60).max() > np.log(20)
-    assert wealth_of_gain(equal, order, 60).max() < np.log(20)
-    assert wealth_of_gain([], [], 2) == pytest.approx(0, abs=1e-9)

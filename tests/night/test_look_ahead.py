@@ -19,7 +19,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import prospective
-from xray_pipeline.night import amend, damage, health, look_ahead, versions, watching
+from xray_pipeline.night import amend, damage, health, look_ahead, nights, versions, watching, whole
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions
@@ -161,7 +161,7 @@ def test_a_night_killed_on_its_way_goes_on_where_it_was_and_a_broken_file_is_mad
     look_ahead.look_ahead(run, snapshot)
     both = prospective.recorded(store, champion(run))
     assert both.items() > first.items()
-    whole = watching.watched(run)
+    before = watching.watched(run)
 
     store.write(both["new-34"], store.read(both["new-34"])[:-9])
     assert len(damage.damaged(store)) == 1
@@ -170,7 +170,7 @@ def test_a_night_killed_on_its_way_goes_on_where_it_was_and_a_broken_file_is_mad
     assert damage.damaged(store) == []
     again = watching.watched(run)
     assert [(one.key, one.radiographs, one.accuracy) for one in again.deliveries] == [
-        (one.key, one.radiographs, one.accuracy) for one in whole.deliveries
+        (one.key, one.radiographs, one.accuracy) for one in before.deliveries
     ]
     assert [one.key for one in again.deliveries] == ["new-33", "new-34"]
 
@@ -180,6 +180,20 @@ def test_a_night_killed_on_its_way_goes_on_where_it_was_and_a_broken_file_is_mad
     found = watching.watched(run)
     assert "is not watched" in found.in_words
     assert found.alarm == ""
+
+
+def test_a_look_ahead_that_fails_stops_no_night_and_the_night_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise EvaluationError("the network is gone")
+
+    monkeypatch.setattr(look_ahead, "look_ahead", fails)
+    said = whole.whole(Run(Settings(), who="schedule"))
+    assert "The champion was not watched: the network is gone." in said["message"]
+    newest = nights.read(run.store()).nights[0]
+    assert (newest.failed, newest.unwatched) == ({}, "the network is gone")
+    assert "the champion was not watched" in nights.in_words(newest)
 
 
 def test_without_a_champion_there_is_nothing_to_watch(grown: Settings) -> None:

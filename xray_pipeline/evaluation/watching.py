@@ -139,17 +139,6 @@ def watch(rows: pd.DataFrame, deliveries: int, promise: Promise, terms: Terms, s
     )
 
 
-def wealth_of_gain(gains: Sequence[float], order: Sequence[int], deliveries: int) -> Floats:
-    """Return the logarithm of the wealth [deliveries] of who bets that one model is more accurate than another.
-
-    `gains` are of patients, each once: the share of a patient's radiographs that the one has right less the other's.
-    """
-    losses = -np.asarray(gains, np.float64)
-    seen = betting.count(losses, order, deliveries, -1.0, 1.0)
-    variance = float((losses**2).mean()) if len(losses) else 1.0
-    return betting.log_wealth(seen, 0.0, variance)
-
-
 def _strands(classes: Sequence[str]) -> list[tuple[str, Sequence[int]]]:
     """Return what is watched: accuracy over all classes, and sensitivity to each class that has one."""
     every = range(len(classes))

@@ -228,7 +228,7 @@ def _alarm(version: int, found: Watch, deliveries: tuple[Delivery, ...]) -> str:
 def _figures(found: Watch, deliveries: tuple[Delivery, ...]) -> str:
     said = "; ".join(_figure(strand) for strand in found.strands if strand.patients)
     asked = several(len(deliveries), "delivery", "deliveries")
-    return f"Asked about {asked} before anything learned from them: {said or 'no patient was new'}."
+    return f"Asked about {asked} before any model had learned: {said or 'no patient was new'}."
 
 
 def _figure(strand: Strand) -> str:

@@ -41,6 +41,7 @@ bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class
 	$(BIN)/python benchmarks/intake.py $(if $(FULL),--data "$(FULL)") --json bench/intake.json
 	$(if $(and $(FULL),$(SMALL)),$(BIN)/python benchmarks/near_duplicates.py --small "$(SMALL)" --data "$(FULL)" --json bench/near_duplicates.json)
 	$(BIN)/python benchmarks/gate_simulation.py --json bench/gate.json
+	$(BIN)/python benchmarks/prospective.py --hospitals 100 --json bench/prospective.json
 	$(BIN)/python benchmarks/engine.py --json bench/engine.json
 	$(BIN)/python benchmarks/history.py --json bench/history.json
 	$(if $(SMALL),$(BIN)/python benchmarks/night.py --data "$(SMALL)" $(if $(QUICK),--images 200 --new 50 --asked 100) --json bench/night.json)

@@ -43,7 +43,7 @@ MILDEST = 0.8  # so that a few hundred patients are enough to learn from
 QUICK = "side=128"
 PLAIN = "side=64\nlevels=false\nviews=1\nconsistency=0\nthreshold=half"
 TASKS = (
-    *("find_deliveries", "check_delivery", "commit_deliveries", "train", "evaluate"),
+    *("find_deliveries", "check_delivery", "commit_deliveries", "look_ahead", "train", "evaluate"),
     *("decide", "register", "promote", "conclude"),
 )
 COLOURS = {"success": "green", "failed": "red", "running": "yellow", "skipped": "dim", "up_for_retry": "red"}

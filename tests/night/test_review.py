@@ -69,7 +69,7 @@ def open_digests(run: Run, snapshot: str) -> list[str]:
 def test_what_a_person_decided_does_not_come_up_again(run: Run) -> None:
     snapshot, (first, second, third) = suspected(run)
     before = Dataset(run.settings).snapshot()
-    said = review.act(run, "agree", first.digest[:10], "", "seen with a colleague")
+    said = review.act(run, "agree", first.digest[:10], "as it is", "seen with a colleague")
     assert (said["radiograph"], said["label"], said["who"]) == (first.digest, "NORMAL", "reader")
     assert open_digests(run, snapshot) == [second.digest, third.digest]
     assert Dataset(run.settings).snapshot() == before  # to agree changes nothing that is trained on

@@ -220,8 +220,13 @@ def agree(run: Run, name: str, why: str, seen: str = "") -> dict[str, Any]:
 
 
 def act(run: Run, action: str, name: str, label: str, why: str) -> dict[str, Any]:
-    """Do what the form of xray_amend asks for: `agree`, or as `amend.from_form` and with what it raises."""
-    return agree(run, name, why, label) if action == "agree" else amend.from_form(run, action, name, label, why)
+    """Do what the form of xray_amend asks for: `agree`, or as `amend.from_form` and with what it raises.
+
+    A label that is no class is what the form says where nobody chose one.
+    """
+    if action == "agree":
+        return agree(run, name, why, label if label in run.settings.classes else "")
+    return amend.from_form(run, action, name, label, why)
 
 
 def _reading_key(digest: str) -> str:

@@ -177,7 +177,8 @@ def test_a_suspect_is_relabelled_from_the_page_and_another_agreed_with(
     page.keyboard.press("a")
     page.keyboard.press("Enter")
     expect(shown.get_by_text("2 of 2")).to_be_visible()  # the next one comes by itself
-    assert ended(site, "xray_amend", 2)[1]["action"] == "agree"
+    state, conf = ended(site, "xray_amend", 2)
+    assert (state, conf["action"], conf["label"]) == ("success", "agree", "PNEUMONIA")
     page.keyboard.press("Escape")
     expect(shown.locator(".cards li")).to_have_count(1)
 

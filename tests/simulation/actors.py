@@ -105,7 +105,6 @@ def night(world: World, number: int, who: str = "schedule") -> None:
     manual_changes.reconcile(registry)
     if snapshot is None:
         return
-    world.auditor.trained_on(snapshot.digest)
     recipe = RECIPE.model_copy(update={"seed": number})
     try:
         candidate = training.train(dataset, snapshot, recipe, run.settings, Champions(registry))
@@ -136,7 +135,7 @@ def _judge(run: Run, digest: str) -> None:
     entry = decisions.register(registry, candidate, **said, decision=recorded)
     if decision.automatic:
         assert entry.version is not None
-        request = f"auto {entry.version} over {champion}"
+        request = judging.automatic(entry.version, champion)
         told = {"who": run.who, "why": "the policy", "expected_champion": champion, "request": request}
         decisions.promote(registry, entry.version, **told, decision=recorded)
 
@@ -342,6 +341,48 @@ def tidies(world: World) -> list[Process]:
     return [process(world, name, lambda name=name: tidying(name)) for name in ("tidies-1", "tidies-2")]
 
 
+ROTS = {
+    "store/ledger/": b'"why": "',
+    "store/dataset/commits/": b'"previous": "',
+    "store/dataset/manifests/": b"",
+    "store/candidates/": b'"model_digest": "',
+}
+"""Where a bit may flip, and after what in the file: anywhere for "". JSON stays JSON."""
+
+
+def rot(world: World) -> list[Process]:
+    """A disk that changes one byte of a file, and somebody who notices later and puts the backup back."""
+
+    def rots() -> None:
+        for number in range(2):
+            world.scheduler.sleep(world.once(f"rot pause {number}", lambda: world.random.choice((2000.0, 9000.0))))
+            world.once(f"rot {number}", lambda: _rot(world))
+            world.scheduler.sleep(4000.0)
+            world.once(f"restored {number}", lambda number=number: _restore(world, *world.remembered[f"rot {number}"]))
+
+    return [process(world, "rot", rots)]
+
+
+def _rot(world: World) -> tuple[str, bytes]:
+    """Change a byte of a file, not of the newest commit or entry: of these only MLflow could tell."""
+    objects, kind = world.auditor.objects, world.random.choice(sorted(ROTS))
+    keys = sorted(key for key in objects if key.startswith(kind) and (kind[6] != "c" or key.endswith("candidate.json")))
+    keys = keys[1:-1] if kind in ("store/ledger/", "store/dataset/commits/") else keys
+    if not keys:
+        return "", b""
+    key = world.random.choice(keys)
+    data = objects[key].data
+    at = data.find(ROTS[kind]) + len(ROTS[kind]) if ROTS[kind] else world.random.randrange(4, len(data))
+    other = b"a" if data[at : at + 1] != b"a" else b"b"
+    world.auditor.rots(key, data[:at] + other + data[at + 1 :])
+    return key, data
+
+
+def _restore(world: World, key: str, data: bytes) -> None:
+    if key:
+        world.auditor.restored(key, data)
+
+
 def looks(world: World) -> list[Process]:
     """Somebody who runs `xray verify` in between; what it finds may be half done, but it changes nothing."""
 
@@ -368,5 +409,6 @@ ACTORS: dict[str, Callable[[World], list[Process]]] = {
     "amends": amends,
     "tidies": tidies,
     "looks": looks,
+    "rot": rot,
 }
 """All kinds of processes, by name."""

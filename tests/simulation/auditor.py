@@ -41,7 +41,8 @@ class Auditor:
         self.in_store: list[tuple[str, Object | None, Object | None]] = []
         self.in_mlflow: list[tuple[str, Any, Any]] = []
         self.moved_by_hand: set[str] = set()
-        self._began: dict[str, int] = {}
+        self._began: dict[str, tuple[int, float]] = {}
+        self._rotten: dict[str, float] = {}
 
     def begin(self, mlflow: MemoryMlflow, scheduler: Scheduler, settings: Settings, deliveries: Deliveries) -> None:
         self.mlflow, self.scheduler, self.settings, self.deliveries = mlflow, scheduler, settings, deliveries
@@ -49,6 +50,7 @@ class Auditor:
     # Told
 
     def store_changed(self, key: str, before: Object | None, after: Object | None) -> None:
+        self._rotten.pop(key, None)  # the package puts some files back by itself
         self.in_store.append((key, before, after))
 
     def mlflow_changed(self, what: str, before: Any, after: Any) -> None:
@@ -56,14 +58,21 @@ class Auditor:
 
     def begins(self, process: str) -> None:
         """A process begins its work: what it names from here on it has read since."""
-        self._began[process] = len(self.commits)
+        self._began[process] = len(self.commits), self.scheduler.clock
 
     def by_hand(self, alias: str) -> None:
         """A hand is about to move an alias."""
         self.moved_by_hand.add(alias)
 
-    def trained_on(self, snapshot: str) -> None:
-        """A night is about to train on a snapshot."""
+    def rots(self, key: str, data: bytes) -> None:
+        """A file is changed by no call: whoever begins from here on must not rest on it."""
+        self.objects[key] = Object(data, self.objects[key].at)
+        self._rotten[key] = self.scheduler.clock
+
+    def restored(self, key: str, data: bytes) -> None:
+        """A file is put back as it was."""
+        if self._rotten.pop(key, None) is not None:
+            self.objects[key] = Object(data, self.objects[key].at)
 
     # Looked at
 
@@ -113,9 +122,17 @@ class Auditor:
                 f"I4: {key} is gone before the manifest of its commit is there",
             )
 
+    def _rests_on(self, *kinds: str) -> None:
+        """Whether who writes this began before what he must have read for it was damaged."""
+        process = self.scheduler.running
+        for key, since in self._rotten.items():
+            good = not key.startswith(kinds) or process is None or self._began[process.name][1] <= since
+            self.hold(good, f"I3: what is written rests on {key}, which is damaged")
+
     # The ledger
 
     def _entry(self, key: str, data: bytes) -> None:
+        self._rests_on(LEDGER)
         decided = self.decided
         number = int(key[len(LEDGER) :].removesuffix(".json"))
         if number == 0:
@@ -125,6 +142,8 @@ class Auditor:
         for wrong in decided.wrong(data):
             self.fail(f"{wrong}: entry {number}")
         entry = decided.entries[-1]
+        if entry["kind"] == "registered":
+            self._rests_on(f"store/candidates/{entry['candidate']}/")
         if entry["kind"] in ("registered", "promoted", "rolled-back"):
             self._loads(entry["version"])
         if entry["kind"] == "manual-change" and "action" not in entry["decision"]:
@@ -147,6 +166,7 @@ class Auditor:
     # The dataset
 
     def _commit(self, key: str, data: bytes) -> None:
+        self._rests_on(COMMITS, MANIFESTS)
         commit = json.loads(data)
         number = int(key[len(COMMITS) :].removesuffix(".json"))
         self.hold(number == len(self.commits) + 1 == commit["number"], f"I4: commit {number} leaves a gap")
@@ -201,7 +221,7 @@ class Auditor:
     def _withdrawn(self, named: str, manifests: set[str], out: set[str], labels: dict[str, str]) -> None:
         """Whether what amendments withdrew when the snapshot was made is not in it."""
         process = self.scheduler.running
-        since = self._began.get(process.name, 0) if process else 0
+        since = self._began[process.name][0] if process else 0
         for count in range(since, len(self.commits) + 1):
             if self._gone_after(count) & self._accepted(manifests) <= out:
                 return

@@ -89,6 +89,8 @@ class Decided:
         version, found = entry["version"], []
         if entry["champion_before"] != self.champion:
             found.append("I6: promoted in place of another champion than that of the moment")
+        if entry["decision"]["champion"] != self.candidates.get(self.champion or 0, ""):
+            found.append("I6: promoted by a decision on another champion than that of the moment")
         if version not in self.candidates:
             found.append("I6: promoted without a decision")
         elif (entry["candidate"], entry["artifact"]) != (self.candidates[version], self.artifacts[version]):

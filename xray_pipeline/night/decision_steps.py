@@ -87,7 +87,7 @@ def promote(run: Run, registered: Registered) -> Promoted:
     (evidence, decision), registry = judging.judged(run, registered.evidence), run.registry()
     judging.expect_same(registry, registered.models)
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
-    request = f"auto {registered.version} over {registered.champion}"
+    request = judging.automatic(registered.version, registered.champion)
     if not registry.ledger.state().asked("promoted", request):
         trial.try_version(run, registered.candidate, registered.version)
     entry = operations.promote(

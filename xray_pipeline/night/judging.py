@@ -76,6 +76,11 @@ def expect_same(registry: Registry, models: Mapping[str, Sequence[str]]) -> None
         raise LedgerError(f"{other}: the ledger was put back since; start anew from what it says now")
 
 
+def automatic(version: int | None, champion: int | None) -> str:
+    """Return the name of the request by which a night promotes a version, so that a repeat finds its entry."""
+    return f"auto {version} over {champion}"
+
+
 def concluded(run: Run, candidate: str) -> str:
     """Say what was decided of a candidate when nothing about it is left to decide, else ""."""
     ledger = run.registry().ledger
@@ -93,6 +98,7 @@ def concluded(run: Run, candidate: str) -> str:
         and state.challenger == newest.version
         and state.champion == newest.champion_before
         and newest.decision["automatic"]
+        and not state.asked("promoted", automatic(newest.version, state.champion))  # it was, and was taken back since
     )
     role = " and is the champion" if newest.version == state.champion else ""
     return "" if unfinished else f"candidate {candidate[:12]} was registered as version {newest.version}{role}"

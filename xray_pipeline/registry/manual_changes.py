@@ -44,7 +44,7 @@ def record_manual_change(registry: Registry) -> Entry | None:
         known = {version for entry in ledger.entries() for version in gone_with(entry)} - {state.challenger}
         if moved is None and gone.keys() <= known:
             return None
-        found = moved or state.aliases
+        found = {**state.aliases, **(moved or {})}  # the other alias may be one that a crash left behind
         newest = state.by_hand[-1] if state.by_hand else None
         if newest and newest.digest == state.head and newest.decision["found"] == found and gone.keys() <= known:
             return newest

@@ -155,7 +155,7 @@ class Registry:
         return self.ledger.state().champion
 
     def manual_change(self, pause: float | None = None) -> dict[str, int | None] | None:
-        """Return the aliases as MLflow has them when the ledger can't explain them; None when it can.
+        """Return those aliases, as MLflow has them, that the ledger can't explain; None when it explains both.
 
         What a process that died between entry and alias left behind is explained: any state from the one followed last
         to the newest. A difference is looked at again after `pause` seconds: another process may be between two steps.
@@ -170,8 +170,8 @@ class Registry:
         if model is None:
             return None
         present, explained = aliases_of(model), aliases_since(self.ledger.entries(), self.model.followed(model))
-        known = all(any(present[alias] == then[alias] for then in explained) for alias in ALIASES)
-        return None if known else present
+        known = [alias for alias in ALIASES if any(present[alias] == then[alias] for then in explained)]
+        return {alias: present[alias] for alias in ALIASES if alias not in known} or None
 
     def lost(self) -> dict[int, str]:
         """Return the versions that MLflow never followed the ledger to and does not have, each with how so.

@@ -1,0 +1,206 @@
+"""Plant faults in copies of the package, one at a time, and say after how many seeds the simulation finds each.
+
+`make mutate`; exit 1 when one is not found. A fault is a text that is replaced; one whose text is not in its file, once,
+stops the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is planted, in words; in which file of the package; which text becomes which."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+
+
+FAULTS = (
+    Fault(
+        "the alias is moved before the ledger's entry", "registry/commit.py",
+        "            return registry.ledger.append(decided, state.head)",
+        "            alias = {'registered': 'challenger', 'promoted': 'champion'}.get(decided.kind)\n"
+        "            if alias:\n"
+        "                registry._move(alias, registry.aliases()[alias], decided.version)\n"
+        "            return registry.ledger.append(decided, state.head)",
+    ),
+    Fault(
+        "who lost the race for a place appends all the same", "registry/commit.py",
+        '            log.info("looking again: %s", lost)', "            return registry.ledger.append(decided)",
+    ),
+    Fault(
+        "a refused conditional write is taken for done", "base/s3_store.py",
+        "                return self.read(key) == data", "                return True",
+    ),
+    Fault(
+        "a ledger entry replaces what is there", "registry/ledger.py",
+        "            if self.store.write_if_absent(_key(len(known) + 1), data):",
+        "            if self.store.write(_key(len(known) + 1), data) is None:",
+    ),
+    Fault(
+        "a commit replaces what is there", "dataset/commits.py",
+        "return commit if self.store.write_if_absent(commit.place, canonical(msgspec.to_builtins(commit))) else None",
+        "return commit if self.store.write(commit.place, canonical(msgspec.to_builtins(commit))) is None else None",
+    ),
+    Fault(
+        "tidying removes files before it is on record", "night/tidy.py",
+        "    tidied.keep(run.store(), removal)\n    _remove(run, registry, removal, one)",
+        "    _remove(run, registry, removal, one)\n    tidied.keep(run.store(), removal)",
+    ),
+    Fault(
+        "tidying does not look who is in charge", "night/tidy.py",
+        "    kept = _in_charge(registry) | _recent(", "    kept = _recent(",
+    ),
+    Fault(
+        "tidying takes what somebody works on", "training/in_use.py",
+        '    if next((entry.version for entry in _folder(store, candidate).list() if entry.key == USED), "") == seen:',
+        "    if True:",
+    ),
+    Fault(
+        "the chain of the ledger is not checked", "registry/entries.py",
+        "    if entry.sequence != sequence or entry.previous != previous:", "    if entry.sequence != sequence:",
+    ),
+    Fault(
+        "the chain of the commits is not checked", "dataset/commits.py",
+        "        if commit.place != place or commit.previous != before:", "        if commit.place != place:",
+    ),
+    Fault(
+        "seals are not checked", "base/records.py",
+        ' or digest_of(canonical(content)) != sealed["sha256"]:', ":",
+    ),
+    Fault(
+        "digests are not checked", "base/records.py",
+        "    if (actual := digest_of(data)) != digest:", '    if (actual := digest_of(data)) == "":',
+    ),
+    Fault(
+        "an approval counts against whatever champion", "registry/questions.py",
+        'same = (entry.kind, entry.version, entry.champion_before) == ("approved", version, champion)',
+        'same = (entry.kind, entry.version) == ("approved", version)',
+    ),
+    Fault(
+        "an approval counts whatever was decided since", "registry/questions.py",
+        '        if entry.kind not in ("approved", "refused", "not-answered"):\n            return None\n', "",
+    ),
+    Fault(
+        "a void question may be answered", "registry/decisions.py",
+        "        if void := why_void(state, version, expected_champion):", "        if void := '':",
+    ),
+    Fault(
+        "a promotion does not look for the champion it was decided against", "registry/decisions.py",
+        "        _expect_champion(state, expected_champion)\n        how = _leave", "        how = _leave",
+    ),
+    Fault(
+        "registering does not look for the champion it was decided against", "registry/decisions.py",
+        "        _expect_champion(state, champion_before)\n        return None", "        return None",
+    ),
+    Fault(
+        "a promotion that is repeated does not find itself", "registry/decisions.py",
+        '        if earlier := state.asked("promoted", request):', "        if earlier := None:",
+    ),
+    Fault(
+        "an answer that is repeated does not find itself", "registry/decisions.py",
+        "        if earlier := state.asked(kind, request):", "        if earlier := None:",
+    ),
+    Fault(
+        "a refusal that is repeated does not find itself", "registry/decisions.py",
+        'return state.asked("refused", request) or Move(', "return Move(",
+    ),
+    Fault(
+        "MLflow is told that it followed before it did", "registry/mlflow_registry.py",
+        "            present, behind = aliases_of(model), self.model.followed(model) < state.sequence\n",
+        "            present, behind = aliases_of(model), self.model.followed(model) < state.sequence\n"
+        "            self.model.has_followed(model, state)\n",
+    ),
+    Fault(
+        "MLflow is asked after the ledger", "registry/registered_model.py",
+        "        model, state = self._get(), self.ledger.state()",
+        "        state, model = self.ledger.state(), self._get()",
+    ),
+    Fault(
+        "a draft is deleted before its manifest is made", "dataset/store.py",
+        "        self.store.write_if_absent(commit.file, self._committed(commit))\n"
+        "        self.store.delete(commit.draft)",
+        "        data = self._committed(commit)\n        self.store.delete(commit.draft)\n"
+        "        self.store.write_if_absent(commit.file, data)",
+    ),
+    Fault(
+        "a delivery that lost the race is not judged again", "intake/commit.py",
+        "        table = mark_conflicts(intake.table, history, dataset.settings)", "        table = intake.table",
+    ),
+    Fault(
+        "a snapshot holds what was withdrawn", "dataset/snapshots.py",
+        '    withdrawn = set(rows.loc[amended.out(rows), "digest"])', "    withdrawn = set()",
+    ),
+    Fault(
+        "versions that a killed process left stay", "registry/mlflow_registry.py",
+        "            self._delete(sorted(double - self.aliased()))", "            pass",
+    ),
+    Fault(
+        "what a hand moved is not told from what a crash left", "registry/manual_changes.py",
+        "        found = {**state.aliases, **(moved or {})}",
+        "        found = registry.aliases() if moved else state.aliases",
+    ),
+)  # fmt: skip
+
+
+def planted(fault: Fault, folder: Path) -> None:
+    """Copy the package into a folder, with the fault. Raises SystemExit when its text is not there, once."""
+    shutil.copytree(ROOT / "xray_pipeline", folder / "xray_pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "xray_pipeline" / fault.file
+    text = path.read_text()
+    if text.count(fault.old) != 1:
+        raise SystemExit(f"{fault.what}: its text is {text.count(fault.old)} times in {fault.file}")
+    path.write_text(text.replace(fault.old, fault.new))
+
+
+def found_after(fault: Fault, seeds: int) -> tuple[int, int, str]:
+    """Return after how many seeds and steps a planted fault is found, 0 when it is not, and by what."""
+    with tempfile.TemporaryDirectory() as temporary:
+        planted(fault, Path(temporary))
+        places = [temporary, str(ROOT / "tests" / "builders"), str(ROOT / "tests" / "simulation")]
+        done = subprocess.run(
+            [sys.executable, ROOT / "tests" / "simulation" / "simulate.py", "--seeds", str(seeds), "--quick"],
+            env={**os.environ, "PYTHONPATH": ":".join(places)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    lines = done.stdout.splitlines()
+    numbers = re.fullmatch(r"(\d+) seeds, (\d+) steps, (\d) violations", lines[-1] if lines else "")
+    if not numbers:
+        raise SystemExit(f"{fault.what}: {done.stderr[-2000:]}")
+    violation = next((line.partition(": ")[2] for line in lines if line.startswith("seed ")), "")
+    count, steps, violations = map(int, numbers.groups())
+    return (count if violations else 0), steps, violation
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100, help="after so many a fault counts as not found")
+    parser.add_argument("--only", default="", help="only faults of whose words this is a part")
+    asked = parser.parse_args()
+    chosen = [fault for fault in FAULTS if asked.only in fault.what]
+    began, missed = time.monotonic(), 0
+    for fault in chosen:
+        count, steps, violation = found_after(fault, asked.seeds)
+        missed += not count
+        how = f"seed {count}, step {steps:,}: {violation[:100]}" if count else "NOT FOUND"
+        print(f"{fault.what}: {how}", flush=True)
+    print(f"{len(chosen)} faults planted, {missed} not found, {(time.monotonic() - began) / 60:.0f} minutes")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

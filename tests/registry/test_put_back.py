@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from small_models import Candidate, logged
 
 from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, TrainingError
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
 from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 from xray_pipeline.night import promotion
 from xray_pipeline.night.promotion import Request
@@ -21,10 +24,12 @@ from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry import loading, lost_entries, manual_changes
 from xray_pipeline.registry.entries import Entry, Move
+from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.questions import why_void
 from xray_pipeline.registry.registered_model import FOLLOWED_TAG
+from xray_pipeline.registry.state import State
 from xray_pipeline.registry.verify import check
 
 pytestmark = pytest.mark.usefixtures("no_pause")
@@ -65,6 +70,11 @@ class Site:
         self.database = Path(shutil.copy(kept, self.folder / f"mlflow-{self.copies}.db"))
         self.settings = Settings(home=self.folder, tracking_uri=f"sqlite:///{self.database}")
 
+    def overwrite_mlflow(self, kept: Path) -> None:
+        """Put an older state into the database under the feet of who works with it, by SQLite's own backup."""
+        with closing(sqlite3.connect(kept)) as source, closing(sqlite3.connect(self.database)) as target:
+            source.backup(target)
+
     def keep_store(self) -> Path:
         self.copies += 1
         return Path(shutil.copytree(self.store, self.folder / f"store-{self.copies}"))
@@ -104,6 +114,9 @@ class Site:
                 return candidate
         raise TrainingError("was not trained to its end")
 
+    def kinds_in_store(self) -> list[str]:
+        return [entry.kind for entry in Ledger(open_store(self.settings.store)).entries()]
+
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.registry.ledger.entries()]
 
@@ -121,6 +134,90 @@ def site(tmp_path: Path, models: tuple[Path, list[Candidate]]) -> Site:
 
 
 # MLflow is older than the ledger
+
+
+@pytest.fixture
+def waiting(site: Site) -> Site:
+    """Version 1 is champion, version 2 waits."""
+    site.register(2, 1)
+    return site
+
+
+def while_promoting(site: Site, monkeypatch: pytest.MonkeyPatch, put_back: Callable[[], None], match: str) -> None:
+    """Promote version 2, and put something back right after the ledger's entry; what is said must match."""
+    follow = Registry.follow
+
+    def meanwhile(registry: Registry) -> State:
+        put_back()
+        return follow(registry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "follow", meanwhile)
+        with pytest.raises((RegistryError, LedgerError), match=match):
+            promote_once(site)
+
+
+def promote_once(site: Site) -> Entry:
+    return operations.promote(site.registry, 2, expected_champion=1, request="one click", **SCHEDULE)
+
+
+def test_an_mlflow_put_back_in_the_middle_of_a_promotion_loses_nothing_that_was_decided(
+    waiting: Site, models: tuple[Path, list[Candidate]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = waiting.keep_mlflow()
+    before_all = models[0]
+    while_promoting(waiting, monkeypatch, lambda: waiting.overwrite_mlflow(before_all), "holds no model")
+    assert waiting.kinds_in_store()[-1] == "promoted"
+    for _ in range(2):
+        with pytest.raises(RegistryError, match="holds no model"):
+            promote_once(waiting)
+    waiting.overwrite_mlflow(newest)
+    assert promote_once(waiting).kind == "promoted"
+    assert waiting.kinds().count("promoted") == 2
+    assert waiting.registry.aliases() == {"champion": 2, "challenger": None}
+    assert waiting.broken() == []
+
+
+def test_an_mlflow_without_the_version_that_is_being_promoted_stops_until_it_is_put_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = site.keep_mlflow()
+    site.register(2, 1)
+    newest = site.keep_mlflow()
+    said = "this is decided: .* restore MLflow's newest"
+    while_promoting(site, monkeypatch, lambda: site.overwrite_mlflow(older), said)
+    with pytest.raises(RegistryError, match=r"/2|restore MLflow's newest"):
+        promote_once(site)
+    assert site.kinds_in_store().count("promoted") == 2
+    site.overwrite_mlflow(newest)
+    promote_once(site)
+    assert site.kinds().count("promoted") == 2
+    assert site.registry.aliases() == {"champion": 2, "challenger": None}
+
+
+@pytest.mark.parametrize("lost", ["the promotion", "its version, too"])
+def test_a_store_put_back_in_the_middle_of_a_promotion_is_never_taken_for_a_promotion(
+    site: Site, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    older = site.keep_store()
+    site.register(2, 1)
+    older = site.keep_store() if lost == "the promotion" else older
+    newest: list[Path] = []
+
+    def put_back() -> None:
+        newest.append(site.keep_store())
+        site.put_back_store(older)
+
+    while_promoting(site, monkeypatch, put_back, "had 4 when this process read it")
+    if lost != "the promotion":  # else it may be decided anew
+        with pytest.raises(RegistryError, match=r"followed the ledger to entry 3 .* restore the newest copy"):
+            promote_once(site)
+    assert site.client.get_registered_model("chest-xray").aliases == {"champion": 1, "challenger": 2}
+    site.put_back_store(newest[0])
+    promote_once(site)
+    assert site.kinds().count("promoted") == 2
+    assert site.registry.aliases() == {"champion": 2, "challenger": None}
+    assert site.broken() == []
 
 
 @pytest.fixture

@@ -167,6 +167,12 @@ def again(world: World) -> None:
     night(world, world.nights - 1)
     if before != (world.auditor.decided.digests, world.auditor.commit_digests):
         raise Violation("I5: a night that is done again ends in another state")
+    dataset = Dataset(world.settings)
+    snapshot = dataset.snapshot()
+    rows = dataset.rows(snapshot) if snapshot else None
+    there = {} if rows is None else {row.digest: (row.label, row.side) for row in rows.itertuples()}
+    if there != world.auditor.kept.snapshot():
+        raise Violation("I9: the newest snapshot does not hold what the rules say")
     findings = verify.check(Run(world.settings).registry())
     wrong = [f"{finding.invariant} {finding.text}" for finding in findings if not finding.holds]
     if wrong:
@@ -225,7 +231,7 @@ def _one_question(world: World, name: str, person: str) -> None:
     world.scheduler.sleep(world.once(f"{name} pause", lambda: world.random.choice((1.0, 100.0, 5000.0))))
     if asked is None:
         return
-    options = [[APPROVE], [APPROVE], [APPROVE], ["reject"], []]
+    options = [[APPROVE]] * 5 + [["reject"], []]
     chosen = world.once(f"{name} chosen", lambda: world.random.choice(options))
     user = {"id": person, "name": person} if chosen else None
     answer = {"chosen_options": chosen, "params_input": {"reason": WHY}, "responded_by_user": user}
@@ -244,11 +250,14 @@ def rollback(world: World) -> list[Process]:
     """Somebody who goes back to the champion before, and a hasty colleague who does so at once."""
 
     def back(name: str) -> None:
-        world.scheduler.sleep(world.once(f"{name} pause", lambda: world.random.choice((10.0, 8000.0, 100_000.0))))
         run = Run(world.settings, who="carol")
-        promotion.rollback(run, None, WHY, name, untried=name == "back-1")
+        for number in range(2):
+            named = f"{name}-{number}"
+            world.scheduler.sleep(world.once(f"{named} pause", lambda: world.random.choice((9000.0, 9000.0, 90_000.0))))
+            with told_no():
+                promotion.rollback(run, None, WHY, named, untried=name == "back-1")
 
-    return [process(world, name, lambda name=name: back(name), no=(LedgerError,)) for name in ("back-1", "back-2")]
+    return [process(world, name, lambda name=name: back(name)) for name in ("back-1", "back-2")]
 
 
 def reopen(world: World) -> list[Process]:
@@ -309,7 +318,8 @@ def amends(world: World) -> list[Process]:
         digest = world.random.choice(known)
         kind = world.random.choice(("relabel", "withdraw", "patient", "delivery", "undo", "undo"))
         if kind == "undo":
-            return Named("undo", "amendment", str(world.random.randint(1, 2 * world.nights)))
+            made = sorted(world.auditor.kept.amendments)
+            return Named("undo", "amendment", str(world.random.choice(made) if made else 1))
         if kind == "delivery":
             return Named("withdraw", "delivery", world.random.choice(sorted(world.deliveries)))
         if kind == "relabel":
@@ -318,8 +328,8 @@ def amends(world: World) -> list[Process]:
 
     def amending(name: str) -> None:
         run = Run(world.settings, who=name)
-        for number in range(2):
-            world.scheduler.sleep(world.once(f"{name} {number}", lambda: world.random.choice((50.0, 5000.0))))
+        for number in range(3):
+            world.scheduler.sleep(world.once(f"{name} {number}", lambda: world.random.choice((50.0, 5000.0, 9000.0))))
             named = world.once(f"{name} named {number}", drawn)
             with told_no():
                 amend.amend(run, [named], WHY)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from memory_mlflow import MemoryMlflow
 from memory_s3 import Object
+from plain_dataset import Kept
 from plain_ledger import Decided
 from scheduler import Scheduler, Violation
 from stand_ins import artifact_digest
@@ -37,6 +38,7 @@ class Auditor:
         self.decided = Decided()
         self.commits: list[dict[str, Any]] = []
         self.commit_digests: list[str] = []
+        self.kept = Kept()
         self.manifests: dict[str, list[dict[str, Any]]] = {}
         self.in_store: list[tuple[str, Object | None, Object | None]] = []
         self.in_mlflow: list[tuple[str, Any, Any]] = []
@@ -180,19 +182,39 @@ class Auditor:
             self.hold(draft is not None, f"I4: commit {number} names a draft that is not there")
             assert draft is not None
             self._table(manifest, draft.data)
+        else:
+            self._amendment(number, commit["amendment"]["changes"])
         self.commits.append(commit)
         self.commit_digests.append(hashlib.sha256(data).hexdigest())
 
     def _table(self, manifest: str, data: bytes) -> None:
+        """Compare a delivery's rows with what the plain rules make of its files."""
         rows = pq.read_table(io.BytesIO(data), use_threads=False).to_pylist()
-        wanted = {f"{label}/{place}.png": one for place, (one, label) in enumerate(self.deliveries[manifest])}
-        self.hold({row["file"] for row in rows} == set(wanted), f"I4: manifest {manifest} does not name all files")
-        for row in rows:
-            accepted = row["verdict"] == "accepted"
-            self.hold(accepted != bool(row["reason"]), f"I4: a row of {manifest} is neither accepted nor explained")
+        files = {f"{label}/{place}.png": (one, label) for place, (one, label) in enumerate(self.deliveries[manifest])}
+        self.hold([row["file"] for row in rows] == sorted(files), f"I4: manifest {manifest} does not name all files")
+        plain = self.kept.judged(manifest, [files[name] for name in sorted(files)])
+        for row, wanted in zip(rows, plain, strict=True):
+            what = (
+                f"{row['file']} of {manifest} is {row['reason'] or 'accepted'}, by the rules {wanted.reason or 'that'}"
+            )
+            self.hold(row["reason"] == wanted.reason, f"I7: {what}")
+            self.hold((row["verdict"] == "accepted") != bool(row["reason"]), f"I4: {what}")
             stored = f"{RADIOGRAPHS}{row['digest'][:2]}/{row['digest']}.png"
-            self.hold(not accepted or stored in self.objects, f"I4: a radiograph of {manifest} is not stored")
+            self.hold(bool(row["reason"]) or stored in self.objects, f"I4: {stored} is not there")
+        self.kept.rows += plain
         self.manifests[manifest] = rows
+
+    def _amendment(self, number: int, changes: list[dict[str, Any]]) -> None:
+        """Whether an amendment found all that the dataset holds of the chests that it is about."""
+        for change in changes:
+            found = set(change.get("radiographs", ()))
+            named = {"radiograph": "digest", "patient": "patient"}.get(change["subject"])
+            if named:
+                held = self.kept.held()
+                about = {row.one.chest for row in held if getattr(row.one, named) == change["name"]}
+                missed = {row.one.digest for row in held if row.one.chest in about} - found
+                self.hold(not missed, f"I9: amendment {number} leaves out {len(missed)} radiographs that it is about")
+        self.kept.amendments[number] = changes
 
     def _manifest(self, key: str, data: bytes) -> None:
         manifest = key[len(MANIFESTS) :].removesuffix(".parquet")

@@ -1,6 +1,6 @@
 """Plant faults in copies of the package, one at a time, and say after how many seeds the simulation finds each.
 
-`make mutate`; exit 1 when one is not found. A fault is a text that is replaced; one whose text is not in its file, once,
+`make mutate`; exit 1 when one is not found. A fault is a text that is replaced; one whose text is not in its file once
 stops the whole.
 """
 

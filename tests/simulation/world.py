@@ -28,7 +28,7 @@ class Plan:
     seed: int
     actors: tuple[str, ...] = tuple(ACTORS)
     faults: tuple[str, ...] = FAULTS
-    nights: int = 3
+    nights: int = 4
 
     def __str__(self) -> str:
         return f"seed {self.seed}, {self.nights} nights, actors {' '.join(self.actors)}, faults {' '.join(self.faults)}"
@@ -94,7 +94,7 @@ def _drawn(chance: random.Random, nights: int) -> dict[str, tuple[tuple[Radiogra
 
     So few come later that copies of what is there, and of each other, are among them.
     """
-    known = [one for one in _chests() if one.chest % 8 < 6]
+    known = [one for one in _chests() if one.chest % 8 < 5]
     first = [one for one in known if one.variant == 0 and one.chest % 8 < 4]
     drawn = {"d0": tuple((one, one.label) for one in first)}
     for night in range(1, nights):

@@ -103,6 +103,9 @@ class Ledger:
             data = entries.file_of(move, len(known) + 1, head, at)
             if self.store.write_if_absent(_key(len(known) + 1), data):
                 entry = entries.read(data, len(known) + 1, head)
+                with self._reading:  # so that a ledger that is put back from now on is noticed
+                    if len(self._entries) == len(known):
+                        self._entries.append(entry)
                 log.info("ledger: %s", entry.summary())
                 return entry
 

@@ -7,7 +7,7 @@ WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cor
 COVERAGE_CORE = $(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-browser lint format bench bench-cluster bench-quality fuzz audit screenshots lock clean secrets simulate up down smoke backup restore test-compose
+.PHONY: help setup demo test test-fast test-browser lint format bench bench-cluster bench-quality fuzz audit screenshots lock clean secrets simulate mutate up down smoke backup restore test-compose
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
 
 simulate: setup ## run simulated sites by their seeds, with faults at every call of store and MLflow; SEEDS=200
 	@PYTHONPATH=tests/builders:tests/simulation $(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),200) $(ARGS)
+
+mutate: setup ## plant faults in copies of the package; after how many simulated seeds each is found
+	@PYTHONPATH=tests/builders:tests/simulation $(BIN)/python tests/simulation/mutate.py $(ARGS)
 
 format: setup ## format the code and sort its imports
 	$(BIN)/ruff check --quiet --fix-only --select I .

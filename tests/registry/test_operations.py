@@ -340,6 +340,20 @@ def test_a_champion_moved_by_hand_is_recorded_once_and_is_the_champion(two: Regi
     assert [invariant for invariant, _ in failures(two)] == ["I3"]
 
 
+def test_a_hand_is_not_blamed_for_an_alias_that_a_crash_left_behind(
+    two: Registry, candidate: Callable[[int], Candidate], client: MlflowClient
+) -> None:
+    model = candidate(3)
+    version = two.add(model.digest, model.model_uri, model.run_id)
+    said = {"who": "schedule", "why": "better", "decision": DECISION, "champion_before": 2}
+    two.ledger.append(Move("registered", version=version, candidate=model.digest, **said))  # and was killed
+    client.set_registered_model_alias(two.name, "champion", "1")
+    state = manual_changes.reconcile(two)
+    assert state.aliases == {"champion": 1, "challenger": 3}
+    assert state.by_hand[0].why == "moved by hand in MLflow: champion from version 2 to version 1"
+    assert two.aliases() == {"champion": 1, "challenger": 3}
+
+
 def test_a_champion_alias_that_was_removed_is_recorded_and_set_again(two: Registry, client: MlflowClient) -> None:
     client.delete_registered_model_alias(two.name, "champion")
     assert manual_changes.reconcile(two).champion == 2

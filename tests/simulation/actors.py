@@ -96,7 +96,8 @@ def night(world: World, number: int, who: str = "schedule") -> None:
     identity.compare(run)
     dataset.finish()
     there = dataset.manifests()
-    for key in list(world.deliveries)[: number + 1]:
+    waiting = list(world.deliveries)[: number + 1]
+    for key in waiting if who == "schedule" else reversed(waiting):
         if key not in there:
             ingest(world, run, key)
     identity.vouch(run)

@@ -7,16 +7,29 @@ stops the whole.
 from __future__ import annotations
 
 import argparse
-import os
-import re
+import importlib
+import multiprocessing
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+FORKS = multiprocessing.get_context("fork")
+HEAVY = (
+    "captum",
+    "great_expectations",
+    "matplotlib.pyplot",
+    "mlflow",
+    "openvino",
+    "pandas",
+    "sklearn",
+    "timm",
+    "torch",
+)
+"""What each copy of the package would else import again."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -169,21 +182,39 @@ def planted(fault: Fault, folder: Path) -> None:
 
 
 def found_after(fault: Fault, seeds: int) -> tuple[int, int, str]:
-    """Return after how many seeds and steps a planted fault is found, 0 when it is not, and by what."""
+    """Return after how many seeds and steps a planted fault is found, 0 seeds when it is not, and by what."""
+    ours, theirs = FORKS.Pipe()
     with tempfile.TemporaryDirectory() as temporary:
         planted(fault, Path(temporary))
-        places = [temporary, str(ROOT / "tests" / "builders"), str(ROOT / "tests" / "simulation")]
-        done = subprocess.run(
-            [sys.executable, ROOT / "tests" / "simulation" / "simulate.py", "--seeds", str(seeds), "--quick"],
-            env={**os.environ, "PYTHONPATH": ":".join(places)}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    lines = done.stdout.splitlines()
-    numbers = re.fullmatch(r"(\d+) seeds, (\d+) steps, (\d) violations", lines[-1] if lines else "")
-    if not numbers:
-        raise SystemExit(f"{fault.what}: {done.stderr[-2000:]}")
-    violation = next((line.partition(": ")[2] for line in lines if line.startswith("seed ")), "")
-    count, steps, violations = map(int, numbers.groups())
-    return (count if violations else 0), steps, violation
+        process = FORKS.Process(target=_hunt, args=(theirs, temporary, seeds))
+        process.start()
+        theirs.close()
+        try:
+            found: tuple[int, int, str] = ours.recv()
+        except EOFError:
+            raise SystemExit(f"{fault.what}: the simulation does not run") from None
+        finally:
+            process.join()
+    return found
+
+
+def _hunt(pipe: Any, folder: str, seeds: int) -> None:
+    """Simulate with the package in a folder, seed after seed, until something is violated."""
+    sys.path.insert(0, folder)
+    from simulate import simulate
+    from world import Plan
+
+    import xray_pipeline
+
+    assert str(xray_pipeline.__file__).startswith(folder)
+    steps = 0
+    for seed in range(seeds):
+        outcome = simulate(Plan(seed))
+        steps += outcome.steps
+        if outcome.violation:
+            pipe.send((seed + 1, steps, outcome.violation.strip().splitlines()[-1]))
+            return
+    pipe.send((0, steps, ""))
 
 
 def main() -> int:
@@ -192,6 +223,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only faults of whose words this is a part")
     asked = parser.parse_args()
     chosen = [fault for fault in FAULTS if asked.only in fault.what]
+    for name in HEAVY:
+        importlib.import_module(name)
     began, missed = time.monotonic(), 0
     for fault in chosen:
         count, steps, violation = found_after(fault, asked.seeds)

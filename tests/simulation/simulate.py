@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=0, help="stop after so many steps, whatever --seeds says")
     parser.add_argument("--quick", action="store_true", help="stop at the first violation, and don't shrink it")
     asked = parser.parse_args()
-    began, steps, violations, seeds = time.monotonic(), 0, 0, 0
+    began, steps, violations, seeds = time.process_time(), 0, 0, 0
     for seed in range(asked.first, asked.first + asked.seeds):
         outcome = simulate(Plan(seed))
         seeds, steps = seeds + 1, steps + outcome.steps
@@ -116,8 +116,8 @@ def main() -> int:
                 break
         if asked.steps and steps >= asked.steps:
             break
-    minutes = (time.monotonic() - began) / 60
-    print(f"{steps / minutes:,.0f} steps and {seeds / minutes:,.0f} seeds a minute")
+    minutes = (time.process_time() - began) / 60
+    print(f"{steps / minutes:,.0f} steps and {seeds / minutes:,.0f} seeds a minute of one core's time")
     print(f"{seeds} seeds, {steps} steps, {violations} violations")
     return 1 if violations else 0
 

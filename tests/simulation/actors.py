@@ -7,7 +7,7 @@ the package tries again after a while, as Airflow or a person does; one that was
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
@@ -52,7 +52,7 @@ def process(world: World, name: str, work: Callable[[], None], no: tuple[type[Ex
     def live() -> None:
         for attempt in range(TRIES):
             try:
-                world.auditor.begins(name)
+                world.begins()
                 work()
                 return
             except no:
@@ -91,6 +91,7 @@ def ingest(world: World, run: Run, key: str) -> None:
 
 def night(world: World, number: int, who: str = "schedule") -> None:
     """One night: commit, train, judge, register and, where the policy says so, promote."""
+    world.begins()
     run = Run(world.settings, who=who, name=f"night-{number}")
     dataset = Dataset(run.settings)
     identity.compare(run)
@@ -226,7 +227,7 @@ def approvers(world: World) -> list[Process]:
 
 def _one_question(world: World, name: str, person: str) -> None:
     run = Run(world.settings, who=person, name=name)
-    with told_no():  # a hand may have pointed at what was never registered
+    with told_no(world):  # a hand may have pointed at what was never registered
         world.once(name, lambda: _ask(world, run))
     asked = world.remembered.get(name)
     world.scheduler.sleep(world.once(f"{name} pause", lambda: world.random.choice((1.0, 100.0, 5000.0))))
@@ -236,15 +237,18 @@ def _one_question(world: World, name: str, person: str) -> None:
     chosen = world.once(f"{name} chosen", lambda: world.random.choice(options))
     user = {"id": person, "name": person} if chosen else None
     answer = {"chosen_options": chosen, "params_input": {"reason": WHY}, "responded_by_user": user}
-    with told_no():
+    with told_no(world):
         said = world.once(f"{name} said", lambda: promotion.record_answer(run, asked, answer, name))
         if said["outcome"] == "approved":
             promotion.promote(run, asked, said["who"], said["why"], name)
 
 
-def told_no() -> contextlib.AbstractContextManager[None]:
-    """For the block: what may be answered with "no"."""
-    return contextlib.suppress(LedgerError, AmendmentError)
+@contextlib.contextmanager
+def told_no(world: World) -> Iterator[None]:
+    """For the block: what a command does anew, and what it may be answered with "no"."""
+    world.begins()
+    with contextlib.suppress(LedgerError, AmendmentError):
+        yield
 
 
 def rollback(world: World) -> list[Process]:
@@ -255,7 +259,7 @@ def rollback(world: World) -> list[Process]:
         for number in range(2):
             named = f"{name}-{number}"
             world.scheduler.sleep(world.once(f"{named} pause", lambda: world.random.choice((9000.0, 9000.0, 90_000.0))))
-            with told_no():
+            with told_no(world):
                 promotion.rollback(run, None, WHY, named, untried=name == "back-1")
 
     return [process(world, name, lambda name=name: back(name)) for name in ("back-1", "back-2")]
@@ -270,7 +274,7 @@ def reopen(world: World) -> list[Process]:
             world.scheduler.sleep(6000.0)
             state = Ledger(run.store()).state()
             if state.rejected:
-                with told_no():
+                with told_no(world):
                     promotion.reopen(run, max(state.rejected), WHY, f"reopen-{number}")
 
     return [process(world, "reopens", again)]
@@ -332,7 +336,7 @@ def amends(world: World) -> list[Process]:
         for number in range(3):
             world.scheduler.sleep(world.once(f"{name} {number}", lambda: world.random.choice((50.0, 5000.0, 9000.0))))
             named = world.once(f"{name} named {number}", drawn)
-            with told_no():
+            with told_no(world):
                 amend.amend(run, [named], WHY)
 
     return [process(world, name, lambda name=name: amending(name)) for name in ("amends-1", "amends-2")]
@@ -366,9 +370,11 @@ def rot(world: World) -> list[Process]:
 
     def rots() -> None:
         for number in range(2):
-            world.scheduler.sleep(world.once(f"rot pause {number}", lambda: world.random.choice((2000.0, 9000.0))))
+            world.scheduler.sleep(
+                world.once(f"rot pause {number}", lambda: world.random.choice((1000.0, 4000.0, 9000.0)))
+            )
             world.once(f"rot {number}", lambda: _rot(world))
-            world.scheduler.sleep(4000.0)
+            world.scheduler.sleep(8000.0)
             world.once(f"restored {number}", lambda number=number: _restore(world, *world.remembered[f"rot {number}"]))
 
     return [process(world, "rot", rots)]
@@ -376,7 +382,7 @@ def rot(world: World) -> list[Process]:
 
 def _rot(world: World) -> tuple[str, bytes]:
     """Change a byte of a file, not of the newest commit or entry: of these only MLflow could tell."""
-    objects, kind = world.auditor.objects, world.random.choice(sorted(ROTS))
+    objects, kind = world.auditor.objects, world.random.choice((*ROTS, "store/ledger/"))
     keys = sorted(key for key in objects if key.startswith(kind) and (kind[6] != "c" or key.endswith("candidate.json")))
     keys = keys[1:-1] if kind in ("store/ledger/", "store/dataset/commits/") else keys
     if not keys:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 Deliveries = dict[str, tuple[tuple[Radiograph, str], ...]]
 LEDGER, COMMITS = "store/ledger/", "store/dataset/commits/"
 MANIFESTS, DRAFTS = "store/dataset/manifests/", "store/dataset/drafts/"
+TIDIED = "store/tidied/"
 SNAPSHOTS, RADIOGRAPHS = "store/dataset/snapshots/", "store/dataset/radiographs/"
-WRITTEN_ONCE = (LEDGER, COMMITS, MANIFESTS, RADIOGRAPHS, "store/tidied/", "store/evidence/", "incoming/")
+WRITTEN_ONCE = (LEDGER, COMMITS, MANIFESTS, RADIOGRAPHS, TIDIED, "store/evidence/", "incoming/")
 
 
 class Auditor:
@@ -45,6 +46,7 @@ class Auditor:
         self.moved_by_hand: set[str] = set()
         self._began: dict[str, tuple[int, float]] = {}
         self._rotten: dict[str, float] = {}
+        self._noted: dict[str, int] = {}
 
     def begin(self, mlflow: MemoryMlflow, scheduler: Scheduler, settings: Settings, deliveries: Deliveries) -> None:
         self.mlflow, self.scheduler, self.settings, self.deliveries = mlflow, scheduler, settings, deliveries
@@ -102,7 +104,11 @@ class Auditor:
             self._replaced(key, after)
         if after is None or (before is not None and before.data == after.data):
             return
-        if key.startswith(LEDGER):
+        if key.endswith(("/used", "/leaving")):
+            self._noted[key] = self.scheduler.steps
+        elif key.startswith(TIDIED):
+            self._leaves(key.split("/")[2])
+        elif key.startswith(LEDGER):
             self._entry(key, after.data)
         elif key.startswith(COMMITS):
             self._commit(key, after.data)
@@ -113,6 +119,13 @@ class Auditor:
         elif key.startswith(RADIOGRAPHS):
             named = key.rpartition("/")[2].partition(".")[0]
             self.hold(hashlib.sha256(after.data).hexdigest() == named, f"I4: {key} is not what its name says")
+
+    def _leaves(self, candidate: str) -> None:
+        """Whether nobody took a candidate up after it was looked at and before it was said that it leaves."""
+        process, folder = self.scheduler.running, f"store/candidates/{candidate}"
+        used, leaving = (self._noted.get(f"{folder}/{name}", 0) for name in ("used", "leaving"))
+        looked = process.listed["store/candidates/"] if process else 0
+        self.hold(not looked < used < leaving, f"I1: candidate {candidate[:8]} is taken away from who works on it")
 
     def _replaced(self, key: str, after: Object | None) -> None:
         self.hold(not key.startswith(WRITTEN_ONCE), f"{key} was changed or deleted; it is written once")

@@ -39,7 +39,8 @@ class Chances:
 class Process:
     """One process: what it does, from the beginning again when it was killed; it ends when that returns.
 
-    `skew` is how far its clock is ahead, `wake` when it goes on after a sleep, `killed` how often it was killed.
+    `skew` is how far its clock is ahead, `wake` when it goes on after a sleep, `killed` how often it was killed,
+    `listed` at which step it listed what last.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Process:
     wake: float = 0.0
     killed: int = 0
     waits_for: tuple[str, str] = ("start", "")
+    listed: dict[str, int] = field(default_factory=dict)
     thread: greenlet | None = field(default=None, repr=False)
 
 
@@ -77,6 +79,8 @@ class Scheduler:
         process.waits_for = (what, about)
         assert self._hub is not None
         self._hub.switch()
+        if what == "list":
+            process.listed[about] = self.steps
         fault = self._drawn(what)
         self.trace.append(f"{process.name}: {what} {about}{f' [{fault}]' if fault else ''}")
         if fault == "slow":

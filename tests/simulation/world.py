@@ -48,6 +48,12 @@ class World:
     remembered: dict[str, Any] = field(default_factory=dict)
     given_up: list[str] = field(default_factory=list)
 
+    def begins(self) -> None:
+        """The process that runs begins something: what it needs of the store it reads from here on."""
+        process = self.scheduler.running
+        assert process is not None
+        self.auditor.begins(process.name)
+
     def once(self, name: str, step: Callable[[], Any]) -> Any:
         """Do a step of a DAG run unless it was done before: what it returned is remembered, as Airflow does."""
         if name not in self.remembered:

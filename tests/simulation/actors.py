@@ -360,7 +360,7 @@ ROTS = {
     "store/ledger/": b'"why": "',
     "store/dataset/commits/": b'"previous": "',
     "store/dataset/manifests/": b"",
-    "store/candidates/": b'"model_digest": "',
+    "store/candidates/": b'"snapshot": "',
 }
 """Where a bit may flip, and after what in the file: anywhere for "". JSON stays JSON."""
 

@@ -157,7 +157,7 @@ class Auditor:
         for wrong in decided.wrong(data):
             self.fail(f"{wrong}: entry {number}")
         entry = decided.entries[-1]
-        if entry["kind"] == "registered":
+        if entry["kind"] in ("registered", "refused"):
             self._rests_on(f"store/candidates/{entry['candidate']}/")
         if entry["kind"] in ("registered", "promoted", "rolled-back"):
             self._loads(entry["version"])

@@ -103,9 +103,12 @@ FAULTS = (
         "    if (actual := digest_of(data)) != digest:", '    if (actual := digest_of(data)) == "":',
     ),
     Fault(
-        "an approval counts against whatever champion", "registry/questions.py",
-        'same = (entry.kind, entry.version, entry.champion_before) == ("approved", version, champion)',
-        'same = (entry.kind, entry.version) == ("approved", version)',
+        "an amendment that lost the race is not made anew",
+        "dataset/store.py",
+        "        while True:\n            commits = self.finish()\n"
+        "            if commit := self.commits.amend(describe(self.history()), len(commits)):",
+        "        amendment = describe(self.history())\n        while True:\n            commits = self.finish()\n"
+        "            if commit := self.commits.amend(amendment, len(commits)):",
     ),
     Fault(
         "an approval counts whatever was decided since", "registry/questions.py",

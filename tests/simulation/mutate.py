@@ -96,7 +96,7 @@ FAULTS = (
     ),
     Fault(
         "seals are not checked", "base/records.py",
-        ' or digest_of(canonical(content)) != sealed["sha256"]:', ":",
+        ' or digest_of(canonical(content)) != envelope["sha256"]:', ":",
     ),
     Fault(
         "digests are not checked", "base/records.py",
@@ -105,10 +105,11 @@ FAULTS = (
     Fault(
         "an amendment that lost the race is not made anew",
         "dataset/store.py",
-        "        while True:\n            commits = self.finish()\n"
-        "            if commit := self.commits.amend(describe(self.history()), len(commits)):",
-        "        amendment = describe(self.history())\n        while True:\n            commits = self.finish()\n"
-        "            if commit := self.commits.amend(amendment, len(commits)):",
+        "        while True:\n            commits = self.finish()\n            history = self.history()\n"
+        "            amendment = describe(history)\n",
+        "        first = describe(self.history())\n"
+        "        while True:\n            commits = self.finish()\n            history = self.history()\n"
+        "            amendment = first\n",
     ),
     Fault(
         "an approval counts whatever was decided since", "registry/questions.py",
@@ -150,15 +151,16 @@ FAULTS = (
         "        state, model = self.ledger.state(), self._get()",
     ),
     Fault(
-        "a draft is deleted before its manifest is made", "dataset/store.py",
-        "        self.store.write_if_absent(commit.file, self._committed(commit))\n"
-        "        self.store.delete(commit.draft)",
-        "        data = self._committed(commit)\n        self.store.delete(commit.draft)\n"
-        "        self.store.write_if_absent(commit.file, data)",
+        "a draft is deleted before its manifest is made", "dataset/manifests.py",
+        "        self.store.write_if_absent(version.file, self._bytes(version))\n"
+        "        self.store.delete(version.draft)",
+        "        data = self._bytes(version)\n        self.store.delete(version.draft)\n"
+        "        self.store.write_if_absent(version.file, data)",
     ),
     Fault(
         "a delivery that lost the race is not judged again", "intake/commit.py",
-        "        table = mark_conflicts(intake.table, history, dataset.settings)", "        table = intake.table",
+        "        table = mark_conflicts(intake.table, history, dataset.settings, intake.delivery.name)",
+        "        table = intake.table",
     ),
     Fault(
         "a snapshot holds what was withdrawn", "dataset/snapshots.py",

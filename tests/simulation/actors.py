@@ -247,8 +247,11 @@ def _one_question(world: World, name: str, person: str) -> None:
 def told_no(world: World) -> Iterator[None]:
     """For the block: what a command does anew, and what it may be answered with "no"."""
     world.begins()
-    with contextlib.suppress(LedgerError, AmendmentError):
+    try:
         yield
+    except (LedgerError, AmendmentError, RegistryError) as error:
+        if isinstance(error, RegistryError) and "removed by tidy" not in str(error):
+            raise
 
 
 def rollback(world: World) -> list[Process]:

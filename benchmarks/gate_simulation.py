@@ -32,7 +32,7 @@ from scipy import optimize, special
 
 from xray_pipeline.evaluation.bootstrap import sign_flip_p
 from xray_pipeline.gate.policy import load_policy
-from xray_pipeline.gate.rules import effective_uses, spending
+from xray_pipeline.gate.reuse import effective_uses, spending
 
 NIGHTS_A_YEAR, YEARS = 365, 20
 ACCURACY, DISAGREEMENT, SHARED_BY_PATIENT = 0.93, 0.05, 0.5

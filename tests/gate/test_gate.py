@@ -28,7 +28,8 @@ from xray_pipeline.evaluation.slices import Slice, slices
 from xray_pipeline.evaluation.watching import Standing
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision, decide, load_policy
-from xray_pipeline.gate.rules import PARTS, RULES, effective_uses, spending
+from xray_pipeline.gate.reuse import effective_uses, spending
+from xray_pipeline.gate.rules import PARTS, RULES
 
 DEFAULT = load_policy("default")
 

@@ -18,7 +18,8 @@ from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.shipped import read_toml
 from xray_pipeline.gate.evidence import Evidence
-from xray_pipeline.gate.rules import RULES, Stage, level_after, number_of
+from xray_pipeline.gate.reuse import level_after, number_of
+from xray_pipeline.gate.rules import RULES, Stage
 
 Verdict = Literal["refused", "registered"]
 

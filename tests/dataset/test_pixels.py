@@ -13,6 +13,7 @@ from samples import jpeg, png
 from small_disk import fill, read_only, small_disk
 
 from xray_pipeline.base.errors import StorageUnavailable
+from xray_pipeline.dataset import pixels
 from xray_pipeline.dataset.pixels import PixelCache, RowCache
 from xray_pipeline.images import radiograph
 
@@ -118,6 +119,32 @@ def test_what_a_killed_process_left_is_swept_once_it_is_old(tmp_path: Path) -> N
 
 def add(folder: Path, name: str) -> None:
     RowCache(folder, (4,), np.float32).add([name, "shared"], np.ones((2, 4), np.float32))
+
+
+def test_no_array_of_what_is_forgotten_is_left_by_who_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = RowCache(tmp_path / "pixels-2", (1,), np.uint8)
+    cache.add(["a" * 64, "b" * 64], np.array([[1], [2]], np.uint8))
+    real = pixels._remove
+
+    def killed(path: Path) -> None:
+        real(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pixels, "_remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pixels.forget(tmp_path, {"a" * 64})
+    assert [np.load(path).tolist() for path in tmp_path.glob("*/*.npy")] == [[[2]]]
+    orphan = cache.folder / "orphan.npy"
+    np.save(orphan, np.array([[1]], np.uint8))
+    assert pixels.holding(tmp_path, {"a" * 64}) == []  # somebody may be writing it
+    os.utime(orphan, (0, 0))
+    assert pixels.holding(tmp_path, {"a" * 64}) == [orphan]
+    assert pixels.forget(tmp_path, {"a" * 64}) == 1
+    assert not orphan.exists()
+    assert RowCache(cache.folder, (1,), np.uint8).get(["b" * 64]).tolist() == [[2]]
 
 
 def test_processes_may_add_at_once(tmp_path: Path) -> None:

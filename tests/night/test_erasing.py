@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,16 @@ from samples import dicom, jpeg, picture, png
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import AmendmentError, RadiographErased, RegistryUnavailable
 from xray_pipeline.base.settings import IntakeRules, Settings
-from xray_pipeline.base.storage import Store
+from xray_pipeline.base.storage import DirectoryStore, Store
 from xray_pipeline.command import answers
 from xray_pipeline.dataset.pixels import RowCache
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.predictions import predictions
 from xray_pipeline.intake import books
-from xray_pipeline.night import amend, before, erasing, intake_steps, kept_rows, repair
+from xray_pipeline.night import amend, before, erasing, intake_steps, kept_rows, repair, review
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.naming import By
+from xray_pipeline.night.review import ToLabel, Unlabelled
 from xray_pipeline.night.run import Run
 
 BROKEN = png(picture(2, 200, 180))[:400]
@@ -37,6 +39,7 @@ MONDAY = {
     "PNEUMONIA/patient4_1.png": png(picture(4, 200, 180)),
     "PNEUMONIA/named.dcm": dicom(picture(5, 200, 180), PatientID="4711^Ada", PatientSex="F", PatientAge="077Y"),
 }
+WEDNESDAY = {f"NORMAL/patient{n}_1.png": png(picture(n, 200, 180)) for n in (7, 8)}
 TUESDAY = {
     "NORMAL/other_copy.jpg": jpeg(picture(2, 200, 180), quality=60),  # a near copy of patient2_1, of somebody else
     "NORMAL/patient2_9.png": png(picture(52, 200, 180)),
@@ -261,3 +264,32 @@ def test_what_is_erased_is_in_no_file_of_store_cache_and_mlflow(erasable: Callab
     assert {hit for hit in left if not ("the patient of" in hit and "dataset/commits/" in hit)} == set()
     assert [one["text"] for one in answers.verify(site.settings) if not one["holds"]] == []
     shutil.rmtree(site.settings.home)
+
+
+def test_a_list_of_what_to_label_that_fits_its_delivery_no_more_goes(run: Run) -> None:
+    """Its rows may be those of other files by now, or of none: nobody can tell whom the list shows."""
+    loose = png(picture(90, 200, 180))
+    lay(run.settings, "wed", {**WEDNESDAY, "loose1.png": loose, "loose2.png": png(picture(91, 200, 180))})
+    intake_steps.check_deliveries(run, ["wed"])
+    rows = review.kept_out(run.settings, "wed", "no-class").index
+    source, places = records.digest_of(loose), tuple(("wed", int(row)) for row in rows)
+    file = Unlabelled("wed", places[0][1], source, "d" * 64, "", "NORMAL", 0.5, 1.0, 0.5)
+    listed = ToLabel("m", places, (file,))
+    erased(run, "patient", "patient2")
+    for of, row, stays in ((places, rows[0], True), (places[:1], rows[0], False), (places, 999, False)):
+        review.keep_to_label(run.store(), replace(listed, places=of, files=(replace(file, row=int(row)),)))
+        before.look(run)
+        assert run.store().exists(review.TO_LABEL) is stays
+    assert erasing.verify(run)[0]
+
+
+def test_what_comes_back_later_is_found_by_a_last_look_and_by_repair(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = table(run, "mon").set_index("file").loc["NORMAL/patient2_1.png"]
+    dataset = Dataset(run.settings)
+    data, clock = dataset.read(mine["digest"], mine["suffix"]), DirectoryStore.clock
+    erased(run, "patient", "patient2")
+    monkeypatch.setattr(DirectoryStore, "clock", lambda store: clock(store) + erasing.AGAIN_SECONDS + 60)
+    for look in (before.look, repair.repair):
+        dataset.put(mine["digest"], mine["suffix"], data)
+        look(run)
+        assert erasing.verify(run)[0], look

@@ -179,8 +179,9 @@ def _remove(path: Path) -> None:
 
 
 def holding(cache: Path, digests: Set[str]) -> list[Path]:
-    """Return the indexes of shards in a folder of caches that hold rows of some radiographs, or can't be read."""
-    found = []
+    """Return the indexes of shards in a folder of caches that hold rows of some radiographs, or can't be read, and old
+    arrays of which none says what they hold: who wrote or dropped them was killed."""
+    found = [path for path in sorted(cache.glob("*/*.npy")) if not path.with_suffix(".json").exists() and stale(path)]
     for index in sorted(cache.glob("*/*.json")):
         if index.with_suffix(".npy").exists():
             try:
@@ -198,15 +199,15 @@ def forget(cache: Path, digests: Set[str]) -> int:
     Raises StorageUnavailable when the disk is full.
     """
     shards = holding(cache, digests)
-    for index in shards:
-        array = index.with_suffix(".npy")
+    for shard in shards:
+        index, array = shard.with_suffix(".json"), shard.with_suffix(".npy")
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # else it is dropped as a whole
             listed, rows = json.loads(index.read_bytes())["digests"], np.load(array, mmap_mode="r")
             stay = [at for at, digest in enumerate(listed) if digest not in digests]
             if stay:
                 RowCache(index.parent, rows.shape[1:], rows.dtype).add([listed[at] for at in stay], rows[stay])
+        _remove(array)  # first: an index without its array shows nothing, and is found again
         _remove(index)
-        _remove(array)
     return len(shards)
 
 

@@ -5,7 +5,7 @@ it. What is left then are traces, in the rooms that OWNERS lists, in MLflow and 
 them may be killed and repeated; what is left after a kill, and what a night that had begun before leaves later, the
 next night, amendment or repair removes:
 
-    erased/<number>.json    what was removed after which amendment; written when nothing was left
+    erased/<number>.json    what the last look, two days after that amendment, removed; no night looks again then
 
 Each machine drops the erased rows from its own cache (night/kept_rows).
 """
@@ -15,11 +15,13 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property
 from typing import Any, Final
+
+import pandas as pd
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, DatasetError, DeliveryError, ObjectNotFound
@@ -29,6 +31,7 @@ from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import predictions, prospective
 from xray_pipeline.intake import labelled, verdicts
+from xray_pipeline.intake.labelled import UNLABELLED
 from xray_pipeline.night import kept_rows
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.run_files import RunFiles
@@ -82,28 +85,38 @@ def _of_reviews(site: Site) -> Iterator[Trace]:
             continue
         try:
             data = site.store.read(entry.key)
-            ranked = records.opened(data, dict[str, Any], entry.key).get("files", ())
+            listed = records.opened(data, dict[str, Any], entry.key)
         except ObjectNotFound:
             continue
         except Damaged:
             yield Trace(entry.key)
             continue
         told = not site.erased.digests.isdisjoint(re.findall("[0-9a-f]{64}", data.decode()))
-        if told or any(_is_erased(site, file["delivery"], file["row"]) for file in ranked):
+        if told or any(_is_erased(site, file, listed) for file in listed.get("files", ())):
             yield Trace(entry.key)
 
 
-def _is_erased(site: Site, key: str, row: int) -> bool:
-    """Whether a row of a delivery tells of what was erased, by its manifest, else by its table; or nobody can tell."""
-    if key in site.dataset.manifests():
-        table = site.dataset.manifest(key)
-        return bool(hidden(table["file"])[row])
-    verdict = verdicts.checked(site.store, key)
+def _is_erased(site: Site, file: Mapping[str, Any], listed: Mapping[str, Any]) -> bool:
+    """Whether a file on a list of those to be labelled tells of what was erased, or nobody can tell: its delivery may
+    have been judged anew since the list was made, so that another file has its row."""
+    key, row = file["delivery"], file["row"]
+    committed = key in site.dataset.manifests()
+    table = site.dataset.manifest(key) if committed else _waiting(site.store, key)
+    if table is None or row >= len(table) or table["source_digest"][row] not in ("", file["source_digest"]):
+        return True
+    now, then = set(table.index[table["reason"].isin(UNLABELLED)]), {at for of, at in listed["places"] if of == key}
+    if row not in now or not (committed or now == then):
+        return True
+    return bool(site.erased.rows(table, part_of(key)[0])[row] or hidden(table["file"])[row])
+
+
+def _waiting(store: Store, key: str) -> pd.DataFrame | None:
+    """Return the intake table of a delivery that waits, None where there is none, or a damaged one."""
+    verdict = verdicts.checked(store, key)
     try:
-        found = verdicts.checked_table(site.store, verdict) if verdict and verdict.table else None
+        return verdicts.checked_table(store, verdict) if verdict and verdict.table else None
     except DeliveryError:
-        found = None
-    return found is None or bool(site.erased.rows(found, part_of(key)[0])[row] or hidden(found["file"])[row])
+        return None
 
 
 def _of_labels(site: Site) -> Iterator[Trace]:
@@ -131,10 +144,10 @@ OWNERS: Final[dict[str, Callable[[Site], Iterator[Trace]]]] = {
 """Who keeps something of radiographs in the store, beside the dataset, by what it is."""
 
 
-def finish(run: Run) -> dict[str, int]:
+def finish(run: Run, again: bool = False) -> dict[str, int]:
     """Remove what is left of what was erased; return how many files were changed or deleted, by what they were.
 
-    Looks nowhere when nothing was erased, or that is done and no night may still run that had begun before. Raises
+    Looks nowhere when nothing was erased, or when one that looked after AGAIN_SECONDS is done, but `again`. Raises
     DatasetError, RegistryError, StorageError: it is to be finished later then.
     """
     store, dataset = run.store(), Dataset(run.settings)
@@ -143,7 +156,7 @@ def finish(run: Run) -> dict[str, int]:
         return {}
     newest = max(erasures)
     key, age = f"{PREFIX}/{newest}.json", store.clock() - datetime.fromisoformat(erasures[newest].at).timestamp()
-    if age > AGAIN_SECONDS and store.exists(key):
+    if store.exists(key) and not again:
         return {}
     dataset.finish()
     removed = Counter({"cache": kept_rows.drop_erased(dataset, again=True)})
@@ -151,7 +164,8 @@ def finish(run: Run) -> dict[str, int]:
         trace.remove(place)
         removed[kind] += 1
     done = {kind: count for kind, count in sorted(removed.items()) if count}
-    records.write(store, key, done, if_absent=True)
+    if age > AGAIN_SECONDS:
+        records.write(store, key, done, if_absent=True)
     log.info("erased by amendment %d: %s", newest, done or "nothing more")
     return done
 

@@ -125,7 +125,7 @@ def repair(run: Run, progress: Progress | None = None) -> Repaired:
     Running it again changes nothing more. Raises DatasetError, StorageError, RegistryError.
     """
     identity.compare(run)
-    erasing.finish(run)
+    erasing.finish(run, again=True)
     dataset = Dataset(run.settings)
     dataset.finish()
     found, origins = look(dataset, progress=progress), _Origins(dataset)

@@ -8,7 +8,7 @@ from candidates import promoted, trained
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.night import amend, health, intake_steps, judging, model_steps
-from xray_pipeline.night.affected import Affected, affected, champion_learned_withdrawn
+from xray_pipeline.night.affected import Affected, affected, champion_learned_withdrawn, learned_withdrawn
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.pair import pair
 from xray_pipeline.night.run import Run, Trained
@@ -60,3 +60,7 @@ def test_after_an_amendment_all_is_trained_and_measured_anew_and_the_past_is_kno
     assert evidence.candidate is not None
     assert {evidence.champion.snapshot, evidence.candidate.snapshot} == {committed.snapshot}
     assert not any("withdrawn" in said for said in judging.judged(run, evaluated.evidence)[1].warnings)
+
+    run.store().delete(f"candidates/{candidate.digest}/recipe.json")  # nobody knows what its training started from
+    assert learned_withdrawn(grown, candidate.digest) is None
+    assert learned_withdrawn(grown, first.digest) == 1

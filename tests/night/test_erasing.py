@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +22,14 @@ from samples import dicom, jpeg, picture, png
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import AmendmentError, RadiographErased, RegistryUnavailable
 from xray_pipeline.base.settings import IntakeRules, Settings
-from xray_pipeline.base.storage import DirectoryStore, Store
+from xray_pipeline.base.storage import TEMPORARY, DirectoryStore, Store
 from xray_pipeline.command import answers
+from xray_pipeline.dataset.commits import Version
+from xray_pipeline.dataset.manifests import Manifests
 from xray_pipeline.dataset.pixels import RowCache
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.predictions import predictions
-from xray_pipeline.intake import books
+from xray_pipeline.intake import books, commit
 from xray_pipeline.night import amend, before, erasing, intake_steps, kept_rows, repair, review
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.naming import By
@@ -288,8 +292,84 @@ def test_what_comes_back_later_is_found_by_a_last_look_and_by_repair(run: Run, m
     dataset = Dataset(run.settings)
     data, clock = dataset.read(mine["digest"], mine["suffix"]), DirectoryStore.clock
     erased(run, "patient", "patient2")
-    monkeypatch.setattr(DirectoryStore, "clock", lambda store: clock(store) + erasing.AGAIN_SECONDS + 60)
+    monkeypatch.setattr(DirectoryStore, "clock", lambda store: clock(store) + kept_rows.AGAIN_SECONDS + 60)
     for look in (before.look, repair.repair):
         dataset.put(mine["digest"], mine["suffix"], data)
         look(run)
         assert erasing.verify(run)[0], look
+
+
+def test_what_a_commit_had_stored_goes_with_the_erasure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The erasure takes the place of the commit, which is judged anew; or the commit is killed and never repeated."""
+    for name, number in (("wed", 2), ("thu", 3)):
+        lay(run.settings, name, {**WEDNESDAY, f"NORMAL/patient{number}_5.png": png(picture(90 + number, 200, 180))})
+        intake_steps.check_delivery(run, name)
+    checked = {name: review.checked_table(run.settings, name) for name in ("wed", "thu")}
+    mine = {n: str(t.loc[t["file"].str.endswith("_5.png"), "digest"].iloc[0]) for n, t in checked.items()}
+    real = commit._store_radiographs
+
+    def erase_first(*given: object) -> None:
+        monkeypatch.setattr(commit, "_store_radiographs", real)
+        erased(run, "patient", "patient2")
+        real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(commit, "_store_radiographs", erase_first)
+    intake_steps.commit_deliveries(run, ["wed"])
+    assert list(table(run, "wed")["reason"]) == ["withdrawn", "", ""]
+    assert _stored(run, mine["wed"]) == []
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Dataset, "append", _kill)
+        with pytest.raises(KeyboardInterrupt):
+            intake_steps.commit_deliveries(run, ["thu"])
+    assert _stored(run, mine["thu"])
+    shutil.rmtree(Path(run.settings.incoming, "thu"))
+    erased(run, "patient", "patient3")
+    assert _stored(run, mine["thu"]) == []
+    assert erasing.verify(run)[0]
+
+
+def _kill(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stored(run: Run, digest: str) -> list[str]:
+    return [entry.key for entry in run.store().list("dataset/radiographs") if digest in entry.key]
+
+
+@pytest.mark.parametrize("when", ["_make", "_bytes"])
+def test_an_erasure_beside_a_commit_does_not_trouble_it(run: Run, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """It rewrites the manifest before the commit, which stands, has made it; or between reading and writing it."""
+    lay(run.settings, "wed", {**WEDNESDAY, "NORMAL/patient2_5.png": png(picture(92, 200, 180))})
+    intake_steps.check_delivery(run, "wed")
+    real = getattr(Manifests, when)
+
+    def beside(manifests: Manifests, version: Version) -> object:
+        if version.manifest != "wed":
+            return real(manifests, version)
+        monkeypatch.setattr(Manifests, when, real)
+        data = real(manifests, version) if when == "_bytes" else None
+        erased(run, "patient", "patient2")
+        return data or real(manifests, version)
+
+    monkeypatch.setattr(Manifests, when, beside)
+    assert "wed" in intake_steps.commit_deliveries(run, ["wed"]).deliveries
+    assert erasing.verify(run)[0]
+    assert len([key for key in Dataset(run.settings).store.list("manifests") if "wed" in key.key]) == 1
+
+
+def test_writes_and_scans_that_were_killed_are_found_and_removed(run: Run) -> None:
+    mine = table(run, "mon").set_index("file").loc["NORMAL/patient2_1.png"]
+    erased(run, "patient", "patient2")
+    write, scan = Path(run.settings.store, "dataset", f"{TEMPORARY}x"), run.settings.cache / "intake" / "x.jsonl"
+    write.write_bytes(b"bytes")
+    assert erasing.verify(run)[0]  # somebody may be writing it
+    os.utime(write, (time.time() - 3600, time.time() - 3600))
+    assert f"{TEMPORARY}x" in erasing.verify(run)[1]
+    scan.parent.mkdir(parents=True, exist_ok=True)
+    scan.write_text(f'["k", ["", "{mine["digest"]}"]]\n')
+    assert erasing.verify(run)[1].startswith("2 files")
+    assert kept_rows.drop_erased(Dataset(run.settings)) == 1
+    before.look(run)
+    assert erasing.verify(run)[0]
+    assert not write.exists()

@@ -67,10 +67,10 @@ def on_disk(place: Path) -> Iterator[None]:
         ) from error
 
 
-def stale(path: Path) -> bool:
-    """Whether a file or folder, as far as it is still there, has not changed for `AGE` seconds."""
+def stale(path: Path, age: float = AGE) -> bool:
+    """Whether a file or folder, as far as it is still there, has not changed for `age` seconds."""
     try:
-        return path.stat().st_mtime < time.time() - AGE
+        return path.stat().st_mtime < time.time() - age
     except OSError:
         return False
 

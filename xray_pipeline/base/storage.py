@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from xray_pipeline.base.errors import AccessDenied, ConfigError, ObjectNotFound, StorageError, StorageUnavailable
-from xray_pipeline.base.scratch import stale
+from xray_pipeline.base.scratch import AGE, stale
 
 if TYPE_CHECKING:  # the ledger is read without pydantic
     from xray_pipeline.base.settings import Settings
@@ -131,8 +131,11 @@ def require_folder(uri: str, *, writable: bool = False) -> None:
         raise StorageUnavailable(f"{uri} may not be {'written to' if writable else 'read'}; see its owner and mode")
 
 
-def sweep(settings: Settings) -> None:
-    """Delete what killed processes left of writes to a store in a directory; the deliveries are not touched."""
+def unfinished(settings: Settings, age: float = AGE) -> Iterator[Path]:
+    """Yield what killed processes left of writes to a store in a directory: what has not changed for `age` seconds.
+
+    The deliveries are not looked at.
+    """
     if settings.store.startswith("s3://"):
         return
     folders = [DirectoryStore.of(settings.store).uri]
@@ -141,10 +144,20 @@ def sweep(settings: Settings) -> None:
         with contextlib.suppress(OSError), os.scandir(folders.pop()) as items:
             for item in items:
                 if item.name.startswith(TEMPORARY):
-                    if stale(Path(item.path)):
-                        os.unlink(item.path)
+                    if stale(Path(item.path), age):
+                        yield Path(item.path)
                 elif item.is_dir(follow_symlinks=False) and item.path != incoming:
                     folders.append(item.path)
+
+
+def sweep(settings: Settings, age: float = AGE) -> int:
+    """Delete what `unfinished` yields; return how many files that was."""
+    count = 0
+    for path in unfinished(settings, age):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            count += 1
+    return count
 
 
 def check_writes_once(store: Store) -> None:

@@ -22,6 +22,7 @@ manifests that it rewrites: its commit names what each is from then on.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,6 +101,7 @@ class Commits:
         self._digests: list[str] = []
         self._versions: dict[str, list[Version]] = {}
         self._begun = False
+        self._reading = threading.Lock()  # several threads look up what was erased
 
     def read(self, derive: Callable[[], bytes] | None = None) -> list[Commit]:
         """Return all commits, oldest first.
@@ -108,6 +110,10 @@ class Commits:
         names exactly that. Raises Damaged, naming the file, for a gap or a broken chain, DatasetError for an unknown
         format.
         """
+        with self._reading:
+            return self._read(derive)
+
+    def _read(self, derive: Callable[[], bytes] | None) -> list[Commit]:
         numbers = {self._number(entry.key) for entry in self.store.list("commits")}
         for number in range(1, max(len(numbers), len(self._commits)) + 1):
             if number not in numbers:

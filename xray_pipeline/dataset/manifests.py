@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import msgspec
 import pandas as pd
@@ -14,8 +14,9 @@ from xray_pipeline.base.records import digest_of, exactly
 from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.amendments import Amendment
 from xray_pipeline.dataset.commits import Commit, Commits, Version, draft_of
-from xray_pipeline.dataset.erasing import Erased, Trace
+from xray_pipeline.dataset.erasing import Erased, Trace, hidden
 from xray_pipeline.dataset.parquet import fact, from_parquet, to_parquet
+from xray_pipeline.dataset.revisions import WITHDRAWN
 
 DRAFT_SECONDS = 86_400.0
 """Age from which a manifest that was never committed is deleted."""
@@ -98,16 +99,32 @@ class Manifests:
                 self.store.delete(entry.key)
 
     def _make(self, version: Version) -> None:
-        """Make a committed manifest from its draft."""
-        self.store.write_if_absent(version.file, self._bytes(version))
+        """Make a committed manifest from its draft, unless an erasure beside us replaces it."""
+        try:
+            self.store.write_if_absent(version.file, self._bytes(version))
+        except Damaged:
+            if not self._replaced(version):
+                raise
         self.store.delete(version.draft)
+        if self._replaced(version):
+            self.store.delete(version.file)
 
-    def traces(self, erased: Erased) -> Iterator[Trace]:
+    def _replaced(self, version: Version) -> bool:
+        """Whether an erasure has rewritten a manifest since this version of it."""
+        self.commits.read()
+        return self.commits.versions(version.manifest)[-1].digest != version.digest
+
+    def traces(self, erased: Erased, named: Set[str] = frozenset()) -> Iterator[Trace]:
         """Yield the files in the dataset's store that tell of what was erased: radiographs, drafts of who was slower
-        than the erasure, and manifests that were replaced."""
-        for folder in sorted({digest[:2] for digest in erased.digests}):
+        than the erasure, and manifests that were replaced.
+
+        A commit stores radiographs before its manifest: those that it then kept out, as withdrawn or erased, or that
+        are `named` elsewhere (digests), go unless an accepted row holds them.
+        """
+        gone = erased.digests | (named | self._kept_out()) - self._held() - {""}
+        for folder in sorted({digest[:2] for digest in gone}):
             for entry in self.store.list(f"radiographs/{folder}"):
-                if entry.key.rpartition("/")[2].partition(".")[0] in erased.digests:
+                if entry.key.rpartition("/")[2].partition(".")[0] in gone:
                     yield Trace(entry.key)
         for entry in self.store.list("drafts"):
             with contextlib.suppress(ObjectNotFound):  # finished since it was listed
@@ -121,3 +138,13 @@ class Manifests:
         for entry in self.store.list("manifests"):
             if entry.key in replaced:
                 yield Trace(entry.key)
+
+    def _kept_out(self) -> set[str]:
+        """Return the digests of rows that are hidden or were out as withdrawn."""
+        tables = [self.table(commit.manifest) for commit in self.commits.manifests()]
+        return {d for t in tables for d in t.loc[hidden(t["file"]) | (t["reason"] == WITHDRAWN), "digest"]}
+
+    def _held(self) -> set[str]:
+        """Return the digests of accepted rows."""
+        tables = [self.table(commit.manifest) for commit in self.commits.manifests()]
+        return {digest for table in tables for digest in table.loc[table["verdict"] == "accepted", "digest"]}

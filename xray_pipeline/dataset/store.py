@@ -23,7 +23,7 @@ import errno
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -126,10 +126,10 @@ class Dataset:
             return None
         return erased_by(amendments, self.patient_key(), self.settings.rules.patient_pattern)
 
-    def traces(self) -> Iterator[Trace]:
-        """Yield what in the dataset still tells of what was erased. Raises DatasetError, StorageError."""
+    def traces(self, named: Set[str] = frozenset()) -> Iterator[Trace]:
+        """Yield what still tells of what was erased, as `Manifests.traces`. Raises DatasetError, StorageError."""
         if erased := self.erased():
-            yield from self._manifests.traces(erased)
+            yield from self._manifests.traces(erased, named)
 
     def _now(self) -> tuple[dict[str, pd.DataFrame], dict[int, Amendment]]:
         """Return all manifests and all amendments, both of one moment."""

@@ -41,6 +41,7 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
     if not intake.fit:
         raise DatasetError(f"delivery {key} was rejected; it can't be committed")
     dataset.begin()
+    again = False
     while True:
         commits = dataset.finish()
         if any(earlier.manifest == key for earlier in commits):
@@ -52,7 +53,10 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
         data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
         if dataset.append(key, data, len(commits)):
             break
-        log.info("another delivery was committed meanwhile; judging %s against it", key)
+        log.info("there is another commit meanwhile; judging %s against it", key)
+        again = True
+    for trace in dataset.traces() if again else ():  # of what was erased after it was stored
+        trace.remove(dataset.store)
     return dataset.described(key)
 
 

@@ -19,7 +19,7 @@ from xray_pipeline.base.records import Plain
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.base.text import shortened
-from xray_pipeline.dataset.erasing import Erased, Trace
+from xray_pipeline.dataset.erasing import Erased, Trace, hidden
 from xray_pipeline.dataset.parquet import accounting, from_parquet, to_parquet
 from xray_pipeline.dataset.revisions import CONFLICT, WITHDRAWN, part_of
 from xray_pipeline.dataset.store import Dataset
@@ -249,6 +249,18 @@ def traces(store: Store, committed: Collection[str], erased: Erased) -> Iterator
         if key not in committed:
             yield Trace(intake_key(key, VERDICT))
         yield Trace(name)
+
+
+def named(store: Store, committed: Collection[str], erased: Erased) -> set[str]:
+    """Return the digests in intake tables, of deliveries that are not `committed` (keys), of what was erased: a commit
+    that was killed may have stored it. Raises StorageUnavailable."""
+    found = set()
+    for key in sorted({entry.key.split("/")[1] for entry in store.list("intake")} - set(committed)):
+        with contextlib.suppress(ObjectNotFound, DatasetError):
+            table = from_parquet(store.read(intake_key(key, "table.parquet")), f"intake table of {key}")
+            out = erased.rows(table, part_of(key)[0]) | hidden(table["file"]) | (table["reason"] == WITHDRAWN)
+            found.update(table.loc[out, "digest"])
+    return found
 
 
 def in_words(result: Checked) -> str:

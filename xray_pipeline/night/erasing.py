@@ -25,7 +25,7 @@ import pandas as pd
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, DatasetError, DeliveryError, ObjectNotFound
-from xray_pipeline.base.storage import Store
+from xray_pipeline.base.storage import Store, sweep, unfinished
 from xray_pipeline.dataset.erasing import Erased, Place, Trace, hidden
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
@@ -42,8 +42,8 @@ from xray_pipeline.training import candidate as training
 log = logging.getLogger(__name__)
 
 PREFIX = "erased"
-AGAIN_SECONDS = 2 * 86_400.0
-"""How long after an erasure each night looks again: one that was running then may leave what it had read."""
+UNFINISHED_SECONDS = 900.0
+"""Age from which a write to the store that has not ended counts as one that never will."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ OWNERS: Final[dict[str, Callable[[Site], Iterator[Trace]]]] = {
 def finish(run: Run, again: bool = False) -> dict[str, int]:
     """Remove what is left of what was erased; return how many files were changed or deleted, by what they were.
 
-    Looks nowhere when nothing was erased, or when one that looked after AGAIN_SECONDS is done, but `again`. Raises
+    Looks nowhere when nothing was erased, or when a look after `kept_rows.AGAIN_SECONDS` is done, but `again`. Raises
     DatasetError, RegistryError, StorageError: it is to be finished later then.
     """
     store, dataset = run.store(), Dataset(run.settings)
@@ -163,8 +163,9 @@ def finish(run: Run, again: bool = False) -> dict[str, int]:
     for kind, place, trace in _traces(run, dataset):
         trace.remove(place)
         removed[kind] += 1
+    removed["unfinished writes"] = sweep(run.settings, UNFINISHED_SECONDS)
     done = {kind: count for kind, count in sorted(removed.items()) if count}
-    if age > AGAIN_SECONDS:
+    if age > kept_rows.AGAIN_SECONDS:
         records.write(store, key, done, if_absent=True)
     log.info("erased by amendment %d: %s", newest, done or "nothing more")
     return done
@@ -179,6 +180,7 @@ def verify(run: Run) -> tuple[bool, str]:
     left = [f"{trace.key} ({kind})" for kind, _, trace in _traces(run, dataset)]
     left += [f"manifest {key}" for key, _ in erased.of_tables({k: dataset.manifest(k) for k in dataset.manifests()})]
     left += [f"{path} (cache)" for path in kept_rows.left(dataset)]
+    left += [f"{path} (unfinished write)" for path in unfinished(run.settings, UNFINISHED_SECONDS)]
     if left:
         return False, f"{len(left)} files tell of what was erased, run `xray repair`: {', '.join(left[:5])}"
     return True, f"nothing is left of {len(erased.digests)} erased radiographs, in the store, MLflow or this cache"
@@ -201,9 +203,10 @@ def _traces(run: Run, dataset: Dataset) -> Iterator[tuple[str, Place, Trace]]:
         if run_id and holds(snapshot):
             log.debug("looking at the MLflow run of candidate %s", candidate[:12])
             yield from (("MLflow", runs, trace) for trace in _of_run(runs, run_id, erased))
+    named = verdicts.named(store, dataset.manifests(), erased)  # before the tables that name them go
+    yield from (("dataset", dataset.store, trace) for trace in dataset.traces(named))
     for kind, find in OWNERS.items():
         yield from ((kind, store, trace) for trace in find(site))
-    yield from (("dataset", dataset.store, trace) for trace in dataset.traces())
 
 
 def _of_run(runs: RunFiles, run_id: str, erased: Erased) -> Iterator[Trace]:

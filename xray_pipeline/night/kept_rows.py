@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from datetime import datetime
+from typing import Final
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, ObjectNotFound
@@ -14,6 +17,8 @@ from xray_pipeline.intake import journal
 
 log = logging.getLogger(__name__)
 
+AGAIN_SECONDS: Final = 2 * 86_400.0
+"""How long after an erasure it is looked for again: a process that was running then may leave what it had read."""
 NOTE = "erased.json"
 """Names in the cache the newest erasure whose rows were dropped."""
 
@@ -21,8 +26,8 @@ NOTE = "erased.json"
 def drop_erased(dataset: Dataset, again: bool = False) -> int:
     """Drop from this machine's cache what was erased since it was last looked at; return how many files were changed.
 
-    With `again` it is looked at in any case: a process that began before the erasure may have kept rows meanwhile.
-    Raises DatasetError, StorageUnavailable.
+    With `again`, and until AGAIN_SECONDS after the erasure, it is looked at in any case: a process that began before
+    that may have kept rows meanwhile. Raises DatasetError, StorageUnavailable.
     """
     cache, amendments = dataset.settings.cache, dataset.commits.amendments()
     newest = max((number for number, amendment in amendments.items() if amendment.erases), default=0)
@@ -31,7 +36,10 @@ def drop_erased(dataset: Dataset, again: bool = False) -> int:
         before = records.read(place, NOTE, int)
     except (ObjectNotFound, Damaged):
         before = 0
-    if not newest or (before >= newest and not again):
+    if not newest:
+        return 0
+    age = dataset.store.clock() - datetime.fromisoformat(amendments[newest].at).timestamp()
+    if before >= newest and age > AGAIN_SECONDS and not again:
         return 0
     changed = pixels.forget(cache, digests_of(amendments))
     for path in journal.journals(journal.journals_in(cache)):
@@ -45,5 +53,13 @@ def drop_erased(dataset: Dataset, again: bool = False) -> int:
 
 def left(dataset: Dataset) -> list[str]:
     """Return the files of this machine's cache that hold what was erased."""
-    digests = digests_of(dataset.commits.amendments())
-    return [str(path) for path in pixels.holding(dataset.settings.cache, digests)] if digests else []
+    erased, cache = dataset.erased(), dataset.settings.cache
+    if erased is None:
+        return []
+    names = [name.encode() for name in erased.digests | erased.patients]
+    found = pixels.holding(cache, erased.digests)
+    for path in journal.journals(journal.journals_in(cache)):
+        with contextlib.suppress(FileNotFoundError):  # its scan has ended well
+            told = path.read_bytes()
+            found += [path] * any(name in told for name in names)
+    return [str(path) for path in found]

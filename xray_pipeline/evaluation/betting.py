@@ -4,7 +4,8 @@ Somebody who doubts that values have a mean of at least `null` bets on it: each 
 1 + bet * (null - x). While the mean of each value, given all before it, is at least `null`, no way of betting is
 expected to win, so the wealth exceeds 1 / alpha at any time, ever, with probability at most alpha (Ville 1939): no
 distribution, sample size or number of looks enters (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random
-variables by betting", JRSS-B 86, arXiv 2010.09686). The means may differ from night to night.
+variables by betting", JRSS-B 86, arXiv 2010.09686). The means may differ from night to night, but each must be at least
+`null`: nights that wander below it and above it are not averaged, and a stretch below it may be found out as a fall.
 
 How much to bet depends on how large a fall is and when it begins. Nobody knows, so the stake is spread over some bets,
 as mixtures are (ibid.), and over the nights at which to begin: a part of it waits for each night, and what begins late

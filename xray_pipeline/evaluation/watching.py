@@ -1,15 +1,18 @@
 """Is the champion still as good as it was? The prospective record against the held-out figures it was promoted on.
 
-Its unit is the patient: a value is the mean, over a patient's radiographs, of right (1) or wrong (0) less the share of
-that class that it had right when it was held out. So a night with more ill patients promises another accuracy and not
-another value, and a mix of classes that wanders raises no alarm. A patient counts once, with the delivery that showed
-the patient first: who comes back is likely to be judged as before, so what is expected of a second visit depends on the
-first, and the test may not. Accuracy gets one half of the stake, the classes that have a sensitivity share the other.
+Its unit is the patient, held out as later: what was promised of a class is the mean over held-out patients of the
+share of a patient's radiographs that was right, so patients of many radiographs, easier or harder than others, weigh in
+the promise as they do in the test. A value is the mean, over a patient's radiographs, of right (1) or wrong (0) less
+the least promised of that class. So a night with more ill patients promises another accuracy and not another value, and
+a mix of classes that wanders raises no alarm. A patient counts once, with the delivery that showed the patient first:
+who comes back is likely to be judged as before, so what is expected of a second visit depends on the first, and the
+test may not. Accuracy gets one half of the stake, the classes that have a sensitivity share the other.
 
-What is tested is the promise: no less than held out, less the policy's margin, or than the lower end of the held-out
-figure's interval where that is lower still; the interval is one of 95 % for all figures together (Bonferroni). A held-
-out share is an estimate, and one that came out too high by luck would otherwise be found out in time, as a fall that
-never was.
+The least promised of a class is what was held out, less the policy's margin, or the lower end of the held-out figure's
+interval where that is lower still; the intervals are of 95 % for all classes together (Bonferroni). A held-out share is
+an estimate, and one that came out too high by luck would otherwise be found out in time, as a fall that never was. So
+the rate of false alarms holds for champions whose true shares lie above these ends, where each night, given all before
+it, is expected to keep the promise: nights that are worse than promised for a while, and better later, are a fall.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from scipy import special
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.evaluation import betting
-from xray_pipeline.evaluation.metrics import Evaluation
+from xray_pipeline.evaluation.cases import Cases, require_every_class
 from xray_pipeline.evaluation.slices import Slice
 
 Floats = npt.NDArray[np.float64]
@@ -37,30 +40,39 @@ LEVEL: Final = 0.95  # of the confidence sequence that is drawn
 
 @dataclass(frozen=True)
 class Promise:
-    """What a model had right when it was held out: of all radiographs, and of each class in the order of `classes`;
-    `least` is what is promised of each at least, of accuracy first."""
+    """What a model had right when it was held out, of each class in the order of `classes`: a mean over patients, and
+    the lower end of its interval; `shares` [C] are those of the classes among held-out patients, summing to 1."""
 
     classes: tuple[str, ...]
-    accuracy: float
+    shares: tuple[float, ...]
     recalls: tuple[float, ...]
-    least: tuple[float, ...]
+    lows: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over held-out patients of what was right."""
+        return float(np.dot(self.shares, self.recalls))
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> Promise:
-        """Take it from an evaluation. Raises EvaluationError where a class was never measured."""
-        confusion = np.array(evaluation.confusion, np.float64)
-        totals = confusion.sum(axis=1)
-        if confusion.shape != (len(evaluation.classes),) * 2 or not (totals > 0).all():
-            raise EvaluationError(f"model {evaluation.model_digest[:12]} was not measured on every class when held out")
-        right = np.diag(confusion)
-        whole, by_class = evaluation.metrics, evaluation.by_class
-        names = ("specificity", "sensitivity")
-        parts = (
-            [by_class[name]["sensitivity"] for name in evaluation.classes] if by_class else [whole[n] for n in names]
-        )
-        wider = float(special.ndtri(1 - 0.025 / len(_strands(evaluation.classes))) / special.ndtri(0.975))
-        least = tuple(one.value - wider * (one.value - one.low) for one in (whole["accuracy"], *parts))
-        return cls(evaluation.classes, float(right.sum() / totals.sum()), tuple((right / totals).tolist()), least)
+    def of(cls, cases: Cases) -> Promise:
+        """Take it from a model's answers on held-out radiographs. Raises EvaluationError for a class without any.
+
+        The lower ends are Clopper and Pearson's (1934) with patients for trials: a mean of values from 0 to 1 varies
+        no more than one of zeros and ones, so a patient's radiographs may be as alike as they are.
+        """
+        require_every_class(cases)
+        rows = pd.DataFrame({"truth": cases.truth, "patient": cases.patient, "right": cases.predicted == cases.truth})
+        by_class = rows.groupby(["truth", "patient"])["right"].mean().groupby("truth")
+        right, patients = by_class.sum().to_numpy(np.float64), by_class.size().to_numpy(np.float64)
+        weights = 1 / rows.groupby("patient")["truth"].transform("size")
+        shares = weights.groupby(rows["truth"]).sum() / weights.sum()
+        ends = special.betaincinv(np.maximum(right, 1e-9), patients - right + 1, 0.025 / len(cases.classes))
+        recalls = right / patients
+        return cls(cases.classes, *(tuple(one.tolist()) for one in (shares, recalls, ends)))
+
+    def least(self, margin: float) -> Floats:
+        """Return what is promised of each class at least [C], `margin` below what was held out."""
+        return np.clip(np.minimum(np.array(self.recalls) - margin, self.lows), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ def watch(rows: pd.DataFrame, deliveries: int, promise: Promise, terms: Terms, s
     shares = [0.5, *[0.5 / (len(strands) - 1)] * (len(strands) - 1)]
     wealth = betting.averaged(np.array([strand.wealth for strand in strands]), shares) if deliveries else np.zeros(0)
     rich = np.flatnonzero(wealth >= -math.log(terms.false_alarms))
-    values = _values(first, deliveries, range(len(promise.classes)), promise)
+    values = _values(first, deliveries, range(len(promise.classes)), np.array(promise.recalls))
     # At the held-out mix a value of 0 is the held-out accuracy.
     variance = promise.accuracy * (1 - promise.accuracy)
     ends = np.clip(betting.intervals(values, variance, 1 - LEVEL) + promise.accuracy, 0, 1)
@@ -150,21 +162,21 @@ def _strands(classes: Sequence[str]) -> list[tuple[str, Sequence[int]]]:
 def _strand(
     name: str, first: pd.DataFrame, deliveries: int, classes: Sequence[int], promise: Promise, terms: Terms
 ) -> Strand:
-    values = _values(first, deliveries, classes, promise)
-    whole = len(classes) > 1
-    held_out = promise.accuracy if whole else promise.recalls[classes[0]]
-    least = min(held_out - terms.margin, promise.least[0 if whole else 1 + classes[0]])
-    wealth = betting.log_wealth(values, least - held_out, least * (1 - least))
-    shift = float((values.counts @ values.values).sum() / values.total) if values.total else math.nan
-    return Strand(name, held_out, least, held_out + shift, values.total, tuple(wealth.tolist()))
+    recalls, least = np.array(promise.recalls), promise.least(terms.margin)
+    shares = np.array(promise.shares)[list(classes)]
+    held_out, promised = (float(np.average(of[list(classes)], weights=shares)) for of in (recalls, least))
+    wealth = betting.log_wealth(_values(first, deliveries, classes, least), 0.0, promised * (1 - promised))
+    seen = _values(first, deliveries, classes, recalls)
+    shift = float((seen.counts @ seen.values).sum() / seen.total) if seen.total else math.nan
+    return Strand(name, held_out, promised, held_out + shift, seen.total, tuple(wealth.tolist()))
 
 
-def _values(first: pd.DataFrame, deliveries: int, classes: Sequence[int], promise: Promise) -> betting.Values:
-    recalls = np.array(promise.recalls)
+def _values(first: pd.DataFrame, deliveries: int, classes: Sequence[int], less: Floats) -> betting.Values:
+    """Count patients by their mean of what was right `less` something of each class [C]."""
     part = first[first["truth"].isin(list(classes))]
-    surplus = (part["named"] == part["truth"]).to_numpy(np.float64) - recalls[part["truth"].to_numpy(np.int64)]
+    surplus = (part["named"] == part["truth"]).to_numpy(np.float64) - less[part["truth"].to_numpy(np.int64)]
     means = part.assign(surplus=surplus).groupby(["order", "patient"], sort=True)["surplus"].mean()
-    some = recalls[list(classes)]
+    some = less[list(classes)]
     order = means.index.get_level_values("order")
     return betting.count(means.to_numpy(), order, deliveries, -float(some.max()), 1 - float(some.min()))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xray_pipeline.base.records import Plain
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation
 from xray_pipeline.evaluation.slices import Slice
-from xray_pipeline.evaluation.watching import Standing
+from xray_pipeline.evaluation.watching import Promise, Standing
 
 FORMAT = 1
 
@@ -27,8 +27,9 @@ class Evidence(Plain):
     the held-out set and under perturbations. `alarms` names the drift alarms of the data behind the candidate that
     stand; `acknowledged` says of what is new against the champion's data who settled which alarms and why; `changed`
     names what it has otherwise than the champion (of `rules.PARTS`); `withdrawn` counts the radiographs that the
-    candidate learned from and that are withdrawn by now; `watch` is the alarm about the champion, if one stands. None
-    always means not measured, which fails each clause that asks for it.
+    candidate learned from and that are withdrawn by now; `watch` is the alarm about the champion, if one stands;
+    `promise` is what the candidate is watched against once it is promoted. None always means not measured, which fails
+    each clause that asks for it.
     """
 
     candidate: Evaluation | None
@@ -45,3 +46,4 @@ class Evidence(Plain):
     acknowledged: tuple[str, ...] = ()
     withdrawn: int | None = None
     watch: Standing | None = None
+    promise: Promise | None = None

@@ -12,7 +12,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import prospective
 from xray_pipeline.evaluation.slices import measured_slice, slices
 from xray_pipeline.evaluation.stress import stress
-from xray_pipeline.evaluation.watching import Standing
+from xray_pipeline.evaluation.watching import Promise, Standing
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.reuse import effective_uses
 from xray_pipeline.intake import alarms
@@ -50,6 +50,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
         acknowledged=alarms.acknowledgements(run.store(), new_deliveries(run, registry, both)),
         withdrawn=affected.learned_withdrawn(run.settings, both.candidate.digest),
         watch=_standing(run, both),
+        promise=Promise.of(measured.cases[0]),
     )
 
 

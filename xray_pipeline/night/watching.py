@@ -25,10 +25,11 @@ from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import ConfigError, DatasetError, EvaluationError, ObjectNotFound
 from xray_pipeline.base.text import several
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation import prospective, watching
+from xray_pipeline.evaluation import predictions, prospective, watching
 from xray_pipeline.evaluation.bootstrap import Resampling
 from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
+from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.evaluation.prospective import Acknowledgement, Said
 from xray_pipeline.evaluation.slices import measured_slice, slice_values
 from xray_pipeline.evaluation.watching import Promise, Strand, Terms, Watch
@@ -251,12 +252,22 @@ def _promoted_on(entries: list[Entry], registered: Entry) -> str:
 
 
 def _promise(run: Run, evidence: str) -> Promise:
-    if not evidence:
-        raise EvaluationError("its held-out figures are not on record")
-    candidate = Evidence.from_dict(kept_evidence(run.store(), evidence)).candidate
-    if candidate is None or candidate.classes != run.settings.classes:
+    kept = Evidence.from_dict(kept_evidence(run.store(), evidence)) if evidence else None
+    if kept is None or kept.candidate is None or kept.candidate.classes != run.settings.classes:
         raise EvaluationError("its held-out figures are not on record, or are of other classes")
-    return Promise.of(candidate)
+    return kept.promise or _promise_anew(run, kept.candidate)
+
+
+def _promise_anew(run: Run, measured: Evaluation) -> Promise:
+    """Return the promise of a model whose evidence is older than promises, from what it is on record to have said."""
+    dataset, store = Dataset(run.settings), run.store()
+    rows = dataset.rows(dataset.open_snapshot(measured.snapshot))
+    rows = rows[rows["side"] == "held-out"]
+    said = predictions.recorded(measured.model_digest, measured.classes, rows, store)
+    if said is None:
+        raise EvaluationError("what it said of the held-out radiographs is not on record")
+    answers = Answers(said, measured.threshold, measured.model_digest)
+    return Promise.of(prepare([answers], rows["label"], rows["patient"], measured.classes)[0])
 
 
 def _inputs(run: Run, candidate: str, evidence: str) -> str:

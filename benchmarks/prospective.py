@@ -6,8 +6,8 @@ Each night brings patients of whom 82 % have one radiograph and 18 % two to six,
 is right on them is a normal number of the patient's and one of the radiograph's, half of the variance each. They are
 also easier: it is wrong on half as many of them. The share of ill patients wanders from night to night between about a
 third and nine tenths. Of a normal patient the champion has .85 right on average and of an ill one .97. What it promises
-was measured on held-out radiographs of such patients: each hospital has drawn its own, so some promises are too high. Margin, rate and test are the default policy's and the
-package's own.
+was measured on held-out radiographs of such patients: each hospital has drawn its own, so some promises are too high.
+Margin, rate and test are the default policy's and the package's own.
 
 `least`: what no test can do better that is so rarely wrong, by Wald (1945): log(1 / alpha) over what a night tells,
 with the fall known beforehand and all stakes on it, one radiograph a patient. It pays nothing for not knowing when the

@@ -91,5 +91,7 @@ def test_acknowledgements_are_kept_one_after_another(store: Store) -> None:
     given = Acknowledgement("mon", "an alarm", "Ada", "2026-03-03T09:00:00+00:00", "looked into it")
     for one in (given, replace(given, delivery="tue")):
         prospective.acknowledge(store, CANDIDATE, one)
-    assert [one.delivery for one in prospective.acknowledgements(store, CANDIDATE)] == ["mon", "tue"]
-    assert prospective.acknowledgements(store, "d" * 64) == []
+    found, damaged = prospective.acknowledgements(store, CANDIDATE)
+    assert [one.delivery for one in found] == ["mon", "tue"]
+    assert not damaged
+    assert prospective.acknowledgements(store, "d" * 64) == ([], [])

@@ -108,7 +108,9 @@ def test_half_of_the_labels_flipped_raises_the_alarm_until_they_are_right_or_it_
     assert looked.raised, watching.watched(run).in_words
     assert "Version 2 is no longer as good" in looked.alarm
     again = look_ahead.look_ahead(run, snapshot)
-    assert (again.radiographs, again.alarm, again.raised) == (0, looked.alarm, False)
+    assert (again.radiographs, again.alarm, again.raised) == (0, looked.alarm, True)  # nobody was told of it yet
+    watching.told(run)
+    assert not look_ahead.look_ahead(run, snapshot).raised
     assert xray("--json").exit_code == 3
     keys = prospective.recorded(store, champion(run))
     assert len(keys) == 1  # version 2 learned from the second delivery: it is no news to it
@@ -133,9 +135,26 @@ def test_half_of_the_labels_flipped_raises_the_alarm_until_they_are_right_or_it_
         watching.acknowledge(run, "there is none")
     amend.amend(run, [Named("undo", "amendment", str(amended))], "they were not")
     assert watching.watched(run).alarm == looked.alarm
+    look_ahead.look_ahead(run, deliver(run, 32, patients=20))
     done = xray("--acknowledge", "the labels of that night were a trainee's")
     assert done.exit_code == 0, done.output
     assert "acknowledged by" in done.output
+
+    # It stays acknowledged when the delivery that this names has no row left, and no night fails of a broken file.
+    amend.amend(run, [Named("withdraw", "delivery", "new-32")], "it was another hospital's")
+    found = watching.watched(run)
+    assert ([one.key for one in found.deliveries], found.alarm) == (["new-31"], "")
+    (key,) = [entry.key for entry in store.list(f"{prospective.ACKNOWLEDGED}/{found.candidate}")]
+    whole = store.read(key)
+    store.write(key, whole[:-9])
+    found = watching.watched(run)
+    assert (found.alarm, found.acknowledged, len(found.damaged)) == (looked.alarm, (), 1)
+    store.write(key, whole)
+    found = watching.watched(run)
+    assert (found.alarm, found.damaged) == ("", ())
+    store.write(min(keys.values()), b"")
+    found = watching.watched(run)
+    assert (found.alarm, found.deliveries, len(found.damaged)) == ("", (), 1)
 
 
 def test_a_night_killed_on_its_way_goes_on_where_it_was_and_a_broken_file_is_made_anew(

@@ -96,10 +96,15 @@ def failed_by_itself(context: Context) -> None:
 
 
 def alarm_raised(context: Context) -> None:
-    """Tell that the look ahead has raised an alarm about the champion, once: it may stand for many nights."""
+    """Tell of an alarm about the champion, once: it may stand for many nights. Where a night could not, the
+    next one does."""
+    from xray_pipeline.night import watching
+    from xray_pipeline.night.run import Run
+
     looked = context["ti"].xcom_pull(task_ids=context["ti"].task_id) or {}
     if looked.get("raised"):
         _tell("alarm", ALARM, context)
+        watching.told(Run(Settings()))
 
 
 def check_failed(context: Context) -> None:

@@ -37,11 +37,13 @@ def canonical(content: object) -> bytes:
 
 def exactly(store: Store, key: str, digest: str, named_by: str) -> bytes:
     """Read an object whose SHA-256 `named_by` says. Raises Damaged for other bytes, and as `Store.read` does."""
-    data = store.read(key)
+    return checked(store.read(key), digest, f"{key} in {store.uri}", named_by)
+
+
+def checked(data: bytes, digest: str, what: str, named_by: str) -> bytes:
+    """Return bytes whose SHA-256 `named_by` says. Raises Damaged, naming `what`, for others."""
     if (actual := digest_of(data)) != digest:
-        raise Damaged(
-            f"{key} in {store.uri} has digest {actual[:12]}, {named_by} names {digest[:12]}; restore it from a backup"
-        )
+        raise Damaged(f"{what} has digest {actual[:12]}, {named_by} names {digest[:12]}; restore it from a backup")
     return data
 
 

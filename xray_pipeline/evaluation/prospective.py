@@ -2,6 +2,7 @@
 
     prospective/rows/<candidate>/<delivery>/<sha256>.parquet   a row per radiograph; written once, named by its digest
     prospective/acknowledged/<candidate>/<n>.json              who acknowledged an alarm, when and why; written once
+    prospective/told/<candidate>/<delivery>.json               that people were told of the alarm that it raised
 
 A row holds a radiograph's digest and the model's probabilities, and nothing else: label, patient, site and scanner are
 what the dataset says of the digest when the record is read, so that amendments count, and what was withdrawn or erased
@@ -28,7 +29,7 @@ from xray_pipeline.evaluation.cases import Floats, check_probabilities, named
 
 log = logging.getLogger(__name__)
 
-ROWS, ACKNOWLEDGED = "prospective/rows", "prospective/acknowledged"
+ROWS, ACKNOWLEDGED, TOLD = "prospective/rows", "prospective/acknowledged", "prospective/told"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Said:
     """What a model said of a delivery: probabilities [N, C] of radiographs (by digest), and its operating threshold.
 
     `candidate` is the digest that names the model everywhere, `model` that of its weights; `snapshot` is the dataset's
-    when it was asked, `at` when that was (ISO 8601 in UTC).
+    when it was asked, `at` when the delivery was committed (ISO 8601 in UTC).
     """
 
     candidate: str
@@ -82,9 +83,10 @@ def recorded(store: Store, candidate: str) -> dict[str, str]:
 def read(store: Store, candidate: str) -> tuple[list[Said], list[str]]:
     """Return what a candidate said of each delivery, and what is wrong with each file that can't be believed."""
     found, damaged = [], []
-    for key in recorded(store, candidate).values():
+    keys = list(recorded(store, candidate).values())
+    for key, data in zip(keys, records.read_all(store, keys), strict=True):
         try:
-            found.append(_read(store, key))
+            found.append(_read(store, key, data))
         except (Damaged, DatasetError, EvaluationError) as error:
             damaged.append(str(error))
     return found, damaged
@@ -93,10 +95,10 @@ def read(store: Store, candidate: str) -> tuple[list[Said], list[str]]:
 def whole(store: Store, candidate: str) -> set[str]:
     """Return the deliveries that the record of a candidate has; files that can't be believed are deleted. Raises
     StorageUnavailable."""
-    deliveries = set()
-    for delivery, key in recorded(store, candidate).items():
+    deliveries, files = set(), recorded(store, candidate)
+    for (delivery, key), data in zip(files.items(), records.read_all(store, list(files.values())), strict=True):
         try:
-            records.exactly(store, key, _digest(key), "its name")
+            records.checked(data, _digest(key), f"{key} in {store.uri}", "its name")
         except Damaged as error:
             log.warning("%s; the delivery is scored again", error)
             store.delete(key)
@@ -142,20 +144,37 @@ def traces(store: Store, digests: Set[str]) -> Iterator[Trace]:
 def acknowledge(store: Store, candidate: str, given: Acknowledgement) -> None:
     """Keep that a person has looked at the alarm about a candidate. Raises StorageUnavailable."""
     content = {name: getattr(given, name) for name in Acknowledgement.__annotations__}
-    for number in itertools.count(len(acknowledgements(store, candidate)) + 1):
+    for number in itertools.count(sum(1 for _ in store.list(f"{ACKNOWLEDGED}/{candidate}")) + 1):
         if records.write(store, f"{ACKNOWLEDGED}/{candidate}/{number:04d}.json", content, if_absent=True):
             return
 
 
-def acknowledgements(store: Store, candidate: str) -> list[Acknowledgement]:
-    """Return who has looked at alarms about a candidate, oldest first. Raises DatasetError, StorageUnavailable."""
-    keys = sorted(entry.key for entry in store.list(f"{ACKNOWLEDGED}/{candidate}"))
-    return [records.read(store, key, Acknowledgement) for key in keys]
+def acknowledgements(store: Store, candidate: str) -> tuple[list[Acknowledgement], list[str]]:
+    """Return who has looked at alarms about a candidate, oldest first, and what is wrong with each file that can't be
+    believed. Raises StorageUnavailable."""
+    found, damaged = [], []
+    for key in sorted(entry.key for entry in store.list(f"{ACKNOWLEDGED}/{candidate}")):
+        try:
+            found.append(records.read(store, key, Acknowledgement))
+        except DatasetError as error:
+            damaged.append(str(error))
+    return found, damaged
 
 
-def moment() -> str:
-    """Return now as the record tells it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def tell(store: Store, candidate: str, delivery: str) -> None:
+    """Keep that people were told of the alarm about a candidate that a delivery raised. Raises StorageUnavailable."""
+    records.write(store, f"{TOLD}/{candidate}/{delivery}.json", {"at": moment()}, if_absent=True)
+
+
+def told(store: Store, candidate: str, delivery: str) -> bool:
+    """Return whether people were told of the alarm about a candidate that a delivery raised."""
+    return store.exists(f"{TOLD}/{candidate}/{delivery}.json")
+
+
+def moment(seconds: float | None = None) -> str:
+    """Return a time (Unix), by default now, as the record tells it."""
+    then = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return then.isoformat(timespec="seconds")
 
 
 _FACTS = ("candidate", "model", "delivery", "snapshot", "at")
@@ -165,8 +184,8 @@ def _key(candidate: str, delivery: str, data: bytes) -> str:
     return f"{ROWS}/{candidate}/{delivery}/{records.digest_of(data)}.parquet"
 
 
-def _read(store: Store, key: str) -> Said:
-    data = records.exactly(store, key, _digest(key), "its name")
+def _read(store: Store, key: str, data: bytes) -> Said:
+    records.checked(data, _digest(key), f"{key} in {store.uri}", "its name")
     table = from_parquet(data, key)
     try:
         classes = tuple(name.removeprefix("p_") for name in table.columns[1:])

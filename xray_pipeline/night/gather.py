@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import numpy as np
 
+from xray_pipeline.base.errors import XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -21,6 +23,8 @@ from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.mlflow_registry import Registry
+
+log = logging.getLogger(__name__)
 
 
 def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None = None) -> Evidence:
@@ -54,12 +58,17 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
     )
 
 
-def _standing(run: Run, both: Pair) -> Standing:
-    """Return the alarm about the champion of a pair, and both on the newest deliveries of its record.
+def _standing(run: Run, both: Pair) -> Standing | None:
+    """Return the alarm about the champion of a pair, and both on the newest deliveries of its record; None where that
+    can't be read: the policy has a clause for it.
 
     Only held-out patients: from the others the candidate may have learned.
     """
-    watched = watching.watched(run)
+    try:
+        watched = watching.watched(run)
+    except XrayError as error:
+        log.warning("whether an alarm about the champion stands is not known: %s", error)
+        return None
     if both.champion is None or watched.champion != both.champion or not watched.alarm:
         return Standing("")
     most = watching.numbers(run).get("deliveries", 0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.base.errors import LedgerError, XrayError
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.evaluation.watching import Standing
 from xray_pipeline.gate.policy import decide, load_policy
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from xray_pipeline.night.run import Run
     from xray_pipeline.registry.mlflow_registry import Registry
 
+log = logging.getLogger(__name__)
+
 
 def judged(run: Run, key: str) -> tuple[Evidence, Decision]:
     """Return evidence that `evaluate` kept, with what was withdrawn and acknowledged since, and what the policy says.
@@ -29,9 +32,18 @@ def judged(run: Run, key: str) -> tuple[Evidence, Decision]:
     Raises ConfigError, EvaluationError, DatasetError.
     """
     evidence = replace(run.evidence(key), withdrawn=learned_withdrawn(run.settings, key.split("/")[1]))
-    if evidence.watch and evidence.watch.alarm and not watching.watched(run).alarm:
+    if evidence.watch and evidence.watch.alarm and _settled(run):
         evidence = replace(evidence, watch=Standing(""))
     return evidence, decide(evidence, load_policy(run.settings.policy))
+
+
+def _settled(run: Run) -> bool:
+    """Return whether no alarm about the champion stands any more; one stands while that can't be read."""
+    try:
+        return not watching.watched(run).alarm
+    except XrayError as error:
+        log.warning("whether the alarm about the champion still stands is not known: %s", error)
+        return False
 
 
 def alarms_hold_up(settings: Settings) -> bool:

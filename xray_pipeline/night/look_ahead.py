@@ -11,7 +11,7 @@ import logging
 import pandas as pd
 
 from xray_pipeline.base import logs
-from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.errors import EvaluationError, XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.text import several
 from xray_pipeline.dataset.store import Dataset, Snapshot
@@ -40,24 +40,27 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
     if state.champion is None:
         end("there is no champion to watch")
         return Looked(None, 0, "", False)
-    before = watching.watched(run)
     kept, rows = dataset.open_snapshot(snapshot), dataset.rows(dataset.open_snapshot(snapshot))
     counts = {}
-    for version in reversed(in_charge(state)):  # the champion first: a challenger that can't be loaded is no reason
+    for version in reversed(in_charge(state)):  # the champion first
         entry = state.registered.get(version)
         if entry is None:
             log.warning("version %d was never registered here, so nobody knows what it learned from", version)
             continue
         logs.about(candidate=entry.candidate)
-        candidate = find_candidate(run.store(), entry.candidate)
-        counts[version] = _look(run, candidate, version, kept, rows, progress)
+        try:
+            candidate = find_candidate(run.store(), entry.candidate)
+            counts[version] = _look(run, candidate, version, kept, rows, progress)
+        except XrayError as error:
+            if version == state.champion:
+                raise
+            log.warning("version %d, the challenger, was asked about nothing: %s", version, error)
     logs.about()
     now = watching.watched(run)
     for version, count in counts.items():
         log.info("version %d was asked about %s that are new to it", version, several(count, "radiograph"))
-    raised = bool(now.alarm) and not before.alarm
     end(now.in_words)
-    return Looked(state.champion, counts.get(state.champion, 0), now.alarm, raised)
+    return Looked(state.champion, counts.get(state.champion, 0), now.alarm, watching.untold(run, now))
 
 
 def _look(
@@ -74,9 +77,16 @@ def _look(
     if model.digest != candidate.model_digest or model.classes != run.settings.classes:
         raise EvaluationError(f"version {version} is not the model that candidate.json names, or knows other classes")
     probabilities = scored(run, model, unseen, progress)
+    committed = _committed(dataset)
     for key in new:
         here = (unseen["delivery"] == key).to_numpy()
-        about = (candidate.digest, model.digest, key, snapshot.digest, prospective.moment())
+        about = (candidate.digest, model.digest, key, snapshot.digest, committed[key])
         digests = list(unseen.loc[here, "digest"])
         prospective.keep(store, Said(*about, model.threshold, model.classes, digests, probabilities[here]))
     return len(unseen)
+
+
+def _committed(dataset: Dataset) -> dict[str, str]:
+    """Return when each delivery was committed."""
+    written = {entry.key: entry.modified for entry in dataset.store.list("commits")}
+    return {commit.manifest: prospective.moment(written[commit.place]) for commit in dataset.commits.manifests()}

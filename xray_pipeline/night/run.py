@@ -88,7 +88,7 @@ class Committed(Plain):
 @dataclass(frozen=True)
 class Looked(Plain):
     """What the look ahead found: the champion that was asked (None without one), about how many radiographs that are
-    new to it, the alarm about it ("" while none stands), and whether that was raised just now."""
+    new to it, the alarm about it ("" while none stands), and whether people are still to be told of that."""
 
     champion: int | None
     radiographs: int

@@ -77,7 +77,8 @@ class Group:
 class Watched:
     """The champion's record: its version (None without one) and candidate; the alarm in a sentence, "" while none
     stands; all of it in words; the deliveries in the order of their commits; what was watched; who acknowledged what;
-    and what is wrong with files that can't be believed. `inputs` is the digest of all that it follows from."""
+    and what is wrong with files that can't be believed. `raised_by` is the delivery that raised the alarm, `inputs` the
+    digest of all that it follows from."""
 
     champion: int | None
     candidate: str
@@ -88,6 +89,7 @@ class Watched:
     found: tuple[Mapping[str, Any], ...] = ()
     acknowledged: tuple[Acknowledgement, ...] = ()
     damaged: tuple[str, ...] = ()
+    raised_by: str = ""
     inputs: str = ""
 
 
@@ -126,8 +128,20 @@ def watched(run: Run) -> Watched:
     except DatasetError as error:
         log.warning("%s; it is made anew", error)
     found = _watched(run, state.champion or 0, entry.candidate, evidence, inputs)
-    records.write(store, key, asdict(found))
+    if not found.damaged:  # else it changes when a file is put back
+        records.write(store, key, asdict(found))
     return found
+
+
+def untold(run: Run, found: Watched) -> bool:
+    """Return whether an alarm stands that nobody was told of. Raises StorageUnavailable."""
+    return bool(found.alarm) and not prospective.told(run.store(), found.candidate, found.raised_by)
+
+
+def told(run: Run) -> None:
+    """Keep that people were told of the alarm that stands. Raises as `watched` does."""
+    if (found := watched(run)).alarm:
+        prospective.tell(run.store(), found.candidate, found.raised_by)
 
 
 def figures(run: Run, found: Watched, by: By, since: str = "") -> list[Group]:
@@ -177,32 +191,40 @@ def answered(run: Run, said: list[Said]) -> pd.DataFrame:
     snapshot = dataset.snapshot()
     if not said or snapshot is None:
         return pd.DataFrame()
-    order = {commit.manifest: place for place, commit in enumerate(dataset.commits.manifests())}
+    order = _places(dataset)
     parts = sorted((part for part in said if part.delivery in order), key=lambda part: order[part.delivery])
+    if not parts:
+        return pd.DataFrame()
     places = {part.delivery: place for place, part in enumerate(parts)}
     rows = prospective.answered(parts).merge(dataset.rows(snapshot).drop(columns="delivery"), on="digest")
     classes = {name: number for number, name in enumerate(run.settings.classes)}
     return rows.assign(order=rows["delivery"].map(places), truth=rows["label"].map(classes))
 
 
+def _places(dataset: Dataset) -> dict[str, int]:
+    """Return the place of each delivery in the order of the commits."""
+    return {commit.manifest: place for place, commit in enumerate(dataset.commits.manifests())}
+
+
 def _watched(run: Run, version: int, candidate: str, evidence: str, inputs: str) -> Watched:
     store = run.store()
     said, damaged = prospective.read(store, candidate)
+    acknowledged, unread = prospective.acknowledgements(store, candidate)
     rows = answered(run, said)
-    about: dict[str, Any] = {"damaged": tuple(damaged), "inputs": inputs}
+    about: dict[str, Any] = {"acknowledged": tuple(acknowledged), "damaged": (*damaged, *unread), "inputs": inputs}
     try:
         promise = _promise(run, evidence)
     except (EvaluationError, DatasetError, ObjectNotFound) as error:
         return Watched(version, candidate, "", f"version {version} is not watched: {error}", None, **about)
-    acknowledged = tuple(prospective.acknowledgements(store, candidate))
     if rows.empty:
         words = f"version {version} has been asked about no delivery yet"
-        return Watched(version, candidate, "", words, promise.accuracy, acknowledged=acknowledged, **about)
+        return Watched(version, candidate, "", words, promise.accuracy, **about)
     asked = rows.groupby("order").agg(delivery=("delivery", "first"), at=("at", "first"), n=("digest", "size"))
     asked = asked.assign(patients=rows.groupby("order")["patient"].nunique()).reset_index()
     rows["order"] = rows["order"].map({place: number for number, place in enumerate(asked["order"])})
-    settled = {one.delivery for one in acknowledged}
-    since = max((number + 1 for number, key in enumerate(asked["delivery"]) if key in settled), default=0)
+    places = _places(Dataset(run.settings))
+    settled = max((places.get(one.delivery, -1) for one in acknowledged), default=-1)
+    since = sum(places[key] <= settled for key in asked["delivery"])
     found = watching.watch(rows, len(asked), promise, terms(run), since)
     deliveries = tuple(
         Delivery(one.delivery, one.at, int(one.n), int(one.patients), None if math.isnan(accuracy) else accuracy, *ends)
@@ -213,7 +235,8 @@ def _watched(run: Run, version: int, candidate: str, evidence: str, inputs: str)
     strands = tuple({**asdict(strand), "wealth": strand.wealth[-1]} for strand in found.strands)
     alarm = _alarm(version, found, deliveries)
     words = " ".join(filter(None, (alarm or f"No alarm about version {version}.", _figures(found, deliveries))))
-    return Watched(version, candidate, alarm, words, promise.accuracy, deliveries, strands, acknowledged, **about)
+    about["raised_by"] = deliveries[found.raised].key if found.raised is not None else ""
+    return Watched(version, candidate, alarm, words, promise.accuracy, deliveries, strands, **about)
 
 
 def _alarm(version: int, found: Watch, deliveries: tuple[Delivery, ...]) -> str:
@@ -273,7 +296,8 @@ def _promise_anew(run: Run, measured: Evaluation) -> Promise:
 def _inputs(run: Run, candidate: str, evidence: str) -> str:
     """Return the digest of all that the reading of a record follows from."""
     store, commits = run.store(), Dataset(run.settings).commits
-    files = sorted(entry.key for entry in store.list("prospective") if f"/{candidate}/" in entry.key)
+    folders = (f"{folder}/{candidate}" for folder in (prospective.ROWS, prospective.ACKNOWLEDGED))
+    files = sorted((entry.key, entry.size, entry.version) for folder in folders for entry in store.list(folder))
     head = commits.digest(len(commits.read()))
     content = [head, evidence, files, asdict(terms(run)), code_digest("evaluation", "night/watching.py")]
     return records.digest_of(records.canonical(content))

@@ -90,7 +90,7 @@ def promises(rng: np.random.Generator, hospitals: int, images: int) -> tuple[Flo
         rng.multinomial(count, patients(r)[1], hospitals) @ SHARES for count, r in zip(counts, RECALLS, strict=True)
     ]
     right = np.stack(drawn, axis=1)
-    return right / counts, special.betaincinv(np.maximum(right, 1e-9), counts - right + 1, 0.025 / 2)
+    return right / counts, special.betaincinv(np.maximum(right, 1e-9), counts - right + 1, 0.05 / 2)
 
 
 def wealth(counts: Floats, held_out: Floats, lows: Floats) -> Floats:

@@ -97,12 +97,12 @@ def test_a_night_has_asked_the_champion_about_what_was_new_to_it(run: Run) -> No
     assert xray("--since", "yesterday").exit_code == 1
 
 
-def test_half_of_the_labels_flipped_raises_the_alarm_until_they_are_right_or_it_is_acknowledged(
+def test_flipped_labels_raise_the_alarm_until_they_are_right_or_it_is_acknowledged(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crown(run)
     store = run.store()
-    snapshot = deliver(run, 31, flipped=2)
+    snapshot = deliver(run, 31, flipped=1)
     looked = look_ahead.look_ahead(run, snapshot)
     assert looked.champion == 2
     assert looked.raised, watching.watched(run).in_words
@@ -125,7 +125,7 @@ def test_half_of_the_labels_flipped_raises_the_alarm_until_they_are_right_or_it_
 
     # Labels are read as they are today: once they are put right, there is no alarm.
     rows = Dataset(run.settings).manifest("new-31")
-    wrong = rows[[bool(row.digest) and _number(row.file) % 2 == 0 for row in rows.itertuples()]]
+    wrong = rows[rows["digest"] != ""]
     other = dict(zip(phantom.CLASSES, reversed(phantom.CLASSES), strict=True))
     named = [Named("relabel", "radiograph", row.digest, other[row.label]) for row in wrong.itertuples()]
     amended = amend.amend(run, named, "they were flipped")["number"]
@@ -223,7 +223,3 @@ def test_without_a_champion_there_is_nothing_to_watch(grown: Settings) -> None:
     assert (looked.champion, looked.radiographs, looked.alarm) == (None, 0, "")
     found = watching.watched(run)
     assert (found.champion, found.in_words) == (None, "there is no champion to watch")
-
-
-def _number(file: str) -> int:
-    return int(file.rpartition("/")[2].removeprefix("patient31")[:4])

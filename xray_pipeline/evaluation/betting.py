@@ -71,11 +71,7 @@ def log_wealth(seen: Values, null: npt.ArrayLike, variance: npt.ArrayLike) -> Fl
     `variance` is about that of a value at the null; a wrong one costs power and no validity. Of several series at once,
     `null`, `variance` and what `seen` holds have one of each.
     """
-    least, most = np.asarray(null, np.float64)[..., None], np.asarray(seen.high)[..., None]
-    spread = np.maximum(np.asarray(variance, np.float64), _LEAST_VARIANCE)[..., None]
-    bets = np.minimum(GAPS / spread, _MOST / np.maximum(most - least, 1e-9))
-    table = np.log1p(bets[..., None, :] * (least - seen.values)[..., None])  # [..., kinds, bets]
-    gained = seen.counts @ table  # [..., nights, bets]
+    gained = _gained(seen, null, variance)
     nights = gained.shape[-2]
     begins = beginnings(nights)
     waiting = np.log1p(-np.cumsum(begins))
@@ -85,6 +81,23 @@ def log_wealth(seen: Values, null: npt.ArrayLike, variance: npt.ArrayLike) -> Fl
         running = np.logaddexp(running, np.log(begins[night])) + gained[..., night, :]
         logs[..., night] = np.logaddexp(_log_mean(running), waiting[night])
     return logs
+
+
+def best_beginning(seen: Values, null: float, variance: float, night: int) -> int:
+    """Return the night at which the part of the stake began that has earned most after `night`: where a fall seems to
+    have begun. If it earned anything, the values from then to `night` are below `null` on average."""
+    gained = _gained(seen, null, variance)[: night + 1]
+    earned = np.cumsum(gained[::-1], axis=0)[::-1]  # [beginnings, bets]: from each on to `night`
+    return int((_log_mean(earned) + np.log(beginnings(night + 1))).argmax())
+
+
+def _gained(seen: Values, null: npt.ArrayLike, variance: npt.ArrayLike) -> Floats:
+    """Return by how much each night multiplies each bet [..., nights, bets], as logarithms."""
+    least, most = np.asarray(null, np.float64)[..., None], np.asarray(seen.high)[..., None]
+    spread = np.maximum(np.asarray(variance, np.float64), _LEAST_VARIANCE)[..., None]
+    bets = np.minimum(GAPS / spread, _MOST / np.maximum(most - least, 1e-9))
+    table = np.log1p(bets[..., None, :] * (least - seen.values)[..., None])  # [..., kinds, bets]
+    return np.asarray(seen.counts @ table)
 
 
 def averaged(logs: npt.ArrayLike, shares: npt.ArrayLike) -> Floats:

@@ -66,7 +66,7 @@ class Promise:
         right, patients = by_class.sum().to_numpy(np.float64), by_class.size().to_numpy(np.float64)
         weights = 1 / rows.groupby("patient")["truth"].transform("size")
         shares = weights.groupby(rows["truth"]).sum() / weights.sum()
-        ends = special.betaincinv(np.maximum(right, 1e-9), patients - right + 1, 0.025 / len(cases.classes))
+        ends = special.betaincinv(np.maximum(right, 1e-9), patients - right + 1, (1 - LEVEL) / len(cases.classes))
         recalls = right / patients
         return cls(cases.classes, *(tuple(one.tolist()) for one in (shares, recalls, ends)))
 
@@ -98,13 +98,27 @@ class Strand:
 
 
 @dataclass(frozen=True)
+class Fall:
+    """What raised the alarm: the place of the delivery that did and of the one since when most was earned, and the
+    figure that this was earned on: what it was from the one to the other, of how many patients."""
+
+    begins: int
+    raised: int
+    name: str
+    held_out: float
+    promised: float
+    found: float
+    patients: int
+
+
+@dataclass(frozen=True)
 class Watch:
-    """What all deliveries say together: `wealth` (logarithm) after each, the one that raised the alarm (its place; None
-    without one), and accuracy at the held-out mix of classes: of each delivery, and a confidence sequence of it."""
+    """What all deliveries say together: `wealth` (logarithm) after each, the fall that raised the alarm (None without
+    one), and accuracy at the held-out mix of classes: of each delivery, and a confidence sequence of it."""
 
     strands: tuple[Strand, ...]
     wealth: tuple[float, ...]
-    raised: int | None
+    fall: Fall | None
     accuracy: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -135,6 +149,12 @@ def watch(rows: pd.DataFrame, deliveries: int, promise: Promise, terms: Terms, s
     shares = [0.5, *[0.5 / (len(strands) - 1)] * (len(strands) - 1)]
     wealth = betting.averaged(np.array([strand.wealth for strand in strands]), shares) if deliveries else np.zeros(0)
     rich = np.flatnonzero(wealth >= -math.log(terms.false_alarms))
+    fall = None
+    if len(rich):
+        earned = [math.log(share) + strand.wealth[rich[0]] for share, strand in zip(shares, strands, strict=True)]
+        most = int(np.argmax(earned))
+        classes = _strands(promise.classes)[most][1]
+        fall = _fall(strands[most], _values(tested, deliveries, classes, promise.least(terms.margin)), int(rich[0]))
     values = _values(first, deliveries, range(len(promise.classes)), np.array(promise.recalls))
     # At the held-out mix a value of 0 is the held-out accuracy.
     variance = promise.accuracy * (1 - promise.accuracy)
@@ -144,7 +164,7 @@ def watch(rows: pd.DataFrame, deliveries: int, promise: Promise, terms: Terms, s
     return Watch(
         strands,
         tuple(wealth.tolist()),
-        int(rich[0]) if len(rich) else None,
+        fall,
         tuple((shifts + promise.accuracy).tolist()),
         tuple(ends[:, 0].tolist()),
         tuple(ends[:, 1].tolist()),
@@ -169,6 +189,15 @@ def _strand(
     seen = _values(first, deliveries, classes, recalls)
     shift = float((seen.counts @ seen.values).sum() / seen.total) if seen.total else math.nan
     return Strand(name, held_out, promised, held_out + shift, seen.total, tuple(wealth.tolist()))
+
+
+def _fall(strand: Strand, values: betting.Values, raised: int) -> Fall:
+    """Return the fall that a strand tells of; `values` are less what is promised at least."""
+    begins = betting.best_beginning(values, 0.0, strand.promised * (1 - strand.promised), raised)
+    begins += int(values.counts[begins:].any(axis=1).argmax())  # nights without a patient tell of nothing
+    counts = values.counts[begins : raised + 1].sum(axis=0)
+    found = strand.promised + float(counts @ values.values / counts.sum())
+    return Fall(begins, raised, strand.name, strand.held_out, strand.promised, found, int(counts.sum()))
 
 
 def _values(first: pd.DataFrame, deliveries: int, classes: Sequence[int], less: Floats) -> betting.Values:

@@ -32,7 +32,7 @@ from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.evaluation.prospective import Acknowledgement, Said
 from xray_pipeline.evaluation.slices import measured_slice, slice_values
-from xray_pipeline.evaluation.watching import Promise, Strand, Terms, Watch
+from xray_pipeline.evaluation.watching import Fall, Promise, Strand, Terms, Watch
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.night.run import Run, kept_evidence
@@ -235,18 +235,16 @@ def _watched(run: Run, version: int, candidate: str, evidence: str, inputs: str)
     strands = tuple({**asdict(strand), "wealth": strand.wealth[-1]} for strand in found.strands)
     alarm = _alarm(version, found, deliveries)
     words = " ".join(filter(None, (alarm or f"No alarm about version {version}.", _figures(found, deliveries))))
-    about["raised_by"] = deliveries[found.raised].key if found.raised is not None else ""
+    about["raised_by"] = deliveries[found.fall.raised].key if found.fall else ""
     return Watched(version, candidate, alarm, words, promise.accuracy, deliveries, strands, **about)
 
 
 def _alarm(version: int, found: Watch, deliveries: tuple[Delivery, ...]) -> str:
-    if found.raised is None:
+    if (fall := found.fall) is None:
         return ""
-    worst = max(found.strands, key=lambda strand: strand.wealth[-1])
-    return (
-        f"Version {version} is no longer as good as it was when held out, since {deliveries[found.raised].at[:10]}: "
-        f"{_figure(worst)}."
-    )
+    first, last = deliveries[fall.begins].at[:10], deliveries[fall.raised].at[:10]
+    when = f"from {first} to {last}" if first != last else f"on {first}"
+    return f"Version {version} is no longer as good as it was when held out: {when}, {_figure(fall)}."
 
 
 def _figures(found: Watch, deliveries: tuple[Delivery, ...]) -> str:
@@ -255,7 +253,7 @@ def _figures(found: Watch, deliveries: tuple[Delivery, ...]) -> str:
     return f"Asked about {asked} before any model had learned: {said or 'no patient was new'}."
 
 
-def _figure(strand: Strand) -> str:
+def _figure(strand: Strand | Fall) -> str:
     return (
         f"{strand.name} {strand.found:.3f} on {several(strand.patients, 'new patient')}, when held out "
         f"{strand.held_out:.3f}, at least {strand.promised:.3f}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import msgspec
 import pytest
 
@@ -29,6 +31,14 @@ def test_commits_are_read_in_their_order(store: Store, commits: Commits) -> None
     assert Commits(store).versions("day7")[-1].digest == f"{7:064x}"
     with pytest.raises(DatasetError, match="names manifest day99"):
         commits.versions("day99")
+
+
+def test_threads_share_one_chain(store: Store, commits: Commits) -> None:
+    for _ in range(5):
+        cold = Commits(store)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _, chain=cold: [one.number for one in chain.read()], range(16)))
+        assert found == [list(range(1, 13))] * 16
 
 
 def test_a_place_is_taken_once(store: Store, commits: Commits) -> None:

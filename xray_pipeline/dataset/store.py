@@ -250,12 +250,12 @@ class Dataset:
         """Return the radiographs in a snapshot's manifests, as amendments that are not its own may correct them."""
         tables = {}
         for key, expected in named.manifests.items():
+            tables[key] = self.manifest(key)  # first: it tells of a manifest or a commit that is damaged
             if (actual := self._committed_as(key)) != expected:
                 raise DatasetError(
                     f"manifest {key} has digest {actual[:12]}, a snapshot was made with {expected[:12]}; restore "
                     f"{self.store.uri}/manifests/{key}.parquet from a backup"
                 )
-            tables[key] = self.manifest(key)
         gone = dict.fromkeys(digests_of(self.commits.amendments()), 1)
         silent = replace(amended, withdrawn={**gone, **amended.withdrawn})  # what was erased says nothing any more
         out = contested(tables, silent) | (amended if erased else silent).withdrawn.keys()

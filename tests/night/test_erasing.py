@@ -299,6 +299,20 @@ def test_what_comes_back_later_is_found_by_a_last_look_and_by_repair(run: Run, m
         assert erasing.verify(run)[0], look
 
 
+def test_files_that_were_not_read_are_those_of_whom_the_delivery_names(run: Run) -> None:
+    lines = "file,label,patient_id\nNORMAL/a7.png,NORMAL,7\nodd/letter.png,NORMAL,4711\nodd/no.png,NORMAL,4711\n"
+    lines += "odd/no.png,PNEUMONIA,4711\n"
+    letters = {"odd/letter.png": b"dear colleague", "odd/no.png": png(picture(91, 200, 180))}
+    files = {"NORMAL/a7.png": png(picture(7, 200, 180)), "odd/patient4711_1.png": png(picture(92, 200, 180)), **letters}
+    lay(run.settings, "wed", {**files, "labels.csv": lines.encode()})
+    ingest(run)
+    names = ["letter.png", "no.png", "patient4711_1.png"]
+    assert [told(run, [name]) != [] for name in names] == [True, True, True]
+    amend.amend(run, [Named("withdraw", "patient", name, erase=True) for name in ("4711", "patient4711")], WHY)
+    assert [told(run, [name]) for name in names] == [[], [], []]
+    assert table(run, "wed")["file"].str.startswith("erased:").sum() == 3
+
+
 def test_what_a_commit_had_stored_goes_with_the_erasure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The erasure takes the place of the commit, which is judged anew; or the commit is killed and never repeated."""
     for name, number in (("wed", 2), ("thu", 3)):

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from phantoms import deliver
-from samples import picture, png
+from samples import dicom, picture, png
 from small_models import small_classifier
 
 from xray_pipeline.base import records
+from xray_pipeline.base.errors import ObjectNotFound
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.intake.labelled import Given, give
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.night import amend, intake_steps, review, unlabelled
+from xray_pipeline.night import amend, erasing, intake_steps, review, unlabelled, worklist
 from xray_pipeline.night.run import Run
 
 ODD = png(picture(3, 200, 180))  # of no chest at all
@@ -85,6 +86,31 @@ def test_what_is_withdrawn_or_may_not_be_read_is_left_out(run: Run, model: Class
     Path(run.settings.incoming, "mon", "patient0802_1.png").chmod(0o644)
     amend.amend(run, [amend.Named("withdraw", "delivery", "mon")], "a delivery by mistake")
     assert odd not in unlabelled.rank(run, replace(model, digest="c" * 64)).files
+
+
+def test_a_withdrawn_patient_is_not_shown_to_readers(run: Run, model: Classifier, tmp_path: Path) -> None:
+    """Also one whom only the file itself names, or its name; and what lies there once more is not ranked again."""
+    deliver(run.settings, "tue", range(40, 50), side=96)
+    Path(run.settings.incoming, "tue", "named.dcm").write_bytes(dicom(picture(7, 200, 180), PatientID="4711"))
+    intake_steps.check_deliveries(run, ["tue"])
+    found = {name: one for one in unlabelled.rank(run, model).files for name in names(run, (one,))}
+    assert set(found) == {"patient0801_1.png", "patient0802_1.png", "named.dcm"}
+    asked = [
+        amend.Named("withdraw", "patient", "4711", erase=True),
+        amend.Named("withdraw", "patient", "patient0802"),
+    ]
+    before = review.to_label(run.store())
+    amend.amend(run, asked, "asked for by the patients")
+    assert before is not None
+    review.keep_to_label(run.store(), before)  # of a night that was running
+    worklist.export(run, tmp_path / "out", ("to-label",))
+    assert [path.stem for path in (tmp_path / "out").glob("*.png")] == [found["patient0801_1.png"].digest]
+    for name in ("patient0802_1.png", "named.dcm"):
+        with pytest.raises(ObjectNotFound):
+            review.file_pixels(run.settings, found[name].delivery, found[name].row)
+    assert not erasing.verify(run)[0]
+    assert names(run, unlabelled.rank(run, replace(model, digest="b" * 64)).files) == ["patient0801_1.png"]
+    assert erasing.verify(run)[0]
 
 
 def test_a_rejected_delivery_is_judged_anew_once_its_files_have_labels(run: Run) -> None:

@@ -114,6 +114,14 @@ _GONE = {"vanished": "the file went away during the check", "changed": "the file
 _NO_PATIENT = re.compile(r"(anon(ymous|ymi[sz]ed)?|de-?identified|removed|unknown|none|n/?a|null|0*|-*|x*)", re.I)
 
 
+def patient_told(key: bytes, dicom_id: str, listed_id: str = "", named: str = "") -> str:
+    """Return the keyed hash of the first id that names a patient: DICOM's, the listed one, the file name's; else ""."""
+    for known in (dicom_id.strip(), listed_id.strip()):
+        if not _NO_PATIENT.fullmatch(known):
+            return patient_hash(key, f"patient:{known}")
+    return patient_hash(key, f"patient:{named}") if named else ""
+
+
 class Reader:
     """Reads one file after another into rows; used by many threads at once."""
 
@@ -128,6 +136,8 @@ class Reader:
         """Judge one file by itself."""
         place = self._place(entry)
         row = Row(escape(entry.key), entry.size, entry.version, label=place.label, given_split=place.given)
+        # Also of what is not read: without it nobody can tell what is to be erased.
+        row = row._replace(patient=self._patient("", place.patient_id, row.file))
         if entry.kind == "symlink" and place.reason != LITTER:
             return quarantined(row, "symlink", "a symbolic link")
         if entry.kind == "special" and place.reason != LITTER:
@@ -168,7 +178,8 @@ class Reader:
         except RadiographError as error:
             return quarantined(row._replace(format=radiograph.sniff(data) or ""), error.reason, error.detail)
         facts = normalised.facts
-        patient = self._patient(facts.patient_id, place.patient_id, row)
+        patient = self._patient(facts.patient_id, place.patient_id, row.file)
+        patient = patient or patient_hash(self._key, f"file:{row.source_digest}")
         row = row._replace(
             format=facts.format,
             width=facts.width,
@@ -191,11 +202,7 @@ class Reader:
             return quarantined(row, "no-given-split", "neither folder nor labels.csv says train, val or test")
         return row._replace(verdict="accepted", side=side)
 
-    def _patient(self, dicom_id: str, listed_id: str, row: Row) -> str:
-        """Return the keyed hash of the first known of: DICOM's id, the listed one, the file name's, the file itself."""
-        for known in (dicom_id.strip(), listed_id.strip()):
-            if not _NO_PATIENT.fullmatch(known):
-                return patient_hash(self._key, f"patient:{known}")
-        if named := id_in_name(self._settings.rules.patient_pattern, row.file):
-            return patient_hash(self._key, f"patient:{named}")
-        return patient_hash(self._key, f"file:{row.source_digest}")
+    def _patient(self, dicom_id: str, listed_id: str, file: str) -> str:
+        """Return the keyed hash of the first known of: DICOM's id, the listed one, the file name's; "" for none."""
+        named = id_in_name(self._settings.rules.patient_pattern, file)
+        return patient_told(self._key, dicom_id, listed_id, named)

@@ -91,7 +91,8 @@ def _of_reviews(site: Site) -> Iterator[Trace]:
         except Damaged:
             yield Trace(entry.key)
             continue
-        told = not site.erased.digests.isdisjoint(re.findall("[0-9a-f]{64}", data.decode()))
+        words = re.findall(r"\b(?:[0-9a-f]{64}|[0-9a-f]{32})\b", data.decode())
+        told = not (site.erased.digests | site.erased.patients).isdisjoint(words)
         if told or any(_is_erased(site, file, listed) for file in listed.get("files", ())):
             yield Trace(entry.key)
 

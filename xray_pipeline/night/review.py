@@ -101,7 +101,7 @@ class Reading:
 class Unlabelled:
     """A file of a delivery that nobody has labelled: where it is, its SHA-256 and that of the radiograph in it, its
     thumbnail; what the model says with which probability, how far the file is from what is known, and its score 0..1:
-    the largest would teach most."""
+    the largest would teach most; `patient` is a keyed hash, "" where nothing tells."""
 
     delivery: str
     row: int
@@ -112,6 +112,7 @@ class Unlabelled:
     p: float
     distance: float
     score: float
+    patient: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,18 @@ def keep(store: Store, drawn: Material) -> None:
 def to_label(store: Store) -> ToLabel | None:
     """Return the unlabelled files as they were ranked last; None where they never were. Raises StorageUnavailable."""
     return _derived(store, TO_LABEL, ToLabel)
+
+
+def still_to_label(store: Store, amended: Amended) -> tuple[Unlabelled, ...]:
+    """Return the files in `to_label` but those whose radiograph, patient or delivery was withdrawn since."""
+    ranked = to_label(store)
+    return tuple(
+        one
+        for one in (ranked.files if ranked else ())
+        if one.digest not in amended.withdrawn
+        and one.patient not in amended.patients
+        and part_of(one.delivery)[0] not in amended.deliveries
+    )
 
 
 def keep_to_label(store: Store, ranked: ToLabel) -> None:
@@ -308,12 +321,12 @@ def file_pixels(settings: Settings, key: str, row: int) -> Pixels:
 
     Raises RadiographError where they are no radiograph, ObjectNotFound where there is nothing to show, StorageError.
     """
-    table = table_of(settings, key)
-    if row >= len(table) or Dataset(settings).amended().out(table)[row]:
+    table, amended = table_of(settings, key), Dataset(settings).amended()
+    if row >= len(table) or amended.out(table)[row] or part_of(key)[0] in amended.deliveries:
         raise ObjectNotFound(f"row {row} of delivery {key} has nothing to show")
     one = table.iloc[row]
-    ranked = to_label(open_store(settings.store, settings))
-    to_be = {(file.delivery, file.row): file.source_digest for file in ranked.files} if ranked else {}
+    ranked = still_to_label(open_store(settings.store, settings), amended)
+    to_be = {(file.delivery, file.row): file.source_digest for file in ranked}
     delivery = open_store(settings.incoming, settings).child(part_of(key)[0])
     data = delivery.read(unescape(one["file"]))
     if records.digest_of(data) != (one["source_digest"] or to_be.get((key, row))) or one["reason"] == WITHDRAWN:

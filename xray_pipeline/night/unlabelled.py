@@ -24,12 +24,13 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.fingerprints import fingerprint
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.revisions import part_of
+from xray_pipeline.dataset.split import id_in_name
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake.labelled import UNLABELLED
 from xray_pipeline.intake.layout import unescape
-from xray_pipeline.intake.scan import reread
+from xray_pipeline.intake.scan import patient_told, reread
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.engine import engine_for
 from xray_pipeline.night import review
@@ -52,6 +53,7 @@ class _File(NamedTuple):
     source_digest: str
     digest: str
     thumbnail: str
+    patient: str
     pixels: NDArray[np.uint8]
 
 
@@ -71,8 +73,8 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
     amended, earlier = dataset.amended(), set(kept.places) if kept else set()
     may = [place for place in places if part_of(place[0])[0] not in amended.deliveries]
     may.sort(key=lambda place: place not in earlier)  # what is in readers' hands stays on the list
-    found_there = (one for one in _read(run.settings, may, model.side, progress) if one.digest not in known)
-    new = (one for one in found_there if one.digest not in amended.withdrawn)
+    found_there = (one for one in _read(dataset, may, model.side, progress) if one.digest not in known)
+    new = (one for one in found_there if one.digest not in amended.withdrawn and one.patient not in amended.patients)
     files = list({one.digest: one for one in itertools.islice(new, MOST_FILES)}.values())
     found = ToLabel(model.digest, tuple(places), tuple(_ranked(run, dataset, model, files)) if files else ())
     review.keep_to_label(store, found)
@@ -91,7 +93,8 @@ def _places(settings: Settings, dataset: Dataset) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def _read(settings: Settings, places: list[tuple[str, int]], side: int, progress: Progress | None) -> Iterator[_File]:
+def _read(dataset: Dataset, places: list[tuple[str, int]], side: int, progress: Progress | None) -> Iterator[_File]:
+    settings, patient_key = dataset.settings, dataset.patient_key()
     limits, incoming = Limits.of(settings.rules), open_store(settings.incoming, settings)
     tables: dict[str, pd.DataFrame] = {}
     for done, (key, row) in enumerate(places, 1):
@@ -104,8 +107,11 @@ def _read(settings: Settings, places: list[tuple[str, int]], side: int, progress
             source = records.digest_of(store.read(unescape(file)))
         except (RadiographError, ObjectNotFound, AccessDenied):
             continue
+        named = id_in_name(settings.rules.patient_pattern, file)
+        patient = patient_told(patient_key, read.facts.patient_id) or str(tables[key]["patient"][row])
+        patient = patient or patient_told(patient_key, "", "", named)
         square = radiograph.square(read.pixels, side)
-        yield _File(key, row, source, read.digest, fingerprint(read.pixels).thumbnail, square)
+        yield _File(key, row, source, read.digest, fingerprint(read.pixels).thumbnail, patient, square)
         if progress:
             progress(done, len(places), "reading unlabelled files")
 
@@ -123,6 +129,7 @@ def _ranked(run: Run, dataset: Dataset, model: Classifier, files: list[_File]) -
         Unlabelled(
             *(files[at].delivery, files[at].row, files[at].source_digest, files[at].digest, files[at].thumbnail),
             *(names[at], round(float(said[at].max()), 4), round(float(far[at]), 3), round(float(scores[at]), 4)),
+            files[at].patient,
         )
         for at in order.tolist()
     ]

@@ -93,9 +93,8 @@ def export(
 def _items(run: Run, now: Overview, of: Lists) -> list[Item]:
     store, labels = run.store(), now.labels()
     if of == "to-label":
-        ranked = review.to_label(store)
-        given = Labels(store)
-        files = [one for one in ranked.files if one.digest not in labels] if ranked else []
+        given, ranked = Labels(store), review.still_to_label(store, Dataset(run.settings).amended())
+        files = [one for one in ranked if one.digest not in labels]
         files = [one for one in files if not given.of(one.source_digest)]
         return [Item(one.digest, of, "", one.says, one.p, one) for one in files]
     drawn = review.material(store)

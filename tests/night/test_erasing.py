@@ -35,6 +35,8 @@ from xray_pipeline.night.amend import Named
 from xray_pipeline.night.naming import By
 from xray_pipeline.night.review import ToLabel, Unlabelled
 from xray_pipeline.night.run import Run
+from xray_pipeline.registry.run_files import RunFiles
+from xray_pipeline.training import mlflow_run
 
 BROKEN = png(picture(2, 200, 180))[:400]
 MONDAY = {
@@ -311,6 +313,41 @@ def test_files_that_were_not_read_are_those_of_whom_the_delivery_names(run: Run)
     amend.amend(run, [Named("withdraw", "patient", name, erase=True) for name in ("4711", "patient4711")], WHY)
     assert [told(run, [name]) for name in names] == [[], [], []]
     assert table(run, "wed")["file"].str.startswith("erased:").sum() == 3
+
+
+def test_an_old_snapshot_does_not_grow_when_one_side_of_a_conflict_is_erased(run: Run) -> None:
+    lay(run.settings, "wed", {**WEDNESDAY, "PNEUMONIA/x.jpg": jpeg(picture(3, 200, 180), quality=60)})
+    ingest(run)
+    dataset = Dataset(run.settings)
+    old, mine = dataset.snapshot(), table(run, "mon").set_index("file")["digest"]["NORMAL/patient3_1.png"]
+    assert old is not None
+    before = set(dataset.rows(old)["digest"])
+    assert mine not in before  # its near copy came under another label
+    erased(run, "delivery", "wed")
+    gone = set(table(run, "wed")["digest"])
+    assert set(Dataset(run.settings).rows(old)["digest"]) == before - gone
+    now = Dataset(run.settings).snapshot()
+    assert now is not None
+    assert mine in set(Dataset(run.settings).rows(now)["digest"])
+
+
+def test_all_runs_of_a_candidate_are_looked_at(run: Run) -> None:
+    """Its model was deleted in MLflow and trained anew, in another run; and its run is not on record any more."""
+    snapshot = Dataset(run.settings).snapshot()
+    assert snapshot is not None
+    folder, runs = run.store().child(f"candidates/{'c' * 64}"), RunFiles(run.settings)
+    for _ in range(3):
+        folder.delete("run.json")
+        made = mlflow_run.run_of(folder, run.settings, "c", {"xray.candidate": "c" * 64}, snapshot.digest)
+        runs.write(f"{made}/training-batch.png", b"picture")
+    folder.delete("run.json")
+    folder.write("training-batch.png", b"picture")
+    erased(run, "patient", "patient2")
+    found = runs.of_candidate("c" * 64)
+    assert len(found) == 3
+    assert [key for one in found for key in runs.list(one)] == []
+    assert not folder.exists("training-batch.png")
+    assert erasing.verify(run)[0]
 
 
 def test_what_a_commit_had_stored_goes_with_the_erasure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from then on. Everything here follows from the manifests alone, so it is the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import numpy as np
 import pandas as pd
@@ -70,17 +70,24 @@ def decisive(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return sorted(keys)
 
 
-def contested(tables: Mapping[str, pd.DataFrame], amended: Amended = NOTHING) -> set[str]:
+def contested(
+    tables: Mapping[str, pd.DataFrame], amended: Amended = NOTHING, erased: Set[str] = frozenset()
+) -> set[str]:
     """Return the digests of radiographs that manifests (by key) hold under two labels, themselves or near copies.
 
     Near copies are connected by what rows in force, accepted or in a label conflict, say of each other; each group of
     connected ones shows one chest. A conflict is over once the rows in force agree: of a (NORMAL), its near copy b
     (NORMAL) and c, a near copy of b (PNEUMONIA), all are contested until a later part of a delivery replaces a row, or
     until a person settles it: where labels are settled, what deliveries say does not count. Copies that agreed when
-    they came in are contested, too, once an amendment by which they agreed is undone.
+    they came in are contested, too, once an amendment by which they agreed is undone. Of what was `erased` (digests)
+    since no label is known any more: only what was in a conflict goes on being so.
     """
     stands = in_force(tables)
-    said = {key: counted(table, stands[key]) & ~amended.out(table) for key, table in tables.items()}
+    silent = {key: table["digest"].isin(set(erased)) & (table["reason"] != CONFLICT) for key, table in tables.items()}
+    said = {
+        key: counted(table, stands[key]) & ~amended.out(table) & ~np.asarray(silent[key])
+        for key, table in tables.items()
+    }
     linked = {
         key: said[key] & ((table["reason"] == CONFLICT) | (table["near_copy"] != "") | (table["withdraws"] != ""))
         for key, table in tables.items()

@@ -257,8 +257,8 @@ class Dataset:
                     f"{self.store.uri}/manifests/{key}.parquet from a backup"
                 )
         gone = dict.fromkeys(digests_of(self.commits.amendments()), 1)
-        silent = replace(amended, withdrawn={**gone, **amended.withdrawn})  # what was erased says nothing any more
-        out = contested(tables, silent) | (amended if erased else silent).withdrawn.keys()
+        silent = replace(amended, withdrawn={**gone, **amended.withdrawn})
+        out = contested(tables, amended, gone.keys()) | (amended if erased else silent).withdrawn.keys()
         accepted = [
             table[(table["verdict"] == "accepted") & ~table["digest"].isin(out)].assign(delivery=key)
             for key, table in tables.items()

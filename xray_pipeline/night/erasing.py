@@ -201,9 +201,9 @@ def _traces(run: Run, dataset: Dataset) -> Iterator[tuple[str, Place, Trace]]:
 
     site, runs = Site(store, dataset, erased, holds), RunFiles(run.settings)
     for candidate, run_id, snapshot in training.trained_on(store):
-        if run_id and holds(snapshot):
-            log.debug("looking at the MLflow run of candidate %s", candidate[:12])
-            yield from (("MLflow", runs, trace) for trace in _of_run(runs, run_id, erased))
+        for one in sorted({run_id, *runs.of_candidate(candidate)} - {""}) if holds(snapshot) else ():
+            log.debug("looking at MLflow run %s of candidate %s", one, candidate[:12])
+            yield from (("MLflow", runs, trace) for trace in _of_run(runs, one, erased))
     named = verdicts.named(store, dataset.manifests(), erased)  # before the tables that name them go
     yield from (("dataset", dataset.store, trace) for trace in dataset.traces(named))
     for kind, find in OWNERS.items():

@@ -81,16 +81,14 @@ def find_candidate(store: Store, digest: str) -> Candidate:
 def trained_on(store: Store) -> Iterator[tuple[str, str, str]]:
     """Yield each candidate with its MLflow run and the snapshot it was, or is being, trained on; "" where that is not
     known. Raises StorageUnavailable."""
-    for entry in store.list("candidates"):
-        _, candidate, *rest = entry.key.split("/")
-        if rest == ["run.json"]:
-            named = {}
-            with contextlib.suppress(Damaged, ObjectNotFound):
-                named = records.read(store, entry.key, dict[str, str])
-            with contextlib.suppress(TrainingError, Damaged):
-                trained = find_candidate(store, candidate)
-                named = {"run_id": trained.run_id, "snapshot": trained.snapshot}
-            yield candidate, named.get("run_id", ""), named.get("snapshot", "")
+    for candidate in sorted({entry.key.split("/")[1] for entry in store.list("candidates")}):
+        named = {}
+        with contextlib.suppress(Damaged, ObjectNotFound):
+            named = records.read(store, f"candidates/{candidate}/run.json", dict[str, str])
+        with contextlib.suppress(TrainingError, Damaged):
+            trained = find_candidate(store, candidate)
+            named = {"run_id": trained.run_id, "snapshot": trained.snapshot}
+        yield candidate, named.get("run_id", ""), named.get("snapshot", "")
 
 
 def traces(store: Store, candidate: str) -> Iterator[Trace]:

@@ -146,6 +146,18 @@ def test_only_who_may_act_finds_forms(drawn: Material) -> None:
     assert "<button" not in page
 
 
+@pytest.mark.parametrize(
+    ("action", "subject", "shown"),
+    [
+        *(("erase", "a" * 64, True), ("erase-delivery", "mon", True), ("relabel", "mon/12", True), ("undo", "3", True)),
+        *(("erase-patient", "4711", False), ("erase-patient", "IM-0117", False), ("relabel", "Ada/Doe", False)),
+        *(("erase", "tue", False), ("relabel", "tue/12", False), ("erase-patient", "a" * 12, False)),
+    ],
+)
+def test_what_a_form_named_is_shown_only_where_it_names_no_patient(action: str, subject: str, shown: bool) -> None:
+    assert review_page.told(action, subject, {"mon": {}}) == (subject if shown else "")
+
+
 def test_what_was_amended_says_so_and_what_is_withdrawn_is_not_shown(drawn: Material) -> None:
     run = Run(Settings(), who="reader")
     first, second, third = Shelf(Settings()).order("suspects")

@@ -6,7 +6,8 @@ finds the forms, which start it as that person.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -57,9 +58,9 @@ def show(
         elif tab == "to-label":
             shown |= _to_label(about, first)
         elif tab == "amendments":
-            shown |= {"amendments": _amendments(settings), "asked": _asked(session)}
+            shown |= {"amendments": _amendments(settings), "asked": _asked(session, about)}
         else:
-            shown |= _cards(about, tab, first, _asked(session))
+            shown |= _cards(about, tab, first, _asked(session, about))
         shown |= {"material": about.material, "may": access.may_start(user, access.AMEND)}
         return drawing.page("review.html.j2", **shown)
     except (DatasetError, StorageUnavailable) as error:
@@ -91,7 +92,7 @@ def show_one(digest: Digest, session: SessionDep, user: GetUserDep, tab: Tab = "
             alike=_alike(about.overview, explained),
             amended=amended,
             reading=about.readings([digest]).get(digest),
-            asked=[one for one in _asked(session) if one["subject"] == digest],
+            asked=[one for one in _asked(session, about) if one["subject"] == digest],
             classes=[name for name in settings.classes if held is not None and name != held["label"]],
             around=_around(order, digest),
             may=access.may_start(user, access.AMEND),
@@ -227,7 +228,16 @@ def _amendments(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def _asked(session: Session) -> list[dict[str, Any]]:
+def told(action: str, subject: str, deliveries: Collection[str]) -> str:
+    """Return what a form named where that is a radiograph's digest, a row of a delivery or one of `deliveries` (keys),
+    or the number of an amendment to be undone; else "": it may be a patient's id, typed by mistake."""
+    key, _, row = subject.rpartition("/")
+    of_delivery = subject in deliveries or (key in deliveries and row.isdecimal())
+    number = action == "undo" and subject.isdecimal()
+    return subject if of_delivery or number or re.fullmatch("[0-9a-f]{64}", subject) else ""
+
+
+def _asked(session: Session, about: Shelf) -> list[dict[str, Any]]:
     """Return what the newest runs of xray_amend were asked for, the newest first."""
     columns = (DagRun.run_id, DagRun.state, DagRun.conf, DagRun.triggering_user_name, DagRun.run_after)
     query = select(*columns).where(DagRun.dag_id == access.AMEND).order_by(DagRun.run_after.desc()).limit(RUNS)
@@ -236,7 +246,8 @@ def _asked(session: Session) -> list[dict[str, Any]]:
         conf = conf or {}
         found.append(
             {
-                **{name: str(conf.get(name, "")) for name in ("action", "subject", "label", "reason")},
+                **{name: str(conf.get(name, "")) for name in ("action", "label", "reason")},
+                "subject": told(str(conf.get("action")), str(conf.get("subject")), about.overview.quarantined),
                 "state": {"success": "done", "failed": "failed"}.get(str(state), "asked for"),
                 "who": who or "unknown",
                 "at": at.isoformat(),

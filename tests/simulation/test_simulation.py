@@ -7,9 +7,10 @@ from simulate import simulate
 from world import Plan
 
 SEEDS = 8
+FOUND = (62,)  # another night committed what made a copy a label conflict, between the check and the commit
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])
 def test_nothing_that_must_hold_is_violated(seed: int) -> None:
     outcome = simulate(Plan(seed))
     assert not outcome.violation, "\n".join([str(outcome.plan), outcome.violation, *outcome.trace[-40:]])

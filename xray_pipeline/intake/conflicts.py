@@ -51,11 +51,12 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings, de
 
     Returns a copy in which what was withdrawn, label conflicts, duplicates, patients on two sides and copies across the
     split are quarantined, and near copies on the same side and what a label conflict takes out of the dataset are
-    noted; rows that are quarantined already stay so, but for label conflicts that an earlier look found: an amendment
-    may have ended them. Of what was erased a row keeps no more than `Erased` says. Raises DatasetError.
+    noted; rows that are quarantined already stay so, but for label conflicts and copies that an earlier look found: a
+    commit since may have ended, or begun, a conflict. Of what was erased a row keeps no more than `Erased` says. Raises
+    DatasetError.
     """
     table, delivered = table.copy(), table["label"]
-    _take_back_conflicts(table, settings)
+    _take_back(table, settings)
     _mark_withdrawn(table, history, settings.workers, delivery)
     table["label"] = history.amended.labelled(table)
     accepted = table.loc[table["verdict"] == "accepted", ["digest", "label", "patient", "side", "given_split"]]
@@ -79,9 +80,9 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings, de
     return history.erased.of_table(table, delivery) if history.erased else table
 
 
-def _take_back_conflicts(table: pd.DataFrame, settings: Settings) -> None:
-    """Make rows that were read and found in a label conflict accepted ones, as they were before that was looked for."""
-    rows = table.index[(table["reason"] == CONFLICT) & (table["digest"] != "")]
+def _take_back(table: pd.DataFrame, settings: Settings) -> None:
+    """Accept rows again that an earlier look found to be in a label conflict or copies, as they were before it."""
+    rows = table.index[table["reason"].isin([CONFLICT, DUPLICATE]) & (table["digest"] != "")]
     if len(rows):
         split = (settings.split_mode, settings.split_validation, settings.split_held_out)
         of = table.loc[rows, ["patient", "given_split"]].itertuples(index=False, name=None)
@@ -112,6 +113,7 @@ _Reasons = dict[int, tuple[str, str]]
 """The reason and the detail for which a row is out, by row."""
 _Copies = dict[int, tuple[str, str]]
 """The digest of a near copy, and the detail, for which a row is out, by row."""
+DUPLICATE: Final = "duplicate"
 _STAY_FIRST: Final = ("held-out", "validation", "train")
 
 
@@ -153,7 +155,7 @@ def _exact_copies(copies: Iterable[tuple[int, str, str, str]], stays_on: str, de
     return {
         row: ("copy-across-split", f"{detail}, in {stays_on}")
         if stays_on and stays_on != given == side
-        else ("duplicate", detail)
+        else (DUPLICATE, detail)
         for row, _, side, given in copies
     }
 

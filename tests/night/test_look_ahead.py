@@ -201,6 +201,20 @@ def test_a_night_killed_on_its_way_goes_on_where_it_was_and_a_broken_file_is_mad
     assert found.alarm == ""
 
 
+def test_a_challenger_that_cannot_be_asked_hides_nothing_of_the_champion(run: Run) -> None:
+    state = Ledger(run.store()).state()
+    challenger = state.registered[state.challenger or 0].candidate
+    snapshot = deliver(run, 35, patients=20)
+    run.store().write(f"candidates/{challenger}/candidate.json", b"{")
+    looked = look_ahead.look_ahead(run, snapshot)
+    assert (looked.champion, looked.radiographs > 0) == (1, True)
+    assert "new-35" not in prospective.recorded(run.store(), challenger)
+    newest = Dataset(run.settings).commits.manifests()[-1]
+    (written,) = [entry.modified for entry in Dataset(run.settings).store.list("commits") if entry.key == newest.place]
+    found = watching.watched(run).deliveries[-1]
+    assert (found.key, found.at) == ("new-35", prospective.moment(written))
+
+
 def test_a_look_ahead_that_fails_stops_no_night_and_the_night_says_so(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from laid import ingest
 from two_nights import SETTINGS
 from typer.testing import CliRunner
 
-from xray_pipeline.base.errors import EvaluationError
+from xray_pipeline.base.errors import Damaged, EvaluationError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
@@ -97,6 +97,21 @@ def test_a_night_has_asked_the_champion_about_what_was_new_to_it(run: Run) -> No
     assert xray("--since", "yesterday").exit_code == 1
 
 
+def test_evidence_older_than_promises_is_watched_all_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    promised = watching.watched(run)
+    kept = watching.kept_evidence
+    monkeypatch.setattr(watching, "kept_evidence", lambda *key: {**kept(*key), "promise": None})
+    for entry in run.store().list("prospective/watched"):
+        run.store().delete(entry.key)
+    assert watching.watched(run) == promised
+    assert promised.promised
+    for entry in run.store().list("prospective/watched"):
+        run.store().delete(entry.key)
+    for entry in run.store().list("predictions"):
+        run.store().delete(entry.key)
+    assert "of the held-out radiographs is not on record" in watching.watched(run).in_words
+
+
 def test_flipped_labels_raise_the_alarm_until_they_are_right_or_it_is_acknowledged(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +135,10 @@ def test_flipped_labels_raise_the_alarm_until_they_are_right_or_it_is_acknowledg
     clause = next(c for c in versions.compare(judged, 1, 2).decision.clauses if c.number == "4.13")
     assert not clause.passed  # version 1 does no better
     assert looked.alarm in clause.why
+    with monkeypatch.context() as patched:  # nobody knows whether an alarm stands: no night fails, nothing is promoted
+        patched.setattr(watching, "watched", unreadable)
+        unknown = next(c for c in versions.compare(judged, 1, 2).decision.clauses if c.number == "4.13")
+    assert not unknown.passed
     (part,) = [part for part in health.check(judged.settings) if part.part == "champion"]
     assert (part.well, looked.alarm in part.text) == (False, True)
 
@@ -199,6 +218,10 @@ def test_a_night_killed_on_its_way_goes_on_where_it_was_and_a_broken_file_is_mad
     found = watching.watched(run)
     assert "is not watched" in found.in_words
     assert found.alarm == ""
+
+
+def unreadable(*_: object) -> None:
+    raise Damaged("the record can't be read")
 
 
 def test_a_challenger_that_cannot_be_asked_hides_nothing_of_the_champion(run: Run) -> None:

@@ -27,9 +27,9 @@ def main() -> None:
         if (table.loc[~fit, "reason"] == "").any():
             broken.append(f"I4: {key} has a quarantined file without a reason")
     for name in incoming.folders():
-        known = {file for file, _, _ in dataset.history().seen(name)[1]}
-        lost = {escape(entry.key) for entry in incoming.child(name).list() if entry.key not in BOOKKEEPING} - known
-        if lost:
+        judged = dataset.history().seen(name)[1]
+        there = [entry for entry in incoming.child(name).list() if entry.key not in BOOKKEEPING]
+        if lost := [entry for entry in there if not judged.with_size(escape(entry.key), entry.size)]:
             broken.append(f"I4: {len(lost)} files of delivery {name} are neither accepted nor quarantined")
     snapshot = dataset.snapshot()
     rows = dataset.rows(snapshot) if snapshot else None

@@ -254,7 +254,7 @@ def test_every_pod_runs_the_image_of_airflows_parts() -> None:
     )
 
 
-def test_training_and_evaluation_ask_for_the_pod(tmp_path: Path) -> None:
+def test_what_needs_the_network_asks_for_the_pod(tmp_path: Path) -> None:
     script = (
         "import runpy, json; dag = runpy.run_path('dags/retrain.py')['dag_object'];"
         "print(json.dumps({t.task_id: [t.queue, t.executor_config] for t in dag.tasks}))"
@@ -266,4 +266,5 @@ def test_training_and_evaluation_ask_for_the_pod(tmp_path: Path) -> None:
     )
     tasks = json.loads(done.stdout.splitlines()[-1])
     asked = {task for task, (_, config) in tasks.items() if config == {"pod_template_file": template}}
-    assert asked == {task for task, (queue, _) in tasks.items() if queue == "gpu"} == {"train", "evaluate"}
+    assert asked == {task for task, (queue, _) in tasks.items() if queue == "gpu"}
+    assert asked == {"look_ahead", "train", "evaluate"}

@@ -213,20 +213,20 @@ def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entr
     Where a clock was wrong, also the entries that may have been made by then, each with the state after it.
     Raises ConfigError for a time that can't be read, LedgerError.
     """
-    moment = datetime.fromisoformat(day(at)) if at is not None else None
+    until = moment(at) if at is not None else None
     ledger = Ledger(open_store(settings.store, settings))
-    entries, unsure = ledger.entries(moment), ledger.unsure(moment) if moment else []
+    entries, unsure = ledger.entries(until), ledger.unsure(until) if until else []
     perhaps = [(entry, replay([*entries, *unsure[: count + 1]])) for count, entry in enumerate(unsure)]
     return replay(entries), entries, perhaps
 
 
-def day(text: str) -> str:
-    """Return a day or a time (ISO 8601) as the records tell it, in UTC. Raises ConfigError for what is neither."""
+def moment(text: str) -> datetime:
+    """Return a day or a time (ISO 8601; UTC without a zone) as an aware time. Raises ConfigError for any other text."""
     try:
-        moment = datetime.fromisoformat(text)
+        found = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(f"{text!r} is not a time; write 2026-03-03 or 2026-03-03T14:00+01:00") from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def removed(settings: Settings, state: State) -> dict[int, Tidied]:

@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -144,12 +145,13 @@ def told(run: Run) -> None:
         prospective.tell(run.store(), found.candidate, found.raised_by)
 
 
-def figures(run: Run, found: Watched, by: By, since: str = "") -> list[Group]:
-    """Measure the champion on its record, part by part, from a day (ISO 8601) on: all of it, then each part of it.
+def figures(run: Run, found: Watched, by: By, since: datetime | None = None) -> list[Group]:
+    """Measure the champion on its record, part by part, from an aware time on: all of it, then each part of it.
 
     Raises as `watched` does.
     """
-    said = [one for one in prospective.read(run.store(), found.candidate)[0] if one.at >= since]
+    said, _ = prospective.read(run.store(), found.candidate)
+    said = [one for one in said if since is None or datetime.fromisoformat(one.at) >= since]
     rows = answered(run, said)
     if rows.empty:
         return []

@@ -185,7 +185,7 @@ def test_what_was_amended_says_so_and_what_is_withdrawn_is_not_shown(drawn: Mate
         ("suspects", "Nothing to look at yet"),
         ("to-label", "Nothing:"),
         ("quarantine", "Nothing is quarantined"),
-        ("amendments", "None yet"),
+        ("amendments", "None yet: nothing was ever corrected or withdrawn."),
     ],
 )
 def test_before_the_first_night_there_is_nothing(

@@ -277,7 +277,8 @@ def test_a_list_of_what_to_label_that_fits_its_delivery_no_more_goes(run: Run) -
     loose = png(picture(90, 200, 180))
     lay(run.settings, "wed", {**WEDNESDAY, "loose1.png": loose, "loose2.png": png(picture(91, 200, 180))})
     intake_steps.check_deliveries(run, ["wed"])
-    rows = review.kept_out(run.settings, "wed", "no-class").index
+    out = review.kept_out(Dataset(run.settings), "wed")
+    rows = out.index[out["reason"] == "no-class"]
     source, places = records.digest_of(loose), tuple(("wed", int(row)) for row in rows)
     file = Unlabelled("wed", places[0][1], source, "d" * 64, "", "NORMAL", 0.5, 1.0, 0.5)
     listed = ToLabel("m", places, (file,))
@@ -355,7 +356,7 @@ def test_what_a_commit_had_stored_goes_with_the_erasure(run: Run, monkeypatch: p
     for name, number in (("wed", 2), ("thu", 3)):
         lay(run.settings, name, {**WEDNESDAY, f"NORMAL/patient{number}_5.png": png(picture(90 + number, 200, 180))})
         intake_steps.check_delivery(run, name)
-    checked = {name: review.checked_table(run.settings, name) for name in ("wed", "thu")}
+    checked = {name: review.table_of(Dataset(run.settings), name) for name in ("wed", "thu")}
     mine = {n: str(t.loc[t["file"].str.endswith("_5.png"), "digest"].iloc[0]) for n, t in checked.items()}
     real = commit._store_radiographs
 

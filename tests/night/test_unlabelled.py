@@ -14,6 +14,7 @@ from small_models import small_classifier
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import ObjectNotFound
 from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake.labelled import Given, give
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.night import amend, erasing, intake_steps, review, unlabelled, worklist
@@ -45,7 +46,7 @@ def model() -> Classifier:
 
 
 def names(run: Run, files: tuple[review.Unlabelled, ...]) -> list[str]:
-    return [review.table_of(run.settings, one.delivery)["file"][one.row] for one in files]
+    return [review.table_of(Dataset(run.settings), one.delivery)["file"][one.row] for one in files]
 
 
 def test_what_is_unlike_all_that_is_known_comes_first(run: Run, model: Classifier) -> None:
@@ -57,7 +58,7 @@ def test_what_is_unlike_all_that_is_known_comes_first(run: Run, model: Classifie
     assert [one.score for one in found.files] == sorted((one.score for one in found.files), reverse=True)
     assert all(one.thumbnail and one.says in run.settings.classes and 0.5 <= one.p <= 1 for one in found.files)
     assert review.to_label(run.store()) == found
-    assert review.file_pixels(run.settings, odd.delivery, odd.row).shape == (200, 180)
+    assert review.file_pixels(Dataset(run.settings), odd.delivery, odd.row).shape == (200, 180)
 
 
 def test_it_is_ranked_anew_when_the_model_or_the_files_change(
@@ -107,7 +108,7 @@ def test_a_withdrawn_patient_is_not_shown_to_readers(run: Run, model: Classifier
     assert [path.stem for path in (tmp_path / "out").glob("*.png")] == [found["patient0801_1.png"].digest]
     for name in ("patient0802_1.png", "named.dcm"):
         with pytest.raises(ObjectNotFound):
-            review.file_pixels(run.settings, found[name].delivery, found[name].row)
+            review.file_pixels(Dataset(run.settings), found[name].delivery, found[name].row)
     assert not erasing.verify(run)[0]
     assert names(run, unlabelled.rank(run, replace(model, digest="b" * 64)).files) == ["patient0801_1.png"]
     assert erasing.verify(run)[0]

@@ -42,7 +42,8 @@ def run(settings: Settings) -> Run:
     intake_steps.check_deliveries(one, ["mon"])
     intake_steps.commit_deliveries(one, ["mon"])
     reviewed.draw(one.settings)
-    row = int(review.kept_out(one.settings, "mon", "no-class").index[0])
+    out = review.kept_out(Dataset(one.settings), "mon")
+    row = int(out.index[out["reason"] == "no-class"][0])
     file = Unlabelled("mon", row, SOURCE, "d" * 64, "", "NORMAL", 0.51, 3.0, 0.9)
     review.keep_to_label(one.store(), ToLabel("a" * 64, (("mon", row),), (file,)))
     return one

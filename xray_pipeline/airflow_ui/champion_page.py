@@ -176,8 +176,7 @@ def _standing(store: Store) -> dict[str, tuple[str, ...]]:
 def _withdrawn(settings: Settings, entries: int) -> int | None:
     """Return from how many radiographs that are withdrawn by now the champion learned, None where nobody knows."""
     commits = Dataset(settings).commits
-    head = commits.digest(len(commits.read())) if commits.amendments() else ""
-    return _learned_withdrawn(settings.store, head, entries) if head else 0
+    return _learned_withdrawn(settings.store, commits.head(), entries) if commits.amendments() else 0
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from xray_pipeline.registry.ledger import Ledger
 
 if TYPE_CHECKING:
     from xray_pipeline.dataset.commits import Commits
+    from xray_pipeline.dataset.store import Dataset
     from xray_pipeline.night.review import Overview
 
 _one_at_a_time = threading.Lock()
@@ -32,12 +33,17 @@ def alarmed(store: Store) -> list[str]:
     return alarms.raised(store, _seen)
 
 
+def dataset(settings: Settings) -> Dataset:
+    """Open the dataset with the commits that this process has read: only newer ones are still to be read."""
+    from xray_pipeline.dataset.store import Dataset
+
+    return Dataset(settings, commits=_commits(settings.store))
+
+
 def overview(settings: Settings) -> Overview:
     """Return what the dataset holds now. Raises DatasetError."""
     with _one_at_a_time:
-        commits = _commits(settings.store)
-        count = len(commits.read())
-        return _overview(settings.store, commits.digest(count) if count else "")
+        return _overview(settings.store, _commits(settings.store).head())
 
 
 @functools.lru_cache(maxsize=1)
@@ -51,7 +57,6 @@ def _commits(store: str) -> Commits:
 @functools.lru_cache(maxsize=1)
 def _overview(store: str, head: str) -> Overview:
     """Look once for each state of the dataset (its newest commit): it reads every manifest."""
-    from xray_pipeline.dataset.store import Dataset
     from xray_pipeline.night import review
 
-    return review.overview(Dataset(Settings(store=store)))
+    return review.overview(dataset(Settings(store=store)))

@@ -49,16 +49,15 @@ def show(
     reason: Annotated[str, Query(max_length=60)] = "",
 ) -> HTMLResponse:
     """Show one tab from place `first` on; of the quarantine one delivery and reason when they are named."""
-    settings = Settings()
     try:
-        about = Shelf(settings)
+        about = Shelf(Settings())
         shown: dict[str, Any] = {"tab": tab, "tabs": TABS, "first": first, "at": links.PLACE, "cards": CARDS}
         if tab == "quarantine":
-            shown |= _quarantine(settings, about, delivery, reason, first)
+            shown |= _quarantine(about, delivery, reason, first)
         elif tab == "to-label":
             shown |= _to_label(about, first)
         elif tab == "amendments":
-            shown |= {"amendments": _amendments(settings), "asked": _asked(session, about)}
+            shown |= {"amendments": _amendments(about), "asked": _asked(session, about)}
         else:
             shown |= _cards(about, tab, first, _asked(session, about))
         shown |= {"material": about.material, "may": access.may_start(user, access.AMEND)}
@@ -74,7 +73,7 @@ def show_one(digest: Digest, session: SessionDep, user: GetUserDep, tab: Tab = "
         about = Shelf(settings)
         radiographs = about.overview.radiographs
         held = radiographs.loc[digest] if digest in radiographs.index else None
-        amended = [one for one in _amendments(settings) if digest in one["radiographs"]]
+        amended = [one for one in _amendments(about) if digest in one["radiographs"]]
         if held is None and not amended:
             raise HTTPException(404, "there is no such radiograph")
         order = about.order(tab)
@@ -108,16 +107,15 @@ def show_file(key: Key, row: Row) -> HTMLResponse:
     from xray_pipeline.intake.rules import QUARANTINED
     from xray_pipeline.night import review
 
-    settings = Settings()
     try:
-        about = Shelf(settings)
+        about = Shelf(Settings())
         if key not in about.kept_out:  # what a user names is no path
             raise HTTPException(404, "there is no such delivery")
-        table = review.table_of(settings, key)
-        reason = str(table.at[row, "reason"]) if row < len(table) else ""
-        rows = review.kept_out(settings, key, reason)
-        if not reason or row not in rows.index:
+        out = review.kept_out(about.dataset, key)
+        if row not in out.index:
             raise HTTPException(404, "there is no such file")
+        reason = out.at[row, "reason"]
+        rows = out[out["reason"] == reason]
         places = [f"files/{quote(key, safe='')}/{other}" for other in rows.index]
         around = _around(places, f"files/{quote(key, safe='')}/{row}")
         ranked = about.to_label().get((key, row))
@@ -169,7 +167,7 @@ def _cards(about: Shelf, tab: Tab, first: int, asked: list[dict[str, Any]]) -> d
     return {"radiographs": shown, "count": len(order)}
 
 
-def _quarantine(settings: Settings, about: Shelf, delivery: str, reason: str, first: int) -> dict[str, Any]:
+def _quarantine(about: Shelf, delivery: str, reason: str, first: int) -> dict[str, Any]:
     """Return how many files are out by delivery and reason, and those of one of each with their thumbnails."""
     from xray_pipeline.dataset.fingerprints import picture_of
     from xray_pipeline.intake.rules import QUARANTINED
@@ -178,7 +176,8 @@ def _quarantine(settings: Settings, about: Shelf, delivery: str, reason: str, fi
     counts = about.kept_out
     if reason not in counts.get(delivery, {}):
         return {"deliveries": counts, "rules": QUARANTINED, "files": None}
-    rows = review.kept_out(settings, delivery, reason)
+    out = review.kept_out(about.dataset, delivery)
+    rows = out[out["reason"] == reason]
     files = [
         {"row": int(row), "detail": rows.at[row, "detail"], "picture": picture_of(rows.at[row, "thumbnail"])}
         for row in rows.index[first : first + CARDS]
@@ -203,12 +202,11 @@ def _to_label(about: Shelf, first: int) -> dict[str, Any]:
     return {"files": files, "count": len(ranked)}
 
 
-def _amendments(settings: Settings) -> list[dict[str, Any]]:
+def _amendments(about: Shelf) -> list[dict[str, Any]]:
     """Return all amendments, newest first, without what names a patient, each with the radiographs it holds for."""
     from xray_pipeline.dataset.amendments import in_force
-    from xray_pipeline.dataset.store import Dataset
 
-    amendments = Dataset(settings).commits.amendments()
+    amendments = about.dataset.commits.amendments()
     standing = in_force(amendments)
     return [
         {

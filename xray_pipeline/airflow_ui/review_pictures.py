@@ -24,12 +24,10 @@ def of_radiograph(
     side: Annotated[int, Query(ge=64, le=LARGE)] = LARGE,
 ) -> Response:
     """Give a radiograph that the dataset holds, with the map of one model where `of` names it."""
-    from xray_pipeline.dataset.store import Dataset
     from xray_pipeline.images import radiograph
 
-    settings = Settings()
     try:
-        about = Shelf(settings)
+        about = Shelf(Settings())
         radiographs = about.overview.radiographs
         if digest not in radiographs.index:  # withdrawn, or never there
             raise HTTPException(404, "there is no such radiograph")
@@ -37,7 +35,7 @@ def of_radiograph(
         opinion = getattr(explained, of) if explained else None
         if of and not (opinion and opinion.map):
             raise HTTPException(404, "there is no such map")
-        data = Dataset(settings).read(digest, radiographs.at[digest, "suffix"])
+        data = about.dataset.read(digest, radiographs.at[digest, "suffix"])
         return _png(radiograph.decode(data), side, base64.b64decode(opinion.map) if opinion else b"")
     except DatasetError as error:
         raise HTTPException(404, "the radiograph is damaged; `xray verify` says more") from error
@@ -49,11 +47,11 @@ def of_file(key: Key, row: Row) -> Response:
     """Give a quarantined file as a picture, as far as the intake could read it."""
     from xray_pipeline.night import review
 
-    settings = Settings()
     try:
-        if key not in Shelf(settings).kept_out:  # what a user names is no path
+        about = Shelf(Settings())
+        if key not in about.kept_out:  # what a user names is no path
             raise HTTPException(404, "there is no such delivery")
-        return _png(review.file_pixels(settings, key, row))
+        return _png(review.file_pixels(about.dataset, key, row))
     except (DatasetError, RadiographError, StorageError) as error:
         raise HTTPException(404, "the file can't be shown: it is gone, or can't be read from here") from error
 

@@ -27,7 +27,7 @@ class Shelf:
     def __init__(self, settings: Settings) -> None:
         from xray_pipeline.night import review
 
-        self.settings, self.store = settings, open_store(settings.store, settings)
+        self.store, self.dataset = open_store(settings.store, settings), memory.dataset(settings)
         self.overview: Overview = memory.overview(settings)
         self.material: Material | None = review.material(self.store)
 
@@ -71,14 +71,10 @@ class Shelf:
 
     def to_label(self) -> dict[tuple[str, int], Unlabelled]:
         """The unlabelled files that are still out, by delivery and row, those first that would teach most."""
-        from xray_pipeline.dataset.store import Dataset
         from xray_pipeline.night import review
 
-        ranked, held = (
-            review.still_to_label(self.store, Dataset(self.settings).amended()),
-            self.overview.radiographs.index,
-        )
-        files = [one for one in ranked if one.digest not in held]
+        ranked = review.still_to_label(self.store, self.dataset.amended())
+        files = [one for one in ranked if one.digest not in self.overview.radiographs.index]
         return {(one.delivery, one.row): one for one in files}
 
     def readings(self, digests: Sequence[str]) -> dict[str, Reading]:

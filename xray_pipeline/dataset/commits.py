@@ -164,6 +164,10 @@ class Commits:
         """Return the SHA-256 of the `number`-th commit's file, "" when there is none. Raises as `read` does."""
         return self._digests[number - 1] if 0 < number <= len(self.read()) else ""
 
+    def head(self) -> str:
+        """Return the SHA-256 of the newest commit's file, "" before the first. Raises as `read` does."""
+        return self._digests[-1] if self.read() else ""
+
     def add(self, manifest: str, digest: str, after: int) -> Commit | None:
         """Commit a manifest as the one after number `after`; None when another has that place. Raises DatasetError."""
         return self._take(Commit(FORMAT, after + 1, self._before(after), manifest, digest))

@@ -79,10 +79,10 @@ class Snapshot:
 class Dataset:
     """The dataset in `<store>/dataset`. Nothing in it is ever changed, only added; drafts and erasures aside."""
 
-    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+    def __init__(self, settings: Settings, store: Store | None = None, commits: Commits | None = None) -> None:
         self.settings = settings
         self.store = (store or open_store(settings.store, settings)).child("dataset")
-        self.commits = Commits(self.store)
+        self.commits = commits or Commits(self.store)
         self._manifests = Manifests(self.store, self.commits)
 
     def patient_key(self) -> bytes:

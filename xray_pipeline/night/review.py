@@ -22,7 +22,6 @@ import pandas as pd
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import AmendmentError, Damaged, ObjectNotFound
-from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.base.text import SHORTEST_REASON
 from xray_pipeline.dataset.amendments import Amended
@@ -279,18 +278,17 @@ def _held(key: str, table: pd.DataFrame, amended: Amended) -> pd.DataFrame:
     return rows.set_index("digest")
 
 
-def kept_out(settings: Settings, key: str, reason: str) -> pd.DataFrame:
-    """Return the rows of a delivery that are out for a reason, by row: detail, digest, source_digest, thumbnail.
+def kept_out(dataset: Dataset, key: str) -> pd.DataFrame:
+    """Return the files of a delivery that are out, by row: reason, detail and thumbnail.
 
     The verdict may be that of its manifest or, while it waits, that of its last check. What is withdrawn is left out.
     Raises DatasetError, ObjectNotFound for a delivery of which no file was judged.
     """
-    dataset = Dataset(settings)
     parts = {name: dataset.manifest(name) for name in dataset.manifests() if part_of(name)[0] == part_of(key)[0]}
-    table = parts[key] if key in parts else checked_table(settings, key)
-    out = (table["verdict"] != "accepted") & (table["reason"] == reason) & ~dataset.amended().out(table)
+    table = parts[key] if key in parts else _checked_table(dataset, key)
+    out = (table["verdict"] != "accepted") & ~dataset.amended().out(table)
     rows = table[out & in_force(parts)[key]] if key in parts else table[out]
-    return rows[["detail", "digest", "source_digest", "thumbnail"]]
+    return rows[["reason", "detail", "thumbnail"]]
 
 
 def waiting(store: Store, committed: Collection[str]) -> dict[str, dict[str, int]]:
@@ -302,26 +300,25 @@ def waiting(store: Store, committed: Collection[str]) -> dict[str, dict[str, int
     return {key: counts for key, counts in found.items() if counts}
 
 
-def checked_table(settings: Settings, key: str) -> pd.DataFrame:
+def _checked_table(dataset: Dataset, key: str) -> pd.DataFrame:
     """Return the intake table of a delivery that waits. Raises ObjectNotFound, DatasetError."""
-    store = open_store(settings.store, settings)
+    store = open_store(dataset.settings.store, dataset.settings)
     verdict = records.read(store, intake_key(key, VERDICT), dict[str, Any])
     data = records.exactly(store, intake_key(key, "table.parquet"), verdict["table"], VERDICT)
     return from_parquet(data, f"intake table of {key}")
 
 
-def table_of(settings: Settings, key: str) -> pd.DataFrame:
+def table_of(dataset: Dataset, key: str) -> pd.DataFrame:
     """Return the manifest of a delivery or, while it waits, the table of its last check. Raises as `kept_out`."""
-    dataset = Dataset(settings)
-    return dataset.manifest(key) if key in dataset.manifests() else checked_table(settings, key)
+    return dataset.manifest(key) if key in dataset.manifests() else _checked_table(dataset, key)
 
 
-def file_pixels(settings: Settings, key: str, row: int) -> Pixels:
+def file_pixels(dataset: Dataset, key: str, row: int) -> Pixels:
     """Return the pixels of a quarantined file, read from its delivery: only of bytes that the intake has read before.
 
     Raises RadiographError where they are no radiograph, ObjectNotFound where there is nothing to show, StorageError.
     """
-    table, amended = table_of(settings, key), Dataset(settings).amended()
+    settings, table, amended = dataset.settings, table_of(dataset, key), dataset.amended()
     if row >= len(table) or amended.out(table)[row] or part_of(key)[0] in amended.deliveries:
         raise ObjectNotFound(f"row {row} of delivery {key} has nothing to show")
     one = table.iloc[row]

@@ -19,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import AccessDenied, ObjectNotFound, RadiographError
 from xray_pipeline.base.progress import Progress
-from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.fingerprints import fingerprint
 from xray_pipeline.dataset.pixels import PixelCache
@@ -65,7 +64,7 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
     already or withdrawn, can't be read, or is no radiograph, is left out. Raises DatasetError, StorageUnavailable.
     """
     dataset, store = Dataset(run.settings), run.store()
-    places = _places(run.settings, dataset)
+    places = _places(dataset)
     kept = review.to_label(store)
     if kept and kept.model == model.digest and set(kept.places) == set(places):
         return kept
@@ -83,13 +82,15 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
     return found
 
 
-def _places(settings: Settings, dataset: Dataset) -> list[tuple[str, int]]:
+def _places(dataset: Dataset) -> list[tuple[str, int]]:
     """Return delivery and row of each file that has no label, of committed deliveries and of those that wait."""
     seen = review.overview(dataset)
     found = list(seen.unlabelled)
-    for key, counts in review.waiting(open_store(settings.store, settings), seen.quarantined).items():
-        for reason in set(UNLABELLED) & counts.keys():
-            found += [(key, int(row)) for row in review.kept_out(settings, key, reason).index]
+    store = open_store(dataset.settings.store, dataset.settings)
+    for key, counts in review.waiting(store, seen.quarantined).items():
+        if set(UNLABELLED) & counts.keys():
+            out = review.kept_out(dataset, key)
+            found += [(key, int(row)) for row in out.index[out["reason"].isin(UNLABELLED)]]
     return sorted(found)
 
 
@@ -99,7 +100,7 @@ def _read(dataset: Dataset, places: list[tuple[str, int]], side: int, progress: 
     tables: dict[str, pd.DataFrame] = {}
     for done, (key, row) in enumerate(places, 1):
         if key not in tables:
-            tables = {key: review.table_of(settings, key)}
+            tables = {key: review.table_of(dataset, key)}
         file = tables[key]["file"][row]
         try:
             store = incoming.child(part_of(key)[0])

@@ -71,13 +71,14 @@ def export(
     if folder.exists() and any(folder.iterdir()):
         raise AmendmentError(f"{folder} is not empty; name a new folder, as pictures of another list may lie there")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    now = review.overview(Dataset(run.settings))
-    items = [item for of in lists for item in _items(run, now, of)[:first]]
+    dataset = Dataset(run.settings)
+    now = review.overview(dataset)
+    items = [item for of in lists for item in _items(run, dataset, now, of)[:first]]
     items = list({item.digest: item for item in reversed(items)}.values())[::-1]
     written = []
     for done, item in enumerate(items, 1):
         try:
-            (folder / f"{item.digest}.png").write_bytes(_picture(run, now, item))
+            (folder / f"{item.digest}.png").write_bytes(_picture(dataset, now, item))
             written.append(item)
         except UNREADABLE as error:  # counted below
             log.info("radiograph %s can't be shown: %s", item.digest[:12], type(error).__name__)
@@ -90,10 +91,10 @@ def export(
     return {"table": str(folder / TABLE), "pictures": len(written), "unreadable": len(items) - len(written)}
 
 
-def _items(run: Run, now: Overview, of: Lists) -> list[Item]:
+def _items(run: Run, dataset: Dataset, now: Overview, of: Lists) -> list[Item]:
     store, labels = run.store(), now.labels()
     if of == "to-label":
-        given, ranked = Labels(store), review.still_to_label(store, Dataset(run.settings).amended())
+        given, ranked = Labels(store), review.still_to_label(store, dataset.amended())
         files = [one for one in ranked if one.digest not in labels]
         files = [one for one in files if not given.of(one.source_digest)]
         return [Item(one.digest, of, "", one.says, one.p, one) for one in files]
@@ -112,10 +113,10 @@ def _items(run: Run, now: Overview, of: Lists) -> list[Item]:
     ]
 
 
-def _picture(run: Run, now: Overview, item: Item) -> bytes:
+def _picture(dataset: Dataset, now: Overview, item: Item) -> bytes:
     if item.file:
-        return picture.png(review.file_pixels(run.settings, item.file.delivery, item.file.row), SIDE)
-    data = Dataset(run.settings).read(item.digest, now.radiographs.at[item.digest, "suffix"])
+        return picture.png(review.file_pixels(dataset, item.file.delivery, item.file.row), SIDE)
+    data = dataset.read(item.digest, now.radiographs.at[item.digest, "suffix"])
     return picture.png(radiograph.decode(data), SIDE)
 
 

@@ -127,14 +127,14 @@ def test_a_file_that_is_another_by_now_is_not_shown(drawn: Material) -> None:
     copy.write_bytes(before)
 
 
-def test_a_picture_reads_no_commit_and_no_manifest_again(drawn: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_reads_no_commit_manifest_or_review_again(drawn: Material, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = next(iter(drawn.explained))
     asked(f"/review/pictures/{digest}")
     read: list[str] = []
     real = DirectoryStore.read
     monkeypatch.setattr(DirectoryStore, "read", lambda self, key: read.append(key) or real(self, key))
     asked(f"/review/pictures/{digest}?side=160")
-    assert [key.split("/")[0] for key in read] == ["reviews", "radiographs"]
+    assert [key.split("/")[0] for key in read] == ["radiographs"]
 
 
 def test_only_who_may_act_finds_forms(drawn: Material) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import Path
@@ -25,11 +26,15 @@ class Shelf:
     """What there is to review at this moment."""
 
     def __init__(self, settings: Settings) -> None:
-        from xray_pipeline.night import review
-
         self.store, self.dataset = open_store(settings.store, settings), memory.dataset(settings)
         self.overview: Overview = memory.overview(settings)
-        self.material: Material | None = review.material(self.store)
+
+    @cached_property
+    def material(self) -> Material | None:
+        """What the newest night drew; None before the first. A picture without a map needs none of it."""
+        from xray_pipeline.night import review
+
+        return review.material(self.store)
 
     @property
     def kept_out(self) -> dict[str, dict[str, int]]:

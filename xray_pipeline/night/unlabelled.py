@@ -29,11 +29,11 @@ from xray_pipeline.images import radiograph
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake.labelled import UNLABELLED
 from xray_pipeline.intake.layout import unescape
-from xray_pipeline.intake.scan import patient_told, reread
+from xray_pipeline.intake.scan import patient_told
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.engine import engine_for
 from xray_pipeline.night import review
-from xray_pipeline.night.review import ToLabel, Unlabelled
+from xray_pipeline.night.review import Overview, ToLabel, Unlabelled
 from xray_pipeline.night.run import Run
 from xray_pipeline.training.features import kept_scorer
 
@@ -64,11 +64,12 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
     already or withdrawn, can't be read, or is no radiograph, is left out. Raises DatasetError, StorageUnavailable.
     """
     dataset, store = Dataset(run.settings), run.store()
-    places = _places(dataset)
+    now = review.overview(dataset)
+    places = _places(dataset, now)
     kept = review.to_label(store)
     if kept and kept.model == model.digest and set(kept.places) == set(places):
         return kept
-    known = review.overview(dataset).radiographs.index
+    known = now.radiographs.index
     amended, earlier = dataset.amended(), set(kept.places) if kept else set()
     may = [place for place in places if part_of(place[0])[0] not in amended.deliveries]
     may.sort(key=lambda place: place not in earlier)  # what is in readers' hands stays on the list
@@ -82,12 +83,11 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
     return found
 
 
-def _places(dataset: Dataset) -> list[tuple[str, int]]:
+def _places(dataset: Dataset, now: Overview) -> list[tuple[str, int]]:
     """Return delivery and row of each file that has no label, of committed deliveries and of those that wait."""
-    seen = review.overview(dataset)
-    found = list(seen.unlabelled)
+    found = list(now.unlabelled)
     store = open_store(dataset.settings.store, dataset.settings)
-    for key, counts in review.waiting(store, seen.quarantined).items():
+    for key, counts in review.waiting(store, now.quarantined).items():
         if set(UNLABELLED) & counts.keys():
             out = review.kept_out(dataset, key)
             found += [(key, int(row)) for row in out.index[out["reason"].isin(UNLABELLED)]]
@@ -103,16 +103,15 @@ def _read(dataset: Dataset, places: list[tuple[str, int]], side: int, progress: 
             tables = {key: review.table_of(dataset, key)}
         file = tables[key]["file"][row]
         try:
-            store = incoming.child(part_of(key)[0])
-            read = reread(store, file, limits)
-            source = records.digest_of(store.read(unescape(file)))
+            data = incoming.child(part_of(key)[0]).read(unescape(file))
+            read = radiograph.normalise(data, limits)
         except (RadiographError, ObjectNotFound, AccessDenied):
             continue
         named = id_in_name(settings.rules.patient_pattern, file)
         patient = patient_told(patient_key, read.facts.patient_id) or str(tables[key]["patient"][row])
         patient = patient or patient_told(patient_key, "", "", named)
-        square = radiograph.square(read.pixels, side)
-        yield _File(key, row, source, read.digest, fingerprint(read.pixels).thumbnail, patient, square)
+        seen = (fingerprint(read.pixels).thumbnail, patient, radiograph.square(read.pixels, side))
+        yield _File(key, row, records.digest_of(data), read.digest, *seen)
         if progress:
             progress(done, len(places), "reading unlabelled files")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,19 +70,21 @@ class Classifier:
         return engine_for(self.network, wanted=self.engine)
 
     def probabilities(self, pixels: np.ndarray, batch_size: int = 16) -> np.ndarray:
-        """Return probabilities float64 [N, C], rows summing to 1, of square pixels uint8 [N, side, side].
+        """Return probabilities float64 [N, C], rows summing to 1, of square pixels, and with what `features` raises."""
+        answers = [self.of_features(part) for part in self.features(pixels, batch_size)]
+        return np.concatenate([np.empty((0, len(self.classes))), *answers])
+
+    def features(self, pixels: np.ndarray, batch_size: int = 16) -> Iterator[Tensor]:
+        """Yield the network's features [n, F] of square pixels uint8 [N, side, side], `batch_size` rows at a time.
 
         The engine of the device the network is on computes them; it compiles the network as it is at the first call.
         Raises EvaluationError for pixels of another shape or type, and as the engine does.
         """
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (self.side, self.side):
             raise EvaluationError(f"pixels are {pixels.dtype} {pixels.shape}, not uint8 [N, {self.side}, {self.side}]")
-        answers = np.empty((len(pixels), len(self.classes)))
         for start in range(0, len(pixels), batch_size):
             # A copy: a memory map is read-only, and torch warns about that.
-            batch = torch.from_numpy(np.array(pixels[start : start + batch_size]))
-            answers[start : start + batch_size] = self.of_features(self._engine.features(batch))
-        return answers
+            yield self._engine.features(torch.from_numpy(np.array(pixels[start : start + batch_size])))
 
     def of_features(self, features: Tensor) -> np.ndarray:
         """Return probabilities float64 [N, C] of the network's features [N, F]."""

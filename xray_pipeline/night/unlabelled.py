@@ -31,7 +31,6 @@ from xray_pipeline.intake.labelled import UNLABELLED
 from xray_pipeline.intake.layout import unescape
 from xray_pipeline.intake.scan import patient_told
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.models.engine import engine_for
 from xray_pipeline.night import review
 from xray_pipeline.night.review import Overview, ToLabel, Unlabelled
 from xray_pipeline.night.run import Run
@@ -41,9 +40,6 @@ log = logging.getLogger(__name__)
 
 MOST_FILES, MOST_KNOWN = 500, 2000
 """Unlabelled files that are read; training radiographs that they are compared with."""
-
-
-_BATCH = 16
 
 
 class _File(NamedTuple):
@@ -136,9 +132,7 @@ def _ranked(run: Run, dataset: Dataset, model: Classifier, files: list[_File]) -
 
 
 def _features(model: Classifier, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    engine = engine_for(model.network, wanted=model.engine)
-    parts = (torch.from_numpy(pixels[at : at + _BATCH]) for at in range(0, len(pixels), _BATCH))
-    return np.concatenate([engine.features(part).cpu().numpy() for part in parts])
+    return np.concatenate([part.cpu().numpy() for part in model.features(pixels)])
 
 
 def _share(values: NDArray[Any]) -> NDArray[np.float64]:

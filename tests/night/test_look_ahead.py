@@ -14,6 +14,7 @@ from laid import ingest
 from two_nights import SETTINGS
 from typer.testing import CliRunner
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, EvaluationError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
@@ -235,7 +236,7 @@ def test_a_challenger_that_cannot_be_asked_hides_nothing_of_the_champion(run: Ru
     newest = Dataset(run.settings).commits.manifests()[-1]
     (written,) = [entry.modified for entry in Dataset(run.settings).store.list("commits") if entry.key == newest.place]
     found = watching.watched(run).deliveries[-1]
-    assert (found.key, found.at) == ("new-35", prospective.moment(written))
+    assert (found.key, found.at) == ("new-35", records.moment(written))
 
 
 def test_a_look_ahead_that_fails_stops_no_night_and_the_night_says_so(

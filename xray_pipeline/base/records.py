@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -28,6 +29,12 @@ FORMAT = 1  # of the envelope
 def digest_of(data: bytes) -> str:
     """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def moment(seconds: float | None = None) -> str:
+    """Return a time (Unix seconds, by default now) as records tell it: ISO 8601 in UTC, whole seconds."""
+    then = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return then.isoformat(timespec="seconds")
 
 
 def canonical(content: object) -> bytes:

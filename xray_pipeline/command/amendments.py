@@ -11,19 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from xray_pipeline.command.app import Json, answer, app, this_run
+from xray_pipeline.command.app import Json, answer, app, this_run, verbs
 
 if TYPE_CHECKING:
     from xray_pipeline.dataset.amendments import Action
     from xray_pipeline.night.amend import Named
     from xray_pipeline.night.naming import By
 
-amend = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Correct labels, withdraw radiographs, patients or deliveries; from the next snapshot on.",
-)
-app.add_typer(amend, name="amend")
+amend = verbs("amend", "Correct labels, withdraw radiographs, patients or deliveries; from the next snapshot on.")
 
 Reason = Annotated[
     str, typer.Option("--reason", help="Why; kept with your name in the dataset for ever: name no patient.")

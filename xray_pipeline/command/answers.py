@@ -213,14 +213,14 @@ def history(settings: Settings, at: str | None = None) -> tuple[State, list[Entr
     Where a clock was wrong, also the entries that may have been made by then, each with the state after it.
     Raises ConfigError for a time that can't be read, LedgerError.
     """
-    until = moment(at) if at is not None else None
+    until = parsed_time(at) if at is not None else None
     ledger = Ledger(open_store(settings.store, settings))
     entries, unsure = ledger.entries(until), ledger.unsure(until) if until else []
     perhaps = [(entry, replay([*entries, *unsure[: count + 1]])) for count, entry in enumerate(unsure)]
     return replay(entries), entries, perhaps
 
 
-def moment(text: str) -> datetime:
+def parsed_time(text: str) -> datetime:
     """Return a day or a time (ISO 8601; UTC without a zone) as an aware time. Raises ConfigError for any other text."""
     try:
         found = datetime.fromisoformat(text)

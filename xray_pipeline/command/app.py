@@ -30,6 +30,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger.")]
 
 
+def verbs(name: str, told: str) -> typer.Typer:
+    """Return a group of verbs of `xray`, which its help tells of so."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=told)
+    app.add_typer(group, name=name)
+    return group
+
+
 def this_run(values: Mapping[str, Any] | None = None) -> Run:
     """Return the run of this command: the settings, what `values` override, and the account as who asks for it."""
     from xray_pipeline.night.run import Run

@@ -69,7 +69,7 @@ def watch(
     if acknowledge:
         watching.acknowledge(run, acknowledge)
     found = watching.watched(run)
-    groups = watching.figures(run, found, by, answers.moment(since) if since else None) if found.candidate else []
+    groups = watching.figures(run, found, by, answers.parsed_time(since) if since else None) if found.candidate else []
     lines = [found.in_words, *(f"NOT READ: {text}" for text in found.damaged)]
     lines += [f"acknowledged by {one.who} on {one.at[:10]}: {one.why}" for one in found.acknowledged]
     if groups:

@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from xray_pipeline.command.app import Json, answer, app, progress_bars, this_run
+from xray_pipeline.command.app import Json, answer, progress_bars, this_run, verbs
 
 if TYPE_CHECKING:
     from xray_pipeline.night.worklist import Lists
 
-review = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Worklists for readers: pictures and a table out, labels by digest in.",
-)
-app.add_typer(review, name="review")
+review = verbs("review", "Worklists for readers: pictures and a table out, labels by digest in.")
 
 
 @review.command("export")

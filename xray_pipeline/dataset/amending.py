@@ -52,7 +52,7 @@ def changes(
     those that it alone brought, and what is added to it later: others are named as left. Raises AmendmentError, for the
     first that can't be done: none of them is.
     """
-    known = _Known(history)
+    known = _Known(history, amendments)
     for one in asked:
         if one.action == "relabel" and (one.subject != "radiograph" or one.label not in classes):
             raise one.refused(
@@ -76,34 +76,46 @@ def changes(
 class _Known:
     """What a history knows, each table of it gone through once, however much is asked for."""
 
-    def __init__(self, history: History) -> None:
-        self.history = history
+    def __init__(self, history: History, amendments: Mapping[int, Amendment]) -> None:
+        self.history, self.amendments = history, amendments
 
     @cached_property
     def labels(self) -> dict[str, set[str]]:
         """The labels by digest of what says what a radiograph shows."""
         rows = self.history.said()
-        return _grouped(zip(rows["digest"], rows["label"], strict=True))
+        return grouped(zip(rows["digest"], rows["label"], strict=True))
 
     @cached_property
     def brought(self) -> dict[Subject, dict[str, set[str]]]:
         """The digests by patient and by delivery, and by themselves."""
         rows = self._rows
         digests = {digest: {digest} for digest in rows["digest"]}
-        patients, deliveries = (_grouped(zip(rows[of], rows["digest"], strict=True)) for of in ("patient", "delivery"))
+        patients, deliveries = (grouped(zip(rows[of], rows["digest"], strict=True)) for of in ("patient", "delivery"))
         return {"radiograph": digests, "patient": patients, "delivery": deliveries}
+
+    @cached_property
+    def erased(self) -> dict[Subject, dict[str, int]]:
+        """What was erased, by kind and name, and the number of the amendment that did it: the latest."""
+        found: dict[Subject, dict[str, int]] = {}
+        for number, amendment in self.amendments.items():
+            for change in amendment.changes if amendment.erases else ():
+                if change.erase:
+                    found.setdefault(change.subject, {})[change.name] = number
+                    found.setdefault("radiograph", {}).update(dict.fromkeys(change.radiographs, number))
+        return found
 
     @cached_property
     def deliveries(self) -> dict[str, set[str]]:
         """The deliveries by digest."""
-        return _grouped(zip(self._rows["digest"], self._rows["delivery"], strict=True))
+        return grouped(zip(self._rows["digest"], self._rows["delivery"], strict=True))
 
     @cached_property
     def _rows(self) -> pd.DataFrame:
         return self.history.brought()
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Return the values by key."""
     found: dict[str, set[str]] = {}
     for key, value in pairs:
         found.setdefault(key, set()).add(value)
@@ -117,16 +129,8 @@ def _named(asked: Asked, known: _Known, amendments: Mapping[int, Amendment]) -> 
         return set()
     shown = asked.name if asked.subject == "delivery" else asked.name[:12]
     amended, refused = known.history.amended, f"{asked.subject} {shown} can't be amended: "
-    out: Mapping[str, int]
-    if asked.erase:
-        erasures = [(number, change) for number, one in amendments.items() for change in one.changes if change.erase]
-        out = {change.name: number for number, change in erasures if change.subject == asked.subject}
-        if asked.subject == "radiograph":
-            out = {digest: number for number, change in erasures for digest in change.radiographs}
-    else:
-        out = {"radiograph": amended.withdrawn, "patient": amended.patients, "delivery": amended.deliveries}.get(
-            asked.subject, {}
-        )
+    withdrawn = {"radiograph": amended.withdrawn, "patient": amended.patients, "delivery": amended.deliveries}
+    out = (known.erased if asked.erase else withdrawn).get(asked.subject, {})
     if asked.name in out:
         raise asked.refused(f"{refused}amendment {out[asked.name]} {'erased' if asked.erase else 'withdrew'} it")
     if asked.action == "relabel":

@@ -134,11 +134,9 @@ def digests_of(amendments: Mapping[int, Amendment]) -> frozenset[str]:
     return frozenset(digest for change in changes if change.erase for digest in change.radiographs)
 
 
-def erased_by(amendments: Mapping[int, Amendment], key: bytes, pattern: str) -> Erased | None:
-    """Return what amendments erased; None for nothing. `key` and `pattern` are as in `Erased`."""
+def erased_by(amendments: Mapping[int, Amendment], key: bytes, pattern: str) -> Erased:
+    """Return what amendments erased. `key` and `pattern` are as in `Erased`."""
     changes = [change for amendment in amendments.values() for change in amendment.changes if change.erase]
-    if not changes:
-        return None
     deliveries = {change.name: frozenset(change.left) for change in changes if change.subject == "delivery"}
     patients = frozenset(change.name for change in changes if change.subject == "patient")
     return Erased(digests_of(amendments), patients, deliveries, key, pattern)

@@ -15,7 +15,7 @@ from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.amendments import Amendment
 from xray_pipeline.dataset.commits import Commit, Commits, Version, draft_of
 from xray_pipeline.dataset.erasing import Erased, Trace, hidden
-from xray_pipeline.dataset.parquet import fact, from_parquet, to_parquet
+from xray_pipeline.dataset.parquet import facts_of, from_parquet, to_parquet
 from xray_pipeline.dataset.revisions import WITHDRAWN
 
 DRAFT_SECONDS = 86_400.0
@@ -60,7 +60,7 @@ class Manifests:
 
     def fact(self, key: str, name: str) -> str:
         """Return one of the FACTS of a manifest. Raises as `read` does."""
-        return fact(self.read(key), name, "")
+        return facts_of(self.read(key)).get(name, "")
 
     def add(self, key: str, data: bytes, after: int) -> bool:
         """Commit a manifest right after commit number `after`; False when another has that place."""
@@ -75,7 +75,8 @@ class Manifests:
         """Return an amendment that names what manifests are without what is erased; leaves these as drafts."""
         digests = {}
         for key, table in erased.of_tables(tables):
-            data = to_parquet(table, {name: self.fact(key, name) for name in FACTS})
+            facts = facts_of(self.read(key))
+            data = to_parquet(table, {name: facts.get(name, "") for name in FACTS})
             digests[key] = digest_of(data)
             self.store.write(draft_of(key, digests[key]), data)
         return msgspec.structs.replace(amendment, manifests=digests)
@@ -129,7 +130,7 @@ class Manifests:
         for entry in self.store.list("drafts"):
             with contextlib.suppress(ObjectNotFound):  # finished since it was listed
                 data = self.store.read(entry.key)
-                delivery = fact(data, "delivery", "")
+                delivery = facts_of(data).get("delivery", "")
                 if erased.rows(from_parquet(data, entry.key), delivery).any():
                     yield Trace(entry.key)
         replaced = {

@@ -26,7 +26,7 @@ def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
 def from_parquet(data: bytes, what: str) -> pd.DataFrame:
     """Read what `to_parquet` wrote. Raises DatasetError, naming `what`, for other bytes or another format version."""
     try:
-        version = fact(data, "format", "none")
+        version = facts_of(data).get("format", "none")
         if version == str(FORMAT):
             return read_parquet(data)
     except (pa.ArrowInvalid, OSError) as error:
@@ -34,10 +34,11 @@ def from_parquet(data: bytes, what: str) -> pd.DataFrame:
     raise DatasetError(f"{what} has format {version}; this version reads {FORMAT}")
 
 
-def fact(data: bytes, name: str, otherwise: str) -> str:
-    """Return one of the facts that `to_parquet` kept in the metadata. Raises pyarrow.ArrowInvalid for other bytes."""
-    facts: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-    return facts.get(f"xray.{name}".encode(), otherwise.encode()).decode()
+def facts_of(data: bytes) -> dict[str, str]:
+    """Return the facts that `to_parquet` kept in the metadata, and "format". Raises pyarrow.ArrowInvalid for other
+    bytes."""
+    kept: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(data)).metadata or {}
+    return {name.decode().removeprefix("xray."): value.decode() for name, value in kept.items() if name[:5] == b"xray."}
 
 
 def read_parquet(data: bytes) -> pd.DataFrame:

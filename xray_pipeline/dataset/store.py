@@ -281,7 +281,8 @@ class Dataset:
 
     def holds_erased(self, snapshot: Snapshot) -> bool:
         """Whether something of a snapshot was erased since. Raises DatasetError."""
-        return len(self.rows(snapshot, erased=True)) > len(self.rows(snapshot))
+        gone = digests_of(self.commits.amendments())
+        return bool(gone) and bool(self.rows(snapshot, erased=True)["digest"].isin(gone).any())
 
     def require_whole(self, snapshot: Snapshot) -> None:
         """Raise RadiographErased for a snapshot of which something was erased since; DatasetError."""

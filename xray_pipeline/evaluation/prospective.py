@@ -15,7 +15,6 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import pandas as pd
 from pyarrow import ArrowInvalid
@@ -24,7 +23,7 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, DatasetError, EvaluationError, ObjectNotFound
 from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.erasing import Trace
-from xray_pipeline.dataset.parquet import fact, from_parquet, to_parquet
+from xray_pipeline.dataset.parquet import facts_of, from_parquet, to_parquet
 from xray_pipeline.evaluation.cases import Floats, check_probabilities, named
 
 log = logging.getLogger(__name__)
@@ -136,7 +135,8 @@ def traces(store: Store, digests: Set[str]) -> Iterator[Trace]:
             yield Trace(key)
             continue
         if (out := table["digest"].isin(digests)).any():
-            facts = {name: fact(data, name, "") for name in (*_FACTS, "threshold")}
+            told_of = facts_of(data)
+            facts = {name: told_of.get(name, "") for name in (*_FACTS, "threshold")}
             kept = to_parquet(table[~out].reset_index(drop=True), facts)
             yield Trace(key, {_key(facts["candidate"], facts["delivery"], kept): kept})
 
@@ -163,18 +163,12 @@ def acknowledgements(store: Store, candidate: str) -> tuple[list[Acknowledgement
 
 def tell(store: Store, candidate: str, delivery: str) -> None:
     """Keep that people were told of the alarm about a candidate that a delivery raised. Raises StorageUnavailable."""
-    records.write(store, f"{TOLD}/{candidate}/{delivery}.json", {"at": moment()}, if_absent=True)
+    records.write(store, f"{TOLD}/{candidate}/{delivery}.json", {"at": records.moment()}, if_absent=True)
 
 
 def told(store: Store, candidate: str, delivery: str) -> bool:
     """Return whether people were told of the alarm about a candidate that a delivery raised."""
     return store.exists(f"{TOLD}/{candidate}/{delivery}.json")
-
-
-def moment(seconds: float | None = None) -> str:
-    """Return a time (Unix), by default now, as the record tells it."""
-    then = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    return then.isoformat(timespec="seconds")
 
 
 _FACTS = ("candidate", "model", "delivery", "snapshot", "at")
@@ -189,8 +183,9 @@ def _read(store: Store, key: str, data: bytes) -> Said:
     table = from_parquet(data, key)
     try:
         classes = tuple(name.removeprefix("p_") for name in table.columns[1:])
-        facts = {name: fact(data, name, "") for name in _FACTS}
-        threshold, probabilities = float(fact(data, "threshold", "")), table.iloc[:, 1:].to_numpy(float)
+        told_of = facts_of(data)
+        facts = {name: told_of.get(name, "") for name in _FACTS}
+        threshold, probabilities = float(told_of.get("threshold", "")), table.iloc[:, 1:].to_numpy(float)
     except (ArrowInvalid, ValueError, LookupError) as error:
         raise Damaged(f"{key} in {store.uri} is no part of a prospective record ({error}); restore it") from error
     check_probabilities(probabilities, len(table), len(classes))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from xray_pipeline.base import records
@@ -140,7 +139,7 @@ def acknowledge(store: Store, key: str, who: str, why: str) -> dict[str, Any]:
         raise DeliveryError(f"no drift alarm of delivery {key} stands; there is nothing to acknowledge")
     fingerprints = sorted({drift["fingerprint"] for drift in _measurements(store, key) if drift["alarms"]})
     number = len(_given(store, key)) + 1
-    given = {"alarms": list(names), "who": who, "why": why, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    given = {"alarms": list(names), "who": who, "why": why, "at": records.moment()}
     content, name = {"fingerprints": fingerprints, **given}, intake_key(key, f"acknowledged-{number}.json")
     if not records.write(store, name, content, if_absent=True):
         raise DeliveryError(f"somebody else acknowledged alarms of delivery {key} at this moment; look again")

@@ -70,13 +70,13 @@ def learned_withdrawn(settings: Settings, candidate: str) -> int | None:
     return count if count or whole else None
 
 
-def known_patients(settings: Settings, candidate: str) -> set[str]:
+def known_patients(dataset: Dataset, candidate: str) -> set[str]:
     """Return the patients (keyed hashes) that a candidate is no news to: all of its snapshot, of whom the held-out ones
     measured and chose it, and those that the models it started from learned from.
 
     Raises EvaluationError where these are not on record, and as `learned_withdrawn`.
     """
-    store, dataset = open_store(settings.store, settings), Dataset(settings)
+    store = open_store(dataset.settings.store, dataset.settings)
     rows, whole = _rows(store, dataset, Ledger(store).state(), candidate, {})
     if not whole:
         raise EvaluationError(f"nobody knows who is new to candidate {candidate[:12]}: its start is not on record")

@@ -10,9 +10,9 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import AmendmentError, XrayError
 from xray_pipeline.base.text import SHORTEST_REASON
 from xray_pipeline.dataset.amending import Asked, changes
@@ -56,7 +56,7 @@ def amend(run: Run, named: Sequence[Named], why: str) -> dict[str, Any]:
     compare(run)
     dataset, settings = Dataset(run.settings), run.settings
     dataset.patient_key()  # raises for other settings than the dataset was made with, other classes too
-    at = datetime.fromtimestamp(run.store().clock(), UTC).isoformat(timespec="seconds")
+    at = records.moment(run.store().clock())
     seen: list[History] = []
 
     def described(history: History) -> Amendment:

@@ -17,7 +17,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache, cached_property
 from typing import Any, Final
 
@@ -56,9 +55,19 @@ class Site:
     holds: Callable[[str], bool]
 
     @cached_property
+    def trained(self) -> list[tuple[str, str, str]]:
+        """Each candidate with its MLflow run and its snapshot, as `training.trained_on` yields them."""
+        return list(training.trained_on(self.store))
+
+    @cached_property
+    def committed(self) -> set[str]:
+        """The deliveries that are committed, by key."""
+        return set(self.dataset.manifests())
+
+    @cached_property
     def sources(self) -> set[str]:
         """The SHA-256 of each erased file."""
-        tables = (self.dataset.manifest(key) for key in self.dataset.manifests())
+        tables = (self.dataset.manifest(key) for key in self.committed)
         return {digest for table in tables for digest in table.loc[hidden(table["file"]), "source_digest"]} - {""}
 
 
@@ -93,22 +102,29 @@ def _of_reviews(site: Site) -> Iterator[Trace]:
             continue
         words = re.findall(r"\b(?:[0-9a-f]{64}|[0-9a-f]{32})\b", data.decode())
         told = not (site.erased.digests | site.erased.patients).isdisjoint(words)
-        if told or any(_is_erased(site, file, listed) for file in listed.get("files", ())):
+        if told or _is_told(site, listed):
             yield Trace(entry.key)
 
 
-def _is_erased(site: Site, file: Mapping[str, Any], listed: Mapping[str, Any]) -> bool:
-    """Whether a file on a list of those to be labelled tells of what was erased, or nobody can tell: its delivery may
-    have been judged anew since the list was made, so that another file has its row."""
-    key, row = file["delivery"], file["row"]
-    committed = key in site.dataset.manifests()
-    table = site.dataset.manifest(key) if committed else _waiting(site.store, key)
-    if table is None or row >= len(table) or table["source_digest"][row] not in ("", file["source_digest"]):
-        return True
-    now, then = set(table.index[table["reason"].isin(UNLABELLED)]), {at for of, at in listed["places"] if of == key}
-    if row not in now or not (committed or now == then):
-        return True
-    return bool(site.erased.rows(table, part_of(key)[0])[row] or hidden(table["file"])[row])
+def _is_told(site: Site, listed: Mapping[str, Any]) -> bool:
+    """Whether a list of files to be labelled tells of what was erased, or nobody can tell: a delivery may have been
+    judged anew since the list was made, so that another file has a row."""
+    files: dict[str, list[Mapping[str, Any]]] = {}
+    for file in listed.get("files", ()):
+        files.setdefault(file["delivery"], []).append(file)
+    for key, those in files.items():
+        committed = key in site.committed
+        table = site.dataset.manifest(key) if committed else _waiting(site.store, key)
+        if table is None:
+            return True
+        now, then = set(table.index[table["reason"].isin(UNLABELLED)]), {at for of, at in listed["places"] if of == key}
+        gone, sources = site.erased.rows(table, part_of(key)[0]) | hidden(table["file"]), table["source_digest"]
+        if not (committed or now == then) or any(
+            file["row"] not in now or gone[file["row"]] or sources[file["row"]] not in ("", file["source_digest"])
+            for file in those
+        ):
+            return True
+    return False
 
 
 def _waiting(store: Store, key: str) -> pd.DataFrame | None:
@@ -127,7 +143,7 @@ def _of_labels(site: Site) -> Iterator[Trace]:
 
 
 def _of_candidates(site: Site) -> Iterator[Trace]:
-    for candidate, _, snapshot in training.trained_on(site.store):
+    for candidate, _, snapshot in site.trained:
         if site.holds(snapshot):
             yield from training.traces(site.store, candidate)
 
@@ -135,7 +151,7 @@ def _of_candidates(site: Site) -> Iterator[Trace]:
 OWNERS: Final[dict[str, Callable[[Site], Iterator[Trace]]]] = {
     "reviews": _of_reviews,
     "labels": _of_labels,
-    "deliveries' results": lambda site: verdicts.traces(site.store, site.dataset.manifests(), site.erased),
+    "deliveries' results": lambda site: verdicts.traces(site.store, site.committed, site.erased),
     "predictions": lambda site: predictions.traces(site.store, site.erased.digests),
     "prospective record": lambda site: prospective.traces(site.store, site.erased.digests),
     "suspects": _of_suspects,
@@ -152,11 +168,10 @@ def finish(run: Run, again: bool = False) -> dict[str, int]:
     DatasetError, RegistryError, StorageError: it is to be finished later then.
     """
     store, dataset = run.store(), Dataset(run.settings)
-    erasures = {number: one for number, one in dataset.commits.amendments().items() if one.erases}
-    if not erasures:
+    newest, age = kept_rows.newest_erasure(dataset)
+    if not newest:
         return {}
-    newest = max(erasures)
-    key, age = f"{PREFIX}/{newest}.json", store.clock() - datetime.fromisoformat(erasures[newest].at).timestamp()
+    key = f"{PREFIX}/{newest}.json"
     if store.exists(key) and not again:
         return {}
     dataset.finish()
@@ -200,11 +215,11 @@ def _traces(run: Run, dataset: Dataset) -> Iterator[tuple[str, Place, Trace]]:
             return True
 
     site, runs = Site(store, dataset, erased, holds), RunFiles(run.settings)
-    for candidate, run_id, snapshot in training.trained_on(store):
+    for candidate, run_id, snapshot in site.trained:
         for one in sorted({run_id, *runs.of_candidate(candidate)} - {""}) if holds(snapshot) else ():
             log.debug("looking at MLflow run %s of candidate %s", one, candidate[:12])
             yield from (("MLflow", runs, trace) for trace in _of_run(runs, one, erased))
-    named = verdicts.named(store, dataset.manifests(), erased)  # before the tables that name them go
+    named = verdicts.named(store, site.committed, erased)  # before the tables that name them go
     yield from (("dataset", dataset.store, trace) for trace in dataset.traces(named))
     for kind, find in OWNERS.items():
         yield from ((kind, store, trace) for trace in find(site))

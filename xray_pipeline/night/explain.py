@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from xray_pipeline.base import records
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -50,7 +50,7 @@ def draw(run: Run, both: Pair, progress: Progress | None = None) -> None:
     said |= {example.digest: _of_example(example) for example in differ}
     alike = _alike(run, both, dataset, rows, rows.loc[list(said)], progress) if said else {}
     explained = {digest: Explained(of[0], of[1] if len(of) > 1 else None, alike[digest]) for digest, of in said.items()}
-    at = datetime.fromtimestamp(store.clock(), UTC).isoformat(timespec="seconds")
+    at = records.moment(store.clock())
     about = (both.candidate.digest, both.champion, models, both.snapshot.digest, at, run.settings.classes)
     review.keep(store, Material(*about, tuple(_disagreements(both)), explained))
     log.info("%d radiographs explained for review", len(explained))

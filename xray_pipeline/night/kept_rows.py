@@ -23,25 +23,36 @@ NOTE = "erased.json"
 """Names in the cache the newest erasure whose rows were dropped."""
 
 
+def newest_erasure(dataset: Dataset) -> tuple[int, float]:
+    """Return the number of the newest amendment that erases, 0 without one, and its age by the store's clock (seconds).
+
+    Raises DatasetError, StorageUnavailable.
+    """
+    made = {number: one.at for number, one in dataset.commits.amendments().items() if one.erases}
+    if not made:
+        return 0, 0.0
+    newest = max(made)
+    return newest, dataset.store.clock() - datetime.fromisoformat(made[newest]).timestamp()
+
+
 def drop_erased(dataset: Dataset, again: bool = False) -> int:
     """Drop from this machine's cache what was erased since it was last looked at; return how many files were changed.
 
     With `again`, and until AGAIN_SECONDS after the erasure, it is looked at in any case: a process that began before
     that may have kept rows meanwhile. Raises DatasetError, StorageUnavailable.
     """
-    cache, amendments = dataset.settings.cache, dataset.commits.amendments()
-    newest = max((number for number, amendment in amendments.items() if amendment.erases), default=0)
+    newest, age = newest_erasure(dataset)
+    if not newest:
+        return 0
+    cache = dataset.settings.cache
     place = open_store(cache)
     try:
         before = records.read(place, NOTE, int)
     except (ObjectNotFound, Damaged):
         before = 0
-    if not newest:
-        return 0
-    age = dataset.store.clock() - datetime.fromisoformat(amendments[newest].at).timestamp()
     if before >= newest and age > AGAIN_SECONDS and not again:
         return 0
-    changed = pixels.forget(cache, digests_of(amendments))
+    changed = pixels.forget(cache, digests_of(dataset.commits.amendments()))
     for path in journal.journals(journal.journals_in(cache)):
         path.unlink(missing_ok=True)
         changed += 1

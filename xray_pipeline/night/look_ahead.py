@@ -10,7 +10,7 @@ import logging
 
 import pandas as pd
 
-from xray_pipeline.base import logs
+from xray_pipeline.base import logs, records
 from xray_pipeline.base.errors import EvaluationError, XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.text import several
@@ -40,7 +40,8 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
     if state.champion is None:
         end("there is no champion to watch")
         return Looked(None, 0, "", False)
-    kept, rows = dataset.open_snapshot(snapshot), dataset.rows(dataset.open_snapshot(snapshot))
+    kept = dataset.open_snapshot(snapshot)
+    rows = dataset.rows(kept)
     counts = {}
     for version in reversed(in_charge(state)):  # the champion first
         entry = state.registered.get(version)
@@ -50,7 +51,7 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
         logs.about(candidate=entry.candidate)
         try:
             candidate = find_candidate(run.store(), entry.candidate)
-            counts[version] = _look(run, candidate, version, kept, rows, progress)
+            counts[version] = _look(run, dataset, candidate, version, kept, rows, progress)
         except XrayError as error:
             if version == state.champion:
                 raise
@@ -64,15 +65,21 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
 
 
 def _look(
-    run: Run, candidate: Candidate, version: int, snapshot: Snapshot, rows: pd.DataFrame, progress: Progress | None
+    run: Run,
+    dataset: Dataset,
+    candidate: Candidate,
+    version: int,
+    snapshot: Snapshot,
+    rows: pd.DataFrame,
+    progress: Progress | None,
 ) -> int:
     """Ask a version about what is new to it, keep the answers, and return how many radiographs that were."""
-    store, dataset = run.store(), Dataset(run.settings)
+    store = run.store()
     learned = {*dataset.open_snapshot(candidate.snapshot).manifests, *prospective.whole(store, candidate.digest)}
     new = [key for key in snapshot.manifests if key not in learned]
     if not new:
         return 0
-    unseen = rows[rows["delivery"].isin(new) & ~rows["patient"].isin(known_patients(run.settings, candidate.digest))]
+    unseen = rows[rows["delivery"].isin(new) & ~rows["patient"].isin(known_patients(dataset, candidate.digest))]
     model = loading.load(run.registry(), version)
     if model.digest != candidate.model_digest or model.classes != run.settings.classes:
         raise EvaluationError(f"version {version} is not the model that candidate.json names, or knows other classes")
@@ -89,4 +96,4 @@ def _look(
 def _committed(dataset: Dataset) -> dict[str, str]:
     """Return when each delivery was committed."""
     written = {entry.key: entry.modified for entry in dataset.store.list("commits")}
-    return {commit.manifest: prospective.moment(written[commit.place]) for commit in dataset.commits.manifests()}
+    return {commit.manifest: records.moment(written[commit.place]) for commit in dataset.commits.manifests()}

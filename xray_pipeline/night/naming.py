@@ -15,6 +15,7 @@ from typing import Literal
 import pandas as pd
 
 from xray_pipeline.base.errors import AmendmentError
+from xray_pipeline.dataset.amending import grouped
 from xray_pipeline.dataset.amendments import Subject
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.split import id_in_name, patient_hash
@@ -116,18 +117,12 @@ class Names:
 
     @cached_property
     def _patients_of(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for digest, patient in zip(self._rows["digest"], self._rows["patient"], strict=True):
-            found.setdefault(digest, set()).add(patient)
-        return found
+        return grouped(zip(self._rows["digest"], self._rows["patient"], strict=True))
 
     @cached_property
     def _by_file(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for file, patient in zip(self._rows["file"], self._rows["patient"], strict=True):
-            for name in {file, file.rpartition("/")[2]}:
-                found.setdefault(name, set()).add(patient)
-        return found
+        pairs = zip(self._rows["file"], self._rows["patient"], strict=True)
+        return grouped((name, patient) for file, patient in pairs for name in (file, file.rpartition("/")[2]))
 
 
 def _one(found: Iterable[str], what: str, way_on: str = "") -> str:

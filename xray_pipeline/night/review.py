@@ -15,7 +15,6 @@ import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -204,7 +203,7 @@ def readings(store: Store, digests: Sequence[str]) -> dict[str, Reading]:
 
 def say(run: Run, digest: str, label: str, why: str, read: Mapping[str, str] | None = None) -> Reading:
     """Keep what people said of a radiograph, as in `Reading`, in place of what was said before."""
-    at = datetime.fromtimestamp(run.store().clock(), UTC).isoformat(timespec="seconds")
+    at = records.moment(run.store().clock())
     said = Reading(label, run.who, at, why.strip(), read or {})
     records.write(run.store(), _reading_key(digest), asdict(said))
     return said

@@ -18,9 +18,9 @@ import itertools
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError, XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.models.mlflow_client import Missing
@@ -256,7 +256,7 @@ def _removal(run: Run, registry: Registry, one: Leaving) -> Tidied:
         run_id=one.run_id,
         version=next((v for v, e in registered if (e.candidate, e.artifact) == (one.candidate, artifact)), None),
         who=run.who,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        at=records.moment(),
         files=count + sum(map(len, one.files.values())),
         bytes={**bytes_, MLFLOW: size},
     )

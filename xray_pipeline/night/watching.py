@@ -24,6 +24,7 @@ import pandas as pd
 from xray_pipeline.base import records
 from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.errors import ConfigError, DatasetError, EvaluationError, ObjectNotFound
+from xray_pipeline.base.storage import Store
 from xray_pipeline.base.text import several
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import predictions, prospective, watching
@@ -114,13 +115,15 @@ def watched(run: Run) -> Watched:
 
     Raises LedgerError, ConfigError, DatasetError, StorageUnavailable.
     """
-    store, state = run.store(), Ledger(run.store()).state()
+    store, dataset = run.store(), Dataset(run.settings)
+    ledger = Ledger(store)
+    state = ledger.state()
     entry = state.registered.get(state.champion or 0)
     if entry is None:
         why = "its training is not on record here" if state.champion else "there is no champion to watch"
         return Watched(state.champion, "", "", why, None)
-    evidence = _promoted_on(Ledger(store).entries(), entry)
-    key, inputs = f"prospective/watched/{entry.candidate}.json", _inputs(run, entry.candidate, evidence)
+    evidence = _promoted_on(ledger.entries(), entry)
+    key, inputs = f"prospective/watched/{entry.candidate}.json", _inputs(run, dataset, entry.candidate, evidence)
     try:
         if (kept := records.read(store, key, Watched)).inputs == inputs and kept.champion == state.champion:
             return kept
@@ -128,7 +131,7 @@ def watched(run: Run) -> Watched:
         pass
     except DatasetError as error:
         log.warning("%s; it is made anew", error)
-    found = _watched(run, state.champion or 0, entry.candidate, evidence, inputs)
+    found = _watched(run, dataset, state.champion or 0, entry.candidate, evidence, inputs)
     if not found.damaged:  # else it changes when a file is put back
         records.write(store, key, asdict(found))
     return found
@@ -152,7 +155,7 @@ def figures(run: Run, found: Watched, by: By, since: datetime | None = None) -> 
     """
     said, _ = prospective.read(run.store(), found.candidate)
     said = [one for one in said if since is None or datetime.fromisoformat(one.at) >= since]
-    rows = answered(run, said)
+    rows = answered(Dataset(run.settings), said)
     if rows.empty:
         return []
     parts = {"delivery": rows["delivery"], "month": rows["at"].str[:7]}
@@ -179,17 +182,16 @@ def acknowledge(run: Run, why: str) -> Acknowledgement:
     now = watched(run)
     if not now.alarm:
         raise EvaluationError("no alarm about the champion stands; there is nothing to acknowledge")
-    given = Acknowledgement(now.deliveries[-1].key, now.alarm, run.who, prospective.moment(), why)
+    given = Acknowledgement(now.deliveries[-1].key, now.alarm, run.who, records.moment(), why)
     prospective.acknowledge(run.store(), now.candidate, given)
     return given
 
 
-def answered(run: Run, said: list[Said]) -> pd.DataFrame:
+def answered(dataset: Dataset, said: list[Said]) -> pd.DataFrame:
     """Return the rows of a record that the dataset still holds, with its labels of today, in the order of the commits.
 
     Columns: those of `Dataset.rows`, and order, at, truth and named (classes by number), and p_ of each class.
     """
-    dataset = Dataset(run.settings)
     snapshot = dataset.snapshot()
     if not said or snapshot is None:
         return pd.DataFrame()
@@ -199,7 +201,7 @@ def answered(run: Run, said: list[Said]) -> pd.DataFrame:
         return pd.DataFrame()
     places = {part.delivery: place for place, part in enumerate(parts)}
     rows = prospective.answered(parts).merge(dataset.rows(snapshot).drop(columns="delivery"), on="digest")
-    classes = {name: number for number, name in enumerate(run.settings.classes)}
+    classes = {name: number for number, name in enumerate(dataset.settings.classes)}
     return rows.assign(order=rows["delivery"].map(places), truth=rows["label"].map(classes))
 
 
@@ -208,14 +210,14 @@ def _places(dataset: Dataset) -> dict[str, int]:
     return {commit.manifest: place for place, commit in enumerate(dataset.commits.manifests())}
 
 
-def _watched(run: Run, version: int, candidate: str, evidence: str, inputs: str) -> Watched:
+def _watched(run: Run, dataset: Dataset, version: int, candidate: str, evidence: str, inputs: str) -> Watched:
     store = run.store()
     said, damaged = prospective.read(store, candidate)
     acknowledged, unread = prospective.acknowledgements(store, candidate)
-    rows = answered(run, said)
+    rows = answered(dataset, said)
     about: dict[str, Any] = {"acknowledged": tuple(acknowledged), "damaged": (*damaged, *unread), "inputs": inputs}
     try:
-        promise = _promise(run, evidence)
+        promise = _promise(dataset, store, evidence)
     except (EvaluationError, DatasetError, ObjectNotFound) as error:
         return Watched(version, candidate, "", f"version {version} is not watched: {error}", None, **about)
     if rows.empty:
@@ -224,7 +226,7 @@ def _watched(run: Run, version: int, candidate: str, evidence: str, inputs: str)
     asked = rows.groupby("order").agg(delivery=("delivery", "first"), at=("at", "first"), n=("digest", "size"))
     asked = asked.assign(patients=rows.groupby("order")["patient"].nunique()).reset_index()
     rows["order"] = rows["order"].map({place: number for number, place in enumerate(asked["order"])})
-    places = _places(Dataset(run.settings))
+    places = _places(dataset)
     settled = max((places.get(one.delivery, -1) for one in acknowledged), default=-1)
     since = sum(places[key] <= settled for key in asked["delivery"])
     found = watching.watch(rows, len(asked), promise, terms(run), since)
@@ -274,16 +276,15 @@ def _promoted_on(entries: list[Entry], registered: Entry) -> str:
     return keys[-1] if keys else ""
 
 
-def _promise(run: Run, evidence: str) -> Promise:
-    kept = Evidence.from_dict(kept_evidence(run.store(), evidence)) if evidence else None
-    if kept is None or kept.candidate is None or kept.candidate.classes != run.settings.classes:
+def _promise(dataset: Dataset, store: Store, evidence: str) -> Promise:
+    kept = Evidence.from_dict(kept_evidence(store, evidence)) if evidence else None
+    if kept is None or kept.candidate is None or kept.candidate.classes != dataset.settings.classes:
         raise EvaluationError("its held-out figures are not on record, or are of other classes")
-    return kept.promise or _promise_anew(run, kept.candidate)
+    return kept.promise or _promise_anew(dataset, store, kept.candidate)
 
 
-def _promise_anew(run: Run, measured: Evaluation) -> Promise:
+def _promise_anew(dataset: Dataset, store: Store, measured: Evaluation) -> Promise:
     """Return the promise of a model whose evidence is older than promises, from what it is on record to have said."""
-    dataset, store = Dataset(run.settings), run.store()
     rows = dataset.rows(dataset.open_snapshot(measured.snapshot))
     rows = rows[rows["side"] == "held-out"]
     said = predictions.recorded(measured.model_digest, measured.classes, rows, store)
@@ -293,9 +294,9 @@ def _promise_anew(run: Run, measured: Evaluation) -> Promise:
     return Promise.of(prepare([answers], rows["label"], rows["patient"], measured.classes)[0])
 
 
-def _inputs(run: Run, candidate: str, evidence: str) -> str:
+def _inputs(run: Run, dataset: Dataset, candidate: str, evidence: str) -> str:
     """Return the digest of all that the reading of a record follows from."""
-    store, commits = run.store(), Dataset(run.settings).commits
+    store, commits = run.store(), dataset.commits
     folders = (f"{folder}/{candidate}" for folder in (prospective.ROWS, prospective.ACKNOWLEDGED))
     files = sorted((entry.key, entry.size, entry.version) for folder in folders for entry in store.list(folder))
     head = commits.digest(len(commits.read()))

@@ -12,10 +12,10 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from xray_pipeline.base import records
 from xray_pipeline.base.errors import (
     AccessDenied,
     AmendmentError,
@@ -178,7 +178,7 @@ def take_in(run: Run, tables: Sequence[Table], why: str) -> dict[str, Any]:
 
 def _label(run: Run, labels: Mapping[str, str], files: Mapping[str, Unlabelled], why: str) -> dict[str, int]:
     """Keep labels (by the digest of a radiograph) of unlabelled files; return how many by delivery."""
-    at = datetime.fromtimestamp(run.store().clock(), UTC).isoformat(timespec="seconds")
+    at = records.moment(run.store().clock())
     counts: dict[str, int] = {}
     for digest, label in labels.items():
         file = files[digest]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 
-from mlflow.entities import ViewType
+from mlflow.entities import Experiment, ViewType
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -20,16 +21,20 @@ class RunFiles:
     RegistryError, RegistryUnavailable."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client, self._experiment = MlflowClient(use(settings.tracking_uri)), settings.experiment
+        self._client, self._name = MlflowClient(use(settings.tracking_uri)), settings.experiment
 
     def of_candidate(self, candidate: str) -> set[str]:
         """Return the ids of all runs that trained a candidate: a model that is gone is trained anew, in another run."""
-        there = ask("asking for the experiment", self._client.get_experiment_by_name, self._experiment)
+        there = self._experiment
         if there is None or not re.fullmatch("[0-9a-f]{64}", candidate):
             return set()
         query = f"tags.`xray.candidate` = '{candidate}'"
         runs = ask("asking for runs", self._client.search_runs, [there.experiment_id], query, ViewType.ALL)
         return {run.info.run_id for run in runs}
+
+    @cached_property
+    def _experiment(self) -> Experiment | None:
+        return ask("asking for the experiment", self._client.get_experiment_by_name, self._name)
 
     def list(self, run_id: str) -> list[str]:
         """Return the keys of a run's files, none where MLflow has lost the run."""

@@ -18,12 +18,11 @@ from xray_pipeline.base import records
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.night import compose_report, lineage, review, screening
 from xray_pipeline.night.pair import Pair, scored
 from xray_pipeline.night.review import MAP_SIDE, Explained, Material, Opinion
 from xray_pipeline.night.run import Run
-from xray_pipeline.report import examples, gradcam
+from xray_pipeline.report import examples
 from xray_pipeline.report.examples import Example
 
 log = logging.getLogger(__name__)
@@ -44,10 +43,8 @@ def draw(run: Run, both: Pair, progress: Progress | None = None) -> None:
     dataset = Dataset(run.settings)
     rows = dataset.rows(both.snapshot).set_index("digest", drop=False)
     suspects = rows.loc[_first_suspects(both, rows["label"].to_dict())]
-    opinions = [_opinions(both, model, suspects, dataset) for model in both.models] if len(suspects) else []
-    said = dict(zip(suspects["digest"], zip(*opinions, strict=True), strict=True))
     differ = compose_report.explain(run, both)[0] if both.champion is not None else ()
-    said |= {example.digest: _of_example(example) for example in differ}
+    said = {example.digest: _opinions(example) for example in (*_explained(both, suspects, dataset), *differ)}
     alike = _alike(run, both, dataset, rows, rows.loc[list(said)], progress) if said else {}
     explained = {digest: Explained(of[0], of[1] if len(of) > 1 else None, alike[digest]) for digest, of in said.items()}
     at = records.moment(store.clock())
@@ -71,22 +68,17 @@ def _first_suspects(both: Pair, labels: Mapping[str, str]) -> list[str]:
     return [*by_kind["mislabel"][:MISLABELS], *by_kind["outlier"][:OUTLIERS]]
 
 
-def _opinions(both: Pair, model: Classifier, part: pd.DataFrame, dataset: Dataset) -> list[Opinion]:
-    """Return what a model says of some of the snapshot's rows."""
-    said = scored(both.run, model, part, both.progress)
-    labels = model.label(said)
-    cache = PixelCache(both.run.settings.cache, model.side)
-    cache.ensure(part, dataset.read, both.run.settings.workers)
-    targets = [model.classes.index(label) for label in labels]
-    maps = gradcam.maps(model.network, cache.get(list(part["digest"])), targets)
-    return [
-        Opinion(label, tuple(round(float(p), 5) for p in row), "" if maps is None else _small(maps[i]))
-        for i, (label, row) in enumerate(zip(labels, said, strict=True))
-    ]
+def _explained(both: Pair, part: pd.DataFrame, dataset: Dataset) -> tuple[Example, ...]:
+    """Return what the models say of some of the snapshot's rows; without rows none is loaded."""
+    if part.empty:
+        return ()
+    caches = [(model, PixelCache(both.run.settings.cache, model.side)) for model in both.models]
+    tables = [scored(both.run, model, part, both.progress) for model in both.models]
+    return examples.explained(caches, part, tables, dataset.read)
 
 
-def _of_example(example: Example) -> tuple[Opinion, ...]:
-    """Return what both models say of a radiograph that they name differently."""
+def _opinions(example: Example) -> tuple[Opinion, ...]:
+    """Return what both models say of a radiograph."""
     said = [(example.candidate_says, example.candidate, example.candidate_map)]
     if example.champion is not None:
         said.append((example.champion_says, example.champion, example.champion_map))

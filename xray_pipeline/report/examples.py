@@ -67,7 +67,10 @@ def examples(
     wrong = where[says[0] != rows["label"].to_numpy()]
     errors = wrong[np.argsort(for_truth[0][wrong], kind="stable")][:limit]
     differ = differing(says, for_truth)[:limit]
-    return _explained(models, rows, tables, says, differ, read), _explained(models, rows, tables, says, errors, read)
+    of_differ, of_errors = (
+        explained(models, rows.iloc[chosen], [table[chosen] for table in tables], read) for chosen in (differ, errors)
+    )
+    return of_differ, of_errors
 
 
 def differing(says: Sequence[npt.NDArray[Any]], for_truth: Sequence[Floats]) -> npt.NDArray[np.int64]:
@@ -80,37 +83,33 @@ def differing(says: Sequence[npt.NDArray[Any]], for_truth: Sequence[Floats]) -> 
     return differ[np.argsort(-gap, kind="stable")]
 
 
-def _explained(
-    models: Sequence[tuple[Classifier, Pixels]],
-    rows: pd.DataFrame,
-    tables: Sequence[Floats],
-    says: Sequence[npt.NDArray[Any]],
-    chosen: npt.NDArray[np.int64],
-    read: Read,
+def explained(
+    models: Sequence[tuple[Classifier, Pixels]], rows: pd.DataFrame, tables: Sequence[Floats], read: Read
 ) -> tuple[Example, ...]:
-    if not len(chosen):
+    """Return each of `rows` with what the models say of it; all is as in `examples`."""
+    if rows.empty:
         return ()
-    part = rows.iloc[chosen]
-    pictures, heat = [], []
-    for (model, pixels), said in zip(models, says, strict=True):
-        pixels.ensure(part, read)
-        pictures.append(pixels.get(list(part["digest"])))
-        targets = [model.classes.index(name) for name in said[chosen]]
+    says, pictures, heat = [], [], []
+    for (model, pixels), table in zip(models, tables, strict=True):
+        pixels.ensure(rows, read)
+        says.append(model.label(table))
+        pictures.append(pixels.get(list(rows["digest"])))
+        targets = [model.classes.index(name) for name in says[-1]]
         heat.append(gradcam.maps(model.network, pictures[-1], targets))
     both = len(models) > 1
     return tuple(
         Example(
             digest=row.digest,
             label=row.label,
-            candidate=tuple(tables[0][at].tolist()),
-            candidate_says=str(says[0][at]),
+            candidate=tuple(tables[0][i].tolist()),
+            candidate_says=says[0][i],
             pixels=pictures[0][i],
             candidate_map=None if heat[0] is None else heat[0][i],
-            champion=tuple(tables[1][at].tolist()) if both else None,
-            champion_says=str(says[1][at]) if both else "",
+            champion=tuple(tables[1][i].tolist()) if both else None,
+            champion_says=says[1][i] if both else "",
             champion_map=heat[1][i] if both and heat[1] is not None else None,
         )
-        for i, (at, row) in enumerate(zip(chosen, part.itertuples(), strict=True))
+        for i, row in enumerate(rows.itertuples())
     )
 
 

@@ -30,7 +30,7 @@ HEAVY = (
     "torch",
 )
 """What each copy of the package would else import again."""
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[2] / "xray_pipeline"
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,9 @@ FAULTS = (
     ),
     Fault(
         "a draft is deleted before its manifest is made", "dataset/manifests.py",
-        "        self.store.write_if_absent(version.file, self._bytes(version))\n"
-        "        self.store.delete(version.draft)",
-        "        data = self._bytes(version)\n        self.store.delete(version.draft)\n"
-        "        self.store.write_if_absent(version.file, data)",
+        "            self.store.write_if_absent(version.file, self._bytes(version))\n",
+        "            data = self._bytes(version)\n            self.store.delete(version.draft)\n"
+        "            self.store.write_if_absent(version.file, data)\n",
     ),
     Fault(
         "a delivery that lost the race is not judged again", "intake/commit.py",
@@ -178,14 +177,18 @@ FAULTS = (
 )  # fmt: skip
 
 
-def planted(fault: Fault, folder: Path) -> None:
-    """Copy the package into a folder, with the fault. Raises SystemExit when its text is not there, once."""
-    shutil.copytree(ROOT / "xray_pipeline", folder / "xray_pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / "xray_pipeline" / fault.file
-    text = path.read_text()
+def faulty(fault: Fault) -> str:
+    """Return the fault's file with it. Raises SystemExit when the text that is replaced is not there, once."""
+    text = (PACKAGE / fault.file).read_text()
     if text.count(fault.old) != 1:
         raise SystemExit(f"{fault.what}: its text is {text.count(fault.old)} times in {fault.file}")
-    path.write_text(text.replace(fault.old, fault.new))
+    return text.replace(fault.old, fault.new)
+
+
+def planted(fault: Fault, folder: Path) -> None:
+    """Copy the package into a folder, with the fault."""
+    copy = shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / fault.file).write_text(faulty(fault))
 
 
 def found_after(fault: Fault, seeds: int) -> tuple[int, int, str]:
@@ -229,6 +232,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="after so many a fault counts as not found")
     parser.add_argument("--only", default="", help="only faults of whose words this is a part")
     asked = parser.parse_args()
+    for fault in FAULTS:
+        faulty(fault)  # one that fits no more stops the whole before the hours of hunting
     chosen = [fault for fault in FAULTS if asked.only in fault.what]
     for name in HEAVY:
         importlib.import_module(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from mutate import FAULTS, Fault, faulty
 from simulate import simulate
 from world import Plan
 
@@ -21,3 +22,8 @@ def test_one_seed_is_one_history() -> None:
     assert one.trace == two.trace
     assert len(one.trace) > 500
     assert simulate(Plan(SEEDS + 1)).trace != one.trace
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_a_fault_that_is_to_be_planted_fits_the_package(fault: Fault) -> None:
+    compile(faulty(fault), fault.file, "exec")

@@ -13,8 +13,9 @@ from candidates import promoted, trained
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation.stress import PERTURBATIONS
 from xray_pipeline.models.classifier import Classifier
-from xray_pipeline.night import decision_steps, intake_steps, model_steps
+from xray_pipeline.night import decision_steps, intake_steps, model_steps, review
 from xray_pipeline.night.pair import pair
 from xray_pipeline.night.run import Run, Trained
 from xray_pipeline.report.examples import packed, unpacked
@@ -40,11 +41,18 @@ def test_deciding_loads_no_model_and_a_lost_file_is_made_anew(
     champion = promoted(grown, trained(grown), None)
     candidate, run = trained(grown, seed=1, epochs=2), Run(grown)
     shutil.rmtree(grown.cache)
-    seen: list[int] = []
-    evaluated = model_steps.evaluate(run, Trained(candidate.digest, ""), lambda done, total, what: seen.append(total))
+    seen: list[tuple[str, int]] = []
+    evaluated = model_steps.evaluate(
+        run, Trained(candidate.digest, ""), lambda done, total, what: seen.append((what, total))
+    )
     snapshot = Dataset(grown).open_snapshot(candidate.snapshot)
     sides = Dataset(grown).rows(snapshot)["side"].value_counts()
-    assert {sides["held-out"], sides["train"] + sides["validation"]} <= set(seen)
+    learned, held_out = sides["train"] + sides["validation"], sides["held-out"]
+    suspects = len(review.listed(run.store(), snapshot.digest) or ())
+    # Both models score what is held out, then the suspects, which the network's features had found.
+    assert [total for what, total in seen if what == "scoring"] == [held_out, held_out, suspects, suspects]
+    others = {("decoding", learned), ("features", learned), ("stress", len(PERTURBATIONS))}
+    assert {told for told in seen if told[0] != "scoring"} == others
     gap = r"[+-]\d\.\d{3} \([+-]\d\.\d{3} to [+-]\d\.\d{3}\)"
     compared = (
         rf"accuracy \d\.\d{{3}} against version {champion}'s \d\.\d{{3}}: {gap} on \d+ held-out radiographs of \d+"

@@ -20,7 +20,9 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.command import answers
 from xray_pipeline.dataset.parquet import read_parquet
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation import prospective
 from xray_pipeline.models.mlflow_client import MlflowClient
+from xray_pipeline.night import review
 from xray_pipeline.night.nights import in_words, outcome
 from xray_pipeline.night.nights import read as read_nights
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -59,6 +61,12 @@ class Nights:
         said = next(ti for ti in run.get_task_instances() if ti.task_id == "conclude").xcom_pull("conclude")
         return instances, said or {}
 
+    def explained(self) -> set[str]:
+        """The radiographs that the newest evaluation drew for review."""
+        material = review.material(open_store(self.settings.store, self.settings))
+        assert material is not None
+        return set(material.explained)
+
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer, airflow_db: None) -> Any:
@@ -85,6 +93,7 @@ def test_nights(nights: Nights) -> None:
     assert set(states.values()) == {"success"}
     assert said["alias"] == "champion", said
     assert Registry(nights.settings).aliases()["champion"] == said["version"]
+    explained = nights.explained()
 
     before = len(answers.history(nights.settings)[1])
     states, said = nights.run(promotion="auto")
@@ -105,7 +114,7 @@ def test_nights(nights: Nights) -> None:
     assert [said["champion"]["digest"], said["candidate"]["digest"]] == [named[0], named[-1]]
     assert len(json.dumps(said)) < 4096
     assert states["look_ahead"] == "success"
-    champion_scored_only_new(nights)
+    champion_scored_only_new(nights, explained | nights.explained())
     report_tells(nights, second)
 
     states, said = nights.run(recipe="no-such-recipe")
@@ -133,8 +142,8 @@ def records_tell(nights: Nights) -> None:
     assert "nothing to train on: no delivery was ever accepted; no champion yet" in in_words(empty)
 
 
-def champion_scored_only_new(nights: Nights) -> None:
-    """No radiograph is scored twice, neither by the look ahead nor by the evaluation."""
+def champion_scored_only_new(nights: Nights, explained: set[str]) -> None:
+    """The held-out radiographs, what the look ahead asked about and what was explained, none of them twice."""
     store, dataset = open_store(nights.settings.store, nights.settings), Dataset(nights.settings)
     newest = dataset.snapshot()
     assert newest is not None
@@ -145,8 +154,10 @@ def champion_scored_only_new(nights: Nights) -> None:
     parts = [set(read_parquet(store.read(key))["digest"]) for key in keys]
     tried = Registry(nights.settings).ledger.state().registered[1].decision["trial"]
     assert (tried["radiographs"] > 0, tried["largest_difference"] <= 1e-5) == (True, True)
+    asked = {digest for said in prospective.read(store, champion.digest)[0] for digest in said.digests}
+    assert min(len(held_out - asked), len(asked - held_out), len(explained - held_out - asked)) > 0
+    assert set.union(*parts) == held_out | asked | explained
     assert sum(map(len, parts)) == len(set.union(*parts))
-    assert set.union(*parts) >= held_out
 
 
 def report_tells(nights: Nights, second: str) -> None:

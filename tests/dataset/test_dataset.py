@@ -16,7 +16,7 @@ from xray_pipeline.base.errors import ConfigError, DatasetError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.dataset.manifests import Manifests
-from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.dataset.parquet import from_parquet, to_parquet
 from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books as bookkeeping
@@ -426,8 +426,6 @@ def test_one_changed_label_in_a_manifest_stops(settings: Settings) -> None:
     deliver(settings, "first", range(5))
     digest = ingest(settings).snapshot
     path = Path(settings.store) / "dataset" / "manifests" / "first.parquet"
-    from xray_pipeline.dataset.parquet import from_parquet, to_parquet
-
     table = from_parquet(path.read_bytes(), "it")
     table.loc[0, "label"] = "PNEUMONIA"
     path.write_bytes(to_parquet(table, {"delivery": "first", "fingerprint": ""}))

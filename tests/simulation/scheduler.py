@@ -39,15 +39,14 @@ class Chances:
 class Process:
     """One process: what it does, from the beginning again when it was killed; it ends when that returns.
 
-    `skew` is how far its clock is ahead, `wake` when it goes on after a sleep, `killed` how often it was killed,
-    `listed` at which step it listed what last.
+    `skew` is how far its clock is ahead, `wake` when it goes on after a sleep, `listed` at which step it listed
+    what last.
     """
 
     name: str
     live: Callable[[], None]
     skew: float = 0.0
     wake: float = 0.0
-    killed: int = 0
     waits_for: tuple[str, str] = ("start", "")
     listed: dict[str, int] = field(default_factory=dict)
     thread: greenlet | None = field(default=None, repr=False)
@@ -134,7 +133,6 @@ class Scheduler:
     def _kill(self, process: Process) -> None:
         what, about = process.waits_for
         self.trace.append(f"{process.name}: KILLED before {what} {about}")
-        process.killed += 1
         assert process.thread is not None
         self._dying = True
         try:

@@ -71,7 +71,6 @@ class FakeClassifier:
     digest: str
     engine: str = ""
     threshold: float = 0.5
-    temperature: float = 1.0
 
     @classmethod
     def load(cls, folder: Any, digest: str = "") -> FakeClassifier:

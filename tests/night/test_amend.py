@@ -19,7 +19,7 @@ from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import books
-from xray_pipeline.night import amend, intake_steps
+from xray_pipeline.night import amend, intake_steps, kept_rows
 from xray_pipeline.night.amend import By, Named
 from xray_pipeline.night.run import Run
 
@@ -523,3 +523,32 @@ def test_classes_that_are_not_the_datasets_are_refused(run: Run) -> None:
     other = replace(run, settings=run.settings.model_copy(update={"classes": ("NORMAL", "PNEUMONIA", "COVID")}))
     with pytest.raises(DatasetError, match="another setting: classes"):
         made(other, ("relabel", "file", row("NORMAL/patient1_1.png"), "COVID"))
+
+
+def test_one_flipped_bit_of_the_newest_amendment_is_named_or_read(run: Run) -> None:
+    """By themselves commits can't tell that the last one was changed (the registry can); none is half understood."""
+    store = Dataset(run.settings).store
+    for number, named in enumerate(
+        [
+            ("relabel", "radiograph", digest(run, "NORMAL/patient2_1.png"), "PNEUMONIA"),
+            ("undo", "amendment", "2"),
+            ("withdraw", "patient", "patient3", "", True),
+        ],
+        start=2,
+    ):
+        made(run, named)
+        place, said = f"commits/{number:08d}.json", list[str]()
+        data = store.read(place)
+        for flipped in range(0, 8 * len(data), 11):
+            changed = bytearray(data)
+            changed[flipped // 8] ^= 1 << flipped % 8
+            store.write(place, bytes(changed))
+            try:
+                amend.listed(run)
+                rows(run)
+                kept_rows.drop_erased(Dataset(run.settings))
+            except (Damaged, DatasetError) as error:
+                said.append(str(error))
+        store.write(place, data)
+        assert len(said) > 0
+        assert [text for text in said if place not in text] == []

@@ -270,7 +270,23 @@ def histories(draw: st.DrawFn) -> list[tuple[str, int]]:
 @examples(max_examples=200, deadline=None)
 def test_replay_keeps_one_champion_and_goes_back_only_to_earlier_ones(history: list[tuple[str, int]]) -> None:
     entries = [
-        Entry(1, number, kind, "", "a", "b", version, "", None, Raw(b"{}"), "", "", "", "", f"{number:064d}")  # type: ignore[arg-type]
+        Entry(
+            1,
+            number,
+            kind,
+            "2026-03-01T00:00:00Z",
+            "a",
+            "b",
+            version,
+            "",
+            None,
+            Raw(b"{}"),
+            "",
+            "",
+            "",
+            "",
+            f"{number:064d}",
+        )  # type: ignore[arg-type]
         for number, (kind, version) in enumerate(history, 1)
     ]
     then = aliases_since(entries, 0)

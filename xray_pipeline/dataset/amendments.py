@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, Literal
 
 import msgspec
@@ -46,6 +47,10 @@ class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     left: tuple[str, ...] = ()
     erase: bool = False
 
+    def __post_init__(self) -> None:
+        if self.action == "undo" and not (self.name.isascii() and self.name.isdigit()):
+            raise ValueError(f"{self.name!r} is no number of an amendment that could be undone")
+
 
 class Amendment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Corrections that one person made at once, when (ISO 8601) and why.
@@ -58,6 +63,10 @@ class Amendment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     why: str
     changes: tuple[Change, ...]
     manifests: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if datetime.fromisoformat(self.at).tzinfo is None:
+            raise ValueError(f"{self.at!r} has no time zone")
 
     @property
     def erases(self) -> bool:

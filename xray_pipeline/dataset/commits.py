@@ -152,7 +152,8 @@ class Commits:
             self.read()
         if manifest not in self._versions:
             raise DatasetError(
-                f"no commit in {self.store.uri} names manifest {manifest}; restore the newest copy of it"
+                f"no commit in {self.store.uri} names manifest {manifest}: the newest one here, "
+                f"{_place(len(self._commits))}, was changed, or later ones are missing; restore the newest copy of them"
             )
         return self._versions[manifest]
 
@@ -196,8 +197,8 @@ class Commits:
 
     def _append(self, data: bytes, place: str) -> None:
         commit = parsed(data, Commit, FORMAT, f"{place} in {self.store.uri}")
-        if bool(commit.manifest and commit.digest) is bool(commit.amendment):
-            raise Damaged(f"{place} in {self.store.uri} is neither a manifest's commit nor an amendment; restore it")
+        if wrong := self._wrong(commit):
+            raise Damaged(f"{place} in {self.store.uri} is damaged: {wrong}; restore it from a backup")
         before = self._digests[-1] if self._digests else commit.previous
         if commit.place != place or commit.previous != before:
             raise Damaged(
@@ -210,6 +211,20 @@ class Commits:
         for manifest, digest in commit.amendment.manifests.items() if commit.amendment else ():
             self._versions[manifest].append(Version(manifest, digest, commit.place, rewritten=True))
         self._digests.append(digest_of(data))
+
+    def _wrong(self, commit: Commit) -> str:
+        """Say what a commit can't mean, "" for one that fits those before it."""
+        if bool(commit.manifest and commit.digest) is bool(commit.amendment):
+            return "it is neither a manifest's commit nor an amendment"
+        if commit.manifest in self._versions:
+            return f"{self._versions[commit.manifest][0].place} committed manifest {commit.manifest} already"
+        if commit.amendment:
+            if strange := sorted(commit.amendment.manifests.keys() - self._versions.keys()):
+                return f"it rewrites manifest {strange[0]}, which no commit before it names"
+            for number in commit.amendment.undoes():
+                if not (0 < number <= len(self._commits) and self._commits[number - 1].amendment):
+                    return f"it undoes {number}, which is no amendment before it"
+        return ""
 
     def _begin(self, derive: Callable[[], bytes] | None) -> None:
         """Check that dataset.json is what the first commit names; without commits it may be anything, or missing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -73,6 +74,10 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"de
     request: str
     previous: str
     digest: str = ""
+
+    def __post_init__(self) -> None:
+        if datetime.fromisoformat(self.at).tzinfo is None:
+            raise ValueError(f"{self.at!r} has no time zone")
 
     @property
     def decision(self) -> dict[str, Any]:

@@ -321,11 +321,13 @@ def file_pixels(dataset: Dataset, key: str, row: int) -> Pixels:
     if row >= len(table) or amended.out(table)[row] or part_of(key)[0] in amended.deliveries:
         raise ObjectNotFound(f"row {row} of delivery {key} has nothing to show")
     one = table.iloc[row]
-    ranked = still_to_label(open_store(settings.store, settings), amended)
-    to_be = {(file.delivery, file.row): file.source_digest for file in ranked}
+    sources = {one["source_digest"]}
+    if not one["source_digest"]:
+        ranked = still_to_label(open_store(settings.store, settings), amended)
+        sources = {file.source_digest for file in ranked if (file.delivery, file.row) == (key, row)}
     delivery = open_store(settings.incoming, settings).child(part_of(key)[0])
     data = delivery.read(unescape(one["file"]))
-    if records.digest_of(data) != (one["source_digest"] or to_be.get((key, row))) or one["reason"] == WITHDRAWN:
+    if records.digest_of(data) not in sources or one["reason"] == WITHDRAWN:
         raise ObjectNotFound(f"row {row} of delivery {key} has nothing to show: it is another file by now")
     limits = Limits.of(settings.rules)
     return radiograph.normalise(data, replace(limits, png_bits=int(one["bits"]) or limits.png_bits)).pixels

@@ -195,7 +195,7 @@ def _to_label(about: Shelf, first: int) -> dict[str, Any]:
     files = [
         {
             **{"file": one, "place": quote(one.delivery, safe=""), "picture": picture_of(one.thumbnail)},
-            "label": labels.of(one.source_digest) if labels.any else "",
+            "label": labels.of(one.source_digest),
         }
         for one in ranked[first : first + CARDS]
     ]

@@ -67,6 +67,6 @@ class Labels:
     def of(self, source_digest: str) -> str:
         """Return the label of a file by its SHA-256, "" without one. Raises DatasetError for a damaged one."""
         try:
-            return records.read(self._store, f"{_FOLDER}/{source_digest}.json", Given).label
+            return records.read(self._store, f"{_FOLDER}/{source_digest}.json", Given).label if self.any else ""
         except ObjectNotFound:
             return ""

@@ -11,7 +11,6 @@ radiograph has the label that was agreed with. What changes the dataset is an am
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +32,7 @@ from xray_pipeline.images.raster import Limits, Pixels
 from xray_pipeline.intake.labelled import UNLABELLED
 from xray_pipeline.intake.layout import unescape
 from xray_pipeline.intake.places import VERDICT, intake_key, judged
+from xray_pipeline.intake.verdicts import checked
 from xray_pipeline.night import amend
 from xray_pipeline.night.identity import compare
 from xray_pipeline.night.run import Run
@@ -292,11 +292,8 @@ def kept_out(dataset: Dataset, key: str) -> pd.DataFrame:
 
 def waiting(store: Store, committed: Collection[str]) -> dict[str, dict[str, int]]:
     """Return of each delivery, by key, that is judged and not committed how many files are out for which reason."""
-    found = {}
-    for key in sorted(judged(store) - set(committed)):
-        with contextlib.suppress(ObjectNotFound, Damaged):  # being judged anew; `Deliveries` names what is damaged
-            found[key] = records.read(store, intake_key(key, VERDICT), dict[str, Any])["quarantined"]
-    return {key: counts for key, counts in found.items() if counts}
+    found = {key: checked(store, key) for key in sorted(judged(store) - set(committed))}
+    return {key: dict(verdict.quarantined) for key, verdict in found.items() if verdict and verdict.quarantined}
 
 
 def _checked_table(dataset: Dataset, key: str) -> pd.DataFrame:

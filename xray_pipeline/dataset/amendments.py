@@ -104,10 +104,11 @@ class Amended:
             return table["label"]
         return table["digest"].map(self.labels).fillna(table["label"]).astype("str")
 
-    def by(self, table: pd.DataFrame) -> NDArray[np.int64]:
-        """Return for each row the number of the amendment that withdrew its radiograph or its patient, 0 for none."""
+    def by(self, table: pd.DataFrame, delivery: str = "") -> NDArray[np.int64]:
+        """Return for each row the number of the amendment that withdrew its radiograph or its patient, else of the one
+        that withdrew `delivery` (its name), 0 for none."""
         by_digest, by_patient = table["digest"].map(self.withdrawn), table["patient"].map(self.patients)
-        return np.asarray(by_digest.fillna(by_patient).fillna(0), np.int64)
+        return np.asarray(by_digest.fillna(by_patient).fillna(self.deliveries.get(delivery, 0)), np.int64)
 
     def out(self, table: pd.DataFrame) -> NDArray[np.bool_]:
         """Return which rows are withdrawn."""

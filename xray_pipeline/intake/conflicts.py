@@ -96,8 +96,7 @@ def _mark_withdrawn(table: pd.DataFrame, history: History, workers: int, deliver
     if history.amended == NOTHING:
         return
     accepted = np.asarray(table["verdict"] == "accepted")
-    by = history.amended.by(table)
-    by = np.where(accepted, np.where(by > 0, by, history.amended.deliveries.get(delivery, 0)), 0)
+    by = np.where(accepted, history.amended.by(table, delivery), 0)
     out = {row: f"withdrawn by amendment {number}" for row, number in zip(table.index, by, strict=True) if number}
     rest = table.index[accepted & (by == 0)].tolist()
     for row, _ in _copied(rest, Prints.of(table, rest), history.withdrawn, workers):

@@ -315,7 +315,7 @@ def file_pixels(dataset: Dataset, key: str, row: int) -> Pixels:
     Raises RadiographError where they are no radiograph, ObjectNotFound where there is nothing to show, StorageError.
     """
     settings, table, amended = dataset.settings, table_of(dataset, key), dataset.amended()
-    if row >= len(table) or amended.out(table)[row] or part_of(key)[0] in amended.deliveries:
+    if row >= len(table) or amended.by(table, part_of(key)[0])[row]:
         raise ObjectNotFound(f"row {row} of delivery {key} has nothing to show")
     one = table.iloc[row]
     sources = {one["source_digest"]}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from xray_pipeline.base.settings import Settings
 from xray_pipeline.command.app import Json, answer, app, this_run, verbs
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def affected(*, given: dict[By, str], as_json: Json = False) -> None:
     named = [(by, name) for by, name in given.items() if name]
     if len(named) != 1:
         raise typer.BadParameter(f"name one of {', '.join(given)}")
-    found = learning.affected(this_run().settings, *named[0])
+    found = learning.affected(Settings(), *named[0])
     lines = [
         f"{f'version {one.version}' if one.version else one.candidate[:12]}, {one.role}: learned from {one.learned} of "
         f"its radiographs, was measured on {one.measured}"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import answers
 from xray_pipeline.command.app import Json, answer, app, progress_bars, this_run
 
@@ -31,7 +32,7 @@ def check(
 ) -> None:
     """Judge one delivery and print the verdict; changes nothing, and writes Data Docs if they are asked for."""
     with progress_bars(as_json) as progress:
-        result = answers.preview_delivery(this_run().settings, delivery, progress, data_docs, paths=paths)
+        result = answers.preview_delivery(Settings(), delivery, progress, data_docs, paths=paths)
     lister = "" if paths else f"xray check {shlex.quote(delivery)} --paths"
     refused = [
         f"row {row['row']}: {row['reason']}, {row['detail']}, {row['file']}" for row in result.get("refused", ())
@@ -49,7 +50,7 @@ def quarantine(
     """List the quarantined files of committed deliveries; with --delivery also of one that was rejected."""
     from xray_pipeline.intake import books
 
-    rows = books.quarantine(this_run().settings, delivery, reason, paths)
+    rows = books.quarantine(Settings(), delivery, reason, paths)
     lines = [
         f"{row['delivery']} row {row['row']}: {row['reason']}, {row['detail']}" + (f", {row['file']}" if paths else "")
         for row in rows

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import answers
 from xray_pipeline.command.app import Json, answer, app, progress_bars, this_run
 from xray_pipeline.evaluation.metric_table import METRICS, NAMES
@@ -48,7 +49,7 @@ def evaluate(
     from xray_pipeline.intake.rules import QUARANTINED
 
     with progress_bars(as_json) as progress:
-        result = answers.evaluate_folder(this_run().settings, model_uri, data, progress)
+        result = answers.evaluate_folder(Settings(), model_uri, data, progress)
     lines = [f"{result['n']} radiographs of {result['patients']} patients, threshold {result['threshold']:.3f}"]
     for name in NAMES:
         if value := result.get(name):
@@ -65,7 +66,7 @@ def evaluate(
 @app.command()
 def predict(model_uri: ModelUri, files: list[Path], as_json: Json = False) -> None:
     """Print the probabilities of JPEG, PNG or DICOM files."""
-    results = answers.predict_files(this_run().settings, model_uri, files)
+    results = answers.predict_files(Settings(), model_uri, files)
     lines = [
         f"{row['file']}: {row['error']}"
         if row["error"]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import answers
 from xray_pipeline.command.app import Json, Reason, answer, app, progress_bars, this_run
 
@@ -17,7 +18,7 @@ def history(
     as_json: Json = False,
 ) -> None:
     """Print the ledger's decisions, or the state at a time. Needs no MLflow."""
-    state, entries, perhaps = answers.history(this_run().settings, at)
+    state, entries, perhaps = answers.history(Settings(), at)
     lines = [
         f"{entry.at[:19]}  {entry.kind:<13} {f'version {entry.version}' if entry.version else '':<12}"
         f" by {entry.who}: {entry.why}"
@@ -32,7 +33,7 @@ def history(
     lines.append(f"champion: {unknown}{named}; challenger: {' or '.join(str(v or 'none') for v in challengers)}")
     said = {"champion": state.champion} if known else {"champion": "unknown", "perhaps": champions}
     told = [entry.to_dict() for entry in entries] if as_json else []
-    removed = answers.removed(this_run().settings, state)
+    removed = answers.removed(Settings(), state)
     lines += [f"version {version}: {removal.sentence()}" for version, removal in removed.items()]
     gone = {version: removal.at for version, removal in removed.items()}
     answer({**said, "challenger": state.challenger, "removed": gone, "entries": told}, as_json, lines, yes=known)
@@ -44,7 +45,7 @@ def nights(as_json: Json = False) -> None:
     from xray_pipeline.base.storage import open_store
     from xray_pipeline.night import nights as records
 
-    settings = this_run().settings
+    settings = Settings()
     past = records.read(open_store(settings.store, settings))
     rows = [{**asdict(one), "outcome": records.outcome(one), "in_words": records.in_words(one)} for one in past.nights]
     lines = [f"{row['started'][:16]}  {row['outcome']:<10} {row['in_words']}" for row in rows]
@@ -130,7 +131,7 @@ def verify(
 ) -> None:
     """Check that ledger, registry, artifacts, the books of deliveries and the stored radiographs agree."""
     with progress_bars(as_json) as progress:
-        findings = answers.verify(this_run().settings, quick, progress)
+        findings = answers.verify(Settings(), quick, progress)
     lines = [f"{'ok ' if f['holds'] else 'NOT'} {f['invariant']:<7} {f['text']}" for f in findings]
     answer(findings, as_json, lines, yes=all(finding["holds"] for finding in findings))
 
@@ -179,7 +180,7 @@ def health(as_json: Json = False) -> None:
     """Check that all the next night needs is there: store, ledger, registry, cache disk, Airflow's last night."""
     from xray_pipeline.night import health as parts
 
-    findings = [asdict(part) for part in parts.check(this_run().settings)]
+    findings = [asdict(part) for part in parts.check(Settings())]
     lines = [f"{'ok ' if f['well'] else 'NOT'} {f['part']:<9} {f['text']}" for f in findings]
     answer(findings, as_json, lines, yes=all(finding["well"] for finding in findings))
 
@@ -190,7 +191,7 @@ def reproduce(version: int, as_json: Json = False) -> None:
     from xray_pipeline.night import reproduce as reproducing
 
     with progress_bars(as_json) as progress:
-        result = reproducing.reproduce(this_run().settings, version, progress)
+        result = reproducing.reproduce(Settings(), version, progress)
     answer(asdict(result), as_json, result.lines(), yes=result.reproduced)
 
 

@@ -153,6 +153,9 @@ def commit_deliveries(deliveries: list[str] | None) -> dict[str, Any]:
     return intake_steps.commit_deliveries(_run(), deliveries).to_dict()
 
 
+# Its pool is scoring's: the slots of `gpu` are the GPU workers. A slot of another pool would promise a worker that
+# may be training, and Airflow fails what no worker takes for half an hour, while what has no slot just waits. It
+# never stops a night: it ends within an hour, twice at most, and `train` goes on whatever became of it.
 @task(**GPU, execution_timeout=timedelta(hours=1), retries=1, on_success_callback=notices.alarm_raised)
 def look_ahead(committed: dict[str, Any]) -> dict[str, Any]:
     from xray_pipeline.night import look_ahead as looking

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.night.health import GPU_POOL
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -254,10 +255,10 @@ def test_every_pod_runs_the_image_of_airflows_parts() -> None:
     )
 
 
-def test_what_needs_the_network_asks_for_the_pod(tmp_path: Path) -> None:
+def test_what_needs_the_network_asks_for_the_pod_and_waits_for_its_pool(tmp_path: Path) -> None:
     script = (
         "import runpy, json; dag = runpy.run_path('dags/retrain.py')['dag_object'];"
-        "print(json.dumps({t.task_id: [t.queue, t.executor_config] for t in dag.tasks}))"
+        "print(json.dumps({t.task_id: [t.queue, t.pool, t.executor_config] for t in dag.tasks}))"
     )
     template = SETTINGS["XRAY_GPU_POD_TEMPLATE"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XRAY_GPU_POD_TEMPLATE": template}
@@ -265,6 +266,7 @@ def test_what_needs_the_network_asks_for_the_pod(tmp_path: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
     )
     tasks = json.loads(done.stdout.splitlines()[-1])
-    asked = {task for task, (_, config) in tasks.items() if config == {"pod_template_file": template}}
-    assert asked == {task for task, (queue, _) in tasks.items() if queue == "gpu"}
+    asked = {task for task, (*_, config) in tasks.items() if config == {"pod_template_file": template}}
+    assert asked == {task for task, (queue, *_) in tasks.items() if queue == "gpu"}
+    assert asked == {task for task, (_, pool, _) in tasks.items() if pool == GPU_POOL}
     assert asked == {"look_ahead", "train", "evaluate"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,21 +176,32 @@ def airflow(answer: bytes) -> Iterator[str]:
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\n\r\n<html>",
         b"HTTP/1.1 200 OK\r\n\r\n[1]",
-        b'HTTP/1.1 200 OK\r\n\r\n{"access_token": "t", "dag_runs": [{}]}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"access_token": "t"}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"access_token": "t", "pools": [{"name": "gpu", "slots": 1}], "dag_runs": [{}]}',
     ],
 )
 def test_whatever_airflow_answers_is_a_finding(settings: Settings, answer: bytes) -> None:
-    with airflow(answer) as url:
-        found = health.check(
-            settings.model_copy(
-                update={
-                    "airflow_url": url,
-                    "airflow_password": SecretStr("hunter2"),
-                    "tracking_uri": "http://127.0.0.1:9",
-                }
-            )
-        )
-    (night,) = [part for part in found if part.part == "night"]
+    night, found = asked_of(settings, answer)
     assert not night.well
     assert night.text
     assert "hunter2" not in str(found)
+
+
+@pytest.mark.parametrize("pools", [[], [{"name": "gpu", "slots": 0}], [{"name": "gpus", "slots": 2}]])
+def test_a_night_that_would_wait_for_ever_for_a_slot_is_named(settings: Settings, pools: list[dict[str, Any]]) -> None:
+    runs = [{"run_after": "2026-03-03T02:00:00+00:00"}]
+    for there, well in ((pools, False), ([*pools[:1], {"name": "gpu", "slots": 1}], True)):
+        said = {"access_token": "t", "pools": there, "dag_runs": runs}
+        night, _ = asked_of(
+            settings.model_copy(update={"schedule": "none"}), b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(said).encode()
+        )
+        assert (night.well, "airflow pools set gpu" in night.text) == (well, not well)
+
+
+def asked_of(settings: Settings, answer: bytes) -> tuple[health.Health, list[health.Health]]:
+    """Return the part `night`, and all, where Airflow answers so."""
+    with airflow(answer) as url:
+        asked = {"airflow_url": url, "airflow_password": SecretStr("hunter2"), "tracking_uri": "http://127.0.0.1:9"}
+        found = health.check(settings.model_copy(update=asked))
+    (night,) = [part for part in found if part.part == "night"]
+    return night, found

@@ -39,6 +39,9 @@ from xray_pipeline.training.recipe import load_recipe
 CACHE_BYTES = 2_000_000_000
 """Free bytes of the cache's disk below which the next night may fail; 40,000 radiographs of 224 x 224 take as much."""
 
+GPU_POOL = "gpu"
+"""Airflow's pool of the tasks that dags/retrain.py gives to the GPU workers."""
+
 _SECONDS = 10.0
 
 
@@ -192,6 +195,7 @@ def _airflow(settings: Settings) -> str:
 def _night(settings: Settings, now: datetime) -> str:
     login = {"username": settings.airflow_user, "password": settings.airflow_password.get_secret_value()}
     token = _asked(f"{settings.airflow_url}/auth/token", login)["access_token"]
+    _pool(settings, token)
     query = "state=success&order_by=-run_after&limit=1"
     runs = _asked(f"{settings.airflow_url}/api/v2/dags/xray_retrain/dagRuns?{query}", token=token)["dag_runs"]
     if not runs:
@@ -202,6 +206,16 @@ def _night(settings: Settings, now: datetime) -> str:
     if began and succeeded < began:
         raise _Ill(f"{text}; that of {began:%Y-%m-%d %H:%M} has not, see the runs of xray_retrain")
     return text
+
+
+def _pool(settings: Settings, token: str) -> None:
+    """Raise _Ill where Airflow would have the night wait for ever, without a word, for a slot of the pool `gpu`."""
+    pools = _asked(f"{settings.airflow_url}/api/v2/pools?pool_name_pattern={GPU_POOL}", token=token)["pools"]
+    if not any(pool["name"] == GPU_POOL and pool["slots"] for pool in pools):
+        raise _Ill(
+            f"Airflow has no pool {GPU_POOL!r} with a slot, so look_ahead, train and evaluate wait for ever; "
+            f'make one of a slot for each GPU worker: airflow pools set {GPU_POOL} 1 "one GPU"'
+        )
 
 
 def _asked(url: str, body: dict[str, str] | None = None, token: str = "") -> Any:

@@ -282,6 +282,17 @@ def test_judging_again_changes_nothing(tmp_path: Path, given: Settings) -> None:
     assert to_parquet(judged(tmp_path, one).table, {}) == to_parquet(table, {})
 
 
+def test_a_copy_across_the_split_is_looked_at_anew_at_the_commit(tmp_path: Path, given: Settings) -> None:
+    """Another delivery, committed between check and commit, puts its chest under two labels."""
+    dataset = committed(given, lay(tmp_path / "one", {"train/NORMAL/a.png": png(image(1))}))
+    files = {"test/NORMAL/x.img": near(1), "test/NORMAL/y.png": png(image(2))}
+    checked = judged(lay(tmp_path / "three", files), given, dataset.history())
+    assert list(checked.table["reason"]) == ["copy-across-split", ""]
+    committed(given, lay(tmp_path / "two", {"train/PNEUMONIA/b.img": near(1, 2), "train/NORMAL/c.png": png(image(3))}))
+    commit(dataset, checked)
+    assert list(dataset.manifest("three")["reason"]) == ["label-conflict", ""]
+
+
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
 def test_deliveries_checked_side_by_side_leave_one_side(
     tmp_path: Path, given: Settings, order: tuple[str, str]

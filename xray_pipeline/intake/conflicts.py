@@ -51,8 +51,8 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings, de
 
     Returns a copy in which what was withdrawn, label conflicts, duplicates, patients on two sides and copies across the
     split are quarantined, and near copies on the same side and what a label conflict takes out of the dataset are
-    noted; rows that are quarantined already stay so, but for label conflicts and copies that an earlier look found: a
-    commit since may have ended, or begun, a conflict. Of what was erased a row keeps no more than `Erased` says. Raises
+    noted; rows that are quarantined already stay so, but for conflicts and copies that an earlier look found: a commit
+    since may have ended, or begun, a conflict. Of what was erased a row keeps no more than `Erased` says. Raises
     DatasetError.
     """
     table, delivered = table.copy(), table["label"]
@@ -67,7 +67,7 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings, de
     near |= {row: copy for row, (copy, _) in across.items()}
     disputed = [row for row, (reason, _) in out.items() if reason == CONFLICT]
     differing, withdrawn = _two_labels(table, rest.tolist(), disputed, near, history, settings.workers)
-    out |= {row: ("copy-across-split", detail) for row, (_, detail) in across.items()}
+    out |= {row: (ACROSS, detail) for row, (_, detail) in across.items()}
     out |= {row: (CONFLICT, detail) for row, (_, detail) in differing.items()}
     near |= {row: copy for row, (copy, _) in differing.items()}
     table.loc[rest, "near_copy"] = [near.get(row, "") for row in rest]
@@ -81,8 +81,8 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings, de
 
 
 def _take_back(table: pd.DataFrame, settings: Settings) -> None:
-    """Accept rows again that an earlier look found to be in a label conflict or copies, as they were before it."""
-    rows = table.index[table["reason"].isin([CONFLICT, DUPLICATE]) & (table["digest"] != "")]
+    """Accept rows again that an earlier look found to be at odds or copies, as they were before it."""
+    rows = table.index[table["reason"].isin([CONFLICT, DUPLICATE, TWO_SIDES, ACROSS]) & (table["digest"] != "")]
     if len(rows):
         split = (settings.split_mode, settings.split_validation, settings.split_held_out)
         of = table.loc[rows, ["patient", "given_split"]].itertuples(index=False, name=None)
@@ -113,6 +113,8 @@ _Reasons = dict[int, tuple[str, str]]
 _Copies = dict[int, tuple[str, str]]
 """The digest of a near copy, and the detail, for which a row is out, by row."""
 DUPLICATE: Final = "duplicate"
+TWO_SIDES: Final = "patient-on-two-sides"
+ACROSS: Final = "copy-across-split"
 _STAY_FIRST: Final = ("held-out", "validation", "train")
 
 
@@ -152,7 +154,7 @@ def _exact_copies(copies: Iterable[tuple[int, str, str, str]], stays_on: str, de
     known but this file says nothing: that is an image delivered again.
     """
     return {
-        row: ("copy-across-split", f"{detail}, in {stays_on}")
+        row: (ACROSS, f"{detail}, in {stays_on}")
         if stays_on and stays_on != given == side
         else (DUPLICATE, detail)
         for row, _, side, given in copies
@@ -279,7 +281,7 @@ def _two_sides(accepted: pd.DataFrame, history: History) -> _Reasons:
         sides = sorted({side for _, side in rows})
         if known:
             detail = f"the dataset has this patient in {known}"
-            out |= {row: ("patient-on-two-sides", detail) for row, side in rows if side != known}
+            out |= {row: (TWO_SIDES, detail) for row, side in rows if side != known}
         elif len(sides) > 1:
-            out |= {row: ("patient-on-two-sides", f"given as {' and '.join(sides)}") for row, _ in rows}
+            out |= {row: (TWO_SIDES, f"given as {' and '.join(sides)}") for row, _ in rows}
     return out

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from mlflow.entities import FileInfo, LifecycleStage, LoggedModel
+from mlflow.entities import FileInfo, LifecycleStage, LoggedModel, ViewType
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModel, RegisteredModelTag
 from mlflow.entities.model_registry.registered_model_alias import RegisteredModelAlias
 from mlflow.exceptions import MlflowException
@@ -217,6 +217,14 @@ class MemoryMlflow:
         self._ask("get run", run_id)
         return self._run_entity(run_id)
 
+    def search_runs(self, experiment_ids: list[str], filter_string: str, view: int) -> list[Any]:
+        """Return runs by one of their tags, deleted ones too."""
+        self._ask("search runs", filter_string)
+        matched = re.fullmatch(r"tags\.`([^`]+)` = '([^']*)'", filter_string)
+        assert matched, filter_string
+        assert view == ViewType.ALL
+        return [self._run_entity(run) for run, tags in self.runs.items() if tags.get(matched[1]) == matched[2]]
+
     def delete_run(self, run_id: str) -> None:
         def delete() -> None:
             self._run_entity(run_id)
@@ -283,7 +291,7 @@ class MemoryMlflow:
                 before, self.logged[name].files = self.logged[name].files, {}
                 self._changed(f"files {name}", before, {})
 
-        def listed(_: str | None) -> list[FileInfo]:
+        def listed(_: str | None = None) -> list[FileInfo]:
             self._ask("list files", name)
             files = self.logged[name].files if name in self.logged else {}
             return [FileInfo(path, False, len(data)) for path, data in files.items()]

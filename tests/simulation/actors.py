@@ -15,7 +15,14 @@ from scheduler import Process, Violation
 from universe import print_of
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import AmendmentError, LedgerError, RegistryError, TrainingError, XrayError
+from xray_pipeline.base.errors import (
+    AmendmentError,
+    LedgerError,
+    ObjectNotFound,
+    RegistryError,
+    TrainingError,
+    XrayError,
+)
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.base.text import APPROVE
 from xray_pipeline.dataset.store import Dataset
@@ -25,7 +32,7 @@ from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery
 from xray_pipeline.intake.verdicts import Intake
-from xray_pipeline.night import amend, identity, judging, promotion, tidy, unanswered
+from xray_pipeline.night import amend, erasing, identity, judging, promotion, tidy, unanswered
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.promotion import Request
@@ -35,7 +42,7 @@ from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.loading import Champions
 from xray_pipeline.report.places import report_key
 from xray_pipeline.training import train as training
-from xray_pipeline.training.candidate import find_candidate
+from xray_pipeline.training.candidate import BATCH, find_candidate
 from xray_pipeline.training.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -95,6 +102,7 @@ def night(world: World, number: int, who: str = "schedule") -> None:
     run = Run(world.settings, who=who, name=f"night-{number}")
     dataset = Dataset(run.settings)
     identity.compare(run)
+    erasing.finish(run)
     dataset.finish()
     there = dataset.manifests()
     waiting = list(world.deliveries)[: number + 1]
@@ -128,7 +136,7 @@ def _judge(run: Run, digest: str) -> None:
     _, decision = judging.judged(run, key)
     judging.expect_same(registry, models)
     comparing._take_up(run, candidate)
-    store.write(report_key(digest, champion), b"a report")
+    store.write(report_key(digest, champion), _page(run, digest))
     said = {"who": run.who, "why": " ".join(decision.reasons), "champion_before": champion}
     recorded = {**decision.to_dict(), "evidence": key, "compared_patients": 0}
     if decision.verdict == "refused":
@@ -140,6 +148,15 @@ def _judge(run: Run, digest: str) -> None:
         request = judging.automatic(entry.version, champion)
         told = {"who": run.who, "why": "the policy", "expected_champion": champion, "request": request}
         decisions.promote(registry, entry.version, **told, decision=recorded)
+
+
+def _page(run: Run, digest: str) -> bytes:
+    """Return a report with a card of each radiograph that is on a picture beside the candidate."""
+    try:
+        shown = run.store().read(f"candidates/{digest}/{BATCH}").decode().split()
+    except ObjectNotFound:  # it was erased
+        shown = []
+    return "".join(f"<!--radiograph {one[:12]}-->{one}<!--/radiograph-->\n" for one in shown).encode()
 
 
 def _evidence(run: Run, state: Any, digest: str) -> str:
@@ -177,6 +194,8 @@ def again(world: World) -> None:
         raise Violation("I9: the newest snapshot does not hold what the rules say")
     findings = verify.check(Run(world.settings).registry())
     wrong = [f"{finding.invariant} {finding.text}" for finding in findings if not finding.holds]
+    nothing_left, left = erasing.verify(Run(world.settings))
+    wrong += [] if nothing_left else [f"I9 {left}"]
     if wrong:
         raise Violation(f"`xray verify` finds: {'; '.join(wrong)}")
 
@@ -345,6 +364,26 @@ def amends(world: World) -> list[Process]:
     return [process(world, name, lambda name=name: amending(name)) for name in ("amends-1", "amends-2")]
 
 
+def erases(world: World) -> list[Process]:
+    """Somebody who has radiographs, a patient or a delivery erased, and repeats that where it fails."""
+    known = sorted({one.digest for files in world.deliveries.values() for one, _ in files})
+
+    def drawn() -> Named:
+        by = world.random.choice(("radiograph", "patient-of", "patient-of", "delivery"))
+        name = world.random.choice(list(world.deliveries)[-3:] if by == "delivery" else known)
+        return Named("withdraw", by, name, erase=True)
+
+    def asks() -> None:
+        run = Run(world.settings, who="erases")
+        for number in range(2):
+            world.scheduler.sleep(world.once(f"erase pause {number}", lambda: world.random.choice((4000.0, 90_000.0))))
+            named = world.once(f"to erase {number}", drawn)
+            with told_no(world):
+                amend.amend(run, [named], WHY)
+
+    return [process(world, "erases", asks)]
+
+
 # Machines
 
 
@@ -427,6 +466,7 @@ ACTORS: dict[str, Callable[[World], list[Process]]] = {
     "reopen": reopen,
     "hand": hand,
     "amends": amends,
+    "erases": erases,
     "tidies": tidies,
     "looks": looks,
     "rot": rot,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from memory_mlflow import MemoryMlflow
 from memory_s3 import Object
-from plain_dataset import Kept
+from plain_dataset import Kept, Row
 from plain_ledger import Decided
 from scheduler import Scheduler, Violation
 from stand_ins import artifact_digest
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Deliveries = dict[str, tuple[tuple[Radiograph, str], ...]]
 LEDGER, COMMITS = "store/ledger/", "store/dataset/commits/"
 MANIFESTS, DRAFTS = "store/dataset/manifests/", "store/dataset/drafts/"
-TIDIED = "store/tidied/"
+TIDIED, ERASED = "store/tidied/", "store/erased/"
 SNAPSHOTS, RADIOGRAPHS = "store/dataset/snapshots/", "store/dataset/radiographs/"
 WRITTEN_ONCE = (LEDGER, COMMITS, MANIFESTS, RADIOGRAPHS, TIDIED, "store/evidence/", "incoming/")
 
@@ -41,12 +41,25 @@ class Auditor:
         self.commit_digests: list[str] = []
         self.kept = Kept()
         self.manifests: dict[str, list[dict[str, Any]]] = {}
+        self.newest: dict[str, list[dict[str, Any]]] = {}
+        """The rows of each manifest, as it was committed and as the last erasure left it."""
+        self.versions: dict[str, list[str]] = {}
+        """The SHA-256 of each manifest, as it was committed and as each erasure rewrote it."""
         self.in_store: list[tuple[str, Object | None, Object | None]] = []
         self.in_mlflow: list[tuple[str, Any, Any]] = []
         self.moved_by_hand: set[str] = set()
         self._began: dict[str, tuple[int, float]] = {}
         self._rotten: dict[str, float] = {}
         self._noted: dict[str, int] = {}
+        self._lookers = {
+            TIDIED: self._leaves,
+            LEDGER: self._entry,
+            COMMITS: self._commit,
+            MANIFESTS: self._manifest,
+            SNAPSHOTS: self._snapshot,
+            RADIOGRAPHS: self._radiograph,
+            ERASED: self._nothing_left,
+        }
 
     def begin(self, mlflow: MemoryMlflow, scheduler: Scheduler, settings: Settings, deliveries: Deliveries) -> None:
         self.mlflow, self.scheduler, self.settings, self.deliveries = mlflow, scheduler, settings, deliveries
@@ -104,44 +117,52 @@ class Auditor:
             self._replaced(key, after)
         if after is None or (before is not None and before.data == after.data):
             return
+        kind = next((kind for kind in self._lookers if key.startswith(kind)), "")
         if key.endswith(("/used", "/leaving")):
             self._noted[key] = self.scheduler.steps
-        elif key.startswith(TIDIED):
-            self._leaves(key.split("/")[2])
-        elif key.startswith(LEDGER):
-            self._entry(key, after.data)
-        elif key.startswith(COMMITS):
-            self._commit(key, after.data)
-        elif key.startswith(MANIFESTS):
-            self._manifest(key, after.data)
-        elif key.startswith(SNAPSHOTS):
-            self._snapshot(key, after.data)
-        elif key.startswith(RADIOGRAPHS):
-            named = key.rpartition("/")[2].partition(".")[0]
-            self.hold(hashlib.sha256(after.data).hexdigest() == named, f"I4: {key} is not what its name says")
+        elif kind:
+            self._lookers[kind](key, after.data)
 
-    def _leaves(self, candidate: str) -> None:
+    def _radiograph(self, key: str, data: bytes) -> None:
+        process, named = self.scheduler.running, key.rpartition("/")[2].partition(".")[0]
+        self.hold(hashlib.sha256(data).hexdigest() == named, f"I4: {key} is not what its name says")
+        before = self.commits[: self._began[process.name][0] if process else 0]
+        self.hold(named not in _erased_by(before), f"I9: {key} is stored by who began after it was erased")
+
+    def _leaves(self, key: str, _: bytes) -> None:
         """Whether nobody took a candidate up after it was looked at and before it was said that it leaves."""
+        candidate = key.split("/")[2]
         process, folder = self.scheduler.running, f"store/candidates/{candidate}"
         used, leaving = (self._noted.get(f"{folder}/{name}", 0) for name in ("used", "leaving"))
         looked = process.listed["store/candidates/"] if process else 0
         self.hold(not looked < used < leaving, f"I1: candidate {candidate[:8]} is taken away from who works on it")
 
     def _replaced(self, key: str, after: Object | None) -> None:
-        self.hold(not key.startswith(WRITTEN_ONCE), f"{key} was changed or deleted; it is written once")
-        if key.startswith(DRAFTS):
-            manifest, _, digest = key[len(DRAFTS) :].removesuffix(".parquet").rpartition(".")
-            named = any(c.get("manifest") == manifest and c.get("digest") == digest for c in self.commits)
-            self.hold(
-                not named or f"{MANIFESTS}{manifest}.parquet" in self.objects,
-                f"I4: {key} is gone before the manifest of its commit is there",
-            )
+        manifest, _, digest = key.rpartition("/")[2].removesuffix(".parquet").partition(".")
+        versions = self.versions.get(manifest, [])
+        if key.startswith(RADIOGRAPHS) and after is None:
+            held = [row for row in self.kept.rows if row.one.digest == manifest and not row.reason]
+            self.hold(all(map(self.kept.erased, held)), f"I4: {key} is deleted, which a delivery brought")
+        elif key.startswith(MANIFESTS) and after is None:
+            self.hold((digest or versions[0]) in versions[:-1], f"I4: {key} is deleted, which no erasure replaced")
+        else:
+            self.hold(not key.startswith(WRITTEN_ONCE), f"{key} was changed or deleted; it is written once")
+        if key.startswith(DRAFTS) and digest in versions[-1:]:
+            there = self._file(manifest) in self.objects
+            self.hold(there, f"I4: {key} is gone before the manifest of its commit is there")
+
+    def _file(self, manifest: str, version: int = -1) -> str:
+        """Return where a manifest lies: beside the old one, where an erasure rewrote it."""
+        first, digest = self.versions[manifest][0], self.versions[manifest][version]
+        return f"{MANIFESTS}{manifest}{'' if digest == first else f'.{digest}'}.parquet"
 
     def _rests_on(self, *kinds: str) -> None:
         """Whether who writes this began before what he must have read for it was damaged."""
         process = self.scheduler.running
+        replaced = {self._file(one, at) for one, all_of in self.versions.items() for at in range(len(all_of) - 1)}
         for key, since in self._rotten.items():
-            good = not key.startswith(kinds) or process is None or self._began[process.name][1] <= since
+            good = not key.startswith(kinds) or key in replaced
+            good = good or process is None or self._began[process.name][1] <= since
             self.hold(good, f"I3: what is written rests on {key}, which is damaged")
 
     # The ledger
@@ -195,17 +216,17 @@ class Auditor:
             self.hold(draft is not None, f"I4: commit {number} names a draft that is not there")
             assert draft is not None
             self._table(manifest, draft.data)
+            self.versions[manifest] = [commit["digest"]]
         else:
-            self._amendment(number, commit["amendment"]["changes"])
+            self._amendment(number, commit["amendment"])
         self.commits.append(commit)
         self.commit_digests.append(hashlib.sha256(data).hexdigest())
 
     def _table(self, manifest: str, data: bytes) -> None:
         """Compare a delivery's rows with what the plain rules make of its files."""
-        rows = pq.read_table(io.BytesIO(data), use_threads=False).to_pylist()
-        files = {f"{label}/{place}.png": (one, label) for place, (one, label) in enumerate(self.deliveries[manifest])}
-        self.hold([row["file"] for row in rows] == sorted(files), f"I4: manifest {manifest} does not name all files")
+        rows, files = _rows_of(data), self._files(manifest)
         plain = self.kept.judged(manifest, [files[name] for name in sorted(files)])
+        self._shows(manifest, rows, plain)
         for row, wanted in zip(rows, plain, strict=True):
             what = (
                 f"{row['file']} of {manifest} is {row['reason'] or 'accepted'}, by the rules {wanted.reason or 'that'}"
@@ -215,24 +236,60 @@ class Auditor:
             stored = f"{RADIOGRAPHS}{row['digest'][:2]}/{row['digest']}.png"
             self.hold(bool(row["reason"]) or stored in self.objects, f"I4: {stored} is not there")
         self.kept.rows += plain
-        self.manifests[manifest] = rows
+        self.manifests[manifest] = self.newest[manifest] = rows
 
-    def _amendment(self, number: int, changes: list[dict[str, Any]]) -> None:
-        """Whether an amendment found all that the dataset holds of the chests that it is about."""
+    def _files(self, manifest: str) -> dict[str, tuple[Radiograph, str]]:
+        return {f"{label}/{place}.png": (one, label) for place, (one, label) in enumerate(self.deliveries[manifest])}
+
+    def _shows(self, manifest: str, rows: list[dict[str, Any]], plain: list[Row]) -> None:
+        """Whether a manifest names all files and patients but the erased ones, and of these nothing."""
+        for row, wanted, name in zip(rows, plain, sorted(self._files(manifest)), strict=True):
+            if self.kept.erased(wanted):
+                told = [row[column] for column in ("patient", "label", "phash", "thumbnail") if row[column]]
+                self.hold(row["file"].startswith("erased:") and not told, f"I9: {manifest} tells of {name}, erased")
+            else:
+                whole = (row["file"], row["patient"]) == (name, wanted.one.patient)
+                self.hold(whole, f"I4: manifest {manifest} does not name {name} and its patient")
+
+    def _amendment(self, number: int, amendment: dict[str, Any]) -> None:
+        """Whether an amendment found all that the dataset holds of the chests that it is about, and hides all of it."""
+        changes = amendment["changes"]
         for change in changes:
             found = set(change.get("radiographs", ()))
             named = {"radiograph": "digest", "patient": "patient"}.get(change["subject"])
+            if change["action"] == "undo":
+                undone = self.kept.amendments[int(change["name"])]
+                self.hold(not any(one.get("erase") for one in undone), f"I9: amendment {number} undoes an erasure")
             if named:
-                held = self.kept.held()
+                held = self.kept.known() if change.get("erase") else self.kept.held()
                 about = {row.one.chest for row in held if getattr(row.one, named) == change["name"]}
                 missed = {row.one.digest for row in held if row.one.chest in about} - found
                 self.hold(not missed, f"I9: amendment {number} leaves out {len(missed)} radiographs that it is about")
         self.kept.amendments[number] = changes
+        for manifest, digest in amendment.get("manifests", {}).items():
+            self.newest[manifest] = _rows_of(self.objects[f"{DRAFTS}{manifest}.{digest}.parquet"].data)
+            self.versions[manifest].append(digest)
+        for manifest, rows in self.newest.items() if any(change.get("erase") for change in changes) else ():
+            self._shows(manifest, rows, [row for row in self.kept.rows if row.delivery == manifest])
+
+    def _nothing_left(self, *_: Any) -> None:
+        """Whether nothing in the store tells of what was erased."""
+        gone = _erased_by(self.commits)
+        for key, found in self.objects.items():
+            name = key.rpartition("/")[2]
+            told = key.startswith(RADIOGRAPHS) and name.partition(".")[0] in gone
+            if key.startswith(MANIFESTS):
+                told = key != self._file(name.partition(".")[0])
+            elif key.startswith(DRAFTS):
+                told = any(row["digest"] in gone and row["patient"] for row in _rows_of(found.data))
+            elif key.startswith(("store/candidates/", "store/reports/")):
+                told = any(digest[:12].encode() in found.data for digest in gone)
+            self.hold(not told, f"I9: {key} tells of what was erased")
 
     def _manifest(self, key: str, data: bytes) -> None:
-        manifest = key[len(MANIFESTS) :].removesuffix(".parquet")
-        named = [c["digest"] for c in self.commits if c.get("manifest") == manifest]
-        self.hold(named == [hashlib.sha256(data).hexdigest()], f"I4: {key} is not what its commit names")
+        manifest, digest = key[len(MANIFESTS) :].partition(".")[0], hashlib.sha256(data).hexdigest()
+        named = [self._file(manifest, at) for at, one in enumerate(self.versions.get(manifest, [])) if one == digest]
+        self.hold(named == [key], f"I4: {key} is not what its commit names")
 
     def _snapshot(self, key: str, data: bytes) -> None:
         named = key[len(SNAPSHOTS) :].removesuffix(".json")
@@ -340,6 +397,17 @@ class Auditor:
             {c.get("manifest") for c in self.commits} - {None} == set(self.deliveries),
             "I4: not every delivery is committed",
         )
-        for commit in self.commits:
-            if manifest := commit.get("manifest"):
-                self.hold(f"{MANIFESTS}{manifest}.parquet" in self.objects, f"I4: manifest {manifest} is missing")
+        for manifest in self.versions:
+            self.hold(self._file(manifest) in self.objects, f"I4: manifest {manifest} is missing")
+        self._nothing_left()
+
+
+def _rows_of(data: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), use_threads=False).to_pylist()
+    return rows
+
+
+def _erased_by(commits: list[dict[str, Any]]) -> set[str]:
+    """Return the radiographs that amendments among these commits erased."""
+    changes = [change for commit in commits if "amendment" in commit for change in commit["amendment"]["changes"]]
+    return {digest for change in changes if change.get("erase") for digest in change.get("radiographs", ())}

@@ -49,6 +49,21 @@ class Kept:
                     return True
         return False
 
+    def erased(self, row: Row) -> bool:
+        """Whether nothing may be left of what a row shows, and whom."""
+        for change in [ch for changes in self.amendments.values() for ch in changes if ch.get("erase")]:
+            by_delivery = change["subject"] == "delivery" and change["name"] == row.delivery
+            by_patient = change["subject"] == "patient" and change["name"] == row.one.patient
+            if row.one.digest in change.get("radiographs", ()) or by_patient:
+                return True
+            if by_delivery and row.one.digest not in change.get("left", ()):
+                return True
+        return False
+
+    def known(self) -> list[Row]:
+        """Return the rows by which a near copy is known: what they show is kept."""
+        return [row for row in self.rows if row.reason != "withdrawn" and not self.erased(row)]
+
     def label(self, row: Row) -> str:
         return self.settled().get(row.one.digest, row.label)
 
@@ -75,7 +90,7 @@ class Kept:
     def judged(self, delivery: str, files: Sequence[tuple[Radiograph, str]]) -> list[Row]:
         """Return what the files of a delivery, in the order of their paths, become."""
         rows = [Row(one, label, delivery=delivery) for one, label in files]
-        withdrawn = {row.one.chest for row in self.rows if row.reason != "withdrawn" and self.out(row.one)}
+        withdrawn = {row.one.chest for row in self.known() if self.out(row.one)}
         for row in rows:
             if self.out(row.one) or row.one.chest in withdrawn:
                 row.reason = "withdrawn"

@@ -41,11 +41,12 @@ from xray_pipeline.base.errors import ModelRefused, RegistryError
 from xray_pipeline.gate.policy import Decision, load_policy
 from xray_pipeline.intake import commit as intake_commit
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import judging, promotion, tidy  # noqa: F401  (with them all rooms below are there)
-from xray_pipeline.registry import loading, model_files
+from xray_pipeline.night import judging, kept_rows, promotion, tidy  # noqa: F401  (with them all rooms below are there)
+from xray_pipeline.registry import loading, model_files, run_files
 from xray_pipeline.registry.calls import ask
 from xray_pipeline.training import mlflow_files, mlflow_run
 from xray_pipeline.training import train as training
+from xray_pipeline.training.candidate import BATCH
 
 POLICY = load_policy("default").digest
 
@@ -91,10 +92,15 @@ class FakeTrainer:
         self.extracted = types.SimpleNamespace(engine=types.SimpleNamespace(name="none"))
         said = [recipe.digest(), *rows["digest"], *rows["label"]]
         self._weights = hashlib.sha256(json.dumps(said).encode()).hexdigest()
-        self.settings = ___[0]
+        self.settings, self.shown = ___[0], sorted(rows["digest"])
 
     def classifier(self) -> FakeClassifier:
         return FakeClassifier(model_digest(model_of(self._weights)))
+
+
+def keep(trainer: FakeTrainer, _: Any, folder: Any, __: str) -> None:
+    """Keep a picture that names what it shows."""
+    folder.write(BATCH, "\n".join(trainer.shown).encode())
 
 
 def model_of(weights: str) -> dict[str, bytes]:
@@ -236,6 +242,9 @@ def _heavy(server: MemoryMlflow) -> list[tuple[Any, str, Any]]:
         (loading, "Classifier", FakeClassifier),
         (intake_commit, "reread", reread),
         (mlflow_files, "get_artifact_repository", server.artifacts),
+        (run_files, "get_artifact_repository", server.artifacts),
+        (kept_rows, "drop_erased", lambda *_, **__: 0),
+        (kept_rows, "left", lambda _: []),
         (mlflow_run, "system_metrics", lambda _: contextlib.nullcontext()),
         (mlflow_run, "log_recipe", lambda *_: None),
         (mlflow_run, "log_snapshot", lambda *_: None),
@@ -245,7 +254,7 @@ def _heavy(server: MemoryMlflow) -> list[tuple[Any, str, Any]]:
         (training, "environment", lambda *_: {"simulated": True}),
         (training, "fit", fit),
         (training, "metric_log", lambda _: None),
-        (training, "pictures", types.SimpleNamespace(keep=lambda *_: None)),
+        (training, "pictures", types.SimpleNamespace(keep=keep)),
         (training, "launching", types.SimpleNamespace(processes=lambda *_: 1)),
         (judging, "judged", judged),
         (promotion.trial, "try_version", lambda *_: 0.0),

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from memory_mlflow import MemoryMlflow
 from memory_s3 import MemoryS3, Object
+from mlflow.entities import ViewType
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow_server import lay_database, run_postgres
 
@@ -200,6 +201,10 @@ def test_a_deleted_run_is_there_and_says_so(server: Server) -> None:
     assert client.get_run(server.run).info.lifecycle_stage == "active"
     client.delete_run(server.run)
     assert client.get_run(server.run).info.lifecycle_stage == "deleted"
+    experiment = client.get_run(server.run).info.experiment_id
+    for value, found in (("b", [server.run]), ("c", [])):
+        runs = client.search_runs([experiment], f"tags.`a` = '{value}'", ViewType.ALL)
+        assert [run.info.run_id for run in runs] == found
     assert _code(client.get_run, "f" * 32) == "RESOURCE_DOES_NOT_EXIST"
 
 

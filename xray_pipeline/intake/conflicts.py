@@ -154,9 +154,7 @@ def _exact_copies(copies: Iterable[tuple[int, str, str, str]], stays_on: str, de
     known but this file says nothing: that is an image delivered again.
     """
     return {
-        row: (ACROSS, f"{detail}, in {stays_on}")
-        if stays_on and stays_on != given == side
-        else (DUPLICATE, detail)
+        row: (ACROSS, f"{detail}, in {stays_on}") if stays_on and stays_on != given == side else (DUPLICATE, detail)
         for row, _, side, given in copies
     }
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from erasable import WHY, Erasable
 from laid import ingest, lay
+from mlflow_server import lay_database
 from planted import readable
 from pydantic import SecretStr
 from s3_server import BUCKET, S3Server
@@ -54,22 +55,23 @@ TUESDAY = {
 
 
 @pytest.fixture
-def run(settings: Settings) -> Run:
+def run(settings: Settings, empty_mlflow: Path) -> Run:
     """Two deliveries, committed to a directory."""
-    return _committed(settings)
+    return _committed(settings, empty_mlflow)
 
 
 @pytest.fixture
-def on_either(settings: Settings, store: Store, request: pytest.FixtureRequest) -> Run:
+def on_either(settings: Settings, store: Store, empty_mlflow: Path, request: pytest.FixtureRequest) -> Run:
     """The same, in a directory, then on S3: one in memory, then a real one."""
     update = {"store": store.uri}
     if store.uri.startswith(f"s3://{BUCKET}/"):
         server: S3Server = request.getfixturevalue("s3")
         update["s3_endpoint"] = server.endpoint
-    return _committed(settings.model_copy(update=update))
+    return _committed(settings.model_copy(update=update), empty_mlflow)
 
 
-def _committed(settings: Settings) -> Run:
+def _committed(settings: Settings, empty_mlflow: Path) -> Run:
+    lay_database(empty_mlflow, settings.home)
     rules = IntakeRules(max_quarantined_share=1, max_leak_share=1)
     run = Run(settings.model_copy(update={"rules": rules, "patient_key": SecretStr("k" * 32)}), who="Ada")
     for name, files in (("mon", MONDAY), ("tue", TUESDAY)):

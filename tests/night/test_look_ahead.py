@@ -15,7 +15,7 @@ from two_nights import SETTINGS
 from typer.testing import CliRunner
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import Damaged, EvaluationError
+from xray_pipeline.base.errors import AccessDenied, ConfigError, Damaged, EvaluationError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
@@ -113,6 +113,19 @@ def test_evidence_older_than_promises_is_watched_all_the_same(run: Run, monkeypa
     assert "of the held-out radiographs is not on record" in watching.watched(run).in_words
 
 
+def test_who_may_only_read_the_store_reads_the_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Airflow's API server, whose pages show it."""
+    found = watching.watched(run)
+    for entry in run.store().list("prospective/watched"):
+        run.store().delete(entry.key)
+
+    def denied(*_: object) -> None:
+        raise AccessDenied("it may not be written to")
+
+    monkeypatch.setattr(type(run.store()), "write", denied)
+    assert watching.watched(run) == found
+
+
 def test_flipped_labels_raise_the_alarm_until_they_are_right_or_it_is_acknowledged(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +166,8 @@ def test_flipped_labels_raise_the_alarm_until_they_are_right_or_it_is_acknowledg
     assert xray().exit_code == 0
     with pytest.raises(EvaluationError, match="no alarm"):
         watching.acknowledge(run, "there is none")
+    with pytest.raises(ConfigError, match="say why"):
+        watching.acknowledge(run, " \n ")
     amend.amend(run, [Named("undo", "amendment", str(amended))], "they were not")
     assert watching.watched(run).alarm == looked.alarm
     look_ahead.look_ahead(run, deliver(run, 32, patients=20))

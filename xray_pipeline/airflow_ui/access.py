@@ -10,7 +10,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.core_api.security import requires_access_dag
 
 RETRAIN, PROMOTE, ROLLBACK = "xray_retrain", "xray_promote", "xray_rollback"
-COMPARE, DELIVERY, AMEND = "xray_compare", "xray_delivery", "xray_amend"
+COMPARE, DELIVERY, AMEND, WATCH = "xray_compare", "xray_delivery", "xray_amend", "xray_watch"
 
 CAN_READ_RUN = requires_access_dag("GET", DagAccessEntity.XCOM)  # the DAG of the address
 CAN_READ_NIGHT = requires_access_dag("GET", DagAccessEntity.XCOM, param_dag_id=RETRAIN)

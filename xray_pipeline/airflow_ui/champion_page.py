@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 WAITING = (TaskInstanceState.DEFERRED, TaskInstanceState.AWAITING_INPUT)
 ROWS = 50
+FORMS = (access.PROMOTE, access.ROLLBACK, access.COMPARE, access.WATCH)
+"""The DAGs that its forms start."""
 
 
 def show(
@@ -47,7 +49,7 @@ def show(
         ledger = memory.ledger(settings.store)
         state, entries = ledger.state(), ledger.entries()
         last = min(before - 1, len(entries)) if before else len(entries)
-        shown = entries[max(0, last - ROWS) : last]
+        shown, watched = entries[max(0, last - ROWS) : last], _watched(settings)
         return drawing.page(
             "champion.html.j2",
             name=settings.model_name,
@@ -57,11 +59,12 @@ def show(
             barred=_barred(state),
             together=_together(state, store),
             standing=_standing(store),
-            watched=_watched(settings),
+            watched=watched,
             withdrawn=_withdrawn(settings, len(entries)),
             deliveries=links.DELIVERIES,
             forms=_forms(state, tidied.of_versions(store, state.registered), user),
-            may=any(access.may_start(user, dag) for dag in (access.PROMOTE, access.ROLLBACK, access.COMPARE)),
+            acknowledges=watched.alarm and access.may_start(user, access.WATCH),
+            may=any(access.may_start(user, dag) for dag in FORMS),
             pending=_pending(session, user, state),
             rows=[_row(entry, state, store, settings) for entry in reversed(shown)],
             older=shown[0].sequence if shown and shown[0].sequence > 1 else None,

@@ -23,9 +23,9 @@ import pandas as pd
 
 from xray_pipeline.base import records
 from xray_pipeline.base.code import code_digest
-from xray_pipeline.base.errors import ConfigError, DatasetError, EvaluationError, ObjectNotFound
+from xray_pipeline.base.errors import AccessDenied, ConfigError, DatasetError, EvaluationError, ObjectNotFound
 from xray_pipeline.base.storage import Store
-from xray_pipeline.base.text import several
+from xray_pipeline.base.text import SHORTEST_REASON, several
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import predictions, prospective, watching
 from xray_pipeline.evaluation.bootstrap import Resampling
@@ -133,7 +133,10 @@ def watched(run: Run) -> Watched:
         log.warning("%s; it is made anew", error)
     found = _watched(run, dataset, state.champion or 0, entry.candidate, evidence, inputs)
     if not found.damaged:  # else it changes when a file is put back
-        records.write(store, key, asdict(found))
+        try:
+            records.write(store, key, asdict(found))
+        except AccessDenied as error:  # Airflow's API server may only read
+            log.info("the record is read anew each time: %s", error)
     return found
 
 
@@ -177,8 +180,10 @@ def figures(run: Run, found: Watched, by: By, since: datetime | None = None) -> 
 def acknowledge(run: Run, why: str) -> Acknowledgement:
     """Acknowledge the alarm about the champion: the test begins anew with the next delivery.
 
-    Raises EvaluationError when none stands, and as `watched` does.
+    Raises ConfigError without a reason, EvaluationError when none stands, and as `watched` does.
     """
+    if len(why.strip()) < SHORTEST_REASON:
+        raise ConfigError(f"reason {why!r}: say why the alarm about the champion may go, in some words")
     now = watched(run)
     if not now.alarm:
         raise EvaluationError("no alarm about the champion stands; there is nothing to acknowledge")

@@ -244,6 +244,7 @@ def test_no_secret_is_written_anywhere(cluster: Cluster, night: str, interrupted
         ("GET", f"{PREFIX}/deliveries/day1"),
         ("GET", f"{PREFIX}/deliveries/day1/intake"),
         ("POST", "/api/v2/dags/xray_delivery/dagRuns"),
+        ("POST", "/api/v2/dags/xray_watch/dagRuns"),
         ("GET", f"{PREFIX}/reports/{'0' * 64}/none"),
         ("GET", f"{PREFIX}/runs/{DAG}/any"),
         ("GET", f"/execution/dags/{DAG}"),
@@ -294,7 +295,7 @@ def test_a_viewer_may_look(cluster: Cluster) -> None:
     assert httpx.get(f"{cluster.stack.airflow}/api/v2/dags", headers=headers, timeout=30).status_code == 200
 
 
-@pytest.mark.parametrize("dag", ["xray_retrain", "xray_promote", "xray_rollback"])
+@pytest.mark.parametrize("dag", ["xray_retrain", "xray_promote", "xray_rollback", "xray_watch"])
 def test_a_viewer_may_not_start_anything(cluster: Cluster, dag: str) -> None:
     body = {"logical_date": None, "conf": {"version": 1, "reason": "because"}}
     assert as_viewer(cluster, "POST", f"/dags/{dag}/dagRuns", body) == 403

@@ -15,9 +15,10 @@ from fastapi.testclient import TestClient
 from xray_pipeline.airflow_ui import charts, nights_page
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.evaluation.metric_table import Interval
+from xray_pipeline.evaluation.watching import Delivery
 from xray_pipeline.night import nights
 from xray_pipeline.night.nights import Arrival, Model, Night
-from xray_pipeline.night.watching import Delivery, Watched
+from xray_pipeline.night.watching import Watched
 
 BEGAN = datetime(2026, 1, 1, 2, tzinfo=UTC)
 

@@ -19,7 +19,7 @@ from xray_pipeline.base.errors import AccessDenied, ConfigError, Damaged, Evalua
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation import prospective
+from xray_pipeline.evaluation import answer_drift, prospective
 from xray_pipeline.night import amend, damage, health, look_ahead, nights, versions, watching, whole
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.run import Run
@@ -37,11 +37,11 @@ def run(two_nights: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.
     return Run(Settings(), who="a test")
 
 
-def deliver(run: Run, seed: int, flipped: int = 0, patients: int = 90) -> str:
-    """Lay and commit a delivery of patients nobody has seen, every `flipped`-th under the other label; return the
-    snapshot."""
+def deliver(run: Run, seed: int, flipped: int = 0, patients: int = 90, only: str = "") -> str:
+    """Lay and commit a delivery of patients nobody has seen, every `flipped`-th under the other label, those of one
+    class `only`; return the snapshot."""
     (made,) = phantom.lay(run.settings.home / "made", deliveries=1, patients=patients, seed=seed)
-    for file in sorted(made.glob("*/patient*")):
+    for file in sorted(made.glob(f"{only or '*'}/patient*")):
         label, number = file.parent.name, int(file.stem[7:11])
         if flipped and number % flipped == 0:
             label = next(other for other in phantom.CLASSES if other != label)
@@ -234,6 +234,42 @@ def test_a_night_killed_on_its_way_goes_on_where_it_was_and_a_broken_file_is_mad
     found = watching.watched(run)
     assert "is not watched" in found.in_words
     assert found.alarm == ""
+
+
+def test_answers_unlike_the_held_out_ones_are_told_without_a_label(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery of normal radiographs alone: no label is looked at, and there is no alarm about the champion."""
+    monkeypatch.setenv("XRAY_RULES__DRIFT_MIN_DATASET", "10")
+    run = Run(Settings(), who="a test")
+    crown(run)
+    look_ahead.look_ahead(run, deliver(run, 36, patients=40))
+    look_ahead.look_ahead(run, deliver(run, 37, patients=40, only="NORMAL"))
+    found = watching.watched(run)
+    like, unlike = (one.drift for one in found.deliveries)
+    assert like is not None
+    assert unlike is not None
+    assert (like.alarm, unlike.alarm, found.alarm) == (False, True, "")
+    assert "of 2 deliveries compared, 1 had" in found.unlabelled
+    assert f"new-37 last (p = {unlike.p:.4f}" in found.unlabelled
+    told = json.loads(xray("--json").output)["record"]
+    assert (told["deliveries"][1]["drift"]["alarm"], told["unlabelled"]) == (True, found.unlabelled)
+    assert found.unlabelled in " ".join(xray().output.split())
+
+    # Labels change nothing of it, and what was measured is not measured anew.
+    measured: list[str] = []
+    monkeypatch.setattr(answer_drift.drift, "drawn", lambda *_: measured.append("anew"))
+    rows = Dataset(run.settings).manifest("new-36")
+    ill = rows.loc[rows["label"] == "PNEUMONIA", "digest"].iloc[0]
+    amend.amend(run, [Named("relabel", "radiograph", ill, "NORMAL")], "it was wrong")
+    again = watching.watched(run)
+    assert ([one.drift for one in again.deliveries], measured) == ([like, unlike], [])
+    assert again.inputs != found.inputs
+
+    for entry in run.store().list("predictions"):
+        run.store().delete(entry.key)
+    lost = watching.watched(run)
+    assert [one.drift.p for one in lost.deliveries if one.drift] == [None, None]
+    assert "what it said of the held-out radiographs is not on record" in lost.unlabelled
+    assert (lost.alarm, lost.deliveries[1].accuracy) == ("", found.deliveries[1].accuracy)
 
 
 def unreadable(*_: object) -> None:

@@ -71,7 +71,7 @@ def watch(
         watching.acknowledge(run, acknowledge)
     found = watching.watched(run)
     groups = watching.figures(run, found, by, answers.parsed_time(since) if since else None) if found.candidate else []
-    lines = [found.in_words, *(f"NOT READ: {text}" for text in found.damaged)]
+    lines = [*filter(None, (found.in_words, found.unlabelled)), *(f"NOT READ: {text}" for text in found.damaged)]
     lines += [f"acknowledged by {one.who} on {one.at[:10]}: {one.why}" for one in found.acknowledged]
     if groups:
         lines.append(f"{'':<24} {'radiographs':>11} {'patients':>8}  " + "".join(f"{n:<26}" for n in groups[0].figures))

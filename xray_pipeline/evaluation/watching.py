@@ -30,6 +30,7 @@ from scipy import special
 from xray_pipeline.base.errors import EvaluationError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.evaluation import betting
+from xray_pipeline.evaluation.answer_drift import AnswerDrift
 from xray_pipeline.evaluation.cases import Cases, require_every_class
 from xray_pipeline.evaluation.slices import Slice
 
@@ -122,6 +123,24 @@ class Watch:
     accuracy: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One delivery of the record: when the champion was asked, of how many radiographs and patients that it had never
+    seen; accuracy at the held-out mix of classes (None without a patient that is new) and its confidence sequence, all
+    deliveries so far together; the wealth (logarithm) of who bets on a fall; and how unlike the held-out ones the
+    answers are, without labels."""
+
+    key: str
+    at: str
+    radiographs: int
+    patients: int
+    accuracy: float | None
+    low: float
+    high: float
+    wealth: float
+    drift: AnswerDrift | None = None
 
 
 @dataclass(frozen=True)

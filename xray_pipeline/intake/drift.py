@@ -93,8 +93,7 @@ def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -
     new, known = measured(table[table["verdict"] == "accepted"]), measured(reference)
     if why := not_enough(new["patient"].nunique(), known["patient"].nunique(), rules):
         return _unsaid(new, known, ("pixels", "labels"), why, rules)
-    new, known = sampled(new, MOST_NEW), sampled(known, MOST_KNOWN)
-    draws = Draws(new["patient"], known["patient"], level_of(rules), seed_of(new["digest"], known["digest"]))
+    new, known, draws = drawn(new, known, rules)
     here, there = (appearance.from_text(rows["statistics"]) for rows in (new, known))
     channels = (
         Channel("pixels", draws.vectors(here, there), level_of(rules), moved(here, there, appearance.NAMES)),
@@ -112,18 +111,24 @@ def of_features(new: pd.DataFrame, known: pd.DataFrame, vectors: Mapping[str, Ve
     """Compare rows (columns digest, patient) by the feature vectors [F] of their digests."""
     if why := not_enough(new["patient"].nunique(), known["patient"].nunique(), rules):
         return _unsaid(new, known, ("features",), why, rules)
-    new, known = sampled(new, MOST_NEW), sampled(known, MOST_KNOWN)
-    draws = Draws(new["patient"], known["patient"], level_of(rules), seed_of(new["digest"], known["digest"]))
+    new, known, draws = drawn(new, known, rules)
     both = [np.stack([vectors[digest] for digest in rows["digest"]]) for rows in (new, known)]
     text = "the frozen features of the training radiographs"
     channel = Channel("features", draws.vectors(*both), level_of(rules), text)
     return Drift(new["patient"].nunique(), known["patient"].nunique(), (channel,))
 
 
-def not_enough(patients: int, dataset_patients: int, rules: IntakeRules) -> str:
-    """Say why nothing can be said of so few patients; "" when it can."""
+def drawn(new: pd.DataFrame, known: pd.DataFrame, rules: IntakeRules) -> tuple[pd.DataFrame, pd.DataFrame, Draws]:
+    """Return the rows (columns digest, patient) of a delivery and the dataset that are compared, and the draws."""
+    new, known = sampled(new, MOST_NEW), sampled(known, MOST_KNOWN)
+    draws = Draws(new["patient"], known["patient"], level_of(rules), seed_of(new["digest"], known["digest"]))
+    return new, known, draws
+
+
+def not_enough(patients: int, dataset_patients: int, rules: IntakeRules, dataset: str = "the dataset") -> str:
+    """Say why nothing can be said of so few patients; "" when it can. `dataset` is what the delivery is compared to."""
     if dataset_patients < rules.drift_min_dataset:
-        return f"not enough to say: the dataset has {dataset_patients} patients, {rules.drift_min_dataset} are asked"
+        return f"not enough to say: {dataset} has {dataset_patients} patients, {rules.drift_min_dataset} are asked"
     if patients < rules.drift_min_patients:
         return f"not enough to say: the delivery has {patients} patients, {rules.drift_min_patients} are asked"
     return ""

@@ -60,6 +60,8 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
     now = watching.watched(run)
     for version, count in counts.items():
         log.info("version %d was asked about %s that are new to it", version, several(count, "radiograph"))
+    if now.unlabelled:
+        log.info("%s", now.unlabelled)
     end(now.in_words)
     return Looked(state.champion, counts.get(state.champion, 0), now.alarm, watching.untold(run, now))
 

@@ -11,10 +11,11 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -23,41 +24,34 @@ import pandas as pd
 
 from xray_pipeline.base import records
 from xray_pipeline.base.code import code_digest
-from xray_pipeline.base.errors import AccessDenied, ConfigError, DatasetError, EvaluationError, ObjectNotFound
+from xray_pipeline.base.errors import (
+    AccessDenied,
+    ConfigError,
+    DatasetError,
+    EvaluationError,
+    ObjectNotFound,
+    TrainingError,
+)
 from xray_pipeline.base.storage import Store
 from xray_pipeline.base.text import SHORTEST_REASON, several
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.evaluation import predictions, prospective, watching
+from xray_pipeline.evaluation import answer_drift, predictions, prospective, watching
+from xray_pipeline.evaluation.answer_drift import AnswerDrift, HeldOut
 from xray_pipeline.evaluation.bootstrap import Resampling
 from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.evaluation.prospective import Acknowledgement, Said
 from xray_pipeline.evaluation.slices import measured_slice, slice_values
-from xray_pipeline.evaluation.watching import Fall, Promise, Strand, Terms, Watch
+from xray_pipeline.evaluation.watching import Delivery, Fall, Promise, Strand, Terms, Watch
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import load_policy
 from xray_pipeline.night.run import Run, kept_evidence
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.training.candidate import find_candidate
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One delivery of the record: when the champion was asked, of how many radiographs and patients that it had never
-    seen; accuracy at the held-out mix of classes (None without a patient that is new) and its confidence sequence, all
-    deliveries so far together; and the wealth (logarithm) of who bets on a fall."""
-
-    key: str
-    at: str
-    radiographs: int
-    patients: int
-    accuracy: float | None
-    low: float
-    high: float
-    wealth: float
 
 
 By = Literal["delivery", "site", "scanner", "month"]
@@ -79,8 +73,8 @@ class Group:
 class Watched:
     """The champion's record: its version (None without one) and candidate; the alarm in a sentence, "" while none
     stands; all of it in words; the deliveries in the order of their commits; what was watched; who acknowledged what;
-    and what is wrong with files that can't be believed. `raised_by` is the delivery that raised the alarm, `inputs` the
-    digest of all that it follows from."""
+    and what is wrong with files that can't be believed. `raised_by` is the delivery that raised the alarm, `unlabelled`
+    says what the answers alone tell, `inputs` is the digest of all that it follows from."""
 
     champion: int | None
     candidate: str
@@ -92,6 +86,7 @@ class Watched:
     acknowledged: tuple[Acknowledgement, ...] = ()
     damaged: tuple[str, ...] = ()
     raised_by: str = ""
+    unlabelled: str = ""
     inputs: str = ""
 
 
@@ -124,14 +119,17 @@ def watched(run: Run) -> Watched:
         return Watched(state.champion, "", "", why, None)
     evidence = _promoted_on(ledger.entries(), entry)
     key, inputs = f"prospective/watched/{entry.candidate}.json", _inputs(run, dataset, entry.candidate, evidence)
+    before: dict[str, AnswerDrift | None] = {}
     try:
         if (kept := records.read(store, key, Watched)).inputs == inputs and kept.champion == state.champion:
             return kept
+        before = {one.key: one.drift for one in kept.deliveries}
     except ObjectNotFound:
         pass
     except DatasetError as error:
         log.warning("%s; it is made anew", error)
-    found = _watched(run, dataset, state.champion or 0, entry.candidate, evidence, inputs)
+    found = _watched(run, dataset, state.champion or 0, entry.candidate, evidence, before)
+    found = replace(found, inputs=inputs)
     if not found.damaged:  # else it changes when a file is put back
         try:
             records.write(store, key, asdict(found))
@@ -215,14 +213,17 @@ def _places(dataset: Dataset) -> dict[str, int]:
     return {commit.manifest: place for place, commit in enumerate(dataset.commits.manifests())}
 
 
-def _watched(run: Run, dataset: Dataset, version: int, candidate: str, evidence: str, inputs: str) -> Watched:
+def _watched(
+    run: Run, dataset: Dataset, version: int, candidate: str, evidence: str, before: Mapping[str, AnswerDrift | None]
+) -> Watched:
+    """Read the record; `before` is how unlike the answers on each delivery were found when it was read last."""
     store = run.store()
     said, damaged = prospective.read(store, candidate)
     acknowledged, unread = prospective.acknowledgements(store, candidate)
     rows = answered(dataset, said)
-    about: dict[str, Any] = {"acknowledged": tuple(acknowledged), "damaged": (*damaged, *unread), "inputs": inputs}
+    about: dict[str, Any] = {"acknowledged": tuple(acknowledged), "damaged": (*damaged, *unread)}
     try:
-        promise = _promise(dataset, store, evidence)
+        measured, promise = _promise(dataset, store, evidence)
     except (EvaluationError, DatasetError, ObjectNotFound) as error:
         return Watched(version, candidate, "", f"version {version} is not watched: {error}", None, **about)
     if rows.empty:
@@ -235,17 +236,31 @@ def _watched(run: Run, dataset: Dataset, version: int, candidate: str, evidence:
     settled = max((places.get(one.delivery, -1) for one in acknowledged), default=-1)
     since = sum(places[key] <= settled for key in asked["delivery"])
     found = watching.watch(rows, len(asked), promise, terms(run), since)
+    unlike = _unlike(dataset, store, measured, rows, before)
     deliveries = tuple(
-        Delivery(one.delivery, one.at, int(one.n), int(one.patients), None if math.isnan(accuracy) else accuracy, *ends)
-        for one, accuracy, *ends in zip(
-            asked.itertuples(), found.accuracy, found.low, found.high, found.wealth, strict=True
+        Delivery(one.delivery, one.at, int(one.n), int(one.patients), None if math.isnan(accuracy) else accuracy, *more)
+        for one, accuracy, *more in zip(
+            asked.itertuples(), found.accuracy, found.low, found.high, found.wealth, unlike, strict=True
         )
     )
     strands = tuple({**asdict(strand), "wealth": strand.wealth[-1]} for strand in found.strands)
     alarm = _alarm(version, found, deliveries)
+    about["unlabelled"] = answer_drift.in_words(list(zip(asked["delivery"], unlike, strict=True)))
     words = " ".join(filter(None, (alarm or f"No alarm about version {version}.", _figures(found, deliveries))))
     about["raised_by"] = deliveries[found.fall.raised].key if found.fall else ""
     return Watched(version, candidate, alarm, words, promise.accuracy, deliveries, strands, **about)
+
+
+def _unlike(
+    dataset: Dataset, store: Store, measured: Evaluation, rows: pd.DataFrame, before: Mapping[str, AnswerDrift | None]
+) -> list[AnswerDrift]:
+    """Compare the answers on each delivery of the record, in its order, with those on the held-out radiographs."""
+    rules, parts = dataset.settings.rules, [part for _, part in rows.groupby("order", sort=True)]
+    try:
+        held_out = HeldOut(_held_out(dataset, store, measured), measured.classes)
+        return [answer_drift.compare(part, held_out, rules, before.get(part["delivery"].iloc[0])) for part in parts]
+    except (EvaluationError, DatasetError, ObjectNotFound) as error:
+        return [answer_drift.unmeasured(str(error), rules)] * len(parts)
 
 
 def _alarm(version: int, found: Watch, deliveries: tuple[Delivery, ...]) -> str:
@@ -281,29 +296,41 @@ def _promoted_on(entries: list[Entry], registered: Entry) -> str:
     return keys[-1] if keys else ""
 
 
-def _promise(dataset: Dataset, store: Store, evidence: str) -> Promise:
+def _promise(dataset: Dataset, store: Store, evidence: str) -> tuple[Evaluation, Promise]:
+    """Return what was measured of a model, and what that promises; evidence may be older than promises."""
     kept = Evidence.from_dict(kept_evidence(store, evidence)) if evidence else None
     if kept is None or kept.candidate is None or kept.candidate.classes != dataset.settings.classes:
         raise EvaluationError("its held-out figures are not on record, or are of other classes")
-    return kept.promise or _promise_anew(dataset, store, kept.candidate)
+    measured = kept.candidate
+    if kept.promise:
+        return measured, kept.promise
+    rows = _held_out(dataset, store, measured)
+    answers = Answers(rows[_columns(measured)].to_numpy(), measured.threshold, measured.model_digest)
+    return measured, Promise.of(prepare([answers], rows["label"], rows["patient"], measured.classes)[0])
 
 
-def _promise_anew(dataset: Dataset, store: Store, measured: Evaluation) -> Promise:
-    """Return the promise of a model whose evidence is older than promises, from what it is on record to have said."""
+def _held_out(dataset: Dataset, store: Store, measured: Evaluation) -> pd.DataFrame:
+    """Return the held-out radiographs that a model was measured on, with p_ of each class as it is on record."""
     rows = dataset.rows(dataset.open_snapshot(measured.snapshot))
     rows = rows[rows["side"] == "held-out"]
     said = predictions.recorded(measured.model_digest, measured.classes, rows, store)
     if said is None:
         raise EvaluationError("what it said of the held-out radiographs is not on record")
-    answers = Answers(said, measured.threshold, measured.model_digest)
-    return Promise.of(prepare([answers], rows["label"], rows["patient"], measured.classes)[0])
+    return rows.assign(**dict(zip(_columns(measured), said.T, strict=True)))
+
+
+def _columns(measured: Evaluation) -> list[str]:
+    return [f"p_{name}" for name in measured.classes]
 
 
 def _inputs(run: Run, dataset: Dataset, candidate: str, evidence: str) -> str:
     """Return the digest of all that the reading of a record follows from."""
     store, commits = run.store(), dataset.commits
-    folders = (f"{folder}/{candidate}" for folder in (prospective.ROWS, prospective.ACKNOWLEDGED))
+    folders = [f"{folder}/{candidate}" for folder in (prospective.ROWS, prospective.ACKNOWLEDGED)]
+    with contextlib.suppress(TrainingError, DatasetError):  # else nothing that it said of the held-out side is known
+        folders.append(f"predictions/{find_candidate(store, candidate).model_digest}")
     files = sorted((entry.key, entry.size, entry.version) for folder in folders for entry in store.list(folder))
     head = commits.digest(len(commits.read()))
-    content = [head, evidence, files, asdict(terms(run)), code_digest("evaluation", "night/watching.py")]
+    code = code_digest("evaluation", "night/watching.py", "intake/drift.py")
+    content = [head, evidence, files, asdict(terms(run)), run.settings.rules.digest(), code]
     return records.digest_of(records.canonical(content))

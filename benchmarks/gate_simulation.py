@@ -10,10 +10,12 @@ with u the radiograph's difficulty, the same for every model, and e the accident
 are normal and partly shared by the radiographs of a patient. `a` gives the accuracy (.93), `rho` the share of
 radiographs on which two equally good models differ (5 %). 18 % of the patients have several radiographs.
 
-Three rules see the same candidates, each with its own champion: `naive` (higher held-out accuracy), `fixed` (p <= .05
-in the paired, patient-clustered test) and `policy` (clause 4.2 of the default policy, with the gate's own functions).
-With equally good candidates every promotion is a false one. With better ones, every candidate from the first night on
-has a true accuracy that much higher, and the held-out set has been used before.
+Four rules see the same candidates, each with its own champion: `naive` (higher held-out accuracy), `fixed` (p <= .05
+in the paired, patient-clustered test), `held-out` (clause 4.2 of the default policy by the held-out patients alone) and
+`policy` (all of clause 4.2: a candidate of higher held-out accuracy that is not promoted may take its turn in shadow,
+on 50 patients a night that nothing has learned from), with the gate's own functions. With equally good candidates every
+promotion is a false one. With better ones, every candidate from the first night on has a true accuracy that much
+higher, and the held-out set has been used before; one in 30 of these nights began a turn.
 """
 
 from __future__ import annotations
@@ -30,13 +32,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
+from xray_pipeline.evaluation.betting import Values, log_wealth_at_once
 from xray_pipeline.evaluation.bootstrap import sign_flip_p
+from xray_pipeline.evaluation.shadow import VARIANCE
+from xray_pipeline.gate.confidence import effective_uses, level_after, level_of_turn
 from xray_pipeline.gate.policy import load_policy
-from xray_pipeline.gate.reuse import effective_uses, spending
 
 NIGHTS_A_YEAR, YEARS = 365, 20
 ACCURACY, DISAGREEMENT, SHARED_BY_PATIENT = 0.93, 0.05, 0.5
-RULES = ("naive", "fixed", "policy")
+RULES = ("naive", "fixed", "held-out", "policy")
+ARRIVE = 50  # new patients a night
 NUMBERS = next(clause.numbers for clause in load_policy("default").clauses if clause.rule == "confidence")
 
 Bools = npt.NDArray[np.bool_]
@@ -61,6 +66,57 @@ class World:
         return right
 
 
+class Shadows:
+    """The turns in shadow of some independent hospitals: one that waits beside each champion."""
+
+    kinds: npt.NDArray[np.float64] = np.unique([right / of for of in range(1, 7) for right in range(-of, of + 1)])
+
+    def __init__(self, runs: int, images: int, turns: int, rho: float) -> None:
+        self.rho = rho
+        self.turn = np.full(runs, turns)
+        self.deliveries = np.full(runs, math.inf)  # nobody's turn
+        self.versions = np.zeros((runs, images), bool)
+        self.gains = np.zeros(runs)
+        self._counts = np.zeros((runs, len(self.kinds)))
+
+    def night(self, rng: np.random.Generator, gain: float, better: Bools) -> Bools:
+        """Ask those whose turn it is about new patients; return who has shown to be better [runs]. `better` [runs]:
+        whose champion is as good as the candidates already."""
+        sizes = _sizes(rng, ARRIVE)
+        owner = np.repeat(np.arange(ARRIVE), sizes)
+        in_turn = np.flatnonzero(np.isfinite(self.deliveries))
+        shown = np.zeros(len(self.turn), dtype=bool)
+        if not len(in_turn):
+            return shown
+        world = World(_shared(rng, len(in_turn), owner), owner, self.rho)
+        ours, plain, good = (world.models(rng, ACCURACY + add, slice(None)) for add in (gain, 0.0, gain))
+        theirs = np.where(better[in_turn, None], good, plain)
+        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        means = np.add.reduceat(ours.astype(np.float64) - theirs, starts, axis=1) / sizes
+        kind = np.searchsorted(self.kinds, means - 1e-9)
+        np.add.at(self._counts, (np.repeat(in_turn, ARRIVE), kind.ravel()), 1)
+        self.gains[in_turn] += means.sum(axis=1)
+        self.deliveries[in_turn] += 1
+        seen = Values(-self.kinds, self._counts[in_turn, None, :], -1, 1)
+        wealth = log_wealth_at_once(seen, np.zeros(len(in_turn)), np.full(len(in_turn), VARIANCE))[:, -1]
+        levels = np.array([level_of_turn(int(turn), NUMBERS) for turn in self.turn[in_turn]])
+        shown[in_turn] = (wealth >= -np.log(levels)) & (self.gains[in_turn] > 0)
+        return shown
+
+    def take(self, who: Bools, candidates: Bools) -> Bools:
+        """Give the next turn to the candidates of hospitals where it is nobody's and that have one who may [runs];
+        return where one took it [runs]."""
+        who = who & ~(self.deliveries < NUMBERS["record_deliveries"])
+        self.turn[who] += 1
+        self.versions[who, : candidates.shape[1]] = candidates[who]
+        self.deliveries[who], self.gains[who], self._counts[who] = 0, 0, 0
+        return who
+
+    def end(self, who: Bools) -> None:
+        """End the turns of hospitals whose champion is another now [runs]."""
+        self.deliveries[who] = math.inf
+
+
 @dataclass(frozen=True)
 class Nights:
     """One simulated stretch of nights: promotions of each rule, and the night of each run's first (-1: none)."""
@@ -78,9 +134,12 @@ class Nights:
 
 def make_world(rng: np.random.Generator, runs: int, images: int) -> World:
     """Draw difficulties and patients: one radiograph for 82 % of patients, two to six for the others."""
-    sizes = np.where(rng.random(images) < 0.82, 1, rng.integers(2, 7, size=images))
-    owner = np.repeat(np.arange(images), sizes)[:images]
+    owner = np.repeat(np.arange(images), _sizes(rng, images))[:images]
     return World(_shared(rng, runs, owner), owner, _rho(ACCURACY, DISAGREEMENT))
+
+
+def _sizes(rng: np.random.Generator, patients: int) -> npt.NDArray[np.int64]:
+    return np.where(rng.random(patients) < 0.82, 1, rng.integers(2, 7, size=patients))
 
 
 def simulate(
@@ -93,23 +152,39 @@ def simulate(
     champions = {rule: start.copy() for rule in RULES}
     counts = {rule: np.zeros((nights, runs), dtype=bool) for rule in RULES}
     earlier = [int(world.owner[images - 1]) + 1] * used
+    shadows = Shadows(runs, images + grow * nights, int(used // NUMBERS["record_deliveries"]), world.rho)
+    better = np.zeros(runs, dtype=bool)
+
+    def promote(rule: str, who: Bools, models: Bools, night: int) -> None:
+        now = models.shape[1]
+        champions[rule][who, :now] = models[who]
+        if who.any() and grow:  # how it will do on radiographs that are not here yet
+            champions[rule][who, now:] = world.models(rng, ACCURACY + gain, slice(now, None))[who]
+        counts[rule][night] |= who
+
     for night in range(nights):
         now = images + grow * night
         owner = world.owner[:now]
         patients = int(owner[-1]) + 1
         candidate = world.models(rng, ACCURACY + gain, slice(now))
-        level = spending(effective_uses(earlier, patients), **NUMBERS)
+        level = level_after(effective_uses(earlier, patients), NUMBERS)
+        shown = shadows.night(rng, gain, better)
+        promote("policy", shown, shadows.versions[:, :now], night)
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         for rule in RULES:
             gained = candidate.astype(np.int8) - champions[rule][:, :now]
-            most = {"naive": 1.0, "fixed": 0.05, "policy": level}[rule]
-            wins = gained.sum(axis=1, dtype=np.int64) > 0
+            above = gained.sum(axis=1, dtype=np.int64) > 0
+            most = {"naive": 1.0, "fixed": 0.05}.get(rule, level)
+            wins = above.copy()
             if most < 1:
                 wins &= _significant(np.add.reduceat(gained, starts, axis=1, dtype=np.int64), wins, most)
-            champions[rule][wins, :now] = candidate[wins]
-            if wins.any() and grow:  # how it will do on radiographs that are not here yet
-                champions[rule][wins, now:] = world.models(rng, ACCURACY + gain, slice(now, None))[wins]
-            counts[rule][night] = wins
+            promote(rule, wins, candidate, night)
+            if rule == "policy":
+                better |= wins | shown
+                shadows.end(wins | shown)
+                took = shadows.take(above & ~wins & ~shown, candidate)
+                if took.any() and grow:
+                    shadows.versions[took, now:] = world.models(rng, ACCURACY + gain, slice(now, None))[took]
         earlier.append(patients)
     return Nights(
         images=images,

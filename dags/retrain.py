@@ -19,7 +19,8 @@ when it fails, and the night goes on | yes |
 | register | one version per candidate, alias `challenger` | yes |
 | promote | alias `champion`, only with promotion `auto` and the policy's consent | yes |
 | conclude | says what the night did and keeps its record, also when a task failed | yes |
-| ask_again | starts `xray_promote` for a version that waits and nobody answered about; skipped without one | yes |
+| ask_again | starts `xray_promote` for the version in shadow, shown to be better by new patients, or for one that \
+nobody answered about; skipped without either | yes |
 
 **Triggering by hand:** each field of the form shows what is configured or, empty, leaves it to the recipe. A night
 without deliveries and without a new recipe ends green and changes nothing. A rejected delivery shows red in
@@ -268,11 +269,11 @@ def conclude(
 
 @task(outlets=[REGISTERED])
 def ask_again(concluded: dict[str, Any]) -> dict[str, Any]:
-    from xray_pipeline.night import unanswered
+    from xray_pipeline.night import contender, unanswered
 
-    asked = unanswered.to_ask_again(_run())
+    asked = contender.to_put_forward(_run()) or unanswered.to_ask_again(_run())
     if not asked:
-        raise AirflowSkipException("no request went unanswered")
+        raise AirflowSkipException("no request went unanswered, and no version was put forward")
     get_current_context()["outlet_events"][REGISTERED].extra = {**asked, "promotes": False}
     return asked
 

@@ -24,11 +24,12 @@ from xray_pipeline.evaluation.bootstrap import Resampling
 from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import BY_NAME, NAMES, NEEDED, Interval
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation, evaluate
+from xray_pipeline.evaluation.shadow import Shadow
 from xray_pipeline.evaluation.slices import Slice, slices
 from xray_pipeline.evaluation.watching import Standing
+from xray_pipeline.gate.confidence import effective_uses, level_of_turn, spending
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision, decide, load_policy
-from xray_pipeline.gate.reuse import effective_uses, spending
 from xray_pipeline.gate.rules import PARTS, RULES
 
 DEFAULT = load_policy("default")
@@ -504,6 +505,57 @@ def test_a_budget_of_nothing_is_said_to_ask_for_certainty(tmp_path: Path) -> Non
         assert "asked after no earlier use of the held-out patients: 1.0000" in said.why
 
 
+UNSURE = replace(BETTER, comparison=versus(0.4))
+SHOWN = Shadow(turn=1, deliveries=12, patients=600, difference=0.02, wealth=5.0)
+
+
+def test_a_turn_in_shadow_meets_the_clause_that_the_held_out_patients_do_not() -> None:
+    assert failed(decide(UNSURE, DEFAULT)) == ["4.2"]
+    found = decide(replace(UNSURE, shadow=SHOWN), DEFAULT)
+    assert found.may_promote
+    (said,) = [clause for clause in found.clauses if clause.number == "4.2"]
+    assert said.why.endswith(
+        "In shadow, on 600 patients of 12 deliveries that are new to both models, its accuracy is +0.0200 from the "
+        "champion's: evidence of 148 to 1; asked of turn 1: 52 to 1."
+    )
+    assert failed(decide(replace(UNSURE, shadow=replace(SHOWN, turn=60)), DEFAULT)) == ["4.2"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"wealth": math.nan},
+        {"wealth": math.inf},
+        {"wealth": 3.9},
+        {"difference": -0.001},
+        {"difference": None},
+        {"patients": 0},
+        {"turn": 0},
+        {"turn": -5},
+    ],
+)
+def test_a_turn_in_shadow_that_shows_nothing_meets_nothing(change: dict[str, Any]) -> None:
+    assert failed(decide(replace(UNSURE, shadow=replace(SHOWN, **change)), DEFAULT)) == ["4.2"]
+
+
+def test_a_turn_in_shadow_counts_for_nothing_where_the_policy_does_not_say_so_or_nothing_was_compared(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "held-out.toml").write_text(re.sub(r"(?m)^record_.*\n", "", DEFAULT.source))
+    held_out = load_policy(str(tmp_path / "held-out.toml"))
+    assert failed(decide(replace(UNSURE, shadow=SHOWN), held_out)) == ["4.2"]
+    assert "shadow" not in " ".join(clause.why for clause in decide(replace(UNSURE, shadow=SHOWN), held_out).clauses)
+    assert "4.2" in failed(decide(replace(UNSURE, shadow=SHOWN, earlier_uses=None), DEFAULT))
+
+
+def test_the_levels_of_all_turns_sum_to_the_budget_of_the_record() -> None:
+    numbers = {"record_budget": 0.25, "record_half_life": 12.0, "record_max_level": 0.05}
+    levels = [level_of_turn(turn, numbers) for turn in range(1, 100_000)]
+    assert 0.249 < sum(levels) < 0.25
+    assert levels == sorted(levels, reverse=True)
+    assert level_of_turn(1, {}) == 0
+
+
 def test_new_held_out_patients_restore_what_was_spent() -> None:
     worn = effective_uses([400] * 300, 400)
     restored = effective_uses([400] * 300, 1200)
@@ -624,11 +676,13 @@ def _without(source: str, *rules: str) -> str:
         ("at_least = 0.80", "at_least = -1", "clause 3.3 .first-auc.: at_least is -1"),
         ("at_least = 0.80", "at_least = true", "clause 3.3 .first-auc.: at_least is True"),
         ('number = "4.7"', 'number = "4.6"', "uses the number '4.6' more than once"),
-        ("version = 6", "", "a policy has a name, a version"),
-        ("version = 6", "version = 6\nlenient = true", "a policy has a name, a version"),
+        ("version = 7", "", "a policy has a name, a version"),
+        ("version = 7", "version = 7\nlenient = true", "a policy has a name, a version"),
         ("[[clause]]", "[[clause", "is not TOML"),
         ('"software",', '"classes",', "clause 4.10 .changes.: no 'classes' to allow"),
         ("allowed = [", "permitted = [", "clause 4.10 .changes. takes no numbers"),
+        ("record_budget =", "record_budgt =", "clause 4.2 .confidence. takes budget, .* and may have record_budget"),
+        ("record_half_life = 12", "record_half_life = -1", "clause 4.2 .confidence.: record_half_life is -1"),
         ("more_than = 0.0", "more_than = 0.0\nallowed = []", "clause 2.1 .* takes no list"),
     ],
 )

@@ -83,6 +83,12 @@ def log_wealth(seen: Values, null: npt.ArrayLike, variance: npt.ArrayLike) -> Fl
     return logs
 
 
+def log_wealth_at_once(seen: Values, null: npt.ArrayLike, variance: npt.ArrayLike) -> Floats:
+    """Return what `log_wealth` does of a bet that begins with all of its stake at the first night: right where what is
+    looked for, if it is there, was there from the beginning."""
+    return _log_mean(np.cumsum(_gained(seen, null, variance), axis=-2))
+
+
 def best_beginning(seen: Values, null: float, variance: float, night: int) -> int:
     """Return the night at which the part of the stake began that has earned most after `night`: where a fall seems to
     have begun. If it earned anything, the values from then to `night` are below `null` on average."""

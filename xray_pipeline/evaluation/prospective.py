@@ -79,10 +79,11 @@ def recorded(store: Store, candidate: str) -> dict[str, str]:
     return files
 
 
-def read(store: Store, candidate: str) -> tuple[list[Said], list[str]]:
-    """Return what a candidate said of each delivery, and what is wrong with each file that can't be believed."""
+def read(store: Store, candidate: str, deliveries: Set[str] | None = None) -> tuple[list[Said], list[str]]:
+    """Return what a candidate said of each delivery, or of some, and what is wrong with each file that can't be
+    believed."""
     found, damaged = [], []
-    keys = list(recorded(store, candidate).values())
+    keys = [key for of, key in recorded(store, candidate).items() if deliveries is None or of in deliveries]
     for key, data in zip(keys, records.read_all(store, keys), strict=True):
         try:
             found.append(_read(store, key, data))

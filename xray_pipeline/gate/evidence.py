@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from xray_pipeline.base.records import Plain
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation
+from xray_pipeline.evaluation.shadow import Shadow
 from xray_pipeline.evaluation.slices import Slice
 from xray_pipeline.evaluation.watching import Promise, Standing
 
@@ -28,8 +29,8 @@ class Evidence(Plain):
     stand; `acknowledged` says of what is new against the champion's data who settled which alarms and why; `changed`
     names what it has otherwise than the champion (of `rules.PARTS`); `withdrawn` counts the radiographs that the
     candidate learned from and that are withdrawn by now; `watch` is the alarm about the champion, if one stands;
-    `promise` is what the candidate is watched against once it is promoted. None always means not measured, which fails
-    each clause that asks for it.
+    `promise` is what the candidate is watched against once it is promoted; `shadow` is its turn in shadow, None without
+    one. None means not measured, which fails each clause that asks for it.
     """
 
     candidate: Evaluation | None
@@ -47,3 +48,4 @@ class Evidence(Plain):
     withdrawn: int | None = None
     watch: Standing | None = None
     promise: Promise | None = None
+    shadow: Shadow | None = None

@@ -17,8 +17,9 @@ import msgspec
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.shipped import read_toml
+from xray_pipeline.gate.confidence import level_after
 from xray_pipeline.gate.evidence import Evidence
-from xray_pipeline.gate.reuse import level_after, number_of
+from xray_pipeline.gate.finding import number_of
 from xray_pipeline.gate.rules import RULES, Stage
 
 Verdict = Literal["refused", "registered"]
@@ -96,6 +97,10 @@ class Policy:
     def asks(self, rule: str) -> bool:
         """Whether a clause of this policy applies that rule."""
         return any(clause.rule == rule for clause in self.clauses)
+
+    def clause(self, rule: str) -> PolicyClause | None:
+        """Return the clause that applies a rule, None where none does."""
+        return next((clause for clause in self.clauses if clause.rule == rule), None)
 
 
 def load_policy(name_or_path: str) -> Policy:
@@ -192,10 +197,11 @@ def _policy_clause(found: Mapping[str, Any]) -> PolicyClause:
         raise ConfigError(f"clause {number or '?'}: no rule {rule!r}; there are {', '.join(RULES)}")
     if not number or not text:
         raise ConfigError(f"clause {number or '?'} ({rule}) needs a number and a text")
-    wanted = RULES[rule].numbers
-    if set(numbers) != set(wanted):
+    wanted, optional = RULES[rule].numbers, RULES[rule].optional
+    if set(numbers) - set(optional) != set(wanted):
+        may = f" and may have {', '.join(optional)}" if optional else ""
         raise ConfigError(
-            f"clause {number} ({rule}) takes {', '.join(wanted) or 'no numbers'}; found {sorted(numbers)}"
+            f"clause {number} ({rule}) takes {', '.join(wanted) or 'no numbers'}{may}; found {sorted(numbers)}"
         )
     wrong = [key for key, value in numbers.items() if number_of(value) is None or value < 0]
     numbers |= _allowed(number, rule, found.get("allowed"))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from xray_pipeline.evaluation.metric_table import BY_NAME, NEEDED
-from xray_pipeline.gate.reuse import level_after, number_of
+from xray_pipeline.gate.confidence import RECORD, USES, confidence
+from xray_pipeline.gate.finding import Finding, number_of
 
 if TYPE_CHECKING:
     from xray_pipeline.evaluation.metrics import Evaluation
@@ -34,20 +35,6 @@ them: models of other classes are never compared."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a rule found (`actual`) beside what it asks (`threshold`), and in a sentence.
-
-    `warning`: a person should read the sentence, though the clause holds.
-    """
-
-    passed: bool
-    actual: float | str | None
-    threshold: float | str | None
-    why: str
-    warning: bool = False
-
-
-@dataclass(frozen=True)
 class Rule:
     """How a rule judges, when it applies, which numbers a policy gives it, and whether a policy may leave it out."""
 
@@ -57,6 +44,8 @@ class Rule:
     required: bool = False
     parts: tuple[str, ...] = ()
     """What its list `allowed` may name; each becomes a number of the clause, 1 when it is allowed, else 0."""
+    optional: tuple[str, ...] = ()
+    """Numbers that a policy may leave out, 0 then: what they are for is not done."""
 
 
 def _metric(evaluation: Evaluation | None, name: str) -> float | None:
@@ -148,21 +137,6 @@ def _patients(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
     return Finding(
         found >= least, found, least, f"{found:g} held-out patients were measured; at least {least:g} are asked."
     )
-
-
-def _confidence(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
-    p = number_of(evidence.comparison and evidence.comparison.p_value)
-    uses, most = number_of(evidence.earlier_uses), level_after(evidence.earlier_uses, numbers)
-    if uses is None or uses < 0:
-        return Finding(False, None, None, "How often the held-out patients were used before is not known.")
-    if p is None or not 0 <= p <= 1:
-        return Finding(False, None, 1 - most, "There is no comparison with the champion.")
-    said = "no earlier use" if not uses else f"{uses:.1f} earlier uses" if uses >= 0.05 else "under 0.1 earlier uses"
-    why = (
-        f"Confidence that the candidate is more accurate: {1 - p:.4f}; asked after {said} of the held-out patients: "
-        f"{1 - most:.4f}."
-    )
-    return Finding(most > 0 and p <= most, 1 - p, 1 - most, why)
 
 
 def _drop(metric: str) -> _Judge:
@@ -314,7 +288,7 @@ RULES: Mapping[str, Rule] = {
     "first-auc": Rule("first", _floor("auc"), ("at_least",), required=True),
     "first-patients": Rule("first", _patients, ("at_least",), required=True),
     "held-out-patients": Rule("promote", _patients, ("at_least",)),
-    "confidence": Rule("promote", _confidence, ("budget", "half_life", "max_level"), required=True),
+    "confidence": Rule("promote", confidence, USES, required=True, optional=RECORD),
     "sensitivity-drop": Rule("promote", _drop("sensitivity"), ("at_most",), required=True),
     "specificity-drop": Rule("promote", _drop("specificity"), ("at_most",)),
     "auc-drop": Rule("promote", _drop("auc"), ("at_most",)),

@@ -15,8 +15,8 @@ from xray_pipeline.evaluation import prospective
 from xray_pipeline.evaluation.slices import measured_slice, slices
 from xray_pipeline.evaluation.stress import stress
 from xray_pipeline.evaluation.watching import Promise, Standing
+from xray_pipeline.gate.confidence import effective_uses
 from xray_pipeline.gate.evidence import Evidence
-from xray_pipeline.gate.reuse import effective_uses
 from xray_pipeline.intake import alarms
 from xray_pipeline.night import affected, lineage, watching
 from xray_pipeline.night.pair import Pair

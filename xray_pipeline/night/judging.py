@@ -11,8 +11,9 @@ from xray_pipeline.base.errors import LedgerError, XrayError
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.evaluation.watching import Standing
 from xray_pipeline.gate.policy import decide, load_policy
-from xray_pipeline.night import watching
+from xray_pipeline.night import shadow, watching
 from xray_pipeline.night.affected import learned_withdrawn
+from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.report.wording import difference
 
 if TYPE_CHECKING:
@@ -27,11 +28,17 @@ log = logging.getLogger(__name__)
 
 
 def judged(run: Run, key: str) -> tuple[Evidence, Decision]:
-    """Return evidence that `evaluate` kept, with what was withdrawn and acknowledged since, and what the policy says.
+    """Return evidence that `evaluate` kept, with what was withdrawn and acknowledged since and what was said in shadow,
+    and what the policy says.
 
-    Raises ConfigError, EvaluationError, DatasetError.
+    Raises ConfigError, EvaluationError, DatasetError, LedgerError.
     """
-    evidence = replace(run.evidence(key), withdrawn=learned_withdrawn(run.settings, key.split("/")[1]))
+    candidate = key.split("/")[1]
+    evidence = replace(
+        run.evidence(key),
+        withdrawn=learned_withdrawn(run.settings, candidate),
+        shadow=shadow.standing(run, candidate, Ledger(run.store()).state()),
+    )
     if evidence.watch and evidence.watch.alarm and _settled(run):
         evidence = replace(evidence, watch=Standing(""))
     return evidence, decide(evidence, load_policy(run.settings.policy))

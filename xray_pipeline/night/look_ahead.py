@@ -17,12 +17,13 @@ from xray_pipeline.base.text import several
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import prospective
 from xray_pipeline.evaluation.prospective import Said
-from xray_pipeline.night import repair, watching
+from xray_pipeline.night import contender, repair, watching
 from xray_pipeline.night.affected import known_patients
 from xray_pipeline.night.pair import scored
 from xray_pipeline.night.run import Looked, Run, end
 from xray_pipeline.night.scores import in_charge
 from xray_pipeline.registry import loading, manual_changes
+from xray_pipeline.registry.state import State
 from xray_pipeline.training.candidate import Candidate, find_candidate
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
     kept = dataset.open_snapshot(snapshot)
     rows = dataset.rows(kept)
     counts = {}
-    for version in reversed(in_charge(state)):  # the champion first
+    for version in _to_ask(run, state):
         entry = state.registered.get(version)
         if entry is None:
             log.warning("version %d was never registered here, so nobody knows what it learned from", version)
@@ -55,7 +56,7 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
         except XrayError as error:
             if version == state.champion:
                 raise
-            log.warning("version %d, the challenger, was asked about nothing: %s", version, error)
+            log.warning("version %d, which waits, was asked about nothing: %s", version, error)
     logs.about()
     now = watching.watched(run)
     for version, count in counts.items():
@@ -64,6 +65,18 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
         log.info("%s", now.unlabelled)
     end(now.in_words)
     return Looked(state.champion, counts.get(state.champion, 0), now.alarm, watching.untold(run, now))
+
+
+def _to_ask(run: Run, state: State) -> list[int]:
+    """Return the champion, the challenger, and the version in shadow."""
+    versions = in_charge(state)[::-1]
+    try:
+        turn = contender.in_turn(run, state)
+    except XrayError as error:
+        log.warning("nothing is asked in shadow: %s", error)
+    else:
+        versions += [turn.version] if turn and turn.version not in versions else []
+    return versions
 
 
 def _look(

@@ -16,7 +16,7 @@ from xray_pipeline.base.errors import LedgerError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.text import APPROVE, SHORTEST_REASON, shortened
 from xray_pipeline.evaluation.metric_table import BY_NAME, HEADLINE
-from xray_pipeline.night import compose_report, judging, model_steps, trial, versions
+from xray_pipeline.night import compose_report, contender, judging, model_steps, trial, versions
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.run import Promoted, Run, Trained
 from xray_pipeline.registry import decisions, lost_entries, manual_changes
@@ -200,6 +200,19 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
     entry = decisions.promote(registry, asked.version, **terms, decision=told)
     versions.refresh(run)
     return Promoted(asked.version, entry.sequence, entry.candidate, entry.artifact)
+
+
+def promote_put_forward(run: Run) -> Promoted | None:
+    """Promote the version in shadow where new patients have shown that it is better and nobody is to be asked; else it
+    waits. Raises as `contender.to_put_forward`, `request` and `promote` do."""
+    if not (put_forward := contender.to_put_forward(run)):
+        return None
+    asked = request(run, put_forward["version"], put_forward["candidate"])
+    if asked.void or not asked.automatic:
+        log.info("version %d waits: %s", asked.version, asked.void or "`xray promote` asks about it")
+        return None
+    trial.try_version(run, asked.candidate, asked.version)
+    return promote(run, asked, run.who, "the policy allows it; nobody is asked")
 
 
 def rollback(run: Run, version: int | None, why: str, name: str = "", untried: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from xray_pipeline.base import records
 from xray_pipeline.night.run import Run
+from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.ledger import Ledger
 
 
@@ -15,9 +16,12 @@ def to_ask_again(run: Run) -> dict[str, Any]:
     Once: another night than the one named `run.name` is told {} of the same unanswered request. Raises LedgerError,
     StorageError.
     """
-    state, store = Ledger(run.store()).state(), run.store()
-    if (entry := state.not_answered) is None:
-        return {}
-    if not records.write(store, f"asked-again/{entry.sequence}.json", {"night": run.name}, if_absent=True):
+    state = Ledger(run.store()).state()
+    if (entry := state.not_answered) is None or not ask_once(run, entry):
         return {}
     return {"version": entry.version, "candidate": entry.candidate, "champion": state.champion}
+
+
+def ask_once(run: Run, entry: Entry) -> bool:
+    """Return whether the night named `run.name` is the one that asks because of an entry. Raises StorageError."""
+    return records.write(run.store(), f"asked-again/{entry.sequence}.json", {"night": run.name}, if_absent=True)

@@ -18,6 +18,7 @@ from xray_pipeline.night import (
     model_steps,
     newest,
     nights,
+    promotion,
     versions,
 )
 from xray_pipeline.night.run import Run, Trained
@@ -40,6 +41,7 @@ def whole(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     said = conclude(run, Steps(**returned), course)
     if not newest.are_newest(run):
         versions.refresh(run)
+    promotion.promote_put_forward(run)
     return said
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import phantom
 import pytest
-from laid import ingest
+from new_patients import deliver
 from two_nights import SETTINGS
 from typer.testing import CliRunner
 
@@ -35,24 +34,6 @@ def run(two_nights: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.
     for name, value in {**SETTINGS, "home": tmp_path}.items():
         monkeypatch.setenv(f"XRAY_{name.upper()}", str(value))
     return Run(Settings(), who="a test")
-
-
-def deliver(run: Run, seed: int, flipped: int = 0, patients: int = 90, only: str = "") -> str:
-    """Lay and commit a delivery of patients nobody has seen, every `flipped`-th under the other label, those of one
-    class `only`; return the snapshot."""
-    (made,) = phantom.lay(run.settings.home / "made", deliveries=1, patients=patients, seed=seed)
-    for file in sorted(made.glob(f"{only or '*'}/patient*")):
-        label, number = file.parent.name, int(file.stem[7:11])
-        if flipped and number % flipped == 0:
-            label = next(other for other in phantom.CLASSES if other != label)
-        place = Path(run.settings.incoming, f"new-{seed}", label)
-        place.mkdir(parents=True, exist_ok=True)
-        file.rename(place / file.name.replace("patient", f"patient{seed}"))
-    shutil.rmtree(run.settings.home / "made")
-    ingest(run)
-    snapshot = Dataset(run.settings).snapshot()
-    assert snapshot
-    return snapshot.digest
 
 
 def xray(*arguments: str) -> Any:

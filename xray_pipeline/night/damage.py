@@ -9,7 +9,7 @@ from xray_pipeline.base.storage import Store
 NAMED_BY_DIGEST = ("dataset/snapshots", "evidence", "predictions", "stress", "nights/months", "prospective/rows")
 SEALED = (
     *("candidates", "intake", "suspects", "nights/records", "scores", "asked-again", "tidied", "erased"),
-    *("prospective/acknowledged", "prospective/told", "prospective/watched"),
+    *("prospective/acknowledged", "prospective/told", "prospective/turns", "prospective/watched"),
 )
 _UNSEALED = ("recipe.json", "expectations.json")  # among the sealed: the digest of the one is in another record
 

@@ -24,7 +24,7 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError, XrayError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.models.mlflow_client import Missing
-from xray_pipeline.night import identity
+from xray_pipeline.night import identity, shadow
 from xray_pipeline.registry import tidied
 from xray_pipeline.registry.tidied import Tidied
 from xray_pipeline.training import in_use, mlflow_files, mlflow_run
@@ -143,7 +143,7 @@ def _plan(run: Run, registry: Registry, now: float | None) -> _Plan:
     store = run.store()
     folders = {name: _by_folder(store, name) for name in ("candidates", "reports", "evidence", *BY_MODEL)}
     there = folders["candidates"]
-    kept = _in_charge(registry) | _recent(run, folders, store.clock() if now is None else now)
+    kept = _in_charge(run, registry) | _recent(run, folders, store.clock() if now is None else now)
     interrupted = {candidate for candidate, entries in there.items() if _named(entries, in_use.LEAVING)}
     begun = {candidate: removal for candidate in interrupted if (removal := _begun(store, candidate))}
     kept = (kept & there.keys()) - begun.keys()
@@ -161,12 +161,13 @@ def _by_folder(store: Store, prefix: str) -> dict[str, list[Entry]]:
     return found
 
 
-def _in_charge(registry: Registry) -> set[str]:
-    """Return the candidates of what is, waits to be or ever was champion, or carries any alias in MLflow."""
+def _in_charge(run: Run, registry: Registry) -> set[str]:
+    """Return the candidates of what is, waits to be or ever was champion, is in shadow, or has any alias in MLflow."""
     state, entries = registry.ledger.state(), registry.ledger.entries()
     versions = {*filter(None, (state.champion, state.challenger)), *state.previous, *registry.aliased()}
     crowned = ("promoted", "rolled-back", "manual-change")  # by hand too, whatever came of it
     named = {entry.candidate for entry in entries if entry.kind in crowned}
+    named |= {turn.candidate for turn in shadow.turns(run.store())[-1:]}
     named |= {entry.candidate for version, entry in state.registered.items() if version in versions}
     if unknown := versions - state.registered.keys():
         tags = registry.versions()
@@ -235,7 +236,7 @@ def _goes(run: Run, registry: Registry, one: Leaving) -> bool:
     if not in_use.take_away(run.store(), one.candidate, one.seen):
         log.info("candidate %s stays: somebody works on it", one.candidate[:12])
         return False
-    if one.candidate in _in_charge(registry):  # by now
+    if one.candidate in _in_charge(run, registry):  # by now
         in_use.stays(run.store(), one.candidate)
         return False
     return True

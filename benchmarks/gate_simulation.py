@@ -261,7 +261,10 @@ def main() -> None:
             )
 
     print("\nBetter candidates: share of 100 hospitals that promoted one under the policy, by nights waited")
-    print(f"{'images':>7} {'uses before':>12} {'gain':>6} {'7':>6} {'30':>6} {'90':>6} {'365':>6} {'median delay':>13}")
+    print(
+        f"{'images':>7} {'uses before':>12} {'gain':>6} {'7':>6} {'30':>6} {'90':>6} {'365':>6} {'median delay':>13}"
+        f" {'30, held-out alone':>19}"
+    )
     for images in (600, 3000):
         for used in (0, 365, 3650):
             for gain in (0.01, 0.02, 0.03):
@@ -270,7 +273,8 @@ def main() -> None:
                 p = power(found, "policy")
                 shares = " ".join(f"{p[f'within_{n}']:6.2f}" for n in (7, 30, 90, 365))
                 wait = "over a year" if p["median_delay"] is None else f"{p['median_delay']:.0f} nights"
-                print(f"{images:7} {used:12} {gain:6.2f} {shares} {wait:>13}")
+                alone = power(found, "held-out")["within_30"]
+                print(f"{images:7} {used:12} {gain:6.2f} {shares} {wait:>13} {alone:19.2f}")
     print(f"\n{time.perf_counter() - start:.0f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 from new_patients import deliver
 from two_nights import SETTINGS
+from typer.testing import CliRunner
 
 from xray_pipeline.base.errors import Damaged, LedgerError
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.command import main as cli
 from xray_pipeline.evaluation import prospective
 from xray_pipeline.night import contender, damage, judging, look_ahead, promotion, shadow, tidy, whole
 from xray_pipeline.night.run import Run
@@ -63,6 +66,10 @@ def test_the_challenger_takes_a_turn_and_is_put_forward_once_new_patients_have_s
     assert contender.to_put_forward(replace(run, name="tomorrow")) == {}
     assert contender.in_turn(run, state(run)) == turn
     assert damage.damaged(run.store()) == []
+    said = CliRunner().invoke(cli.app, ["watch"]).output
+    assert re.search(
+        r"Version 2 is in shadow: on \d\d new patients of 1 delivery its accuracy is \+0\.\d{3} from", said
+    )
     asked = promotion.request(run, 2, turn.candidate)
     assert asked.void == ""
     assert "In shadow, on " in asked.text

@@ -64,14 +64,16 @@ def watch(
     as_json: Json = False,
 ) -> None:
     """Is the champion still as good as it was? Its answers on each delivery before anything learned from it."""
-    from xray_pipeline.night import watching
+    from xray_pipeline.night import shadow, watching
 
     run = this_run()
     if acknowledge:
         watching.acknowledge(run, acknowledge)
     found = watching.watched(run)
     groups = watching.figures(run, found, by, answers.parsed_time(since) if since else None) if found.candidate else []
-    lines = [*filter(None, (found.in_words, found.unlabelled)), *(f"NOT READ: {text}" for text in found.damaged)]
+    in_shadow = shadow.in_words(run)
+    lines = [*filter(None, (found.in_words, found.unlabelled, in_shadow))]
+    lines += [f"NOT READ: {text}" for text in found.damaged]
     lines += [f"acknowledged by {one.who} on {one.at[:10]}: {one.why}" for one in found.acknowledged]
     if groups:
         lines.append(f"{'':<24} {'radiographs':>11} {'patients':>8}  " + "".join(f"{n:<26}" for n in groups[0].figures))
@@ -80,7 +82,7 @@ def watch(
         lines.append(
             f"{one.value[:24]:<24} {one.radiographs:>11,} {one.patients:>8,}  " + "".join(f"{c:<26}" for c in cells)
         )
-    told = {**asdict(found), "groups": [asdict(group) for group in groups]}
+    told = {**asdict(found), "groups": [asdict(group) for group in groups], "shadow": in_shadow}
     answer(
         {"alarm": bool(found.alarm), "champion": found.champion, "record": told}, as_json, lines, yes=not found.alarm
     )

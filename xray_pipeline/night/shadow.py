@@ -10,16 +10,19 @@ written down before anything of it counts. Nothing here needs torch.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import Damaged, DatasetError
 from xray_pipeline.base.storage import Store
+from xray_pipeline.base.text import several
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import prospective
 from xray_pipeline.evaluation.shadow import Shadow, contest
 from xray_pipeline.night.run import Run
 from xray_pipeline.night.watching import answered
+from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.state import State
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,22 @@ def of(run: Run, turn: Turn) -> Shadow:
     for text in (*damaged, *damaged_too):
         log.warning("left out of turn %d in shadow: %s", turn.number, text)
     return contest(turn.number, answered(dataset, ours), answered(dataset, theirs))
+
+
+def in_words(run: Run) -> str:
+    """Say who is in shadow and what that has shown so far, "" when nobody is. Raises DatasetError, StorageError."""
+    state = Ledger(run.store()).state()
+    turn = next((turn for turn in turns(run.store())[-1:] if turn.counts(state)), None)
+    if turn is None:
+        return ""
+    found = of(run, turn)
+    if found.difference is None:
+        return f"Version {turn.version} is in shadow: no patient that is new to it and the champion has come yet."
+    return (
+        f"Version {turn.version} is in shadow: on {several(found.patients, 'new patient')} of "
+        f"{several(found.deliveries, 'delivery', 'deliveries')} its accuracy is {found.difference:+z.3f} from the "
+        f"champion's, evidence of {math.exp(min(found.wealth, 50)):.3g} to 1 that it is better."
+    )
 
 
 def standing(run: Run, candidate: str, state: State) -> Shadow | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
@@ -26,7 +26,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.intake import alarms
 from xray_pipeline.registry import tidied
-from xray_pipeline.registry.entries import Entry
+from xray_pipeline.registry.entries import PUT_FORWARD, Entry
 from xray_pipeline.registry.questions import why_void
 from xray_pipeline.registry.state import State
 
@@ -56,10 +56,11 @@ def show(
             state=state,
             champion=_role(state.champion, state.since, state, store, settings),
             challenger=_role(state.challenger, state.registered.get(state.challenger or 0), state, store, settings),
-            barred=_barred(state),
+            barred=_barred(state, entries),
             together=_together(state, store),
             standing=_standing(store),
             watched=watched,
+            in_shadow=_in_shadow(settings),
             withdrawn=_withdrawn(settings, len(entries)),
             deliveries=links.DELIVERIES,
             forms=_forms(state, tidied.of_versions(store, state.registered), user),
@@ -151,9 +152,12 @@ def _roles(state: State) -> dict[str, int | None]:
     return {"champion": state.champion, "challenger": state.challenger}
 
 
-def _barred(state: State) -> str:
-    """Say why the policy does not let the challenger be promoted, as it was registered; "" when it does."""
+def _barred(state: State, entries: Sequence[Entry]) -> str:
+    """Say why the policy does not let the challenger be promoted, as it was registered; "" when it does, or when it was
+    put forward since."""
     registered = state.registered.get(state.challenger or 0)
+    if any(entry.request.startswith(PUT_FORWARD) and entry.version == state.challenger for entry in entries):
+        return ""
     if registered is None or registered.decision.get("may_promote", True):
         return ""
     return " ".join(registered.decision.get("reasons", ())) or "the policy in force does not allow it"
@@ -168,6 +172,13 @@ def _watched(settings: Settings) -> Watched:
         return watching.watched(Run(settings))
     except ConfigError as error:  # the policy's, which the page needs for nothing else
         return watching.Watched(None, "", "", str(error), None)
+
+
+def _in_shadow(settings: Settings) -> str:
+    from xray_pipeline.night import shadow
+    from xray_pipeline.night.run import Run
+
+    return shadow.in_words(Run(settings))
 
 
 def _standing(store: Store) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from xray_pipeline.night.judging import judged
 from xray_pipeline.night.run import Run
 from xray_pipeline.night.shadow import Turn
 from xray_pipeline.registry import decisions
+from xray_pipeline.registry.entries import PUT_FORWARD
 from xray_pipeline.registry.state import State
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def to_put_forward(run: Run) -> dict[str, Any]:
     elif state.challenger and judged(run, _evidence(state, state.challenger))[1].may_promote:
         return {}
     else:
-        terms = {"who": run.who, "why": why, "request": f"put forward {turn.version} after entry {state.sequence}"}
+        terms = {"who": run.who, "why": why, "request": f"{PUT_FORWARD} {turn.version} after entry {state.sequence}"}
         entry = decisions.put_forward(registry, turn.version, turn.champion, **terms)
     if not unanswered.ask_once(run, entry):
         return {}

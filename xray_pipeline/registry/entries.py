@@ -29,6 +29,8 @@ Kind = Literal[
     "manual-change",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+PUT_FORWARD = "put forward"
+"""The requests that let a version wait again, for new patients have shown that it is better, begin so."""
 
 
 class Move(msgspec.Struct, frozen=True):

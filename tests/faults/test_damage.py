@@ -26,7 +26,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation import predictions
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.intake import books as bookkeeping
-from xray_pipeline.night import health, intake_steps, judging, lineage, model_steps, review, whole
+from xray_pipeline.night import health, identity, intake_steps, judging, lineage, model_steps, review, whole
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -300,6 +300,15 @@ def test_the_registry_knows_the_newest_commit_and_takes_later_ones(site: Run) ->
     tags = site.registry()._client.get_registered_model(site.settings.model_name).tags
     commits = Commits(site.store().child("dataset"))
     assert json.loads(tags[COMMITTED_TAG]) == {"sequence": 3, "head": commits.digest(3)}
+
+
+def test_an_older_dataset_that_is_put_back_under_a_night_is_not_taken_for_the_newest(site: Run, kept: Kept) -> None:
+    """The night compared before; what it vouches for at its end is less than the registry knows."""
+    lose_the_last_with_its_manifest(Path(site.settings.store) / "dataset")
+    with pytest.raises(RegistryError, match=r"knows commit 3 .* restore the newest copy of the dataset"):
+        identity.vouch(site)
+    tags = site.registry()._client.get_registered_model(site.settings.model_name).tags
+    assert json.loads(tags[COMMITTED_TAG])["sequence"] == 3
 
 
 # What is stored is not used unless it is what was committed

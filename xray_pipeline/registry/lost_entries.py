@@ -53,7 +53,7 @@ def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: boo
     action = "accepted" if accept else "undone"
     told = {"found": found, "action": action, "lost": lost, "entries": count}
     entry = ledger.append(move_by_hand(registry, state, after, who, why, **told), state.head)
-    registry.model.vouch()
+    registry.model.vouch(lost=True)
     registry.follow()
     describe_versions(registry)
     return entry

@@ -93,12 +93,14 @@ class RegisteredModel:
             self._remember(model, FOLLOWED_TAG, Mark(state.sequence, state.head))
         self._remember_commit(model)
 
-    def vouch(self) -> None:
-        """Remember the newest commit of the dataset, in place of what is remembered; without a model nothing is.
+    def vouch(self, lost: bool = False) -> None:
+        """Remember the newest commit of the dataset, with `lost` also in place of one that the dataset has lost.
 
-        Raises RegistryError, DatasetError.
+        Without a model nothing is remembered. Raises RegistryError, DatasetError.
         """
         if (model := self._get()) is not None:
+            if not lost:  # a dataset that was put back must not be taken for the newest
+                self._check_committed(model)
             self._remember_commit(model)
 
     def ahead(self) -> tuple[dict[str, Any], dict[str, int | None]] | None:

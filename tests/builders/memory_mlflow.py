@@ -11,6 +11,7 @@ fails, if it does:
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -73,6 +74,15 @@ class MemoryMlflow:
         self.deleted_runs: set[str] = set()
         self.experiments: dict[str, str] = {}
         self._turn, self._now, self._changed, self._token = turn, now, changed, token
+
+    def copied(self) -> dict[str, Any]:
+        """Return a copy of all it holds, as a backup is."""
+        names = ("models", "logged", "runs", "deleted_runs", "experiments")
+        return copy.deepcopy({name: getattr(self, name) for name in names})
+
+    def put_back(self, backup: dict[str, Any]) -> None:
+        """Hold what a copy holds, and nothing else."""
+        vars(self).update(copy.deepcopy(backup))
 
     # The registered model
 

@@ -7,6 +7,7 @@ the package tries again after a while, as Airflow or a person does; one that was
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import (
     AmendmentError,
     LedgerError,
+    ModelRefused,
     ObjectNotFound,
     RegistryError,
+    RegistryUnavailable,
     TrainingError,
     XrayError,
 )
@@ -46,6 +49,7 @@ from xray_pipeline.training.candidate import BATCH, find_candidate
 from xray_pipeline.training.recipe import load_recipe
 
 if TYPE_CHECKING:
+    from auditor import Copy
     from world import World
 
 TRIES = 6
@@ -268,9 +272,14 @@ def told_no(world: World) -> Iterator[None]:
     world.begins()
     try:
         yield
-    except (LedgerError, AmendmentError, RegistryError) as error:
-        if isinstance(error, RegistryError) and "removed by tidy" not in str(error):
+    except (LedgerError, AmendmentError, ModelRefused, RegistryError) as error:
+        if not (isinstance(error, (LedgerError, AmendmentError)) or _is_lost(world, error)):
             raise
+
+
+def _is_lost(world: World, error: Exception) -> bool:
+    """Whether an error says that a version is not there any more, or that something older was put back."""
+    return "removed by tidy" in str(error) or (world.older and not isinstance(error, RegistryUnavailable))
 
 
 def rollback(world: World) -> list[Process]:
@@ -331,8 +340,8 @@ def adopt(world: World, undo: bool) -> None:
     run = Run(world.settings, who="dora")
     try:
         promotion.adopt(run, undo, WHY)
-    except RegistryError as error:
-        if "removed by tidy" not in str(error):
+    except (ModelRefused, RegistryError) as error:
+        if not _is_lost(world, error):
             raise
         promotion.adopt(run, not undo, WHY)
 
@@ -442,6 +451,88 @@ def _restore(world: World, key: str, data: bytes) -> None:
         world.auditor.restored(key, data)
 
 
+def backups(world: World) -> list[Process]:
+    """Disks that fail: an older copy of the store or of MLflow is put back while others work. Somebody notices later,
+    stops all, and puts the newest copy back or goes on from what is there."""
+
+    def fails() -> None:
+        once, chance = world.once, world.random
+        first, more = once("moments", lambda: (chance.randint(2, 14), chance.randint(1, 4)))
+        world.scheduler.sleep(300_000.0, lambda: world.auditor.made() >= first)
+        older = once("copy", lambda: _copied(world))
+        world.scheduler.sleep(100_000.0, lambda: world.auditor.made() >= first + more)
+        of_store = once("disk", lambda: chance.random() < 0.5)
+        newest = once("newest", lambda: _put_back(world, older, of_store))
+        if newest is not None:
+            world.scheduler.sleep(4000.0)
+            world.scheduler.stop_others = True
+            world.scheduler.sleep(1.0)
+            (_store_again if of_store else _mlflow_again)(world, older, newest)
+
+    return [process(world, "gives-up", fails, no=(LedgerError,))]
+
+
+def _copied(world: World) -> tuple[Copy | None, dict[str, Any]]:
+    return world.auditor.copied(), world.mlflow.copied()
+
+
+def _put_back(world: World, older: Any, of_store: bool) -> Any:
+    """Put an older copy back; return what was there, None where nobody could tell that it is older."""
+    newest, auditor = _copied(world), world.auditor
+    if older[0] is None or newest[0] is None:
+        return None
+    world.older = True
+    if not of_store:
+        auditor.by_hand("champion")
+        auditor.by_hand("challenger")
+        auditor.older_mlflow = world.scheduler.clock
+        world.mlflow.put_back(older[1])
+        return newest
+    model = world.mlflow.models.get(world.settings.model_name)
+    marks = model.tags if model else {}
+    known = {"xray.followed": older[0][1]["decided"].digests, "xray.committed": older[0][1]["commit_digests"]}
+    if not any(tag in marks and json.loads(marks[tag])["sequence"] > len(there) for tag, there in known.items()):
+        return None
+    auditor.put_back(older[0][0])
+    return newest
+
+
+def _store_again(world: World, older: Any, newest: Any) -> None:
+    """Put the newest copy of the store back or, where nothing was decided since, give up what only that has."""
+    decided, auditor = older[0][1]["decided"], world.auditor
+    can_go_on = decided.beginning and (decided.champion is None or _is_there(world, decided.champion))
+    given_up = can_go_on and not auditor.strays and world.random.random() < 0.5
+    if world.once("given up", lambda: (auditor.go_on(newest[0], older[0] if given_up else None), given_up))[1]:
+        world.begins()
+        try:
+            promotion.adopt(Run(world.settings, who="gives-up"), world.random.random() < 0.5, WHY, lost=True)
+        except LedgerError as error:
+            if "no candidate in" not in str(error):
+                raise
+            promotion.adopt(Run(world.settings, who="gives-up"), True, WHY, lost=True)
+
+
+def _mlflow_again(world: World, older: Any, newest: Any) -> None:
+    """Where the champion is lost with MLflow's disk, go back to one that is there, or put the newest copy back."""
+    decided = world.auditor.decided
+    if decided.candidates and not _is_there(world, decided.champion or max(decided.candidates)):
+        back = [version for version in decided.crowned if version != decided.champion and _is_there(world, version)]
+        if back and decided.champion:
+            world.begins()
+            promotion.rollback(Run(world.settings, who="gives-up"), back[-1], WHY, "from lost", untried=True)
+        else:
+            world.auditor.older_mlflow = world.scheduler.clock
+            world.mlflow.put_back(newest[1])
+
+
+def _is_there(world: World, version: int) -> bool:
+    """Whether MLflow has a version and its files."""
+    model = world.mlflow.models.get(world.settings.model_name)
+    row = model.versions.get(version) if model else None
+    logged = world.mlflow.logged.get(row.source.removeprefix("models:/")) if row and not row.deleted else None
+    return bool(logged and logged.files and not logged.deleted)
+
+
 def looks(world: World) -> list[Process]:
     """Somebody who runs `xray verify` in between; what it finds may be half done, but it changes nothing."""
 
@@ -470,5 +561,6 @@ ACTORS: dict[str, Callable[[World], list[Process]]] = {
     "tidies": tidies,
     "looks": looks,
     "rot": rot,
+    "backups": backups,
 }
 """All kinds of processes, by name."""

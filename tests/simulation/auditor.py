@@ -6,6 +6,7 @@ It reads the bucket and MLflow's rows as they lie there, with code of its own. O
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -28,6 +29,8 @@ LEDGER, COMMITS = "store/ledger/", "store/dataset/commits/"
 MANIFESTS, DRAFTS = "store/dataset/manifests/", "store/dataset/drafts/"
 TIDIED, ERASED = "store/tidied/", "store/erased/"
 SNAPSHOTS, RADIOGRAPHS = "store/dataset/snapshots/", "store/dataset/radiographs/"
+TRUTH = ("decided", "commits", "commit_digests", "kept", "manifests", "newest", "versions")
+Copy = tuple[dict[str, Object], dict[str, Any]]
 WRITTEN_ONCE = (LEDGER, COMMITS, MANIFESTS, RADIOGRAPHS, TIDIED, "store/evidence/", "incoming/")
 
 
@@ -51,6 +54,10 @@ class Auditor:
         self._began: dict[str, tuple[int, float]] = {}
         self._rotten: dict[str, float] = {}
         self._noted: dict[str, int] = {}
+        self.behind, self.strays = 0.0, False
+        """Since when the store is older than MLflow knows, 0 when it isn't; whether something was decided since."""
+        self.older_mlflow = 0.0
+        """When an older MLflow was put back last."""
         self._lookers = {
             TIDIED: self._leaves,
             LEDGER: self._entry,
@@ -91,6 +98,40 @@ class Auditor:
         if self._rotten.pop(key, None) is not None:
             self.objects[key] = Object(data, self.objects[key].at)
 
+    # Put back from a backup
+
+    def made(self) -> int:
+        """Return how many entries and commits there are."""
+        return len(self.decided.entries) + len(self.commits)
+
+    def copied(self) -> Copy | None:
+        """Return a copy of the store, and of what is known of it; None while something in it is damaged."""
+        if self._rotten:
+            return None
+        truth = copy.deepcopy({name: getattr(self, name) for name in TRUTH})
+        return {key: found for key, found in self.objects.items() if key.startswith("store/")}, truth
+
+    def put_back(self, store: dict[str, Object]) -> None:
+        """An older copy takes the place of the store: whoever begins from here on must not write, until `go_on`."""
+        self.replace(store)
+        self.behind, self.strays = self.scheduler.clock, False
+
+    def go_on(self, newest: Copy, older: Copy | None) -> None:
+        """The newest copy is put back beside what was written since, or (`older`) what it has over that is given up."""
+        if older is None:
+            chained = (LEDGER, COMMITS, MANIFESTS, DRAFTS, ERASED)
+            new = {key: one for key, one in self.objects.items() if one.at >= self.behind and key.startswith("store/")}
+            self.replace({key: one for key, one in new.items() if not key.startswith(chained)} | newest[0])
+        else:
+            vars(self).update(copy.deepcopy(older[1]))
+        self.behind = 0.0
+
+    def replace(self, store: dict[str, Object]) -> None:
+        for key in [key for key in self.objects if key.startswith("store/")]:
+            del self.objects[key]
+        self.objects.update(store)
+        self._rotten.clear()
+
     # Looked at
 
     def look(self) -> None:
@@ -113,6 +154,10 @@ class Auditor:
             self.fail(text)
 
     def _store(self, key: str, before: Object | None, after: Object | None) -> None:
+        if self.behind:
+            self.hold(self._in_flight(self.behind), f"I3: {key} is written though MLflow knows that the store is older")
+            self.strays |= key.startswith((LEDGER, COMMITS))
+            return
         if before is not None and (after is None or after.data != before.data):
             self._replaced(key, after)
         if after is None or (before is not None and before.data == after.data):
@@ -122,6 +167,11 @@ class Auditor:
             self._noted[key] = self.scheduler.steps
         elif kind:
             self._lookers[kind](key, after.data)
+
+    def _in_flight(self, since: float) -> bool:
+        """Whether whoever runs began before something was put back."""
+        process = self.scheduler.running
+        return process is not None and self._began[process.name][1] <= since
 
     def _radiograph(self, key: str, data: bytes) -> None:
         process, named = self.scheduler.running, key.rpartition("/")[2].partition(".")[0]
@@ -190,6 +240,8 @@ class Auditor:
 
     def _loads(self, version: int) -> None:
         """Whether a version's files are those that were registered."""
+        if self._in_flight(self.older_mlflow):
+            return
         model = self.mlflow.models[self.settings.model_name]
         row = model.versions.get(version)
         self.hold(row is not None and not row.deleted, f"I1: version {version} is not in MLflow")
@@ -341,7 +393,8 @@ class Auditor:
         elif kind in ("files", "logged"):
             self._taken(name)
         elif kind == "version" and now is None:
-            self.hold(int(name) not in self.decided.candidates, f"I2: version {name}, which was registered, is deleted")
+            meant = self.decided.candidates.get(int(name))  # an older MLflow gives numbers anew
+            self.hold(was.tags["xray.candidate"] != meant, f"I2: version {name}, which was registered, is deleted")
         elif what in ("model tag xray.followed", "model tag xray.committed"):
             digests = self.decided.digests if what.endswith("followed") else self.commit_digests
             mark = json.loads(now)
@@ -372,7 +425,9 @@ class Auditor:
         trained = self.objects.get(f"store/candidates/{candidate}/candidate.json")
         if trained is not None and json.loads(trained.data)["content"]["model_uri"] == uri:
             told = any(key.startswith(f"store/tidied/{candidate}/") for key in self.objects)
-            self.hold(told, f"I4: files of candidate {candidate[:8]} are taken before it is on record")
+            self.hold(
+                told or self.behind > 0, f"I4: files of candidate {candidate[:8]} are taken before it is on record"
+            )
 
     # At the end
 

@@ -162,6 +162,27 @@ FAULTS = (
         "        table = intake.table",
     ),
     Fault(
+        "copies across the split that the check found are not looked at anew", "intake/conflicts.py",
+        "isin([CONFLICT, DUPLICATE, TWO_SIDES, ACROSS])", "isin([CONFLICT, DUPLICATE])",
+    ),
+    Fault(
+        "an erasure leaves the radiographs", "dataset/manifests.py",
+        '        gone = erased.digests | (named | self._kept_out()) - self._held() - {""}',
+        "        gone = set[str]()",
+    ),
+    Fault(
+        "an erasure is done with at once, whatever others leave later", "night/erasing.py",
+        "    if age > kept_rows.AGAIN_SECONDS:", "    if True:",
+    ),
+    Fault(
+        "a dataset that lost what MLflow knows is vouched for", "registry/registered_model.py",
+        "            if not lost:  #", "            if False:  #",
+    ),
+    Fault(
+        "a ledger that lost what MLflow followed is not refused", "registry/registered_model.py",
+        "        if mark.sequence == 0 or (", "        if mark.sequence <= len(entries) or (",
+    ),
+    Fault(
         "a snapshot holds what was withdrawn", "dataset/snapshots.py",
         '    withdrawn = set(rows.loc[amended.out(rows), "digest"])', "    withdrawn = set()",
     ),

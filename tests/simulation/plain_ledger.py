@@ -50,7 +50,8 @@ class Decided:
             found.append("I2: a candidate is registered twice")
         if version in self.candidates:
             found.append("I2: a number is given twice")
-        if entry["champion_before"] != self.champion:
+        again = entry["who"] == "gives-up"  # the entry that registered it is lost
+        if entry["champion_before"] != self.champion and not again:
             found.append("I6: registered against another champion than that of the moment")
         if not entry["decision"]:
             found.append("I6: registered without a decision")

@@ -39,14 +39,15 @@ class Chances:
 class Process:
     """One process: what it does, from the beginning again when it was killed; it ends when that returns.
 
-    `skew` is how far its clock is ahead, `wake` when it goes on after a sleep, `listed` at which step it listed
-    what last.
+    `skew` is how far its clock is ahead, `wake` when it goes on after a sleep, or as soon as `until` holds, `listed` at
+    which step it listed what last.
     """
 
     name: str
     live: Callable[[], None]
     skew: float = 0.0
     wake: float = 0.0
+    until: Callable[[], bool] = lambda: False
     waits_for: tuple[str, str] = ("start", "")
     listed: dict[str, int] = field(default_factory=dict)
     thread: greenlet | None = field(default=None, repr=False)
@@ -63,6 +64,8 @@ class Scheduler:
         self.trace: list[str] = []
         self._hub: greenlet | None = None
         self._dying = False
+        self.stop_others = False
+        """Whether whoever runs stops all others, to be started again."""
 
     def now(self) -> float:
         """The time by the clock of whoever asks."""
@@ -87,15 +90,16 @@ class Scheduler:
             return ""
         return fault
 
-    def sleep(self, seconds: float) -> None:
-        """Let others go on for so long."""
+    def sleep(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Let others go on for so long, or until something holds."""
         process = self.running
         assert process is not None
         if self._dying:
             raise Killed
-        process.wake, process.waits_for = self.clock + seconds, ("sleep", "")
+        process.wake, process.until, process.waits_for = self.clock + seconds, until, ("sleep", "")
         assert self._hub is not None
         self._hub.switch()
+        process.wake = self.clock
         self.trace.append(f"{process.name}: slept {seconds:.2g} s")
 
     def run(self, processes: list[Process]) -> None:
@@ -108,11 +112,16 @@ class Scheduler:
             if process.thread is not None and process.thread.dead:
                 process.thread = None
                 alive.remove(process)
+            if self.stop_others:
+                self.stop_others = False
+                for other in alive:
+                    if other is not process and other.thread is not None:
+                        self._kill(other)
 
     def _next(self, alive: list[Process]) -> Process:
         if self.running in alive and self.running.wake <= self.clock and self.random.random() < self.chances.stay:
             return self.running
-        awake = [process for process in alive if process.wake <= self.clock]
+        awake = [process for process in alive if process.wake <= self.clock or process.until()]
         if not awake:
             self.clock = min(process.wake for process in alive)
             return self._next(alive)
@@ -141,7 +150,7 @@ class Scheduler:
             pass
         finally:
             self._dying = False
-        process.wake = self.clock + self.random.random() * 30
+        process.wake, process.until = self.clock + self.random.random() * 30, lambda: False
         process.thread = None
 
     def _drawn(self, what: str) -> str:

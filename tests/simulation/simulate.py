@@ -49,9 +49,9 @@ def simulate(plan: Plan) -> Outcome:
             world.scheduler.chances.faults.clear()
             left = [one for one in processes if one.name in world.given_up]
             world.given_up.clear()
-            waited_for = [one for one in left if one.name.startswith("tidies")]
-            world.scheduler.run(waited_for)
-            world.scheduler.run([one for one in left if one not in waited_for])
+            for waited_for in ("gives-up", "tidies", ""):
+                world.scheduler.run([one for one in left if one.name.startswith(waited_for)])
+                left = [one for one in left if not one.name.startswith(waited_for)]
             _settle(world)
             violation = ""
         except Violation as found:

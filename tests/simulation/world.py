@@ -46,6 +46,8 @@ class World:
     nights: int
     remembered: dict[str, Any] = field(default_factory=dict)
     given_up: list[str] = field(default_factory=list)
+    older: bool = False
+    """Whether an older copy of store or MLflow was ever put back."""
 
     def begins(self) -> None:
         """The process that runs begins something: what it needs of the store it reads from here on."""

@@ -386,6 +386,18 @@ def _kill(*args: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_what_is_withdrawn_later_is_no_trace_of_an_erasure(run: Run) -> None:
+    """A commit that lost its place may have stored it; nobody looks for it once the erasure is done with."""
+    erased(run, "patient", "patient1")
+    amend.amend(run, [Named("withdraw", "patient", "patient7")], WHY)
+    lay(run.settings, "wed", WEDNESDAY)
+    ingest(run)
+    out = table(run, "wed").iloc[0]
+    assert (out["reason"], out["file"]) == ("withdrawn", "NORMAL/patient7_1.png")
+    Dataset(run.settings).put(out["digest"], ".png", b"its bytes")
+    assert erasing.verify(run)[0]
+
+
 def _stored(run: Run, digest: str) -> list[str]:
     return [entry.key for entry in run.store().list("dataset/radiographs") if digest in entry.key]
 

@@ -119,7 +119,7 @@ class Manifests:
         """Yield the files in the dataset's store that tell of what was erased: radiographs, drafts of who was slower
         than the erasure, and manifests that were replaced.
 
-        A commit stores radiographs before its manifest: those that it then kept out, as withdrawn or erased, or that
+        A commit stores radiographs before its manifest: those that it then kept out, as erased or withdrawn, or that
         are `named` elsewhere (digests), go unless an accepted row holds them.
         """
         gone = erased.digests | (named | self._kept_out()) - self._held() - {""}
@@ -141,9 +141,15 @@ class Manifests:
                 yield Trace(entry.key)
 
     def _kept_out(self) -> set[str]:
-        """Return the digests of rows that are hidden or were out as withdrawn."""
-        tables = [self.table(commit.manifest) for commit in self.commits.manifests()]
-        return {d for t in tables for d in t.loc[hidden(t["file"]) | (t["reason"] == WITHDRAWN), "digest"]}
+        """Return the digests of rows that are hidden, or were out as withdrawn before the last erasure: that may have
+        been of near copies of them, and nothing tells of these any more."""
+        newest = max(number for number, one in self.commits.amendments().items() if one.erases)
+        found = set[str]()
+        for commit in self.commits.manifests():
+            table = self.table(commit.manifest)
+            out = hidden(table["file"]) | ((table["reason"] == WITHDRAWN) & (commit.number < newest))
+            found.update(table.loc[out, "digest"])
+        return found
 
     def _held(self) -> set[str]:
         """Return the digests of accepted rows."""

@@ -127,13 +127,19 @@ def test_flipped_labels_raise_the_alarm_until_they_are_right_or_it_is_acknowledg
 
     monkeypatch.setenv("XRAY_POLICY", "default")
     judged = Run(Settings())
-    clause = next(c for c in versions.compare(judged, 1, 2).decision.clauses if c.number == "4.13")
+    compared = versions.compare(judged, 1, 2)
+    clause = next(c for c in compared.decision.clauses if c.number == "4.13")
     assert not clause.passed  # version 1 does no better
     assert looked.alarm in clause.why
+    shown = store.read(compared.report).decode().partition('id="record"')[2].partition("<h2 ")[0]
+    assert f'<p class="warning">{looked.alarm}' in shown
+    assert ("new-31" in shown, "<svg" in shown) == (True, True)
+    assert 'id="record"' not in store.read(versions.compare(judged, 2, 1).report).decode()  # 1 is not in production
     with monkeypatch.context() as patched:  # nobody knows whether an alarm stands: no night fails, nothing is promoted
         patched.setattr(watching, "watched", unreadable)
-        unknown = next(c for c in versions.compare(judged, 1, 2).decision.clauses if c.number == "4.13")
-    assert not unknown.passed
+        compared = versions.compare(judged, 1, 2)
+    assert not next(c for c in compared.decision.clauses if c.number == "4.13").passed
+    assert 'id="record"' not in store.read(compared.report).decode()
     (part,) = [part for part in health.check(judged.settings) if part.part == "champion"]
     assert (part.well, looked.alarm in part.text) == (False, True)
 

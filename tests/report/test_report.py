@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 from small_models import small_classifier
 
+from xray_pipeline.base.settings import IntakeRules
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.pixels import PixelCache
-from xray_pipeline.evaluation import predictions, stress
+from xray_pipeline.evaluation import answer_drift, predictions, stress
+from xray_pipeline.evaluation.answer_drift import AnswerDrift, unmeasured
 from xray_pipeline.evaluation.bootstrap import Resampling
 from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import METRICS, Interval
@@ -26,9 +28,10 @@ from xray_pipeline.evaluation.metrics import evaluate
 from xray_pipeline.evaluation.slices import slices as all_slices
 from xray_pipeline.evaluation.suspected import Suspect
 from xray_pipeline.evaluation.sweep import Cuts
+from xray_pipeline.evaluation.watching import Delivery
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import decide, load_policy
-from xray_pipeline.report.contents import IN_PRODUCTION, Arrival, Report, Subject, Suspects
+from xray_pipeline.report.contents import IN_PRODUCTION, Arrival, Record, Report, Subject, Suspects
 from xray_pipeline.report.examples import examples
 from xray_pipeline.report.page import model_card, render, with_version, without_pictures
 from xray_pipeline.report.wording import cuts_in_words, difference, headline, in_words, percent, tries, warnings
@@ -120,6 +123,23 @@ def make(
     return Made(rows, models, tables, made)
 
 
+def record(count: int, alarm: bool = False) -> Record:
+    """A champion's record of which two deliveries say something special: nobody new, and answers unlike the others."""
+    like = AnswerDrift(0.4, 0.0033, False, "mean probability of PNEUMONIA 0.61 here, 0.60 when held out")
+    unlike = replace(like, p=0.0003, alarm=True, text="mean probability of PNEUMONIA 0.93 here, 0.60 when held out")
+    deliveries = []
+    for n in range(count):
+        accuracy, width = 0.93 + 0.04 * float(np.sin(7 * n)), 0.6 / (n + 2) ** 0.7
+        at = f"2026-{n // 28 + 1:02d}-{n % 28 + 1:02d}T02:00:00+00:00"
+        ends = (max(0.0, 0.93 - width), min(1.0, 0.93 + width), 0.0)
+        deliveries.append(Delivery(f"night-{n:02d}", at, 60 + n, 50, accuracy, *ends, like))
+    deliveries[-3] = replace(deliveries[-3], patients=1, accuracy=None, drift=unmeasured("too few", IntakeRules()))
+    deliveries[-2] = replace(deliveries[-2], drift=unlike)
+    said = "Version 1 is no longer as good as it was." if alarm else "No alarm about version 1."
+    told = answer_drift.in_words([(one.key, one.drift) for one in deliveries if one.drift])
+    return Record((said, told), alarm, 0.935, tuple(deliveries), count)
+
+
 def _table(model: Any, rows: pd.DataFrame, cache: PixelCache, store: Any) -> Any:
     columns = [f"p_{name}" for name in model.classes]
     return predictions.score(model, rows, cache, read, store)[columns].to_numpy()
@@ -127,7 +147,8 @@ def _table(model: Any, rows: pd.DataFrame, cache: PixelCache, store: Any) -> Any
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(tmp_path_factory.mktemp("two"))
+    made = make(tmp_path_factory.mktemp("two"))
+    return replace(made, report=replace(made.report, record=record(40)))
 
 
 @pytest.fixture(scope="module")
@@ -473,6 +494,42 @@ def test_a_difference_is_coloured_only_beyond_doubt_and_the_right_way() -> None:
     up, down, unclear = Interval(0.1, 0.05, 0.2), Interval(-0.1, -0.2, -0.05), Interval(0.1, -0.1, 0.2)
     assert [difference(d).tone for d in (up, down, unclear, None)] == ["good", "bad", "", ""]
     assert [difference(d, higher_is_better=False).tone for d in (up, down)] == ["bad", "good"]
+
+
+def section(page: str, anchor: str) -> str:
+    return page.partition(f'<h2 id="{anchor}">')[2].partition("<h2 ")[0]
+
+
+def test_the_champions_record_has_its_section(two: Made, page: str) -> None:
+    shown = section(page, "record")
+    assert "No alarm about version 1." in shown
+    assert "of 39 deliveries compared, 1 had answers unlike the held-out ones, night-38 last (p = 0.0003" in shown
+    assert "The newest 12 of 40 deliveries." in shown
+    assert shown.index("night-39") < shown.index("night-28")
+    assert "night-27" not in shown
+    assert shown.count('class="mark">unlike') == 1
+    assert "not measured: too few" in shown
+    assert "95 % of all so far" in shown
+    assert page.index('href="#record"') < page.index('id="record"')
+    assert 'class="warning">Version 1' in section(render(replace(two.report, record=record(3, alarm=True))), "record")
+
+
+def test_a_record_of_nothing_yet_has_its_sentence_and_without_a_champion_there_is_no_section(two: Made) -> None:
+    nothing = Record(("version 1 has been asked about no delivery yet",), False, 0.93, (), 0)
+    shown = section(render(replace(two.report, record=nothing)), "record")
+    assert "asked about no delivery yet" in shown
+    assert not {"svg", "table"} & set(parsed(shown).tags)
+    known_patients = replace(record(4), deliveries=tuple(replace(d, accuracy=None) for d in record(4).deliveries))
+    assert "svg" not in parsed(section(render(replace(two.report, record=known_patients)), "record")).tags
+    assert 'record"' not in render(replace(two.report, record=None))
+
+
+def test_a_hostile_name_of_a_delivery_stays_text_in_the_record(two: Made) -> None:
+    made = record(5)
+    named = replace(made, deliveries=tuple(replace(one, key=HOSTILE) for one in made.deliveries), words=(HOSTILE,))
+    shown = render(replace(two.report, record=named, subject=replace(two.report.subject, pages="https://air")))
+    assert "script" not in parsed(shown).tags
+    assert "https://air/deliveries/%3Cscript%3E" in shown
 
 
 def test_the_card_has_the_sections_of_a_model_card(two: Made) -> None:

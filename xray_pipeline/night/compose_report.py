@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from xray_pipeline.base.errors import XrayError
 from xray_pipeline.base.text import without_names
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.pixels import PixelCache
@@ -14,7 +16,7 @@ from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake.verdicts import checked, rejected
-from xray_pipeline.night import affected, lineage, review, tell_mlflow
+from xray_pipeline.night import affected, lineage, review, tell_mlflow, watching
 from xray_pipeline.night.gather import new_deliveries
 from xray_pipeline.night.pair import Pair
 from xray_pipeline.night.run import Run
@@ -24,6 +26,8 @@ from xray_pipeline.report import page
 from xray_pipeline.report.examples import Example, examples, packed, unpacked
 from xray_pipeline.report.places import CARD, EXAMPLES, PAGE, report_key
 from xray_pipeline.training.candidate import Candidate
+
+log = logging.getLogger(__name__)
 
 
 def write_report(run: Run, registry: Registry, both: Pair, evidence: Evidence, decision: Decision) -> str:
@@ -61,6 +65,7 @@ def compose(run: Run, registry: Registry, both: Pair, evidence: Evidence, decisi
         recipe=_values(lineage.recipe_of(run.store(), both.candidate.digest).model_dump()),
         lineage=_lineage(run, both, decision),
         suspects=_suspects(run, dataset, both),
+        record=_record(run, both),
     )
 
 
@@ -162,6 +167,21 @@ def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
         shown += list(zip(worst, cache.get(list(part["digest"])), strict=True))
     counts = {kind: sum(suspect.kind == kind for suspect in listed) for kind in ("mislabel", "outlier")}
     return report.Suspects(int((rows["side"] != "held-out").sum()), counts, tuple(shown))
+
+
+def _record(run: Run, both: Pair) -> report.Record | None:
+    """The record of the champion of a pair; None without one, for a version that is not in production, and where it
+    can't be read: no report waits for that."""
+    try:
+        found = watching.watched(run)
+    except XrayError as error:
+        log.warning("the report has no section on the champion's record: %s", error)
+        return None
+    if both.champion is None or found.champion != both.champion:
+        return None
+    words = tuple(filter(None, (found.in_words, found.unlabelled)))
+    newest = found.deliveries[-report.RECORDED :]
+    return report.Record(words, bool(found.alarm), found.promised, newest, len(found.deliveries))
 
 
 def _lineage(run: Run, both: Pair, decision: Decision) -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 from xray_pipeline.evaluation.cases import Floats, named
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.evaluation.suspected import Suspect
+from xray_pipeline.evaluation.watching import Delivery
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.report.examples import Example, Images
@@ -63,13 +64,29 @@ class Suspects:
     shown: tuple[tuple[Suspect, Images], ...]
 
 
+RECORDED = 90  # deliveries of the champion's record that are drawn
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the champion said of deliveries before any model learned from them, as it read then: in words, whether an
+    alarm stands, the accuracy of when it was held out, and the newest deliveries of `count`, oldest first."""
+
+    words: tuple[str, ...]
+    alarm: bool
+    promised: float | None
+    deliveries: tuple[Delivery, ...]
+    count: int
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """Everything a page and a card are made from.
 
     `labels` [N], `candidate` [N, C] and `champion` [N, C] (None without one) are the held-out rows in one order;
     `disagreements` and `errors` come from `examples`; `dataset` counts radiographs by side of the split; `recipe` and
-    `lineage` are shown as they are: names to values, no patient data.
+    `lineage` are shown as they are: names to values, no patient data. `record` is the champion's, None where there is
+    none, or it is not the one in production.
     """
 
     subject: Subject
@@ -85,6 +102,7 @@ class Report:
     recipe: Mapping[str, object] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
     suspects: Suspects | None = None
+    record: Record | None = None
 
     def models(self) -> list[tuple[str, Floats, Evaluation]]:
         """Candidate and, if there is one, champion: name, probabilities [N, C], evaluation."""

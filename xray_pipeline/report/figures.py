@@ -24,6 +24,7 @@ from PIL import Image
 from sklearn import metrics as sk
 
 from xray_pipeline.evaluation.sweep import CUTS, at_cuts
+from xray_pipeline.evaluation.watching import Delivery
 
 TILE = 224  # side of a radiograph in the gallery, in pixels
 
@@ -166,6 +167,32 @@ def histogram(curve: Curve, of: str) -> str:
         axes.grid(False, axis="x")
         axes.set_title(f"Scores of the {curve.name}")
         return _finish(figure, axes, f"scores of the {curve.name} for {of}")
+
+
+def record(deliveries: Sequence[Delivery], promised: float) -> str:
+    """Draw how right the champion was on each delivery, the confidence sequence of all so far, and what was held out.
+
+    The axis shows all points and the newest ends of the sequence; the first ones, which say little, may lie outside.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6, 2.6))
+        axes = figure.subplots()
+        places = range(len(deliveries))
+        known = [(place, one.accuracy) for place, one in enumerate(deliveries) if one.accuracy is not None]
+        low, high = ([getattr(one, end) for one in deliveries] for end in ("low", "high"))
+        axes.fill_between(places, low, high, color=FIRST, alpha=0.18, linewidth=0, label="95 % of all so far")
+        for end in (low, high):
+            axes.plot(places, end, color=FIRST, linewidth=0.9)
+        axes.axhline(promised, color=SECOND, linewidth=1.2, linestyle="--", label="held out")
+        axes.plot(*zip(*known, strict=True), "o", color=INK, markersize=3.5, label="a delivery")
+        shown = [promised, low[-1], high[-1], *(accuracy for _, accuracy in known)]
+        edge = 0.08 * (max(shown) - min(shown)) + 0.005
+        days = sorted({0, len(deliveries) // 2, len(deliveries) - 1}) if len(deliveries) > 4 else [len(deliveries) - 1]
+        axes.set(ylabel="accuracy", ylim=(max(0.0, min(shown) - edge), min(1.005, max(shown) + edge)))
+        axes.set(xlim=(-0.6, len(deliveries) - 0.4), xticks=days, xticklabels=[deliveries[day].at[:10] for day in days])
+        axes.grid(False, axis="x")
+        axes.set_title("The champion on new patients")
+        return _finish(figure, axes, "accuracy of the champion on new patients, by delivery")
 
 
 def overlay(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32] | None = None) -> str:

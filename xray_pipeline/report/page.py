@@ -21,7 +21,7 @@ from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.evaluation.sweep import Cuts, at_cuts
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.report import figures, galleries, tables
-from xray_pipeline.report.contents import IN_PRODUCTION, Report
+from xray_pipeline.report.contents import IN_PRODUCTION, Record, Report
 from xray_pipeline.report.wording import candidate_of, cuts_in_words, headline, in_words, warnings
 
 LEAKS = ("patient-on-two-sides", "copy-across-split")
@@ -34,6 +34,7 @@ def render(report: Report) -> str:
         "plots": [(name, _plots(report, c)) for c, name in rated],
         "galleries": galleries.galleries(report),
         "suspects": galleries.suspects(report),
+        "record": _record(report.record),
         "as_data": _as_data(report.decision),
     }
     return template("report", "report.html.j2").render(**_context(report), **drawn)
@@ -138,6 +139,16 @@ def _lineage(report: Report) -> dict[str, str]:
         "Policy": f"{decision.policy_name}, {decision.policy}",
         "Bootstrap": f"{ours.resamples:,} resamples of patients, seed {ours.seed}",
     }
+
+
+def _record(record: Record | None) -> dict[str, Any] | None:
+    """The drawing of the champion's record and the rows of its table, the newest delivery first."""
+    if record is None:
+        return None
+    drawn = ""
+    if record.promised is not None and any(one.accuracy is not None for one in record.deliveries):
+        drawn = figures.record(record.deliveries, record.promised)
+    return {"drawn": drawn, "rows": tables.recorded(record.deliveries)}
 
 
 def _plots(report: Report, c: int) -> list[str]:

@@ -10,10 +10,11 @@ from typing import Any
 from xray_pipeline.evaluation import stress
 from xray_pipeline.evaluation.metric_table import METRICS
 from xray_pipeline.evaluation.slices import Slice
+from xray_pipeline.evaluation.watching import Delivery
 from xray_pipeline.gate.evidence import Evidence
-from xray_pipeline.report.wording import candidate_of, cell, difference
+from xray_pipeline.report.wording import Cell, candidate_of, cell, difference
 
-LISTED = 12  # slices of one dimension shown without unfolding
+LISTED = 12  # slices of one dimension shown without unfolding, and deliveries of the record
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,25 @@ def _slice(part: Slice, axis: Axis, metric: str) -> dict[str, Any]:
         "champion_auc": cell(part.champion.get("auc")).value,
         "difference": difference(part.difference.get("accuracy")),
     }
+
+
+def recorded(deliveries: Sequence[Delivery]) -> list[dict[str, Any]]:
+    """The newest deliveries of the champion's record, the newest first."""
+    return [
+        {
+            "name": one.key,
+            "at": one.at[:10],
+            "radiographs": one.radiographs,
+            "patients": one.patients,
+            "accuracy": Cell(
+                "-" if one.accuracy is None else f"{one.accuracy:.3f}", f"{one.low:.3f} to {one.high:.3f}"
+            ),
+            "p": "-" if one.drift is None or one.drift.p is None else f"{one.drift.p:.4f}",
+            "unlike": one.drift is not None and one.drift.alarm,
+            "text": one.drift.text if one.drift and (one.drift.alarm or one.drift.p is None) else "",
+        }
+        for one in reversed(deliveries[-LISTED:])
+    ]
 
 
 def stressed(slices: Sequence[Slice]) -> list[dict[str, Any]]:

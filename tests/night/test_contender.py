@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from new_patients import deliver
 from two_nights import SETTINGS
@@ -100,7 +101,10 @@ def test_one_that_lacks_more_than_confidence_takes_no_turn_nor_does_one_where_th
         assert contender.in_turn(run, state(run)) is None
         assert shadow.turns(run.store()) == []
     policy.write_text(whole_policy)
-    assert contender.in_turn(run, state(run))
+    now = state(run)
+    judged_against_none = msgspec.structs.replace(now.registered[2], champion_before=None)
+    assert contender.in_turn(run, replace(now, registered={**now.registered, 2: judged_against_none})) is None
+    assert contender.in_turn(run, now)
 
 
 def test_a_turn_ends_with_its_deliveries_a_rejection_or_another_champion(run: Run) -> None:

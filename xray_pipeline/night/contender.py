@@ -33,13 +33,11 @@ def in_turn(run: Run, state: State) -> Turn | None:
         return last
     entry = state.registered.get(state.challenger or 0)
     against = state.registered[state.champion].candidate
-    if (
-        entry is None
-        or entry.version is None
-        or any((t.candidate, t.against) == (entry.candidate, against) for t in past)
-    ):
+    if entry is None or entry.version is None or entry.champion_before != state.champion:
+        return last  # what it was judged by is about another champion
+    if any((turn.candidate, turn.against) == (entry.candidate, against) for turn in past):
         return last
-    _, decision = judged(run, entry.decision["evidence"])
+    _, decision = judged(run, _evidence(state, entry.version))
     stops = [one.number for one in decision.clauses if one.stage in ("promote", "release") and one.passed is False]
     if stops != [clause.number]:
         return last

@@ -62,10 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if room_of(item) in SLOW_ROOMS or SERVERS & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
-            if sys.version_info < (
-                3,
-                12,
-            ):  # where measuring costs half as much again; most of it runs in other processes
+            if sys.version_info < (3, 12):  # where measuring costs half as much again
                 item.add_marker("no_cover")
     order = {room: place for place, room in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(room_of(item), len(order)))

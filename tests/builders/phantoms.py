@@ -12,9 +12,11 @@ from PIL import Image
 from xray_pipeline.base.settings import Settings
 
 
-def deliver(settings: Settings, name: str, numbers: range, inverted: bool = False, side: int = 0) -> None:
+def deliver(
+    settings: Settings, name: str, numbers: range, inverted: bool = False, side: int = 0, severity: float = 0.6
+) -> None:
     for number in numbers:
-        one = phantom.Patient(f"p{number}", "", 0.6 * (number % 3 > 0), number, 1, number % 2, "")
+        one = phantom.Patient(f"p{number}", "", severity * (number % 3 > 0), number, 1, number % 2, "")
         pixels = phantom.radiograph(one, 1)
         out = io.BytesIO()
         image = Image.fromarray(np.asarray((65535 - pixels if inverted else pixels) >> 8, np.uint8))

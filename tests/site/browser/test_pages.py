@@ -1,10 +1,14 @@
-"""The plugin's pages inside Airflow, on a site where two deliveries came in and nothing was trained: quick to start."""
+"""The plugin's pages inside Airflow, on a site where two deliveries came in and nothing was trained: quick to start.
+
+The last tests train a champion there, and a night brings labels that are wrong.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +28,7 @@ from xray_pipeline.base.storage import open_store
 from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.intake import alarms
 from xray_pipeline.intake.drift import Channel, Drift
-from xray_pipeline.night import intake_steps, nights
+from xray_pipeline.night import health, intake_steps, nights, whole
 from xray_pipeline.night.nights import Arrival, Model, Night
 from xray_pipeline.night.run import Run
 
@@ -86,9 +90,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for name, value in values.items():
             patch.setenv(name, value)
         fill(Settings())
-    with run_webhook() as webhook, running(folder, values) as stack:
+    with run_webhook() as webhook, running(folder, {**values, "XRAY_NOTIFY_WEBHOOK": webhook.uri}) as stack:
         airflow = Airflow(stack)
-        airflow.prepare("xray_delivery", "xray_amend", seconds=300)
+        airflow.prepare("xray_delivery", "xray_amend", "xray_retrain", "xray_watch", seconds=300)
         yield Site(stack, airflow, webhook, json.loads((folder / "passwords.json").read_text()))
 
 
@@ -228,3 +232,118 @@ def test_a_forged_call_is_refused(site: Site) -> None:
     assert all(run["conf"]["reason"] != "I would like to" for run in runs)
     for path in ("review", f"review/{'0' * 64}", f"review/pictures/{'0' * 64}", "review/files/2026-02-09/0/picture"):
         assert httpx.get(f"{site.stack.airflow}/xray/{path}", timeout=60).status_code == 401
+
+
+QUICK = str(Path(__file__).parent / "quick.toml")
+
+
+@contextmanager
+def settings_of(site: Site) -> Iterator[Settings]:
+    """What the site's tasks are told, and where its Airflow is."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in site.stack.environment.items():
+            if name.startswith("XRAY_"):
+                patch.setenv(name, value)
+        where = {"airflow_url": site.stack.airflow, "airflow_user": site.stack.user}
+        yield Settings(**where, airflow_password=site.stack.password)
+
+
+def ill(site: Site) -> dict[str, str]:
+    """The parts that `xray health` finds not to be well."""
+    with settings_of(site) as settings:
+        return {part.part: part.text for part in health.check(settings) if not part.well}
+
+
+def test_a_pool_without_slots_is_no_well_night(site: Site) -> None:
+    for slots in (0, 1):
+        pool = {"pool": "gpu", "slots": slots, "include_deferred": False}
+        site.airflow.call("PATCH", "/pools/gpu?update_mask=slots", pool)
+        assert ("no pool 'gpu' with a slot" in ill(site).get("night", "")) == (slots == 0)
+
+
+def _files(settings: Settings, delivery: str) -> list[Path]:
+    return sorted(Path(settings.incoming, delivery).glob("*/*"))
+
+
+def _moved(file: Path, place: Path) -> None:
+    """Move a file to another place of its delivery."""
+    target = file.parents[1] / place
+    target.mkdir(parents=True, exist_ok=True)
+    file.rename(target / file.name)
+
+
+@pytest.fixture(scope="module")
+def alarmed(site: Site) -> str:
+    """A night's run: its two deliveries have a third of their labels flipped, and the champion had learned before."""
+    with settings_of(site) as settings:
+        lenient = {"policy": str(Path(QUICK).with_name("lenient.toml")), "recipe": QUICK, "promotion": "auto"}
+        deliver(settings, "2026-02-10", range(100, 300), side=96, severity=2)
+        for number, file in enumerate(_files(settings, "2026-02-10")):  # a half is held out, so much is promised
+            _moved(file, Path("test" if number % 2 else "train", file.parent.name))
+        whole.whole(Run(settings.model_copy(update=lenient), who="schedule"))
+        for name, numbers in {"2026-02-11": range(400, 480), "2026-02-12": range(480, 560)}.items():
+            deliver(settings, name, numbers, side=96, severity=2)
+            for file in _files(settings, name)[::3]:
+                [other] = set(settings.classes) - {file.parent.name}
+                _moved(file, Path(other))
+    weak = {"recipe": QUICK, "epochs": 1, "overrides": "levels=false\npenalty=100000"}
+    run = site.airflow.trigger("xray_retrain", weak)
+    site.airflow.finished("xray_retrain", run)
+    return run
+
+
+SAID = "Version 1 is no longer as good as it was when held out"
+
+
+def test_wrong_labels_raise_the_alarm_in_a_night(
+    page: Page, site: Site, alarmed: str, shoot: Callable[..., None]
+) -> None:
+    looked = site.airflow.returned("xray_retrain", alarmed, "look_ahead")
+    assert looked["alarm"].startswith(SAID)
+    (told,) = [sent for sent in site.webhook.received if sent["event"] == "alarm"]
+    assert str(told["text"]).startswith(SAID)
+    assert str(told["text"]).endswith("/plugin/xray-champion")
+    assert ill(site)["champion"].startswith(SAID)
+    shown = plugin_page(page, site, "nights", "Nights of chest-xray")
+    expect(shown.locator("tbody tr").first).to_contain_text(SAID)
+    expect(shown.locator("figure").first).to_contain_text("Champion on new patients")
+    shown = plugin_page(page, site, "champion", "chest-xray")
+    expect(shown.locator(".warning").first).to_contain_text(SAID)
+    shoot("airflow-alarm.png")
+
+
+@pytest.mark.usefixtures("alarmed")
+def test_nobody_but_an_operator_acknowledges_the_alarm(browser: Browser, site: Site) -> None:
+    page = logged_in(browser, site, "viewer")
+    shown = plugin_page(page, site, "champion", "chest-xray")
+    expect(shown.locator(".warning").first).to_contain_text(SAID)
+    expect(shown.get_by_text("You may look")).to_be_visible()
+    expect(shown.get_by_role("button")).to_have_count(0)
+    page.close()
+    address = f"{site.stack.airflow}/api/v2/dags/xray_watch/dagRuns"
+    asked = {"logical_date": None, "conf": {"reason": "I would like to"}}
+    login = {"username": "viewer", "password": site.passwords["viewer"]}
+    token = httpx.post(f"{site.stack.airflow}/auth/token", json=login, timeout=60).json()["access_token"]
+    for said, status in (("", 401), ("forged", 403), (token, 403)):
+        headers = {"Authorization": f"Bearer {said}"} if said else {}
+        assert httpx.post(address, json=asked, headers=headers, timeout=60).status_code == status
+    assert site.airflow.call("GET", "/dags/xray_watch/dagRuns")["total_entries"] == 0
+
+
+@pytest.mark.usefixtures("alarmed")
+def test_the_alarm_is_acknowledged_from_the_champions_page(page: Page, site: Site) -> None:
+    shown = plugin_page(page, site, "champion", "chest-xray")
+    form = shown.locator("form[data-dag=xray_watch]")
+    form.get_by_label("Reason").fill("a trainee's labels, looked at with radiology")
+    form.get_by_role("button", name="Acknowledge").click()
+    form.get_by_role("link", name="Started").wait_for()
+    assert ended(site, "xray_watch")[0] == "success"
+    shown = plugin_page(page, site, "champion", "chest-xray")
+    expect(shown.get_by_text("acknowledged by admin on")).to_contain_text(
+        "a trainee's labels, looked at with radiology"
+    )
+    expect(shown.get_by_text(SAID)).to_have_count(0)
+    expect(shown.locator("form[data-dag=xray_watch]")).to_have_count(0)
+    assert "champion" not in ill(site)
+    again = site.airflow.trigger("xray_watch", {"reason": "a second time"})
+    assert site.airflow.reached(lambda: site.airflow.state("xray_watch", again), ("success", "failed")) == "failed"

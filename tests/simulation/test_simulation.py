@@ -7,8 +7,11 @@ from mutate import FAULTS, Fault, faulty
 from simulate import simulate
 from world import Plan
 
-SEEDS = 8
-FOUND = (62,)  # another night committed what made a copy a label conflict, between the check and the commit
+SEEDS = 5
+FOUND = (
+    30,  # what was withdrawn after an erasure was taken for a trace of it
+    211,  # a night vouched for an older dataset that was put back under it, and MLflow forgot the newer commits
+)
 
 
 @pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])

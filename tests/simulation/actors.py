@@ -469,7 +469,7 @@ def backups(world: World) -> list[Process]:
             world.scheduler.sleep(1.0)
             (_store_again if of_store else _mlflow_again)(world, older, newest)
 
-    return [process(world, "gives-up", fails, no=(LedgerError,))]
+    return [process(world, "gives-up", fails)]
 
 
 def _copied(world: World) -> tuple[Copy | None, dict[str, Any]]:
@@ -498,18 +498,23 @@ def _put_back(world: World, older: Any, of_store: bool) -> Any:
 
 
 def _store_again(world: World, older: Any, newest: Any) -> None:
-    """Put the newest copy of the store back or, where nothing was decided since, give up what only that has."""
+    """Put the newest copy of the store back or, where nothing was decided since, give up what only that has: no
+    candidates that were tidied, as their files in MLflow stay gone."""
     decided, auditor = older[0][1]["decided"], world.auditor
-    can_go_on = decided.beginning and (decided.champion is None or _is_there(world, decided.champion))
+    can_go_on = decided.beginning != "" and (decided.champion is None or _is_there(world, decided.champion))
+    can_go_on &= not any(key.startswith("store/tidied/") for key in newest[0][0].keys() - older[0][0].keys())
     given_up = can_go_on and not auditor.strays and world.random.random() < 0.5
     if world.once("given up", lambda: (auditor.go_on(newest[0], older[0] if given_up else None), given_up))[1]:
         world.begins()
-        try:
-            promotion.adopt(Run(world.settings, who="gives-up"), world.random.random() < 0.5, WHY, lost=True)
-        except LedgerError as error:
-            if "no candidate in" not in str(error):
-                raise
-            promotion.adopt(Run(world.settings, who="gives-up"), True, WHY, lost=True)
+        for undo in (world.random.random() < 0.5, True):
+            try:
+                promotion.adopt(Run(world.settings, who="gives-up"), undo, WHY, lost=True)
+                return
+            except LedgerError as error:
+                if "nothing to give up" in str(error):  # it was killed after it had
+                    return
+                if "no candidate in" not in str(error):
+                    raise
 
 
 def _mlflow_again(world: World, older: Any, newest: Any) -> None:

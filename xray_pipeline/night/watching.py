@@ -259,7 +259,7 @@ def _unlike(
     try:
         held_out = HeldOut(_held_out(dataset, store, measured), measured.classes)
         return [answer_drift.compare(part, held_out, rules, before.get(part["delivery"].iloc[0])) for part in parts]
-    except (EvaluationError, DatasetError, ObjectNotFound) as error:
+    except (EvaluationError, DatasetError, ObjectNotFound, AccessDenied) as error:
         return [answer_drift.unmeasured(str(error), rules)] * len(parts)
 
 

@@ -318,7 +318,7 @@ def hand(world: World) -> list[Process]:
     def moves() -> None:
         world.scheduler.sleep(world.once("hand pause", lambda: world.random.choice((100.0, 10_000.0))))
         model = world.mlflow.models.get(name)
-        there = [v.number for v in model.versions.values() if not v.deleted] if model else []
+        there = [number for number in model.versions if _is_there(world, number)] if model else []
         alias = world.once("hand alias", lambda: world.random.choice(("champion", "champion", "challenger")))
         if there:
             version = world.random.choice(there)

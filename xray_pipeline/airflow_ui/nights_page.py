@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import Query
@@ -15,6 +15,9 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.night import nights
 from xray_pipeline.night.nights import Night
+
+if TYPE_CHECKING:
+    from xray_pipeline.night.watching import Watched
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +36,33 @@ def show(
         return drawing.page("notice.html.j2", 503, title="The nights can't be read", text=str(error))
     wanted = [night for night in past.nights if not before or night.started < before]
     shown = wanted[: int(span)]
+    watched = _watched(settings) if shown else None
+    record = [charts.of_record(watched, int(span))] if watched else []
     return drawing.page(
         "nights.html.j2",
         name=settings.model_name,
+        alarm=watched.alarm if watched else "",
+        champion=links.HISTORY,
         damaged=past.damaged,
         spans=SPANS,
         span=int(span),
         before=before,
         older=shown[-1].started if len(wanted) > len(shown) else "",
-        charts=[*_watched(settings, int(span)), *charts.of_nights(shown)] if shown else [],
+        charts=[*record, *charts.of_nights(shown)] if shown else [],
         rows=[_row(night) for night in shown],
     )
 
 
-def _watched(settings: Settings, span: int) -> list[charts.Chart]:
-    """Return the chart of the champion's record, none where it can't be read: `xray watch` says why."""
+def _watched(settings: Settings) -> Watched | None:
+    """Return the champion's record, None where it can't be read: `xray watch` says why."""
     from xray_pipeline.night import watching
     from xray_pipeline.night.run import Run
 
     try:
-        return [charts.of_record(watching.watched(Run(settings)), span)]
+        return watching.watched(Run(settings))
     except XrayError as error:
         log.warning("the champion's record is not drawn: %s", error)
-        return []
+        return None
 
 
 def _row(night: Night) -> dict[str, Any]:

@@ -305,6 +305,7 @@ def test_wrong_labels_raise_the_alarm_in_a_night(
     assert str(told["text"]).endswith("/plugin/xray-champion")
     assert ill(site)["champion"].startswith(SAID)
     shown = plugin_page(page, site, "nights", "Nights of chest-xray")
+    expect(shown.locator(".warning")).to_contain_text(SAID)
     expect(shown.locator("tbody tr").first).to_contain_text(SAID)
     expect(shown.locator("figure").first).to_contain_text("Champion on new patients")
     shown = plugin_page(page, site, "champion", "chest-xray")

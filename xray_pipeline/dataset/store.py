@@ -223,9 +223,8 @@ class Dataset:
             return None
         identity = msgspec.to_builtins(self.commits.identity())
         manifests = {key: self._committed_as(key) for key in keys}
-        data = canonical(
-            msgspec.to_builtins(Named(FORMAT, identity, manifests, *said_of(tables, together(amendments))))
-        )
+        named = Named(FORMAT, identity, manifests, *said_of(tables, together(amendments)))
+        data = canonical(msgspec.to_builtins(named))
         digest = digest_of(data)
         if not self.store.write_if_absent(f"snapshots/{digest}.json", data):
             self.store.write(f"snapshots/{digest}.json", data)  # what is there is not what its name says

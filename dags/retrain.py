@@ -271,7 +271,7 @@ def conclude(
 def ask_again(concluded: dict[str, Any]) -> dict[str, Any]:
     from xray_pipeline.night import contender, unanswered
 
-    asked = contender.to_put_forward(_run()) or unanswered.to_ask_again(_run())
+    asked = contender.to_ask(_run()) or unanswered.to_ask_again(_run())
     if not asked:
         raise AirflowSkipException("no request went unanswered, and no version was put forward")
     get_current_context()["outlet_events"][REGISTERED].extra = {**asked, "promotes": False}

@@ -681,7 +681,12 @@ def _without(source: str, *rules: str) -> str:
         ("[[clause]]", "[[clause", "is not TOML"),
         ('"software",', '"classes",', "clause 4.10 .changes.: no 'classes' to allow"),
         ("allowed = [", "permitted = [", "clause 4.10 .changes. takes no numbers"),
-        ("record_budget =", "record_budgt =", "clause 4.2 .confidence. takes budget, .* and may have record_budget"),
+        (
+            "record_budget =",
+            "record_budgt =",
+            "clause 4.2 .confidence. takes budget, .* and may have all of record_budget",
+        ),
+        ("record_deliveries = 30\n", "", "clause 4.2 .confidence. .* may have all of record_budget"),
         ("record_half_life = 7", "record_half_life = -1", "clause 4.2 .confidence.: record_half_life is -1"),
         ("more_than = 0.0", "more_than = 0.0\nallowed = []", "clause 2.1 .* takes no list"),
     ],

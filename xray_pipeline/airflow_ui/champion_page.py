@@ -156,7 +156,8 @@ def _barred(state: State, entries: Sequence[Entry]) -> str:
     """Say why the policy does not let the challenger be promoted, as it was registered; "" when it does, or when it was
     put forward since."""
     registered = state.registered.get(state.challenger or 0)
-    if any(entry.request.startswith(PUT_FORWARD) and entry.version == state.challenger for entry in entries):
+    about = [entry for entry in entries if entry.version is not None and entry.version == state.challenger]
+    if about and about[-1].request.startswith(PUT_FORWARD):
         return ""
     if registered is None or registered.decision.get("may_promote", True):
         return ""

@@ -54,10 +54,10 @@ def asked_version(context: Mapping[str, Any], registered: Asset) -> tuple[int | 
     if (version := context["params"].get("version")) is not None:
         return int(version), "", ""
     events = context.get("triggering_asset_events") or {}
-    told = [event.extra for event in events.get(registered, ()) if event.extra and "version" in event.extra]
+    told = [event for event in events.get(registered, ()) if event.extra and "version" in event.extra]
     if not told:
         return None, "", ""
-    newest = max(told, key=lambda extra: int(extra["version"]))
+    newest = max(told, key=lambda event: event.timestamp).extra
     if newest.get("promotes"):
         return None, "", f"the night that registered version {newest['version']} promotes it itself"
     return int(newest["version"]), str(newest.get("candidate", "")), ""

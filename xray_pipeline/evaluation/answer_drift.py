@@ -99,8 +99,8 @@ def in_words(found: Sequence[tuple[str, AnswerDrift]]) -> str:
     name, last = unlike[-1]
     return (
         f"Without labels: of {compared} compared, {len(unlike)} had answers unlike the held-out ones, {name} last "
-        f"(p = {last.p:.4f}; {last.text}). Another scanner or kind of patient does that, and so does another mix of "
-        "classes."
+        f"(p = {last.p:.4f}; {last.text}). Another scanner or kind of patient does that, so does another mix of "
+        f"classes and, once in {1 / last.level:.0f} deliveries, chance."
     )
 
 

@@ -26,7 +26,8 @@ VARIANCE: Final = 0.05
 class Shadow(Plain):
     """A version's turn in shadow: the `turn`-th one there ever was (from 1), on so many patients, of so many
     deliveries, that neither it nor the champion has learned from; accuracy there less the champion's, by patients (None
-    without any); and the wealth (its logarithm) of who bets that the version is better."""
+    without any); and the most wealth (its logarithm) that who bets that the version is better had after any delivery:
+    Ville's bound is about ever, so what was shown once stays shown."""
 
     turn: int
     deliveries: int
@@ -54,5 +55,5 @@ def contest(turn: int, ours: pd.DataFrame, theirs: pd.DataFrame) -> Shadow:
     deliveries = int(night.max()) + 1
     # Against means of at least 0 of what the champion gains.
     seen = betting.count(-gains.to_numpy(), night, deliveries, -1, 1)
-    wealth = float(betting.log_wealth_at_once(seen, 0.0, VARIANCE)[-1])
+    wealth = float(betting.log_wealth_at_once(seen, 0.0, VARIANCE).max())
     return Shadow(turn, deliveries, len(gains), float(gains.mean()), wealth)

@@ -91,7 +91,9 @@ def _in_shadow(shadow: Shadow, numbers: Mapping[str, float]) -> tuple[bool, str]
     """Say whether new patients have shown that a candidate is more accurate, and in words."""
     wealth, level = number_of(shadow.wealth), level_of_turn(shadow.turn, numbers)
     gap = number_of(shadow.difference)
-    if wealth is None or gap is None or level <= 0 or shadow.patients < 1:
+    if level <= 0:
+        return False, f"By the policy's numbers turn {shadow.turn} in shadow can show nothing."
+    if wealth is None or gap is None or shadow.patients < 1:
         return False, "In shadow it was asked about no patient that is new to both models yet."
     why = (
         f"In shadow, on {shadow.patients} patients of {shadow.deliveries} deliveries that are new to both models, its "

@@ -198,8 +198,8 @@ def _policy_clause(found: Mapping[str, Any]) -> PolicyClause:
     if not number or not text:
         raise ConfigError(f"clause {number or '?'} ({rule}) needs a number and a text")
     wanted, optional = RULES[rule].numbers, RULES[rule].optional
-    if set(numbers) - set(optional) != set(wanted):
-        may = f" and may have {', '.join(optional)}" if optional else ""
+    if set(numbers) not in (set(wanted), {*wanted, *optional}):
+        may = f" and may have all of {', '.join(optional)}" if optional else ""
         raise ConfigError(
             f"clause {number} ({rule}) takes {', '.join(wanted) or 'no numbers'}{may}; found {sorted(numbers)}"
         )

@@ -45,7 +45,7 @@ class Rule:
     parts: tuple[str, ...] = ()
     """What its list `allowed` may name; each becomes a number of the clause, 1 when it is allowed, else 0."""
     optional: tuple[str, ...] = ()
-    """Numbers that a policy may leave out, 0 then: what they are for is not done."""
+    """Numbers that a policy may leave out, all of them: what they are for is not done then."""
 
 
 def _metric(evaluation: Evaluation | None, name: str) -> float | None:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from xray_pipeline.base.errors import LedgerError, XrayError
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.evaluation.watching import Standing
 from xray_pipeline.gate.policy import decide, load_policy
+from xray_pipeline.intake import alarms
 from xray_pipeline.night import shadow, watching
 from xray_pipeline.night.affected import learned_withdrawn
-from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.report.wording import difference
 
 if TYPE_CHECKING:
@@ -33,12 +34,17 @@ def judged(run: Run, key: str) -> tuple[Evidence, Decision]:
 
     Raises ConfigError, EvaluationError, DatasetError, LedgerError.
     """
-    candidate = key.split("/")[1]
+    candidate, store = key.split("/")[1], run.store()
     evidence = replace(
         run.evidence(key),
         withdrawn=learned_withdrawn(run.settings, candidate),
-        shadow=shadow.standing(run, candidate, Ledger(run.store()).state()),
+        shadow=shadow.standing(run, candidate),
     )
+    if evidence.alarms:  # else none stood, or nobody knows
+        deliveries = Dataset(run.settings).open_snapshot(evidence.snapshot).manifests
+        if (now := alarms.standing(store, deliveries)) != evidence.alarms:
+            said = dict.fromkeys((*evidence.acknowledged, *alarms.acknowledgements(store, deliveries)))
+            evidence = replace(evidence, alarms=now, acknowledged=tuple(said))
     if evidence.watch and evidence.watch.alarm and _settled(run):
         evidence = replace(evidence, watch=Standing(""))
     return evidence, decide(evidence, load_policy(run.settings.policy))

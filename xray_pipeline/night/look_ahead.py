@@ -23,6 +23,7 @@ from xray_pipeline.night.pair import scored
 from xray_pipeline.night.run import Looked, Run, end
 from xray_pipeline.night.scores import in_charge
 from xray_pipeline.registry import loading, manual_changes
+from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.state import State
 from xray_pipeline.training.candidate import Candidate, find_candidate
 
@@ -44,7 +45,7 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
     kept = dataset.open_snapshot(snapshot)
     rows = dataset.rows(kept)
     counts = {}
-    for version in _to_ask(run, state):
+    for version in _to_ask(run, registry, state):
         entry = state.registered.get(version)
         if entry is None:
             log.warning("version %d was never registered here, so nobody knows what it learned from", version)
@@ -67,11 +68,11 @@ def look_ahead(run: Run, snapshot: str, progress: Progress | None = None) -> Loo
     return Looked(state.champion, counts.get(state.champion, 0), now.alarm, watching.untold(run, now))
 
 
-def _to_ask(run: Run, state: State) -> list[int]:
+def _to_ask(run: Run, registry: Registry, state: State) -> list[int]:
     """Return the champion, the challenger, and the version in shadow."""
     versions = in_charge(state)[::-1]
     try:
-        turn = contender.in_turn(run, state)
+        turn = contender.in_turn(run, registry.ledger)
     except XrayError as error:
         log.warning("nothing is asked in shadow: %s", error)
     else:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from xray_pipeline.base.errors import LedgerError
+from xray_pipeline.base.errors import LedgerError, XrayError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.text import APPROVE, SHORTEST_REASON, shortened
 from xray_pipeline.evaluation.metric_table import BY_NAME, HEADLINE
@@ -203,16 +203,20 @@ def promote(run: Run, asked: Request, who: str, why: str, name: str = "") -> Pro
 
 
 def promote_put_forward(run: Run) -> Promoted | None:
-    """Promote the version in shadow where new patients have shown that it is better and nobody is to be asked; else it
-    waits. Raises as `contender.to_put_forward`, `request` and `promote` do."""
-    if not (put_forward := contender.to_put_forward(run)):
+    """Put the version in shadow forward once new patients have shown that it is better, and promote it where nobody is
+    to be asked. What hinders that is told in the log: the night is over, and the next one tries again."""
+    try:
+        if (entry := contender.put_forward(run)) is None:
+            return None
+        asked = request(run, entry.version, entry.candidate)
+        if asked.void or not asked.automatic:
+            log.info("version %d waits: %s", asked.version, asked.void or "`xray promote` asks about it")
+            return None
+        trial.try_version(run, asked.candidate, asked.version)
+        return promote(run, asked, run.who, "the policy allows it; nobody is asked")
+    except XrayError as error:
+        log.warning("nobody is promoted from the shadow: %s", error)
         return None
-    asked = request(run, put_forward["version"], put_forward["candidate"])
-    if asked.void or not asked.automatic:
-        log.info("version %d waits: %s", asked.version, asked.void or "`xray promote` asks about it")
-        return None
-    trial.try_version(run, asked.candidate, asked.version)
-    return promote(run, asked, run.who, "the policy allows it; nobody is asked")
 
 
 def rollback(run: Run, version: int | None, why: str, name: str = "", untried: bool = False) -> dict[str, Any]:

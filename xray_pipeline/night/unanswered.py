@@ -22,6 +22,10 @@ def to_ask_again(run: Run) -> dict[str, Any]:
     return {"version": entry.version, "candidate": entry.candidate, "champion": state.champion}
 
 
-def ask_once(run: Run, entry: Entry) -> bool:
-    """Return whether the night named `run.name` is the one that asks because of an entry. Raises StorageError."""
-    return records.write(run.store(), f"asked-again/{entry.sequence}.json", {"night": run.name}, if_absent=True)
+def ask_once(run: Run, entry: Entry, time: int = 0) -> bool:
+    """Return whether the night named `run.name` is the one that asks because of an entry, this `time` (0, 1 ...).
+
+    Raises StorageError.
+    """
+    key = f"asked-again/{entry.sequence}{f'-{time}' if time else ''}.json"
+    return records.write(run.store(), key, {"night": run.name}, if_absent=True)

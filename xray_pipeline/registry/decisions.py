@@ -164,11 +164,19 @@ def reopen(registry: Registry, version: int, *, who: str, why: str, request: str
     return commit(registry, decide, repeatable=bool(request))
 
 
-def put_forward(registry: Registry, version: int, expected_champion: int, *, who: str, why: str, request: str) -> Entry:
-    """Let a registered version wait as the challenger again, in place of one that was registered since; return the
-    ledger entry.
+def put_forward(
+    registry: Registry,
+    version: int,
+    expected_champion: int,
+    expected_challenger: int | None,
+    *,
+    who: str,
+    why: str,
+    request: str,
+) -> Entry:
+    """Let a registered version wait as the challenger, in place of `expected_challenger`; return the ledger entry.
 
-    Raises LedgerError when it was rejected, LostRace when the champion is no longer `expected_champion`.
+    Raises LedgerError when it was rejected or another was registered meanwhile, LostRace when another champion came.
     """
 
     def decide(state: State) -> Entry | Move:
@@ -177,6 +185,8 @@ def put_forward(registry: Registry, version: int, expected_champion: int, *, who
         _expect_champion(state, expected_champion)
         if version not in state.registered or version in state.rejected:
             raise LedgerError(f"version {version} can't be put forward: it was rejected, or is not in the ledger")
+        if state.challenger != expected_challenger:
+            raise LedgerError(f"version {version} can't be put forward: {spoken(state.challenger)} waits by now")
         return _about(state, "reopened", version, state.champion, who=who, why=why, request=request)
 
     return commit(registry, decide)

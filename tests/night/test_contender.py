@@ -22,7 +22,7 @@ from xray_pipeline.evaluation.shadow import Shadow
 from xray_pipeline.night import contender, damage, judging, look_ahead, promotion, shadow, tidy, whole
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry import decisions
-from xray_pipeline.registry.ledger import Ledger
+from xray_pipeline.registry.ledger import Ledger, LostRace
 from xray_pipeline.registry.state import State
 
 pytestmark = pytest.mark.usefixtures("no_pause")
@@ -59,7 +59,9 @@ def test_the_challenger_takes_a_turn_and_is_put_forward_once_new_patients_have_s
     look_ahead.look_ahead(run, deliver(run, 41, patients=60))
     (turn,) = shadow.turns(run.store())
     assert (turn.number, turn.version, turn.champion) == (1, 2, 1)
-    assert turn.deliveries(Dataset(run.settings)) == ["new-41"]
+    learned = Dataset(run.settings).open_snapshot(state(run).registered[2].snapshot).manifests
+    assert turn.after == len(learned) == 2
+    assert turn.deliveries(Dataset(run.settings))[-1] == "new-41"
     found = standing(run)
     assert (found.turn, found.deliveries) == (1, 1)
     assert found.patients > 30
@@ -152,7 +154,7 @@ def test_it_is_put_forward_for_the_challenger_that_was_meant_and_not_when_it_was
     terms: dict[str, Any] = {"who": "ops", "why": "a look at another one"}
     with pytest.raises(LedgerError, match="version 2 waits by now"):
         decisions.put_forward(registry, 2, 1, None, **terms, request="one")
-    with pytest.raises(LedgerError, match="champion"):
+    with pytest.raises(LostRace, match="came first"):
         decisions.put_forward(registry, 2, 7, 2, **terms, request="two")
     entry = decisions.put_forward(registry, 2, 1, 2, **terms, request="three")
     assert decisions.put_forward(registry, 2, 1, 2, **terms, request="three") == entry

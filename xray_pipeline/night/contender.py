@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -48,7 +47,7 @@ def in_turn(run: Run, ledger: Ledger) -> Turn | None:
     stops = [one.number for one in decision.clauses if one.stage in ("promote", "release") and one.passed is False]
     if stops != [clause.number]:
         return last
-    after = _asked(dataset, store, (entry.candidate, against))
+    after = _known(dataset, store, entry, against)
     turn = Turn(len(past) + 1, entry.version, entry.candidate, state.champion, against, after, moment())
     if not shadow.keep(store, turn):
         return shadow.open_turn(store, ledger)  # another night gave it
@@ -56,11 +55,14 @@ def in_turn(run: Run, ledger: Ledger) -> Turn | None:
     return turn
 
 
-def _asked(dataset: Dataset, store: Store, candidates: Iterable[str]) -> int:
-    """Return the newest commit whose delivery one of some candidates was asked about, 0 without any: what somebody may
-    have looked at counts in no turn."""
-    asked = {delivery for candidate in candidates for delivery in prospective.recorded(store, candidate)}
-    return max((commit.number for commit in dataset.commits.manifests() if commit.manifest in asked), default=0)
+def _known(dataset: Dataset, store: Store, entry: Entry, against: str) -> int:
+    """Return the newest commit whose delivery a version has learned from, or it or the champion was asked about: what
+    somebody may have looked at counts in no turn."""
+    known = {
+        delivery for candidate in (entry.candidate, against) for delivery in prospective.recorded(store, candidate)
+    }
+    known.update(dataset.open_snapshot(entry.snapshot).manifests)
+    return max((commit.number for commit in dataset.commits.manifests() if commit.manifest in known), default=0)
 
 
 def to_ask(run: Run) -> dict[str, Any]:

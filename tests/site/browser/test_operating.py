@@ -69,7 +69,7 @@ def test_the_run_shows_its_report(page: Page, site: Site, shoot: Shoot) -> None:
     expect(report.get_by_text("is above the champion's").first).to_be_visible()
     assert page.url.endswith("/plugin/xray-report")  # where notifications lead
     shoot("airflow-report.png")
-    report.get_by_role("link", name="2026-01-02").click()
+    report.get_by_role("link", name="2026-01-02").first.click()  # of the record, of the deliveries
     expect(report.get_by_role("heading", name="Delivery 2026-01-02")).to_be_visible()
 
 

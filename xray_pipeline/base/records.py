@@ -37,6 +37,13 @@ def moment(seconds: float | None = None) -> str:
     return then.isoformat(timespec="seconds")
 
 
+def aware(at: str) -> datetime:
+    """Return a time that a record tells. Raises ValueError for what is none, or has no time zone."""
+    if (found := datetime.fromisoformat(at)).tzinfo is None:
+        raise ValueError(f"{at!r} has no time zone")
+    return found
+
+
 def canonical(content: object) -> bytes:
     """Return JSON of which equal contents give equal bytes."""
     return json.dumps(content, sort_keys=True, indent=1).encode()

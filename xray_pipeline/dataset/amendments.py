@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final, Literal
 
 import msgspec
@@ -25,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from xray_pipeline.base.records import canonical, digest_of
+from xray_pipeline.base.records import aware, canonical, digest_of
 
 Action = Literal["relabel", "withdraw", "undo"]
 Subject = Literal["radiograph", "patient", "delivery", "amendment"]
@@ -65,8 +64,7 @@ class Amendment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     manifests: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        if datetime.fromisoformat(self.at).tzinfo is None:
-            raise ValueError(f"{self.at!r} has no time zone")
+        aware(self.at)
 
     @property
     def erases(self) -> bool:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from xray_pipeline.base.records import Plain
 from xray_pipeline.evaluation import betting
+from xray_pipeline.evaluation.watching import first_seen
 
 VARIANCE: Final = 0.05
 """About that of a value where two models differ on 5 % of the radiographs; another one costs power, no validity."""
@@ -45,8 +46,7 @@ def contest(turn: int, ours: pd.DataFrame, theirs: pd.DataFrame) -> Shadow:
     nothing = Shadow(turn, 0, 0, None, 0.0)
     if ours.empty or theirs.empty:
         return nothing
-    rows = ours.merge(theirs[["digest", "named"]], on="digest", suffixes=("", "_by_champion"))
-    rows = rows[rows["order"] == rows.groupby("patient")["order"].transform("min")]
+    rows = first_seen(ours.merge(theirs[["digest", "named"]], on="digest", suffixes=("", "_by_champion")))
     if rows.empty:
         return nothing
     right, champion_right = (rows[by] == rows["truth"] for by in ("named", "named_by_champion"))

@@ -160,7 +160,9 @@ def watch(rows: pd.DataFrame, deliveries: int, promise: Promise, terms: Terms, s
     number). Deliveries before `since` are shown and not tested, and whom they showed counts no more. Raises
     EvaluationError for a class that was never promised anything.
     """
-    first = _first_seen(rows, promise)
+    if not rows["truth"].between(0, len(promise.classes) - 1).all():
+        raise EvaluationError(f"a radiograph of the record has a class that is none of {promise.classes}")
+    first = first_seen(rows)
     tested = first[first["order"] >= since]
     strands = tuple(
         _strand(name, tested, deliveries, classes, promise, terms) for name, classes in _strands(promise.classes)
@@ -229,8 +231,6 @@ def _values(first: pd.DataFrame, deliveries: int, classes: Sequence[int], less: 
     return betting.count(means.to_numpy(), order, deliveries, -float(some.max()), 1 - float(some.min()))
 
 
-def _first_seen(rows: pd.DataFrame, promise: Promise) -> pd.DataFrame:
-    """Return the rows of each patient's first delivery."""
-    if not rows["truth"].between(0, len(promise.classes) - 1).all():
-        raise EvaluationError(f"a radiograph of the record has a class that is none of {promise.classes}")
+def first_seen(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows (columns order, patient) of each patient's first delivery: the one of the lowest order."""
     return rows[rows["order"] == rows.groupby("patient")["order"].transform("min")]

@@ -96,7 +96,7 @@ class Policy:
 
     def asks(self, rule: str) -> bool:
         """Whether a clause of this policy applies that rule."""
-        return any(clause.rule == rule for clause in self.clauses)
+        return self.clause(rule) is not None
 
     def clause(self, rule: str) -> PolicyClause | None:
         """Return the clause that applies a rule, None where none does."""
@@ -122,7 +122,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
 
     registered = hold("evidence", "register", "first")
     may_promote = registered and hold("promote", "release")
-    spends = [clause for clause in policy.clauses if clause.rule == "confidence"]
+    spends = policy.clause("confidence")
     return Decision(
         verdict="registered" if registered else "refused",
         may_promote=may_promote,
@@ -134,7 +134,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         candidate=evidence.candidate.model_digest if evidence.candidate else "",
         champion=evidence.champion.model_digest if evidence.champion else "",
         snapshot=evidence.snapshot,
-        level=level_after(evidence.earlier_uses, spends[0].numbers) if evidence.comparison else 0.0,
+        level=level_after(evidence.earlier_uses, spends.numbers) if spends and evidence.comparison else 0.0,
     )
 
 

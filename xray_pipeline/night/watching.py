@@ -93,9 +93,8 @@ class Watched:
 def numbers(run: Run) -> Mapping[str, float]:
     """Return the numbers of clause `watched` of the policy in force, else of the default one. Raises ConfigError."""
     for policy in (load_policy(run.settings.policy), load_policy("default")):
-        for clause in policy.clauses:
-            if clause.rule == "watched":
-                return clause.numbers
+        if clause := policy.clause("watched"):
+            return clause.numbers
     raise ConfigError("the default policy has no clause `watched`; put back the file that came with this version")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -78,8 +77,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"de
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if datetime.fromisoformat(self.at).tzinfo is None:
-            raise ValueError(f"{self.at!r} has no time zone")
+        records.aware(self.at)
 
     @property
     def decision(self) -> dict[str, Any]:

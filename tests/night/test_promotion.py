@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import platform
 import re
 import uuid
 from collections.abc import Callable
@@ -24,10 +25,10 @@ from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import judging, promotion, unanswered
+from xray_pipeline.night import decision_steps, judging, promotion, unanswered
 from xray_pipeline.night import trial as model_server
 from xray_pipeline.night.promotion import Request
-from xray_pipeline.night.run import Run
+from xray_pipeline.night.run import Registered, Run
 from xray_pipeline.night.scores import in_charge, last_scores
 from xray_pipeline.registry import decisions as operations
 from xray_pipeline.registry.ledger import LostRace
@@ -347,6 +348,18 @@ def test_another_models_answers_are_noticed(nights: Run) -> None:
     first = nights.registry().ledger.state().registered[1].candidate
     with pytest.raises(ModelRefused, match="otherwise than was judged"):
         model_server.try_version(nights, first, 2)
+
+
+def test_a_night_boots_the_model_server_once_in_one_environment(nights: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = promotion.request(nights)
+    models = nights.registry().ledger.state().models(2, 1)
+    registered = Registered(asked.candidate, asked.evidence, None, models, 2, "")
+    monkeypatch.setattr(model_server, "TOLERANCE", -1.0)  # nothing is that close
+    with pytest.raises(LostRace):  # version 1 is the champion; the server was tried when version 2 was registered
+        decision_steps.promote(nights, registered)
+    monkeypatch.setattr(platform, "node", lambda: "another-worker")
+    with pytest.raises(ModelRefused, match="otherwise than was judged"):
+        decision_steps.promote(nights, registered)
 
 
 def test_a_server_that_does_not_come_up_is_ended(nights: Run) -> None:

@@ -79,7 +79,10 @@ def register(run: Run, decided: Decided) -> Registered:
 
 @repair.mending
 def promote(run: Run, registered: Registered) -> Promoted:
-    """Make the version the champion, with the policy's consent instead of a person's, after the model server was tried.
+    """Make the version the champion, with the policy's consent instead of a person's.
+
+    The model server is tried on it, unless it was in this very environment when the version was registered: the files
+    are compared and loaded in any case.
 
     Raises LostRace and its kin, EvaluationError when the server on the version answers otherwise than was judged.
     """
@@ -88,7 +91,9 @@ def promote(run: Run, registered: Registered) -> Promoted:
     judging.expect_same(registry, registered.models)
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
     request = judging.automatic(registered.version, registered.champion)
-    if not registry.ledger.state().asked("promoted", request):
+    state = registry.ledger.state()
+    tried = state.registered[registered.version].decision["trial"]
+    if not state.asked("promoted", request) and tried["environment"] != trial.environment():
         trial.try_version(run, registered.candidate, registered.version)
     entry = operations.promote(
         registry,

@@ -1,7 +1,8 @@
 """The trial: MLflow's model server is booted on a model and asked, and its answers compared with what was judged.
 
 What was evaluated ran in this package; what production runs is the code and the environment that travel with the
-model. So a candidate is tried before it is registered, and a version again before it becomes champion. The trade-offs:
+model. So a candidate is tried before it is registered, and a version again before it becomes champion, but not by the
+same night in the same environment. The trade-offs:
 some held-out radiographs instead of all, as whatever goes wrong on the way into the registry goes wrong for each; and
 the server runs in this environment (`--env-manager local`), so a package that only the model's own requirements would
 bring is not tried.
@@ -10,8 +11,10 @@ bring is not tried.
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import logging
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -28,6 +31,7 @@ import requests
 
 from xray_pipeline.base.children import child
 from xray_pipeline.base.errors import EvaluationError, ModelRefused
+from xray_pipeline.base.records import canonical, digest_of
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.store import Dataset
@@ -51,10 +55,18 @@ ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Trial:
-    """How many radiographs a server answered, and the largest difference of any probability from the evaluation's."""
+    """How many radiographs a server answered, the largest difference of any probability from the evaluation's, and the
+    environment that it ran in."""
 
     radiographs: int
     largest_difference: float
+    environment: str
+
+
+def environment() -> str:
+    """Return the digest of the machine's name and of all packages here: where a server answers as it did before."""
+    packages = sorted((each.name, each.version) for each in importlib.metadata.distributions())
+    return digest_of(canonical([platform.node(), sys.version, packages]))
 
 
 def try_candidate(run: Run, registry: Registry, candidate: Candidate) -> Trial:
@@ -114,7 +126,7 @@ def compared(
             f"radiographs otherwise than was judged, by up to {off.max():.2g} (allowed: {tolerance:g}): look at the "
             f"versions of its packages here and where it was trained"
         )
-    return Trial(len(off), float(off.max()))
+    return Trial(len(off), float(off.max()), environment())
 
 
 @contextmanager

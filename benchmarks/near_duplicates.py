@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -178,7 +176,7 @@ def alarms(among: Prints, paths: list[Path], same: list[int]) -> dict[str, Any]:
 
 
 def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, float]]:
-    """Return for made collections of each size what a question costs, and the memory of the collection."""
+    """Return for made collections of each size what a question costs."""
     frequencies = terms(ranks(among.pictures(range(len(among)))), COSINES, COSINES)
     spread = np.linalg.cholesky(np.cov(frequencies.T) + np.eye(frequencies.shape[1]))
     rng, found = np.random.default_rng(0), []
@@ -190,10 +188,7 @@ def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, flo
 
     for size in sizes:
         hashes = np.concatenate([made(min(20_000, size - at)) for at in range(0, size, 20_000)])
-        before = psutil.Process().memory_info().rss
-        thumbnails = pa.chunked_array([among.thumbnails.combine_chunks().take(pa.array(np.arange(size) % len(among)))])
-        known = Prints(range(size), range(size), hashes.copy(), thumbnails, np.arange(size))
-        memory = psutil.Process().memory_info().rss - before
+        known = Prints(range(size), range(size), hashes, among.thumbnails, np.arange(size) % len(among))
         with ThreadPoolExecutor(1) as pool:
             start = time.process_time()
             candidates = near_copies._candidates(asked, known, False, pool)
@@ -204,7 +199,6 @@ def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, flo
         found.append(
             {
                 "images": size,
-                "megabytes": memory / 1e6,
                 "scan_cpu_ms_a_question": 1000 * scan / questions,
                 "cpu_ms_a_question": 1000 * whole / questions,
                 "candidates_a_question": float(np.mean([len(near) for near in candidates])),
@@ -213,7 +207,7 @@ def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, flo
         f = found[-1]
         print(
             f"{size:>9,} {f['scan_cpu_ms_a_question']:9.2f} {f['cpu_ms_a_question']:9.2f} "
-            f"{f['candidates_a_question']:10.2f} {f['megabytes']:9.0f}",
+            f"{f['candidates_a_question']:10.2f}",
             flush=True,
         )
     return found
@@ -226,7 +220,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="full-resolution radiographs by class, JPEG")
     parser.add_argument("--images", type=int, default=200, help="224-pixel originals to make copies of")
     parser.add_argument("--full", type=int, default=20, help="full-resolution originals to make copies of")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 10_000_000])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     result: dict[str, Any] = {"cores": os.cpu_count()}
@@ -258,7 +252,7 @@ def main() -> None:
         f"\nFalse alarms: {found['alarms']} of {found['pairs']:,} pairs of different images, "
         f"{found['alarms_of_one_patient']} of {found['pairs_of_one_patient']:,} of one patient: {found['which']}"
     )
-    print(f"\n{'images':>9} {'scan':>9} {'all':>9} {'candidates':>10} {'megabytes':>9}   CPU ms a question")
+    print(f"\n{'images':>9} {'scan':>9} {'all':>9} {'candidates':>10}   CPU ms a question")
     result["scale"] = scale(among, asked.sizes, 50)
     if asked.json:
         asked.json.write_text(json.dumps(result, indent=1) + "\n")

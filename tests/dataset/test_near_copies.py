@@ -165,14 +165,53 @@ def test_thumbnails_of_another_size_are_not_skipped() -> None:
         nearest(prints([picture(1)]), known)
 
 
+def plainly(forms: NDArray[np.uint64], known: NDArray[np.uint64], own: int) -> list[int]:
+    """Compare each hash with each form, bit by bit: the places of the near ones, the nearest first, then the first."""
+    near = []
+    for place, one in enumerate(known):
+        apart = []
+        for form in forms:
+            differ = [bin(int(a) ^ int(b)).count("1") for a, b in zip(one, form, strict=True)]
+            if differ[0] <= 10 and sum(differ) <= 52:
+                apart.append(sum(differ))
+        if apart and place != own:
+            near.append((min(apart), place))
+    return [place for _, place in sorted(near)][:64]
+
+
+@given(
+    seeds, st.integers(1, 3), st.sampled_from([0, 1, 30, 300]), st.integers(0, 20), st.sampled_from([7, 64, 1 << 15])
+)
+@hypothesis_settings(max_examples=80, deadline=None)
+def test_the_search_finds_what_a_plain_reading_finds(seed: int, asked: int, size: int, flips: int, block: int) -> None:
+    """Hashes of up to so many bits flipped in the first 64 and four times as many in the rest, so that some lie on
+    either side of each limit; and at the limits themselves."""
+    rng = np.random.default_rng(seed)
+    questions = near_copies._forms(prints([picture(seed % 1000 + n) for n in range(asked)]).pictures(range(asked)))
+    known = questions[rng.integers(0, asked, size), rng.integers(0, questions.shape[1], size)]
+    for one in known:
+        for words, most in ((one[:1], flips), (one[1:], 4 * flips)):
+            for bit in rng.choice(64 * len(words), int(rng.integers(0, most + 1)), replace=False).tolist():
+                words[bit // 64] ^= np.uint64(1 << bit % 64)
+    if size:
+        known[0] = questions[0, -1] ^ np.array([2**10 - 1, 2**42 - 1, 0, 0], np.uint64)  # 10 and 52 apart: near
+    coarse = np.ascontiguousarray(known[:, 0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_copies, "_BLOCK", block)
+        found = near_copies._scan(questions[:, :, 0], coarse)
+    for forms, places in zip(questions, found, strict=True):
+        for own in (-1, 0):
+            assert near_copies._nearest_first(forms, known, places, own).tolist() == plainly(forms, known, own)
+
+
 def test_every_hash_within_the_distance_is_looked_at() -> None:
     rng = np.random.default_rng(0)
     known = rng.integers(0, 2**63, (70_000, 4), dtype=np.uint64)  # more than two blocks
     known[[5, 40_000, 69_999]] = known[123]
     known[40_000, 3] ^= np.uint64(1)
-    coarse = np.ascontiguousarray(known[:, 0])
-    assert near_copies._scan(known[[123]], known, coarse, -1).tolist() == [5, 123, 69_999, 40_000]
-    assert near_copies._scan(known[[123]], known, coarse, 5).tolist() == [123, 69_999, 40_000]
+    (places,) = near_copies._scan(known[[[123]], 0], np.ascontiguousarray(known[:, 0]))
+    assert near_copies._nearest_first(known[[123]], known, places, -1).tolist() == [5, 123, 69_999, 40_000]
+    assert near_copies._nearest_first(known[[123]], known, places, 5).tolist() == [123, 69_999, 40_000]
 
 
 def test_the_threshold_lies_between_copies_and_others(shared: Path) -> None:

@@ -77,10 +77,11 @@ def _improvement(a: Floats, laid: Floats, both: Floats) -> Floats:
     """Return the Gauss-Newton step (n, 4) that brings the laid images nearer to `a`."""
     u = (np.arange(SIDE) + 0.5) * 2 / SIDE - 1
     by_y, by_x = (np.gradient(laid, axis=axis) * SIDE / 2 for axis in (1, 2))
-    slopes = np.stack([by_x * u, by_x, by_y * u[:, None], by_y, laid, np.ones_like(laid)], axis=-1)
-    slopes = (slopes * both[..., None]).reshape(len(a), -1, 6)
-    across = slopes.transpose(0, 2, 1)
-    normal = across @ slopes
+    slopes = np.empty((len(a), 6, SIDE, SIDE))  # of each pixel: by the four numbers, by gain and by offset
+    for place, slope in enumerate((by_x * u, by_x, by_y * u[:, None], by_y, laid, np.ones_like(laid))):
+        np.multiply(slope, both, out=slopes[:, place])
+    across = slopes.reshape(len(a), 6, -1)
+    normal = across @ across.transpose(0, 2, 1)
     # A featureless image leaves the equations singular: a little damping keeps them solvable.
     normal += (1e-6 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-9) * np.eye(6)
     solved = np.linalg.solve(normal, across @ (a * both).reshape(len(a), -1, 1))[..., 0]

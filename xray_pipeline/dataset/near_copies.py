@@ -5,9 +5,10 @@ row (fingerprints.py). (2) Candidates are what a scan of all hashes leaves; each
 as if cropped or padded a little, so that a crop on either side is found. (3) Of each candidate pair the two thumbnails
 are laid over each other, and decide (likeness.py).
 
-Trade-off: the scan is exact and linear, half a millisecond per form asked and million images, 32 bytes an image. Tables
-of hash bits would spare nothing: at the distance that a crop of 3 % needs they must look into thousands of buckets. Not
-found: turned, mirrored or inverted copies, crops of over 3 % a side. `benchmarks/near_duplicates.py` measures all this.
+Trade-off: the scan is exact and linear, 2 ms a question and million images, 40 bytes an image. Tables of hash bits do
+worse: real hashes crowd together, so that at the distance which a crop of 3 % needs they look into thousands of buckets
+for a fifth of all hashes (docs/architecture.md has the figures). Not found: turned, mirrored or inverted copies, crops
+of over 3 % a side. `benchmarks/near_duplicates.py` measures all this.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _CROPS = (  # shares of width and height off left, right, top, bottom; a questio
     (0, 0.02, 0.02, 0),
     (0, 0.02, 0, 0.02),
 )
-_BLOCK = 1 << 12  # hashes compared at once: they fit the processor's cache
+_BLOCK = 1 << 15  # hashes compared at once: they fit the processor's cache
 _PAIRS = 32  # pairs laid over each other at once: 20 MB a thread
 _ASKED = 64  # questions a thread takes at once
 _ROUNDS = (0, 1, 4, 16, 64)  # candidates of one image are looked at in rounds, until one is a copy
@@ -97,28 +98,47 @@ def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExec
     coarse = np.ascontiguousarray(known.hashes[:, 0])
 
     def group(places: range) -> list[NDArray[np.int64]]:
-        forms = _forms(asked.pictures(places))
-        return [_scan(forms[n], known.hashes, coarse, place if itself else -1) for n, place in enumerate(places)]
+        questions = _forms(asked.pictures(places))
+        found = zip(places, questions, _scan(questions[:, :, 0], coarse), strict=True)
+        return [_nearest_first(forms, known.hashes, near, place if itself else -1) for place, forms, near in found]
 
     places = range(len(asked))
     groups = pool.map(group, (places[at : at + _ASKED] for at in range(0, len(asked), _ASKED)))
     return list(itertools.chain.from_iterable(groups))
 
 
-def _scan(forms: Hashes, known: Hashes, coarse: NDArray[np.uint64], own: int) -> NDArray[np.int64]:
-    """Return the places of the nearest hashes to any form (forms, 4) of one question, but not its own place."""
-    places, distances = [], []
+def _scan(questions: NDArray[np.uint64], coarse: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
+    """Return for each question (questions, forms) the places of those of all hashes' first 64 bits (n) that differ from
+    one of its forms in at most `_COARSE`.
+
+    The forms of a question agree in three quarters of their bits, and what differs too much in these alone is near none
+    of them: only the tenth that is left is compared with each form. A block of hashes is compared with all questions in
+    turn, while it lies in the processor's cache.
+    """
+    first = questions[:, 0]
+    agreed = ~np.bitwise_or.reduce(questions ^ first[:, None], axis=1)
+    found: list[list[NDArray[np.int64]]] = [[] for _ in questions]
     for start in range(0, len(coarse), _BLOCK):
-        differ = np.bitwise_count(coarse[start : start + _BLOCK] ^ forms[:, :1])
-        if differ.min() > _COARSE:
-            continue
-        form, near = np.nonzero(differ <= _COARSE)
-        apart = np.bitwise_count(known[near + start] ^ forms[form]).sum(axis=1, dtype=np.int64)
-        places.append(near[apart <= _APART] + start)
+        block = coarse[start : start + _BLOCK]
+        differ, count = np.empty_like(block), np.empty(len(block), np.uint8)
+        for forms, one, mask, near in zip(questions[:, :, None], first, agreed, found, strict=True):
+            np.bitwise_xor(block, one, out=differ)
+            np.bitwise_and(differ, mask, out=differ)
+            some = np.flatnonzero(np.bitwise_count(differ, out=count) <= _COARSE)
+            near.append(some[np.bitwise_count(block[some] ^ forms).min(axis=0) <= _COARSE] + start)
+    return [np.concatenate([np.empty(0, np.int64), *near]) for near in found]
+
+
+def _nearest_first(forms: Hashes, known: Hashes, places: NDArray[np.int64], own: int) -> NDArray[np.int64]:
+    """Return the nearest of some places of `known` to any form (forms, 4) of one question, but not its own place."""
+    words = np.ascontiguousarray(known.take(places, axis=0).T)
+    found, distances = [], []
+    for form, near in zip(forms, np.bitwise_count(words[0] ^ forms[:, :1]) <= _COARSE, strict=True):
+        at = np.flatnonzero(near)
+        apart = np.bitwise_count(words.take(at, axis=1) ^ form[:, None]).sum(axis=0, dtype=np.uint8)
+        found.append(places[at[apart <= _APART]])
         distances.append(apart[apart <= _APART])
-    if not places:
-        return np.empty(0, np.int64)
-    place = np.concatenate(places)
+    place = np.concatenate(found)
     order = np.lexsort((place, np.concatenate(distances)))
     first = np.unique(place[order], return_index=True)[1]
     nearest_first = place[order][np.sort(first)]

@@ -47,7 +47,8 @@ from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery, find
 from xray_pipeline.intake.labelled import Labels
-from xray_pipeline.intake.layout import Place, escape, places, unescape
+from xray_pipeline.intake.layout import Place, escape, unescape
+from xray_pipeline.intake.placing import Said, Source, places
 from xray_pipeline.intake.rules import QUARANTINED
 from xray_pipeline.intake.verdicts import Intake
 
@@ -290,7 +291,7 @@ def test_objects_whose_folder_has_no_safe_name_are_told_and_those_inside_a_deliv
         "/in: 2 objects are left out, as the name of their folder is no path ('//', '.' or '..'); rename it"
     ]
     entries = [Entry(key, 1, "v", 1.0) for key in ("NORMAL/1.jpg", "/NORMAL/2.jpg", "NORMAL//3.jpg", "../4.jpg")]
-    found, _, _ = places(Listed(Path("/in")), entries, settings.classes, "x")
+    found = places(Source(Listed(Path("/in")), settings, KEY, "x"), entries).places
     assert [place.reason for place in found.values()] == ["", *["unreadable"] * 3]
 
 
@@ -784,7 +785,8 @@ def test_patient_ids_in_several_forms_are_told_and_never_changed(
 
 
 LISTED = """
-from xray_pipeline.intake import layout
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.intake import placing
 from xray_pipeline.base.storage import Entry, open_store
 import sys
 def peak():  # KB
@@ -793,8 +795,8 @@ names = int(sys.argv[2])
 entries = [Entry(f"{n}.jpg", 1, "v", 0.0) for n in range(names if sys.argv[3] == "there" else 3)]
 entries.append(Entry("labels.csv", 1, "v", 0.0))
 before = peak()
-found, missing, _ = layout.places(open_store(sys.argv[1]), entries, ("NORMAL", "PNEUMONIA"), "x")
-print((peak() - before) * 1024 // names, len(found), len(missing))
+said = placing.places(placing.Source(open_store(sys.argv[1]), Settings(), b"key", "x"), entries)
+print((peak() - before) * 1024 // names, len(said.places), len(said.missing))
 """
 
 
@@ -1185,9 +1187,8 @@ def test_labels_csv_that_may_not_be_read_stops_its_delivery(settings: Settings) 
 
 @pytest.mark.parametrize("key", ["NORMAL//x.jpg", "NORMAL/../../x.jpg", "/NORMAL/x.jpg"])
 def test_keys_that_are_no_paths_are_never_read(tmp_path: Path, settings: Settings, key: str) -> None:
-    reader = reading.Reader(
-        DirectoryStore(tmp_path), settings, KEY, {key: Place("NORMAL")}, Labels(DirectoryStore(tmp_path))
-    )
+    store = DirectoryStore(tmp_path)
+    reader = reading.Reader(Source(store, settings, KEY, "x"), KEY, Said({key: Place("NORMAL")}), Labels(store))
     assert reader.row(Entry(key, 1, "v", 0.0)).reason == "unreadable"
 
 
@@ -1286,7 +1287,8 @@ def test_a_dead_store_is_an_error_not_a_quarantine(tmp_path: Path, settings: Set
         def read(self, key: str) -> bytes:
             raise StorageUnavailable("no answer")
 
-    reader = reading.Reader(Dead(tmp_path), settings, KEY, {"a": Place("NORMAL")}, Labels(DirectoryStore(tmp_path)))
+    source, labels = Source(Dead(tmp_path), settings, KEY, "x"), Labels(DirectoryStore(tmp_path))
+    reader = reading.Reader(source, KEY, Said({"a": Place("NORMAL")}), labels)
     with pytest.raises(StorageUnavailable):
         reader.row(Entry("a", 1, "v", 0.0))
 

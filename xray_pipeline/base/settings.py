@@ -139,6 +139,7 @@ class Settings(BaseSettings):
     )
     settle_seconds: float = Field(600, ge=0, description="a delivery without _SUCCESS is complete after this long")
     max_deliveries: int = Field(100, ge=1, description="deliveries one run takes; the rest waits for the next")
+    labels: str = Field("", description="how label tables are read: a mapping's name or TOML file; none: labels.csv")
     rules: IntakeRules = IntakeRules()
 
     schedule: str = Field("0 2 * * *", description="cron expression of the night, in UTC; none: only by hand")

@@ -13,6 +13,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import pydicom.config
@@ -111,6 +112,15 @@ def read_dicom(data: bytes, limits: Limits) -> Read:
         scanner=_scanner(tags),
     )
     return Read(facts, pixels)
+
+
+def texts(data: bytes, limits: Limits, tags: Iterable[int]) -> list[str]:
+    """Return what elements hold as text, "" for absent ones: raw, to be hashed at once, and never logged or kept.
+
+    Raises RadiographError.
+    """
+    _, elements = _data_set(data, limits)
+    return [elements.raw(tag)[:1024].decode("latin-1").strip(" \0") for tag in tags]
 
 
 def _data_set(data: bytes, limits: Limits) -> tuple[str, Elements]:

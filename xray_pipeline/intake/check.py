@@ -26,14 +26,10 @@ from xray_pipeline.dataset.table import Row, by_file, of_rows
 from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery, Inventory, fingerprint_of, listing, unseen
+from xray_pipeline.intake.label_mapping import LABELS
 from xray_pipeline.intake.labelled import Labels
-from xray_pipeline.intake.layout import (
-    BOOKKEEPING,
-    LABELS,
-    escape,
-    is_litter,
-    places,
-)
+from xray_pipeline.intake.layout import bookkeeping, escape, is_litter
+from xray_pipeline.intake.placing import NO_LABEL, Source, in_words, places
 from xray_pipeline.intake.rules import NOT_COUNTED, UNREAD
 from xray_pipeline.intake.scan import Reader, journal_of, scan, still_there
 from xray_pipeline.intake.verdicts import Intake, judge
@@ -60,19 +56,22 @@ def check(
     store = open_store(delivery.uri, settings)
     entries = listing(store)
     seen = history.seen(delivery.name)[1]
-    new = unseen(entries, seen)
-    if fingerprint_of(new, entries) != delivery.fingerprint:
+    mapped = bool(settings.labels)
+    new = unseen(entries, seen, mapped)
+    if fingerprint_of(new, entries, mapped) != delivery.fingerprint:
         raise DeliveryError(f"delivery {delivery.key} changed since it was found; it is judged once it has settled")
-    said, missing, odd = places(store, entries, settings.classes, f"delivery {delivery.key}")
+    source = Source(store, settings, patient_key, f"delivery {delivery.key}")
+    said = places(source, entries)
+    odd = said.notes
     # Once, by the first part that missed it.
-    absent = [name for name in map(escape, missing) if (name, 0, "") not in seen]
+    absent = [name for name in map(escape, said.missing) if (name, 0, "") not in seen]
     if len(absent) > max(_MOST_ABSENT, settings.rules.max_quarantined_share * (len(absent) + len(new))):
         raise DeliveryError(
             f"{LABELS} of delivery {delivery.key} names {len(absent):,} files that are not in it, beside {len(new):,} "
             f"that are; deliver them with it, or leave their lines out"
         )
-    reader = Reader(store, settings, patient_key, said, Labels(open_store(settings.store, settings)))
-    with journal_of(delivery.uri, delivery.fingerprint, delivery.files, settings, patient_key) as journal:
+    reader = Reader(source, patient_key, said, Labels(open_store(settings.store, settings)))
+    with journal_of(delivery, said, settings, patient_key) as journal:
         read = of_rows(scan(reader, new, journal, settings.workers, delivery.key, progress))
     named = of_rows(Row(name, 0, "", reason="missing", detail="named in labels.csv only") for name in absent)
     table = mark_conflicts(by_file(still_there(read, store), named), history, settings, delivery.name)
@@ -83,9 +82,11 @@ def check(
             f"Nothing is new in {len(table):,} added files: they are copies of radiographs there already, "
             f"litter, or quarantined and of a name and size seen before; they are listed and not looked at again."
         )
-    bookkeeping = sorted(entry.key for entry in entries if entry.key in BOOKKEEPING)
-    asked = _undemanding(settings) if nothing_new else settings
-    return judge(Inventory(delivery, table, history.reference(), bookkeeping, odd), asked, terms, data_docs)
+    if summary := said.summary(table["reason"]):
+        odd.insert(0, in_words(summary))
+    kept = sorted(bookkeeping(entries, mapped))
+    asked = _undemanding(settings) if nothing_new or _all_wait(table) else settings
+    return judge(Inventory(delivery, table, history.reference(), kept, odd, summary), asked, terms, data_docs)
 
 
 def _nothing_new(table: pd.DataFrame, seen: Seen) -> bool:
@@ -99,6 +100,11 @@ def _nothing_new(table: pd.DataFrame, seen: Seen) -> bool:
         reason in NOT_COUNTED or (reason not in ("", *UNREAD) and seen.with_size(file, size))
         for file, size, reason in rows
     )
+
+
+def _all_wait(table: pd.DataFrame) -> bool:
+    """Whether a delivery brings nothing to take only because its files have no label yet."""
+    return NO_LABEL in set(table["reason"]) and bool(table["reason"].isin(NOT_COUNTED).all())
 
 
 def _undemanding(settings: Settings) -> Settings:

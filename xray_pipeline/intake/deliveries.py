@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -18,7 +19,8 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import CLOSED, Entry, Store, open_store
 from xray_pipeline.dataset.history import History, Seen
 from xray_pipeline.images.radiograph import ENDINGS
-from xray_pipeline.intake.layout import BOOKKEEPING, LABELS, SUCCESS, class_named, escape, is_litter, side_named
+from xray_pipeline.intake.label_mapping import LABELS, LABELS_TOML
+from xray_pipeline.intake.layout import BOOKKEEPING, SUCCESS, bookkeeping, class_named, escape, is_litter, side_named
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +77,14 @@ class Delivery:
 class Inventory:
     """What a delivery was found to hold: `table` has a `Row` for each file, `bookkeeping` names the files that need
     none (labels.csv, _SUCCESS), and `notes` say in sentences what is odd about it. `reference` is of the dataset
-    (`History.reference`)."""
+    (`History.reference`), and `labels` is how a mapped table fits (`Said.summary`)."""
 
     delivery: Delivery
     table: pd.DataFrame
     reference: pd.DataFrame
     bookkeeping: Sequence[str] = ()
     notes: Sequence[str] = ()
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find(
@@ -91,13 +94,14 @@ def find(
     now: float,
     classes: Sequence[str] = (),
     left_out: list[str] | None = None,
+    mapped: bool = False,
 ) -> list[Delivery]:
     """Return the deliveries under `incoming` that hold files the dataset has not seen, sorted by name.
 
     A delivery is settled when it carries `_SUCCESS` or nothing in it was modified for `settle_seconds` before `now`
     (Unix seconds). What lies beside deliveries and is none is left out, with a warning, or with a sentence in
     `left_out`. Raises DeliveryError when `incoming` itself looks like a delivery and nothing in it does; `classes`
-    helps to tell.
+    helps to tell. `mapped` says that XRAY_LABELS is set, so that tables are no files.
     """
     listings, loose, unsafe = _by_folder(listing(incoming, itself=False))
     parts = sorted(folder for folder in listings if _is_part(folder, classes))
@@ -107,10 +111,10 @@ def find(
     beside = [f"{incoming.uri}: {text}" for text in _left_out(loose, parts, unsafe)]
     new = []
     for folder, entries in whole.items():
-        delivery = _describe(folder, incoming.child(folder).uri, entries, history, settle_seconds, now)
+        delivery = _describe(folder, incoming.child(folder).uri, entries, history, settle_seconds, now, mapped)
         if delivery is not None:
             new.append(delivery)
-        elif not any(map(_is_content, entries)) and not history.seen(_safe_name(folder))[0]:
+        elif not _content(entries, mapped) and not history.seen(_safe_name(folder))[0]:
             beside.append(f"delivery {_safe_name(folder)} holds no file to check, only bookkeeping or litter")
     if left_out is None:
         for text in beside:
@@ -143,11 +147,14 @@ def _is_part(folder: str, classes: Sequence[str]) -> bool:
 
 def _is_laid_out(entries: Sequence[Entry], classes: Sequence[str]) -> bool:
     """Whether a folder with these files is a delivery, by its layout."""
-    return any(e.key == LABELS or ("/" in e.key and _is_part(e.key.partition("/")[0], classes)) for e in entries)
+    return any(
+        e.key in (LABELS, LABELS_TOML) or ("/" in e.key and _is_part(e.key.partition("/")[0], classes)) for e in entries
+    )
 
 
-def _is_content(entry: Entry) -> bool:
-    return entry.key not in BOOKKEEPING and not is_litter(entry.key)
+def _content(entries: Sequence[Entry], mapped: bool) -> list[Entry]:
+    no_files = bookkeeping(entries, mapped)
+    return [entry for entry in entries if entry.key not in no_files and not is_litter(entry.key)]
 
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -191,40 +198,48 @@ def at(uri: str, settings: Settings, history: History, now: float) -> Delivery:
         entries = listing(store)
     except ObjectNotFound as error:
         raise DeliveryError(f"{store.uri} is a file; a delivery is a folder, name that") from error
-    delivery = _describe(folder, store.uri, entries, history, settings.settle_seconds, now)
+    delivery = _describe(folder, store.uri, entries, history, settings.settle_seconds, now, bool(settings.labels))
     if delivery is None:
         known = "it is empty; does it exist?"
         if entries:
             known = "it has only bookkeeping or litter, no file to judge"
-        if any(map(_is_content, entries)):
+        if _content(entries, bool(settings.labels)):
             known = "every file in it is in the dataset already"
         raise DeliveryError(f"{store.uri} holds nothing to check: {known}")
     return delivery
 
 
 def _describe(
-    folder: str, uri: str, entries: list[Entry], history: History, settle_seconds: float, now: float
+    folder: str,
+    uri: str,
+    entries: list[Entry],
+    history: History,
+    settle_seconds: float,
+    now: float,
+    mapped: bool,
 ) -> Delivery | None:
     name = _safe_name(folder)
     parts, seen = history.seen(name)
-    new = unseen(entries, seen)
+    new = unseen(entries, seen, mapped)
     if all(is_litter(entry.key) for entry in new):
         return None
     size = sum(entry.size for entry in new)
     changed = _last_change(entries, now)
     settled = now - changed >= settle_seconds or _is_marked(entries, parts, changed)
-    return Delivery(name, uri, parts + 1, len(new), size, fingerprint_of(new, entries), settled, changed)
+    return Delivery(name, uri, parts + 1, len(new), size, fingerprint_of(new, entries, mapped), settled, changed)
 
 
-def unseen(entries: list[Entry], seen: Seen) -> list[Entry]:
+def unseen(entries: list[Entry], seen: Seen, mapped: bool) -> list[Entry]:
     """Return the files of a delivery that are none of those `seen` before, bookkeeping left out."""
-    files = (entry for entry in entries if entry.key not in BOOKKEEPING)
+    no_files = bookkeeping(entries, mapped)
+    files = (entry for entry in entries if entry.key not in no_files)
     return [entry for entry in files if (escape(entry.key), entry.size, entry.version) not in seen]
 
 
-def fingerprint_of(new: list[Entry], entries: list[Entry]) -> str:
-    """Return the SHA-256 of the listing of what is new in a delivery, and of its labels.csv."""
-    counted = [*new, *(entry for entry in entries if entry.key == LABELS)]
+def fingerprint_of(new: list[Entry], entries: list[Entry], mapped: bool) -> str:
+    """Return the SHA-256 of the listing of what is new in a delivery, and of its tables of labels."""
+    tables = bookkeeping(entries, mapped) - {SUCCESS}
+    counted = [*new, *(entry for entry in entries if entry.key in tables)]
     lines = sorted(json.dumps([escape(entry.key), entry.size, entry.version, entry.kind]) for entry in counted)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -14,7 +14,7 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import ObjectNotFound
 from xray_pipeline.base.storage import Store
 
-UNLABELLED: Final = ("no-class", "not-listed")
+UNLABELLED: Final = ("no-class", "not-listed", "unlabelled")
 """Reasons of files of which their delivery says no class."""
 _FOLDER: Final = "labelled"
 

@@ -1,6 +1,6 @@
-"""What a delivery says of its files: the class, side and patient that folders or labels.csv give each of them.
+"""The layout of a delivery: what its folders say of its files, and which files are none.
 
-    <CLASS>/*    {train,val,test}/<CLASS>/*    anything with labels.csv: file,label[,patient_id][,split][,bits]
+    <CLASS>/*    {train,val,test}/<CLASS>/*    anything with a table of labels, of which `placing` makes places
 
 A class that is unknown stops the whole delivery, because it means that the delivery is not what we think it is; a file
 that nothing is said of only has itself to blame. Folder names and cells may hold a patient's name: a message repeats
@@ -9,32 +9,27 @@ one only when it is close to what was expected, or is the one folder that the wh
 
 from __future__ import annotations
 
-import csv
 import difflib
-import functools
-import io
-import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from xray_pipeline.base.errors import AccessDenied, DeliveryError
-from xray_pipeline.base.storage import Entry, Store
+from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base.storage import Entry
 from xray_pipeline.images.radiograph import ENDINGS
+from xray_pipeline.intake.label_mapping import LABELS, LABELS_TOML, TABLES
 from xray_pipeline.intake.matching import folded as _folded
-from xray_pipeline.intake.matching import match
 
-SUCCESS, LABELS = "_SUCCESS", "labels.csv"
-BOOKKEEPING: Final = (SUCCESS, LABELS)
+SUCCESS: Final = "_SUCCESS"
+BOOKKEEPING: Final = (SUCCESS, LABELS, LABELS_TOML)
 LITTER: Final = "system-file"
 """The reason of what is no file of the delivery."""
-_MOST_BYTES: Final = 32_000_000  # of labels.csv: up to two million lines, of about 200 bytes each in memory
 
 
 class Place(NamedTuple):
-    """What folder or labels.csv say of a file; a reason when they say that it is out.
+    """What folder or label table say of a file; a reason when they say that it is out.
 
-    `bits` is the depth of the values in a 16-bit PNG, 0 where nothing says it.
+    `bits` is the depth of the values in a 16-bit PNG, 0 where nothing says it; `view` is a table's word for it.
     """
 
     label: str = ""
@@ -43,6 +38,7 @@ class Place(NamedTuple):
     bits: int = 0
     reason: str = ""
     detail: str = ""
+    view: str = ""
 
 
 _IMAGES: Final = rf"(?:{'|'.join(map(re.escape, ENDINGS))})"
@@ -61,6 +57,16 @@ _DOCUMENT = re.compile(
     r"(?:MD5|SHA\d*)SUMS?|CHECKSUMS?)(?:[ _-][^/.]*)?(?:\.(?:txt|md|rst|html?|pdf|rtf|docx?|odt|cff|bib))?)",
     re.I,
 )
+
+
+def bookkeeping(entries: Iterable[Entry], mapped: bool) -> set[str]:
+    """Return the keys of what a delivery holds beside its files: marker, mapping and tables of labels.
+
+    Any table may be one where XRAY_LABELS (`mapped`) or the delivery itself brings a mapping.
+    """
+    keys = [entry.key for entry in entries]
+    tables = mapped or LABELS_TOML in keys
+    return {key for key in keys if key in BOOKKEEPING or (tables and key.lower().endswith(TABLES))}
 
 
 def is_litter(key: str) -> bool:
@@ -86,49 +92,7 @@ def unescape(file: str) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def places(
-    store: Store, entries: Sequence[Entry], classes: Sequence[str], where: str
-) -> tuple[dict[str, Place], list[str], list[str]]:
-    """Return what a delivery says of each file by key, the sorted names of files it names but does not hold, and what
-    is odd about labels.csv, in sentences.
-
-    `entries` lists all of the delivery in `store`; `where` names it in messages. Raises DeliveryError, StorageError.
-    """
-    labels = next((entry for entry in entries if entry.key == LABELS), None)
-    out = {entry.key: place for entry in entries if (place := _out(entry))}
-    files = [entry.key for entry in entries if entry.key not in BOOKKEEPING and entry.key not in out]
-    if labels is None:
-        return (_by_folder(files, entries, classes, where) if files else {}) | out, [], []
-    if labels.kind != "file":
-        raise DeliveryError(f"{LABELS} of {where} is not a regular file; links are never followed")
-    if labels.size > _MOST_BYTES:
-        raise DeliveryError(
-            f"{LABELS} of {where} has {labels.size:,} bytes, {_MOST_BYTES:,} are allowed; split the delivery"
-        )
-    try:
-        data = store.read(LABELS)
-    except AccessDenied as error:
-        raise DeliveryError(f"no permission to read {LABELS} of {where}") from error
-    known = {entry.key for entry in entries}
-    listed, said = _by_list(data, known, classes, where)
-    said += _patients_written_twice(listed.values())
-    alone = bool(listed) and known.isdisjoint(listed)
-    renamed, taken = match(
-        [name for name in listed if name not in known], [file for file in files if file not in listed], alone, where
-    )
-    if alone and not renamed and files:
-        raise DeliveryError(
-            f"none of the {len(listed):,} names in {LABELS} of {where} is one of its {len(files):,} files; write each "
-            f"path as it is inside the delivery, with / and without the folders of another machine"
-        )
-    for name, file in renamed.items():
-        listed[file] = listed.pop(name)
-    absent = Place(reason="not-listed", detail=f"not in {LABELS}")
-    of_files = {file: _against_folder(file, listed.get(file, absent), classes) for file in files}
-    return of_files | out, sorted(name for name in listed if name not in known), said + taken
-
-
-def _out(entry: Entry) -> Place | None:
+def out(entry: Entry) -> Place | None:
     """Return the place of what is no file to be judged, whatever folder or labels.csv say; None for a file."""
     if is_litter(entry.key):
         return Place(reason=LITTER, detail="litter, no file of the delivery")
@@ -140,7 +104,7 @@ def _out(entry: Entry) -> Place | None:
     return None
 
 
-def _by_folder(files: list[str], entries: Sequence[Entry], classes: Sequence[str], where: str) -> dict[str, Place]:
+def by_folder(files: list[str], entries: Sequence[Entry], classes: Sequence[str], where: str) -> dict[str, Place]:
     places: dict[str, Place] = {}
     unknown: set[tuple[str, ...]] = set()
     for file in files:
@@ -170,7 +134,7 @@ def _by_folder(files: list[str], entries: Sequence[Entry], classes: Sequence[str
 
 _SPLITS = {
     "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "dev"),
+    "validation": ("val", "valid", "validate", "validation", "dev"),
     "held-out": ("test", "testing", "held-out", "held_out", "heldout", "holdout", "hold-out"),
 }
 _SIDES = {spelling: side for side, spellings in _SPLITS.items() for spelling in spellings}
@@ -197,7 +161,7 @@ def _unknown_folders(paths: Sequence[tuple[str, ...]], classes: Sequence[str], w
     holding = {start[0] for start in wraps}
     sides = {name: side for name in holding if (side := _nearest(name, _SIDES, 0.75))}
     if sides or not wraps or any(_nearest(name, classes) for name in names):
-        return _unknown_class(names, classes, f"folder of {where}", sides)
+        return unknown_class(names, classes, f"folder of {where}", sides)
     if beside or len(wraps) > 1:
         return (
             f"class folders of {where} lie too deep, in {len(wraps)} other folders; deliver each as a delivery of its "
@@ -221,7 +185,7 @@ def _nearest(name: str, wanted: Iterable[str], least: float = 0.6) -> str:
     return "".join(folded[near] for near in difflib.get_close_matches(_folded(name), list(folded), 1, least))
 
 
-def _unknown_class(names: list[str], classes: Sequence[str], what: str, sides: Mapping[str, str] = {}) -> str:
+def unknown_class(names: list[str], classes: Sequence[str], what: str, sides: Mapping[str, str] = {}) -> str:
     """Say what is wrong; a name that is like no class, or side, is kept back, as it may be a patient's."""
     known = f"the classes are {', '.join(classes)}"
     near = {name: meant for name in names if (meant := sides.get(name) or _nearest(name, classes))}
@@ -231,99 +195,9 @@ def _unknown_class(names: list[str], classes: Sequence[str], what: str, sides: M
     return f"a {what} is named like no class ({len(names)} of them); {known}; rename it, or set XRAY_CLASSES"
 
 
-def _by_list(
-    data: bytes, files: Collection[str], classes: Sequence[str], where: str
-) -> tuple[dict[str, Place], list[str]]:
-    """Return the place of each file that labels.csv names, and what is to be said of it. Raises DeliveryError."""
-    listed: dict[str, Place] = {}
-    made = functools.lru_cache(4096)(Place)  # one for many lines: of one patient, or with no patient at all
-    turned = 0
-    for line, cells in _csv_lines(data, where):
-        at_line = f"line {line} of {LABELS} in {where}"
-        file, given = cells["file"], cells.get("split", "").strip()
-        if file not in files:  # whatever it is
-            turned += "\\" in file
-            file = file.strip().replace("\\", "/").removeprefix("./")
-        label = class_named(cells["label"].strip(), classes)
-        if not file:
-            raise DeliveryError(f"{at_line} names no file")
-        if label is None:
-            raise DeliveryError(_unknown_class([cells["label"].strip()], classes, f"label in {at_line}"))
-        if given and side_named(given) is None:
-            raise DeliveryError(f"{at_line} has a split that is none of train, val, test")
-        if not (bits := _BITS.fullmatch(cells.get("bits", "").strip())):
-            raise DeliveryError(f"{at_line} has bits that are none of 8 to 16; leave unknown ones empty")
-        place = made(label, side_named(given) or "", cells.get("patient_id", "").strip(), int(bits[1] or 0))
-        earlier = listed.get(file, place)
-        if earlier[:4] != place[:4] or earlier.reason:
-            conflict = earlier.label != label or earlier.reason == "label-conflict"
-            differ = "label-conflict" if conflict else "listed-twice"
-            place = place._replace(reason=differ, detail=f"listed more than once and differently, last in line {line}")
-        listed[file] = place
-    return listed, [f"{turned:,} names in {LABELS} have backslashes, read as slashes."] if turned else []
-
-
-def _patients_written_twice(places: Iterable[Place]) -> list[str]:
-    """Say whether a column of patients writes one number in several ways; which, is never said."""
-    first: dict[str, str] = {}
-    several = set()
-    for place in places:
-        written = place.patient_id
-        if written and first.setdefault(key := _number(written), written) != written:
-            several.add(key)
-    return [
-        f"The column patient_id of {LABELS} writes {len(several):,} patients in more than one way (decimals, leading "
-        f"zeros, upper and lower case), and each way counts as another patient, who may be on another side of the "
-        f"split; ids are never changed here: write each in one way."
-    ] * bool(several)
-
-
-def _number(written: str) -> str:
-    """Return an id as spreadsheets may have changed it: without leading zeros and a whole number's decimals."""
-    return re.sub(r"(?<![\d.,])0+(?=\d)", "", re.sub(r"^(\d+)[.,]0*$", r"\1", _folded(written)))
-
-
-def _against_folder(file: str, place: Place, classes: Sequence[str]) -> Place:
-    """Return what labels.csv says of a file, out when a class folder that it lies in says otherwise."""
+def against_folder(file: str, place: Place, classes: Sequence[str], table: str) -> Place:
+    """Return what a table says of a file, out when a class folder that it lies in says otherwise."""
     folders = {class_named(folder, classes) for folder in file.split("/")[:-1]} - {None}
     if place.reason or not folders or place.label in folders:
         return place
-    return place._replace(reason="label-conflict", detail=f"{LABELS} and the class folder it lies in differ")
-
-
-_REQUIRED, _OPTIONAL = ("file", "label"), ("patient_id", "split", "bits")
-_BITS = re.compile(r"(?:([89]|1[0-6])(?:\.0*)?)?")  # a column with gaps comes as 12.0
-
-
-def _csv_lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, cells by column) of labels.csv, separated by commas, semicolons or tabs."""
-    stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
-    skipped, reader = 0, csv.reader(())
-    try:
-        header = stream.readline()
-        if named := re.fullmatch(r"sep=([,;\t])\r?\n", header, re.I):  # Excel's own first line
-            header, skipped = stream.readline(), 1
-        separator = named[1] if named else max(",;\t", key=header.count)
-        reader = csv.reader(itertools.chain([header], stream), delimiter=separator)
-        columns = [cell.strip().casefold() for cell in next(reader, [])]
-        absent = [name for name in _REQUIRED if columns.count(name) != 1]
-        if absent or any(columns.count(name) > 1 for name in _OPTIONAL):
-            raise DeliveryError(
-                f"{LABELS} of {where} must start with the columns file,label and may have {','.join(_OPTIONAL)}, "
-                "each once"
-            )
-        for cells in reader:
-            if not any(map(str.strip, cells)):  # spreadsheets leave such lines at the end
-                continue
-            while len(cells) > len(columns) and not cells[-1].strip():
-                cells.pop()
-            line = reader.line_num + skipped
-            if len(cells) != len(columns):
-                raise DeliveryError(f"line {line} of {LABELS} in {where} has {len(cells)} columns, not {len(columns)}")
-            yield line, dict(zip(columns, cells, strict=True))
-    except UnicodeDecodeError as error:
-        line = reader.line_num + skipped
-        raise DeliveryError(f"{LABELS} of {where} is not UTF-8 after line {line}; save it as UTF-8") from error
-    except csv.Error as error:
-        line = reader.line_num + skipped
-        raise DeliveryError(f"line {line} of {LABELS} in {where} is not CSV: {error}") from error
+    return place._replace(reason="label-conflict", detail=f"{table} and the class folder it lies in differ")

@@ -1,6 +1,6 @@
-"""The names in labels.csv and the files of a delivery, where they are not written alike.
+"""The names in a table of labels and the files of a delivery, where they are not written alike.
 
-labels.csv is often written on another machine than the one that the files come from: its names are in another case,
+A table is often written on another machine than the one that the files come from: its names are in another case,
 have another extension, or start with the folders of a disk (`D:\\cxr\\a1.jpeg`, `/data/cxr/a1.jpeg`). A name that is no
 file as it stands is read less and less strictly until it is one, while every name fits one file, and every file one
 name. What was read so is said. Where that is not clear the delivery is refused: a wrong guess would be a wrong label.
@@ -34,12 +34,13 @@ def folded(text: str) -> str:
     return _normal(_normal(text).casefold())
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """Return a name without what says its format."""
     return _EXTENSION.sub("", _normal(name))
 
 
 def _loosest(name: str) -> str:
-    return folded(_stem(name))
+    return folded(stem(name))
 
 
 _FOLDERS: Final = "leading folders"
@@ -49,18 +50,20 @@ _READINGS: Final[tuple[tuple[str, _Spelled, bool], ...]] = tuple(  # what is lef
     for aside, spelled in (
         ("", _normal),
         ("upper and lower case", folded),
-        ("extensions", _stem),
+        ("extensions", stem),
         ("upper and lower case and extensions", _loosest),
     )
 )
 
 
-def match(names: Sequence[str], files: Sequence[str], alone: bool, where: str) -> tuple[dict[str, str], list[str]]:
+def match(
+    names: Sequence[str], files: Sequence[str], alone: bool, table: str, where: str
+) -> tuple[dict[str, str], list[str]]:
     """Return the file that a name is taken for, of the names that fit one, and sentences that say so.
 
-    `names` are of labels.csv and no files as they stand, `files` are those of the delivery that it does not name. The
+    `names` are of a table and no files as they stand, `files` are those of the delivery that it does not name. The
     leading folders of a name are left aside where they are of a disk; of every name when `alone`: none is a file.
-    `where` names the delivery. Raises DeliveryError where several files or names fit.
+    `table` and `where` name table and delivery. Raises DeliveryError where several files or names fit.
     """
     file_of: dict[str, str] = {}
     said = []
@@ -74,14 +77,14 @@ def match(names: Sequence[str], files: Sequence[str], alone: bool, where: str) -
         fits, unclear = _fits(asked, left, spelled, by_end) if left else ({}, 0)
         if unclear:
             raise DeliveryError(
-                f"labels.csv of {where} names files otherwise than they are named in the delivery, and with "
+                f"{table} of {where} names files otherwise than they are named in the delivery, and with "
                 f"{aside or 'Unicode forms'} left aside {unclear:,} of its names fit several files, or one file with "
                 f"other names; write each path as it is inside the delivery: folders with /, the case, the extension"
             )
         file_of |= fits
         if fits and aside:
             said.append(
-                f"labels.csv names {len(fits):,} files otherwise than they are named in the delivery: each fits one "
+                f"{table} names {len(fits):,} files otherwise than they are named in the delivery: each fits one "
                 f"with {aside} left aside, and is taken for it."
             )
     return file_of, said
@@ -136,3 +139,32 @@ def _index(keys: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _path(name: str) -> list[str]:
     return [part for part in name.split("/") if part not in ("", ".")]
+
+
+def _without_zeros(text: str) -> str:
+    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
+
+
+_LOOSE: Final[tuple[tuple[str, _Spelled], ...]] = (
+    ("upper and lower case", folded),
+    ("the extension", stem),
+    ("leading zeros", _without_zeros),
+    ("a prefix of letters", lambda text: re.sub(r"^[^\d]+(?=\d)", "", text)),
+    ("blanks and punctuation", lambda text: re.sub(r"[\W_]+", "", text)),
+    ("all of these", lambda text: _without_zeros(re.sub(r"^[^\d]+(?=\d)", "", re.sub(r"[\W_]+", "", _loosest(text))))),
+)
+
+
+def mismatches(asked: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Say of how many keys `asked`, which are none of the `known` ones, one is found with what left aside.
+
+    Each is counted once, under the first that finds it. What a key is, is never said.
+    """
+    left, said, there = [one for one in asked if one], [], list(known) if asked else []
+    for aside, spelled in _LOOSE:
+        loose = {spelled(one) for one in there} - {""} if left else set()
+        found = [one for one in left if spelled(one) in loose]
+        if found:
+            said.append(f"{len(found):,} with {aside} left aside")
+            left = [one for one in left if spelled(one) not in loose]
+    return said

@@ -97,7 +97,7 @@ def _out_of_conflict(judged: Any, waiting: Mapping[File, str]) -> Any:
     """Return the rows that are still out, but no longer for the label conflict that their path is in."""
     disputed = {file[0] for file, reason in waiting.items() if reason == CONFLICT}
     # Only what was read, or that labels.csv no longer names, can end a conflict: not a file that can't be opened.
-    known = (judged["digest"] != "") | (judged["reason"] == "not-listed")
+    known = (judged["digest"] != "") | judged["reason"].isin(["not-listed", "unlabelled"])
     out = (judged["verdict"] != "accepted") & (judged["reason"] != CONFLICT)
     return judged[judged["file"].isin(disputed) & known & out]
 
@@ -143,5 +143,7 @@ def _commit(
 
 def _find(settings: Settings, name: str) -> Any:
     incoming = open_store(settings.incoming, settings)
-    waiting = deliveries.find(incoming, EMPTY, settings.settle_seconds, time.time(), settings.classes, [])
+    waiting = deliveries.find(
+        incoming, EMPTY, settings.settle_seconds, time.time(), settings.classes, [], bool(settings.labels)
+    )
     return next((delivery for delivery in waiting if delivery.name == name), None)

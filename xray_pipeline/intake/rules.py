@@ -13,12 +13,16 @@ from typing import Final, NamedTuple
 from xray_pipeline.base.code import code_digest
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.revisions import WITHDRAWN
+from xray_pipeline.intake import label_mapping
+from xray_pipeline.intake.label_table import LEFT_OUT
 from xray_pipeline.intake.layout import LITTER
+from xray_pipeline.intake.placing import NO_LABEL
 
 _JUDGES = (
     "images",
     *(f"dataset/{name}.py" for name in ("fingerprints", "likeness", "near_copies", "split")),
     *(f"intake/{name}.py" for name in ("check", "conflicts", "drift", "expectations", "layout", "matching", "scan")),
+    *(f"intake/{name}.py" for name in ("label_cells", "label_mapping", "label_table", "placing")),
 )
 """What judges a file or a delivery; a change of any other module voids no verdict."""
 
@@ -37,14 +41,17 @@ NORMALISED: Final[Mapping[str, str]] = _WRITTEN["normalised"]
 """What is put right in a file that is accepted, in words."""
 UNREAD: Final = ("unreadable", "vanished", "changed")
 """Reasons of files whose content nobody knows."""
-NOT_COUNTED: Final = ("duplicate", WITHDRAWN, LITTER)
+NOT_COUNTED: Final = ("duplicate", WITHDRAWN, LITTER, NO_LABEL, LEFT_OUT)
 """Reasons that do not count in the share of quarantined files."""
 
 
 def judging_digest(settings: Settings, patient_key: bytes) -> str:
-    """Return the SHA-256 of all that rows depend on beside the files: rules, classes, split, patient key and code."""
+    """Return the SHA-256 of all that rows depend on beside the files: rules, classes, split, patient key, mapping of
+    label tables and code. Raises ConfigError."""
     s = settings
     of_key = hmac.new(patient_key, b"journal", hashlib.sha256).hexdigest()
     split = (s.split_mode, s.split_validation, s.split_held_out)
-    depends = (s.rules.digest(), s.classes, split, of_key, code_digest(*_JUDGES))
+    mapping = label_mapping.named(s.labels, s.classes) if s.labels else None
+    labels = (s.labels, mapping.digest() if mapping else "")
+    depends = (s.rules.digest(), s.classes, split, of_key, code_digest(*_JUDGES), labels)
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -29,13 +29,15 @@ from xray_pipeline.base.storage import Entry, Store
 from xray_pipeline.dataset.fingerprints import fingerprint
 from xray_pipeline.dataset.split import id_in_name, patient_hash, side_of
 from xray_pipeline.dataset.table import Row, quarantined
-from xray_pipeline.images import appearance, radiograph
+from xray_pipeline.images import appearance, dicom, radiograph
 from xray_pipeline.images.radiograph import Normalised
-from xray_pipeline.images.raster import Limits
-from xray_pipeline.intake.deliveries import listing
+from xray_pipeline.images.raster import VIEWS, Limits
+from xray_pipeline.intake.deliveries import Delivery, listing
 from xray_pipeline.intake.journal import Journal, journals_in
+from xray_pipeline.intake.label_mapping import LabelMapping
 from xray_pipeline.intake.labelled import UNLABELLED, Labels
-from xray_pipeline.intake.layout import LITTER, Place, escape, unescape
+from xray_pipeline.intake.layout import LITTER, Place, against_folder, escape, unescape
+from xray_pipeline.intake.placing import NO_LABEL, Said, Source
 from xray_pipeline.intake.rules import judging_digest
 
 _JOURNAL_FROM = 1000  # files of a delivery; fewer are read again in seconds
@@ -63,10 +65,11 @@ def _seen_as(entry: Entry) -> str:
     return f"{entry.key}\0{entry.size}\0{entry.version}"
 
 
-def journal_of(uri: str, fingerprint: str, files: int, settings: Settings, patient_key: bytes) -> Journal:
-    """Return the journal of a scan of `files` files; `fingerprint` tells the listing."""
-    depends = (uri, fingerprint, judging_digest(settings, patient_key))
-    return Journal(journals_in(settings.cache), depends, enabled=files >= _JOURNAL_FROM)
+def journal_of(delivery: Delivery, said: Said, settings: Settings, patient_key: bytes) -> Journal:
+    """Return the journal of a scan of a delivery of which its folders or a table say this."""
+    table = said.table.digest if said.table else ""
+    depends = (delivery.uri, delivery.fingerprint, table, judging_digest(settings, patient_key))
+    return Journal(journals_in(settings.cache), depends, enabled=delivery.files >= _JOURNAL_FROM)
 
 
 def reread(store: Store, file: str, limits: Limits, bits: int = 0) -> Normalised:
@@ -122,19 +125,27 @@ def patient_told(key: bytes, dicom_id: str, listed_id: str = "", named: str = ""
     return patient_hash(key, f"patient:{named}") if named else ""
 
 
+_TAGS = {
+    "sop-uid": (0x00080018,),
+    "series-uid": (0x0020000E,),
+    "study-uid": (0x0020000D,),
+    "accession": (0x00080050,),
+    "patient-and-date": (0x00100020, 0x00080020),
+}
+"""The DICOM elements that a table may name a file by."""
+
+
 class Reader:
     """Reads one file after another into rows; used by many threads at once."""
 
-    def __init__(
-        self, store: Store, settings: Settings, patient_key: bytes, said: Mapping[str, Place], labels: Labels
-    ) -> None:
-        self._store, self._settings, self._key, self._said = store, settings, patient_key, said
-        self._labels = labels
-        self._limits = Limits.of(settings.rules)
+    def __init__(self, source: Source, patient_key: bytes, said: Said, labels: Labels) -> None:
+        self._source, self._store, self._settings = source, source.store, source.settings
+        self._key, self._said, self._labels = patient_key, said, labels
+        self._limits = Limits.of(self._settings.rules)
 
     def row(self, entry: Entry) -> Row:
         """Judge one file by itself."""
-        place = self._place(entry)
+        place, data = self._place(entry)
         row = Row(escape(entry.key), entry.size, entry.version, label=place.label, given_split=place.given)
         # Also of what is not read: without it nobody can tell what is to be erased.
         row = row._replace(patient=self._patient("", place.patient_id, row.file))
@@ -142,12 +153,13 @@ class Reader:
             return quarantined(row, "symlink", "a symbolic link")
         if entry.kind == "special" and place.reason != LITTER:
             return quarantined(row, "special-file", "a FIFO, socket or device")
-        if place.reason:
+        waits = place.reason == NO_LABEL and self._said.by_content is not None  # only what is sound waits for a label
+        if place.reason and not waits:
             return quarantined(row, place.reason, place.detail)
         if entry.size > self._limits.max_file_bytes:
             return quarantined(row, "too-large", f"{entry.size:,} bytes, {self._limits.max_file_bytes:,} allowed")
         try:
-            data = self._store.read(entry.key)
+            data = self._store.read(entry.key) if data is None else data
         except ObjectNotFound:
             return quarantined(row, "vanished", "the file went away during the check")
         except AccessDenied:
@@ -156,17 +168,35 @@ class Reader:
             raise
         except StorageError:
             return quarantined(row, "unreadable", "no regular file any more, or its name is no safe path")
-        return self._judged(row, place, data)
+        row = self._judged(row, place, data)
+        return quarantined(row, place.reason, place.detail) if waits and row.verdict == "accepted" else row
 
-    def _place(self, entry: Entry) -> Place:
-        """Return what the delivery says of a file or, where it says no class, what people said."""
-        place = self._said[entry.key]
+    def _place(self, entry: Entry) -> tuple[Place, bytes | None]:
+        """Return what the delivery says of a file or, where it says no class, what people said; and the file, if that
+        took reading it."""
+        place = self._said.places[entry.key]
+        table = self._said.by_content if place.reason == NO_LABEL else None
         readable = entry.kind == "file" and entry.size <= self._limits.max_file_bytes
-        if place.reason in UNLABELLED and readable and self._labels.any:
-            with contextlib.suppress(ObjectNotFound, AccessDenied):  # said of the file below, if it has a label
-                label = self._labels.of(hashlib.sha256(self._store.read(entry.key)).hexdigest())
-                return place._replace(label=label, reason="", detail="") if label else place
-        return place
+        if not (place.reason in UNLABELLED and readable and (table or self._labels.any)):
+            return place, None
+        try:
+            data = self._store.read(entry.key)
+        except (ObjectNotFound, AccessDenied):  # said of the file later, if it has a label
+            return place, None
+        if table:
+            place = self._by_content(entry.key, data, table.mapping)
+        if place.reason in UNLABELLED and (label := self._labels.of(hashlib.sha256(data).hexdigest())):
+            place = place._replace(label=label, reason="", detail="")
+        return place, data
+
+    def _by_content(self, file: str, data: bytes, mapping: LabelMapping) -> Place:
+        """Return what the table says of what DICOM calls a file."""
+        tags, values = _TAGS[mapping.key.by], [""]
+        if radiograph.sniff(data) == "dicom":
+            with contextlib.suppress(RadiographError):  # said of the file later
+                values = dicom.texts(data, self._limits, tags)
+        place = self._said.of_content(file, values, self._source.hashed)
+        return against_folder(file, place, self._settings.classes, mapping.table[0].rpartition("/")[2])
 
     def _judged(self, row: Row, place: Place, data: bytes) -> Row:
         row = row._replace(source_digest=hashlib.sha256(data).hexdigest())
@@ -186,7 +216,7 @@ class Reader:
             height=facts.height,
             mode=facts.mode,
             bits=facts.bits,
-            view=facts.view,
+            view=facts.view or (place.view.upper() if place.view.upper() in VIEWS else ""),
             sex=facts.sex,
             age_years=float("nan") if facts.age_years is None else facts.age_years,
             scanner=facts.scanner,
@@ -199,7 +229,7 @@ class Reader:
         s = self._settings
         side = side_of(patient, place.given, s.split_mode, s.split_validation, s.split_held_out)
         if not side:
-            return quarantined(row, "no-given-split", "neither folder nor labels.csv says train, val or test")
+            return quarantined(row, "no-given-split", "neither folder nor label table says train, val or test")
         return row._replace(verdict="accepted", side=side)
 
     def _patient(self, dicom_id: str, listed_id: str, file: str) -> str:

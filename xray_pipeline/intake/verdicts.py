@@ -118,6 +118,7 @@ def judge(
         "quarantined": counts,
         "near_copies": near_copies(table),
         "bookkeeping": list(inventory.bookkeeping),
+        "labels": dict(inventory.labels),
         "drift": unlike.to_dict(),
     }
     page = delivery_page.page(inventory, findings, unlike, terms.holds_up)

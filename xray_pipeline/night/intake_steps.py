@@ -215,4 +215,4 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
 def _deliveries(run: Run, history: History, left_out: list[str] | None) -> list[Delivery]:
     incoming = open_store(run.settings.incoming, run.settings)
     s = run.settings
-    return deliveries.find(incoming, history, s.settle_seconds, time.time(), s.classes, left_out)
+    return deliveries.find(incoming, history, s.settle_seconds, time.time(), s.classes, left_out, bool(s.labels))

@@ -75,7 +75,9 @@ class Recipe:
     batch_size: int
     backbone: str = "resnet18"
     mode: str = "finetune"
-    fixed_stages: int = 0
+    fixed_share: float = 0.0
+    fixed_stages: int | None = None
+    trained_stages: int | None = None
     epochs: int = 1000
     optimizer: str = "sgd"
     learning_rate: float = 1e-3
@@ -202,7 +204,7 @@ def memory(asked: Asked) -> dict[str, Any]:
     """Take a step with room for all of the batch, and one without; compare what is learned."""
     pixels, precision = torch.from_numpy(asked.pixels).unsqueeze(1), Precision(asked.device, "float32")
     # All stages are fixed: their normalisation does not depend on the size of a part.
-    values = {"mode": "partial", "fixed_stages": len(backbones.stages(network_of("resnet18", CPU).backbone))}
+    values = {"mode": "partial", "fixed_share": 1.0}
     roomy, tight = (state_of(asked, asked.device, precision, **values) for _ in range(2))
     with room(asked, None) as peak:
         trained(roomy, asked, 1, pixels)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from s3_server import BUCKET, S3Server
 
@@ -97,12 +98,125 @@ def test_a_file_without_digest_is_refused(tmp_path: Path) -> None:
         backbones.load(SMALL, str(tmp_path / "w.pth"))
 
 
-def test_an_unknown_backbone_is_named() -> None:
-    with pytest.raises(ConfigError, match="'resnet19'"):
-        backbones.load("resnet19")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet19", "'resnet19'"),
+        ("timm/vit_smal_patch16_224", "did you mean vit_small_patch16_224"),
+        ("timm/vit_small_patch16_224.nonsense", "nonsense"),
+        ("timm/hf-hub:somebody/something", "not known to timm"),
+        ("timm/", "not known to timm"),
+    ],
+)
+def test_an_unknown_backbone_is_named(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        backbones.load(name, "none")
 
 
-@pytest.mark.parametrize(("name", "wider"), [("efficientnet_lite0", 1568), ("resnet18", 1920), ("vgg16", 0)])
+def test_packages_of_further_networks_hold_their_weights() -> None:
+    """Real files: features of a picture differ from those of its negative, and each network has its own side."""
+    pixels = torch.arange(64 * 64).reshape(1, 1, 64, 64) % 256
+    for name, side in (("efficientnet_lite1", 240), ("efficientnet_lite2", 260)):
+        backbone = backbones.load(name)
+        assert (backbone.side, backbone.features) == (side, 1280)
+        network = Network(backbone, 2).eval()
+        with torch.inference_mode():
+            assert float((network.features(pixels) - network.features(255 - pixels)).std()) > 0.01
+
+
+VIT = "timm/test_vit"
+
+
+def test_networks_of_timm_have_their_own_side_mean_and_std() -> None:
+    backbone = backbones.build("timm/eva02_tiny_patch14_336")
+    assert backbone.side == 336
+    assert backbone.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+
+
+def test_weights_of_timm_are_fetched_only_when_asked_for() -> None:
+    with pytest.raises(ConfigError, match="use 'timm'"):
+        backbones.load(VIT)
+    with pytest.raises(WeightsError, match="could not be had"):
+        backbones.load("timm/convnext_atto_rms", "timm")  # of which timm has no weights
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "teacher.backbone."])
+def test_an_encoders_names_may_have_a_prefix(tmp_path: Path, prefix: str) -> None:
+    source = backbones.build(VIT).module
+    state = {f"{prefix}{key}": value for key, value in source.state_dict().items()} | {
+        "head.weight": torch.zeros(3, 64)
+    }
+    data = safetensors.torch.save(state)
+    (tmp_path / "w.safetensors").write_bytes(data)
+    place = f"{tmp_path / 'w.safetensors'}#sha256={hashlib.sha256(data).hexdigest()}"
+    assert backbones.load(VIT, place).weights_digest == backbones.digest_of(source)
+
+
+def test_positions_are_resampled_for_another_side(tmp_path: Path) -> None:
+    source = backbones.build(VIT)
+    data, digest = saved(source.module.state_dict())
+    (tmp_path / "w.pth").write_bytes(data)
+    loaded = backbones.load(VIT, f"{tmp_path / 'w.pth'}#sha256={digest}", side=64)
+    assert loaded.module.get_parameter("pos_embed").shape == (1, 1 + 16, 64)
+    assert source.module.get_parameter("pos_embed").shape == (1, 1 + 100, 64)
+    with torch.inference_mode():
+        assert loaded.module.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
+
+
+def test_dinov2_is_taken_as_it_was_published(tmp_path: Path) -> None:
+    """With a mask token, which timm's networks don't have, and positions for 518 pixels."""
+    name = "timm/vit_small_patch14_dinov2"
+    source = backbones.build(name).module.state_dict()
+    data, digest = saved({**source, "mask_token": torch.zeros(1, 384)})
+    (tmp_path / "dinov2.pth").write_bytes(data)
+    loaded = backbones.load(name, f"{tmp_path / 'dinov2.pth'}#sha256={digest}", side=224).module.state_dict()
+    assert loaded["pos_embed"].shape == (1, 1 + 16**2, 384)
+    assert all(torch.equal(loaded[key], source[key]) for key in source if key != "pos_embed")
+
+
+def test_torchxrayvisions_densenet_is_taken_once_exported(tmp_path: Path) -> None:
+    """Of one channel, with eighteen findings and their thresholds, which are left out."""
+    source = backbones.build("densenet121", channels=1).module
+    theirs = {
+        "classifier.weight": torch.zeros(18, 1024),
+        "classifier.bias": torch.zeros(18),
+        "op_threshs": torch.zeros(18),
+    }
+    data, digest = saved({**source.state_dict(), **theirs})
+    (tmp_path / "xrv.pt").write_bytes(data)
+    place = f"{tmp_path / 'xrv.pt'}#sha256={digest}"
+    assert backbones.load("densenet121", place, channels=1).weights_digest == backbones.digest_of(source)
+    with pytest.raises(WeightsError, match=r"conv0.weight is \(64, 1, 7, 7\), not \(64, 3, 7, 7\)"):
+        backbones.load("densenet121", place)
+
+
+@pytest.mark.parametrize(("name", "side"), [("vit_b_16", 256), (VIT, 100)])
+def test_a_side_that_a_network_cannot_take_is_named(name: str, side: int) -> None:
+    with pytest.raises(ConfigError, match=f"{side}"):
+        Network(backbones.build(name, side), 2)
+
+
+@pytest.mark.parametrize("name", ["densenet121", VIT, "efficientnet_lite0"])
+def test_a_network_of_one_channel_answers_grey_as_that_of_three_does(tmp_path: Path, name: str) -> None:
+    """What the first convolution has for three channels is summed; one value of mean and std is for all of them."""
+    three = backbones.load(name, "none")
+    data, digest = saved(three.module.state_dict())
+    (tmp_path / "w.pth").write_bytes(data)
+    one = backbones.load(name, f"{tmp_path / 'w.pth'}#sha256={digest}", channels=1)
+    pixels = torch.arange(one.side**2).reshape(1, 1, one.side, one.side) % 256
+    with torch.inference_mode():
+        grey = one.module.eval()(backbones.normalise(pixels, (0.5,), (0.25,)))
+        colour = three.module.eval()(backbones.normalise(pixels, (0.5,) * 3, (0.25,) * 3))
+    assert torch.allclose(grey, colour, rtol=1e-3, atol=1e-4)
+
+
+def test_pixels_may_have_another_range() -> None:
+    """torchxrayvision's networks want -1024 to 1024."""
+    pixels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
+    assert backbones.normalise(pixels, (0.5,), (1 / 2048,)).flatten().tolist() == [-1024, 1024]
+
+
+@pytest.mark.parametrize(("name", "wider"), [("efficientnet_lite0", 1568), ("resnet18", 1920), ("vgg16", 2944)])
 def test_levels_widen_the_head(name: str, wider: int) -> None:
     backbone = backbones.build(name)
     network = Network(backbone, 2, levels=True).eval()

@@ -86,9 +86,15 @@ def test_features_are_those_of_the_network(pixels: torch.Tensor, crop: int, leve
         assert torch.linalg.vector_norm(found - expected) <= 1e-4 * torch.linalg.vector_norm(expected)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "vit_b_16", "convnext_tiny"])
-def test_networks_of_every_kind_are_compiled_and_compared_with_torch(name: str) -> None:
-    made = Network(backbones.build(name), 2)
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        *(("efficientnet_lite0", False), ("resnet18", False), ("vit_b_16", False), ("convnext_tiny", False)),
+        *(("timm/vit_small_patch16_224", True), ("timm/swin_tiny_patch4_window7_224", True), ("vgg16", True)),
+    ],
+)
+def test_networks_of_every_kind_are_compiled_and_compared_with_torch(name: str, levels: bool) -> None:
+    made = Network(backbones.build(name), 2, levels=levels)
     found = engine_for(made).features(torch.full((1, 224, 224), 90, dtype=torch.uint8))
     assert found.shape == (1, made.head.in_features)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from mlflow_server import MlflowServer, running
 from ports import free_port
@@ -24,9 +25,12 @@ from small_models import image, logged, small_classifier
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.images.radiograph import Limits, square
+from xray_pipeline.models import backbones
 from xray_pipeline.models.audit import audit, inventory
+from xray_pipeline.models.backbones import Network
 from xray_pipeline.models.bundle import log_model
 from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.models.mlflow_client import mlflow
 from xray_pipeline.models.saved import FACTS, WEIGHTS, model_digest
 from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
@@ -421,6 +425,33 @@ print(answer["model_version"][0])
     arguments = [str(downloaded), str(picture)]
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
     assert done.stdout.split()[-1] == model_digest(downloaded / "artifacts/classifier")
+
+
+def test_a_network_of_timm_is_served_by_the_source_logged_with_it(server_settings: Settings, tmp_path: Path) -> None:
+    """In a process that has this package's code from the logged model alone; timm's version is a requirement."""
+    name = "timm/test_vit"
+    network = Network(backbones.load(name, "none", side=64), 2, levels=True)
+    classifier = Classifier(network, name, ("NORMAL", "PNEUMONIA"), 64)
+    classifier.save(tmp_path / "classifier")
+    mlflow.set_tracking_uri(server_settings.tracking_uri)
+    with mlflow.start_run():
+        uri = log_model(tmp_path / "classifier")
+    folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "logged")))
+    assert audit(folder)
+    assert f"timm=={timm.__version__}" in (folder / "requirements.txt").read_text().splitlines()
+    (tmp_path / "picture.png").write_bytes(image(0, "PNG"))
+    code = """
+import pathlib, sys, mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+answers = model.predict(pandas.DataFrame({"image": [pathlib.Path(sys.argv[2]).read_bytes()]}))
+import xray_pipeline.models.stages
+assert xray_pipeline.models.stages.__file__.startswith(sys.argv[1]), xray_pipeline.models.stages.__file__
+print(answers[["NORMAL", "PNEUMONIA"]].to_json(orient="values", double_precision=15))
+"""
+    arguments = [sys.executable, "-c", code, str(folder), str(tmp_path / "picture.png")]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=tmp_path)
+    expected = classifier.classify([image(0, "PNG")])[0].probabilities
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), [expected], atol=1e-5)
 
 
 @pytest.mark.slow

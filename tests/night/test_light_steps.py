@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "timm", "openvino", "captum", "sklearn", "matplotlib", "great_expectations")
+HEAVY = ("torch", "torchvision", "timm", "openvino", "sklearn", "matplotlib", "great_expectations")
 
 
 @pytest.mark.slow

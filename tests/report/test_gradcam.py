@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 from torch import nn
@@ -113,6 +114,17 @@ def test_maps_change_when_the_weights_are_randomised() -> None:
         if np.ptp(one) > 0 and np.ptp(two) > 0  # an empty map is unlike any other
     ]
     assert np.sum(np.abs(likeness)) < 0.5 * len(before)
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/swin_tiny_patch4_window7_224", "swin_t", "vgg16"])
+def test_tokens_and_other_layouts_have_maps(name: str) -> None:
+    """A transformer answers from its class token: its last tokens have no gradient, those before them have one."""
+    network = Network(backbones.load(name, "none"), 2)
+    pixels, _ = pictures(1, side=backbones.build(name).side)
+    both = [maps(network, pixels, [target]) for target in (0, 1)]
+    assert all(one is not None and one.shape == pixels.shape for one in both)
+    assert max(float(one.max()) for one in both if one is not None) > 0.9
+    assert any(np.ptp(one) > 0.5 for one in both if one is not None)
 
 
 def test_a_network_without_a_picture_has_no_map() -> None:

@@ -19,7 +19,6 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("fork")
 HEAVY = (
-    "captum",
     "great_expectations",
     "matplotlib.pyplot",
     "mlflow",

@@ -45,8 +45,7 @@ def trainer(settings: Settings) -> Trainer:
     snapshot = dataset.snapshot()
     assert snapshot is not None
     backbone = backbones.load("shufflenet_v2_x0_5", "none")
-    fixed = len(backbones.stages(backbone.module))
-    recipe = load_recipe("head", {**STAGES_FIXED, "fixed_stages": fixed, "epochs": 1, "batch_size": 8})
+    recipe = load_recipe("head", {**STAGES_FIXED, "fixed_share": 1, "epochs": 1, "batch_size": 8})
     each_step = settings.model_copy(update={"checkpoint_steps": 1})
     return Trainer(recipe, backbone, dataset, dataset.rows(snapshot), each_step)
 

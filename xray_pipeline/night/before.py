@@ -42,8 +42,8 @@ def _recipe(run: Run) -> None:
     recipe = run.recipe()
     if weights.is_file(recipe.weights):
         weights.of_file(recipe.weights, reader(run.settings))
-    elif recipe.backbone == weights.LITE0 and recipe.weights != "none":
-        weights.of_lite0(recipe.weights)
+    elif recipe.backbone in weights.PACKAGES and recipe.weights != "none":
+        weights.of_package(recipe.backbone, recipe.weights)
 
 
 def patient_key(settings: Settings) -> str:

@@ -20,12 +20,11 @@ import requests
 from xray_pipeline.base.errors import XrayError
 from xray_pipeline.base.schedule import due
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import check_writes_once, open_store, reader, require_folder
+from xray_pipeline.base.storage import check_writes_once, open_store, require_folder
 from xray_pipeline.base.text import several, without_passwords
 from xray_pipeline.dataset.commits import Commits
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms
-from xray_pipeline.models import backbones
 from xray_pipeline.night import before, space, watching
 from xray_pipeline.night.affected import champion_learned_withdrawn
 from xray_pipeline.night.identity import compare
@@ -34,6 +33,7 @@ from xray_pipeline.night.run import Run
 from xray_pipeline.registry.ledger import Ledger
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training.device import pick_device
+from xray_pipeline.training.pretrained import backbone_of
 from xray_pipeline.training.recipe import load_recipe
 
 CACHE_BYTES = 2_000_000_000
@@ -150,7 +150,7 @@ def _schedule(settings: Settings, now: datetime) -> str:
 
 def _recipe(settings: Settings) -> str:
     recipe = load_recipe(settings.recipe)
-    backbones.load(recipe.backbone, recipe.weights, reader(settings))
+    backbone_of(recipe, settings)
     return f"recipe {recipe.name}: {recipe.backbone}, mode {recipe.mode}"
 
 

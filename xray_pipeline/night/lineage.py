@@ -19,7 +19,7 @@ from xray_pipeline.training.candidate import Candidate, candidate_digest, find_c
 from xray_pipeline.training.recipe import Recipe
 from xray_pipeline.training.start import Start, recorded
 
-_JUDGES = ("numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydicom", "torch", "captum", "mlflow")
+_JUDGES = ("numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydicom", "torch", "mlflow")
 NOT_RECORDED = "not recorded"
 
 JUDGES = ("base", "images", "dataset", "models", "evaluation", "gate")

@@ -28,9 +28,8 @@ from xray_pipeline.base.errors import (
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import open_store, reader
+from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Backbone
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.models.engine import Wanted, engine_name, torch_threads
@@ -44,6 +43,7 @@ from xray_pipeline.training.candidate import Candidate
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.features import feature_dtype
 from xray_pipeline.training.fitting import fit
+from xray_pipeline.training.pretrained import backbone_of
 from xray_pipeline.training.recipe import Recipe
 from xray_pipeline.training.start import digest_from, recorded, start_of
 from xray_pipeline.training.trainer import Trainer
@@ -138,7 +138,7 @@ def _inputs(settings: Settings, dataset: Dataset, candidate: Candidate, registry
     snapshot = dataset.open_snapshot(candidate.snapshot)
     dataset.require_whole(snapshot)
     rows = dataset.rows(snapshot)
-    backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
+    backbone = backbone_of(recipe, settings)
     start: Classifier | None = None
     differences: list[str] = []
     if before := lineage.before_start(candidate, recipe, runs):

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from xray_pipeline.base import records
 from xray_pipeline.base.progress import Progress
-from xray_pipeline.base.storage import reader
 from xray_pipeline.dataset.store import Dataset, Snapshot
 from xray_pipeline.evaluation import suspects
 from xray_pipeline.intake import alarms, drift
-from xray_pipeline.models import backbones
 from xray_pipeline.night import review
 from xray_pipeline.night.judging import alarms_hold_up
 from xray_pipeline.night.run import Run
+from xray_pipeline.training.pretrained import backbone_of
 from xray_pipeline.training.recipe import Recipe
 from xray_pipeline.training.trainer import Trainer
 
@@ -74,7 +73,7 @@ def features(
 
     Those that are missing on this machine are computed and kept.
     """
-    backbone = backbones.load(recipe.backbone, recipe.weights, reader(run.settings))
+    backbone = backbone_of(recipe, run.settings)
     trainer = Trainer(recipe, backbone, dataset, rows, run.settings, progress)
     missing = set(trainer.extracted.cache().missing(rows["digest"]))
     trainer.decode(rows[rows["digest"].isin(missing)])

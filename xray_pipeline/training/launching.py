@@ -34,16 +34,16 @@ from xray_pipeline.base.children import child
 from xray_pipeline.base.errors import OutOfMemory, RadiographError, TrainingError, XrayError
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import open_store, reader
+from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.parquet import read_parquet
 from xray_pipeline.dataset.store import Dataset
-from xray_pipeline.models import backbones
 from xray_pipeline.models.mlflow_client import metric_log, use
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import halved, pick_device
 from xray_pipeline.training.fitting import fit, terminable
 from xray_pipeline.training.network_fit import prepare
 from xray_pipeline.training.parallel import joined
+from xray_pipeline.training.pretrained import backbone_of
 from xray_pipeline.training.recipe import Recipe
 from xray_pipeline.training.trainer import Trainer
 
@@ -164,7 +164,7 @@ def _train(folder: Path, number: int) -> None:
     if pick_device(settings.device).type == "cuda":
         settings = settings.model_copy(update={"device": f"cuda:{number}"})
     rows = read_parquet((folder / "rows.parquet").read_bytes())
-    backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
+    backbone = backbone_of(recipe, settings)
     use(settings.tracking_uri)
     with joined(pick_device(settings.device), number, job["count"], folder / "meeting"):
         trainer = Trainer(recipe, backbone, Dataset(settings), rows, settings)

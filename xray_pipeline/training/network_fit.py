@@ -122,7 +122,7 @@ class NetworkFit:
         seed = int(torch.randint(2**62, (), generator=generator))
         batch, truth = feeder.take(state.epoch, state.step)
         place = (parallel.part(len(truth)).start, len(truth))
-        pixels = augmented(recipe.augmentation, batch, recipe.crop or recipe.side, generator, place)
+        pixels = augmented(recipe.augmentation, batch, recipe.seen, generator, place)
         take_step(state, network, loss, pixels, truth, seed)
 
 

@@ -59,7 +59,7 @@ def keep(trainer: Trainer, classifier: Classifier, folder: Store, run_id: str) -
     recipe = trainer.recipe
     batch, labels = _sample(trainer, "train")
     pixels, generator = torch.from_numpy(batch).unsqueeze(1), generator_of(recipe.seed, "sample")
-    drawn = augmented(recipe.augmentation, pixels, recipe.crop or recipe.side, generator)
+    drawn = augmented(recipe.augmentation, pixels, recipe.seen, generator)
     shown, truth = _sample(trainer, "validation")
     probabilities = classifier.probabilities(shown)
     said = classifier.label(probabilities)

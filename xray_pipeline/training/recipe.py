@@ -27,10 +27,14 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("head", description="for people; not part of the digest")
-    backbone: str = Field("efficientnet_lite0", description="efficientnet_lite0 or a torchvision classifier's name")
-    weights: str = Field("", description="'': the backbone's own; 'none': random; or FILE#sha256=HEX")
+    backbone: str = Field(
+        "efficientnet_lite0", description="efficientnet_lite0, a torchvision classifier's name, or timm/NAME"
+    )
+    weights: str = Field("", description="'': the backbone's own; 'timm': its hub's; 'none': random; FILE#sha256=HEX")
     mode: Mode = Field("head", description="head: last layer on kept features; partial: upper stages; finetune: all")
-    fixed_stages: int = Field(0, ge=0, description="first stages that `partial` keeps fixed")
+    fixed_share: float = Field(0.6, ge=0, le=1, description="share of the stages, from the first, that `partial` fixes")
+    fixed_stages: int | None = Field(None, ge=0, description="their number instead")
+    trained_stages: int | None = Field(None, ge=0, description="number of the last stages, which it trains, instead")
     side: int = Field(224, ge=32, le=1024, description="pixels are kept as side x side")
     crop: int = Field(0, ge=0, le=1024, description="side of what the network sees; 0: the whole")
     levels: bool = Field(False, description="the last layer also sees mean and deviation of every block group")
@@ -56,8 +60,10 @@ class Recipe(BaseModel):
     average: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: no average")
     warm_start: bool = Field(False, description="start from the champion where it has the same network")
     head_first: int = Field(0, ge=0, le=100, description="rounds of `head` before the rest is let go")
-    mean: tuple[float, float, float] | None = Field(None, description="of pixels in 0..1; None: the backbone's")
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    mean: tuple[float, ...] | None = Field(
+        None, description="of pixels in 0..1; None: the backbone's; one value: a network of one channel"
+    )
+    std: tuple[PositiveFloat, ...] | None = None
     threshold: Literal["balanced", "sensitivity", "half"] = Field(
         "balanced",
         description="chosen on validation: best balanced accuracy of fitted normals, or a sensitivity; half: .5",
@@ -76,6 +82,20 @@ class Recipe(BaseModel):
             raise ValueError(f"crop {self.crop} is larger than side {self.side}")
         return self
 
+    @model_validator(mode="after")
+    def _says_things_once(self) -> Recipe:
+        if self.fixed_stages is not None and self.trained_stages is not None:
+            raise ValueError("fixed_stages and trained_stages say the same: leave one of them out")
+        lengths = [len(values) for values in (self.mean, self.std) if values is not None]
+        if lengths not in ([], [3], [1, 1], [3, 3]):
+            raise ValueError("mean and std have three values each, or both have one, for a network of one channel")
+        return self
+
+    @property
+    def seen(self) -> int:
+        """The side of the pixels that the network sees."""
+        return self.crop or self.side
+
     def digest(self) -> str:
         """Return the SHA-256 of everything but the name, in hexadecimal."""
         return hashlib.sha256(self.model_dump_json(exclude={"name"}).encode()).hexdigest()
@@ -91,10 +111,10 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
         recipe = Recipe.model_validate({"name": Path(name_or_path).stem, **merged(content, overrides or {})})
     except ValidationError as error:
         raise ConfigError(f"recipe {name_or_path!r}: {_said(error)}") from error
-    if recipe.backbone not in backbone_names():
+    if recipe.backbone not in backbone_names() and not recipe.backbone.startswith("timm/"):
         raise ConfigError(
-            f"recipe {name_or_path!r}: backbone {recipe.backbone!r} is not known; use efficientnet_lite0 or a "
-            f"torchvision classifier's name{did_you_mean(recipe.backbone, backbone_names())}"
+            f"recipe {name_or_path!r}: backbone {recipe.backbone!r} is not known; use efficientnet_lite0, a "
+            f"torchvision classifier's name or timm/NAME{did_you_mean(recipe.backbone, backbone_names())}"
         )
     if recipe.warm_start and recipe.mode == "head":  # whose features are the pretrained network's
         raise ConfigError("warm_start is of no use to mode head: set mode to partial or finetune")

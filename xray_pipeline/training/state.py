@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from xray_pipeline.base.errors import ConfigError
-from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
+from xray_pipeline.models.stages import stages
 from xray_pipeline.training.device import Precision
 
 if TYPE_CHECKING:  # benchmarks/gpu.py has values of its own
@@ -134,21 +134,34 @@ def _rate(recipe: Recipe, number: int, steps: int) -> float:
 
 
 def _trainable(network: Network, recipe: Recipe) -> Iterator[nn.Parameter]:
-    stages = backbones.stages(network.backbone)
-    if recipe.mode == "partial" and recipe.fixed_stages > len(stages):
-        raise ConfigError(f"fixed_stages {recipe.fixed_stages}: {recipe.backbone} has {len(stages)} stages")
-    for stage in stages[recipe.fixed_stages if recipe.mode == "partial" else 0 :]:
-        for part in stage:
-            yield from part.parameters()
+    if recipe.mode != "partial":
+        yield from network.parameters()
+        return
+    every = stages(network.backbone)
+    for stage in every[_fixed(recipe, len(every)) :]:
+        yield from stage.parameters()
     yield from network.head.parameters()
+
+
+def _fixed(recipe: Recipe, count: int) -> int:
+    """Return how many of a network's `count` stages, the first, `partial` keeps fixed. Raises ConfigError."""
+    for name in ("fixed_stages", "trained_stages"):
+        if (getattr(recipe, name) or 0) > count:
+            raise ConfigError(f"{name} {getattr(recipe, name)}: {recipe.backbone} has {count} stages")
+    if recipe.fixed_stages is not None:
+        return recipe.fixed_stages
+    if recipe.trained_stages is not None:
+        return count - recipe.trained_stages
+    return math.floor(recipe.fixed_share * count + 0.5)
 
 
 def hold_fixed(network: Network, recipe: Recipe) -> None:
     """Keep the running statistics of stages that `partial` keeps fixed."""
     if recipe.mode == "partial":
-        for stage in backbones.stages(network.backbone)[: recipe.fixed_stages]:
-            for part in stage:
-                part.eval()
+        every = stages(network.backbone)
+        for stage in every[: _fixed(recipe, len(every))]:
+            for module in stage.modules:
+                module.eval()
 
 
 def copied(network: nn.Module) -> dict[str, Tensor]:

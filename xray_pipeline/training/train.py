@@ -19,9 +19,8 @@ from xray_pipeline.base.errors import Damaged, ObjectNotFound, TrainingError
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import on_disk, scratch
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Store, open_store, reader
+from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset, Snapshot
-from xray_pipeline.models import backbones
 from xray_pipeline.models.mlflow_client import MlflowException, calls, metric_log, use
 from xray_pipeline.training import launching, mlflow_run, pictures
 from xray_pipeline.training.candidate import MAKERS, Candidate, candidate_digest, find_candidate, versions
@@ -29,6 +28,7 @@ from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.device import has_bfloat16
 from xray_pipeline.training.fitting import fit
 from xray_pipeline.training.in_use import take_up
+from xray_pipeline.training.pretrained import backbone_of
 from xray_pipeline.training.recipe import Recipe
 from xray_pipeline.training.start import Champions, digest_from, start_of
 from xray_pipeline.training.trainer import Trainer
@@ -75,7 +75,7 @@ def train(
     StorageError, RegistryUnavailable.
     """
     with on_disk(settings.cache), calls("training"):
-        backbone = backbones.load(recipe.backbone, recipe.weights, reader(settings))
+        backbone = backbone_of(recipe, settings)
         digest = candidate_digest(snapshot.digest, recipe, backbone.weights_digest)
         store = open_store(settings.store, settings)
         start = start_of(recipe, settings, store, digest, champions) if recipe.warm_start else None

@@ -1,0 +1,69 @@
+"""Every recipe trains networks of every kind to a model that loads and answers, on tiny data with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.registry.loading import Champions, load
+from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.recipe import load_recipe
+from xray_pipeline.training.train import train
+
+NETWORKS = [
+    *("vgg16", "vgg16_bn", "resnet18", "resnet50", "densenet121", "inception_v3", "googlenet", "regnet_y_400mf"),
+    *("convnext_tiny", "vit_b_16", "swin_t", "timm/test_vit", "timm/test_convnext"),
+]
+SIDES = {"vit_b_16": 224}  # torchvision's takes no other
+SHORT: dict[str, Any] = {"weights": "none", "epochs": 1, "batch_size": 32, "head_first": 0, "views": 1}
+
+
+def answers(settings: Settings, recipe: str, backbone: str, **changes: Any) -> Classifier:
+    side = SIDES.get(backbone, 96)
+    given = {**SHORT, "backbone": backbone, "side": side, "crop": 0, **changes}
+    dataset = Dataset(settings)
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    registry = Registry(settings)
+    candidate = train(dataset, snapshot, load_recipe(recipe, given), settings, Champions(registry))
+    model = load(registry, candidate.model_uri)
+    probabilities = model.probabilities(np.random.default_rng(0).integers(0, 256, (2, side, side), np.uint8))
+    assert np.isfinite(probabilities).all()
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_recipes_train_networks_of_every_kind(grown: Settings, backbone: str) -> None:
+    head = answers(grown, "head", backbone)
+    assert head.network.levels
+    answers(grown, "article-features", backbone)
+    partial, whole = answers(grown, "partial", backbone), answers(grown, "article-finetune", backbone)
+    fresh = head.network.state_dict()
+    moved = {
+        name: [
+            key for key, value in model.network.backbone.named_parameters() if not fresh[f"backbone.{key}"].equal(value)
+        ]
+        for name, model in (("partial", partial), ("whole", whole))
+    }
+    everything = dict(whole.network.backbone.named_parameters())
+    assert 0 < len(moved["partial"]) < len(everything)
+    assert len(moved["whole"]) > 0.9 * len(everything)
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("fixed_stages", "resnet18"), ("trained_stages", "timm/test_vit")])
+def test_more_stages_than_there_are_is_refused(grown: Settings, name: str, backbone: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} 99: {backbone} has . stages"):
+        answers(grown, "partial", backbone, **{name: 99, "fixed_share": 0})
+
+
+@pytest.mark.slow
+def test_a_network_of_one_channel_is_trained_and_loaded(grown: Settings) -> None:
+    model = answers(grown, "head", "timm/test_vit", mean=[0.5], std=[1 / 2048])
+    assert (model.network.mean, model.network.std) == ((0.5,), (1 / 2048,))

@@ -294,7 +294,7 @@ def training_speed(asked: Asked, name: str, compiled: bool) -> dict[str, Any]:
         began = waited = seen = 0.0
         for number in count():
             state.step, state.seen = 0, 0
-            batch, truth = feeder.take(*divmod(number, feeder.steps))
+            batch, truth, _ = feeder.take(*divmod(number, feeder.steps))
             pixels = augmented(ranges, batch, asked.side, generator_of(number)) if ranges else batch
             take_step(state, called, nn.CrossEntropyLoss(), pixels, truth, number)
             if number == asked.steps:  # compiled, its memory taken, cuDNN's choices made

@@ -24,7 +24,7 @@ from small_models import image, logged, small_classifier
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.images.radiograph import Limits, square
+from xray_pipeline.images.radiograph import Limits, decode, fitted, square
 from xray_pipeline.models import backbones
 from xray_pipeline.models.audit import audit, inventory
 from xray_pipeline.models.backbones import Network
@@ -118,6 +118,19 @@ def test_files_that_are_no_radiographs_do_not_stop_the_others() -> None:
     assert "not-an-image" in answers[0].error
     assert sum(answers[1].probabilities) == pytest.approx(1)
     assert answers[4].probabilities == pytest.approx(answers[1].probabilities, abs=1e-6)
+
+
+def test_how_a_radiograph_becomes_a_square_travels_with_the_model(tmp_path: Path) -> None:
+    wide = png(np.random.default_rng(0).integers(0, 256, (64, 128), np.uint8))
+    for fit in ("squash", "shorter-side"):
+        small_classifier(fit=fit).save(tmp_path / fit)
+        loaded = Classifier.load(tmp_path / fit)
+        assert loaded.fit == fit
+        assert np.array_equal(loaded.pixels(wide), fitted(decode(wide), 64, loaded.fit))
+    facts = json.loads((tmp_path / "shorter-side" / FACTS).read_text())
+    (tmp_path / "shorter-side" / FACTS).write_text(json.dumps({**facts, "fit": "stretch"}))
+    with pytest.raises(ModelRefused, match="fit 'stretch'"):
+        Classifier.load(tmp_path / "shorter-side")
 
 
 def test_the_words_of_a_site_travel_with_its_model(tmp_path: Path) -> None:

@@ -175,5 +175,6 @@ def test_batches_depend_on_seed_epoch_and_step_alone(tmp_path: Path) -> None:
 def test_a_batch_holds_the_pixels_of_its_labels(tmp_path: Path) -> None:
     cache, digests = kept(tmp_path, [6, 4])
     with Feeder(cache.view(digests), torch.arange(10), 4, 7, CPU) as feeder:
-        batch, labels = feeder.take(0, 1)
+        batch, labels, places = feeder.take(0, 1)
     assert np.array_equal(batch[:, 0].numpy(), cache.get(digests)[labels.numpy()])
+    assert torch.equal(places, labels)  # each radiograph's label is its place

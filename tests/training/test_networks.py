@@ -9,6 +9,7 @@ import pytest
 
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.registry.loading import Champions, load
@@ -41,6 +42,8 @@ def answers(settings: Settings, recipe: str, backbone: str, **changes: Any) -> C
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", NETWORKS)
 def test_recipes_train_networks_of_every_kind(grown: Settings, backbone: str) -> None:
+    """By torch: compiled copies of networks of half a gigabyte would be kept. test_engine.py compiles such networks."""
+    grown = grown.model_copy(update={"engine": "torch"})
     head = answers(grown, "head", backbone)
     assert head.network.levels
     answers(grown, "article-features", backbone)
@@ -61,6 +64,28 @@ def test_recipes_train_networks_of_every_kind(grown: Settings, backbone: str) ->
 def test_more_stages_than_there_are_is_refused(grown: Settings, name: str, backbone: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} 99: {backbone} has . stages"):
         answers(grown, "partial", backbone, **{name: 99, "fixed_share": 0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["article-features", "article-finetune", "head"])
+def test_a_model_of_the_articles_view_serves_what_it_was_trained_on(grown: Settings, recipe: str) -> None:
+    """The radiographs of this dataset are no squares; from a file, and from the cache, the same pixels are made."""
+    views = {"head": {"fit": "shorter-side", "views": 2}}.get(recipe, {})
+    model = answers(grown, recipe, "timm/test_convnext", **views)
+    assert model.fit == "shorter-side"
+    dataset = Dataset(grown)
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    rows = dataset.rows(snapshot).head(3)
+    assert (rows["width"] != rows["height"]).all()
+    cache = PixelCache(grown.cache, model.side, model.fit)
+    cache.ensure(rows, dataset.read)
+    kept = cache.get(list(rows["digest"]))
+    files = [dataset.read(digest, suffix) for digest, suffix in zip(rows["digest"], rows["suffix"], strict=True)]
+    assert np.array_equal(kept, np.stack([model.pixels(data) for data in files]))
+    assert not np.array_equal(kept, cache.squashed(list(rows["digest"])))
+    said = [answer.probabilities for answer in model.classify(files)]
+    np.testing.assert_allclose(said, model.probabilities(kept), atol=1e-6)
 
 
 @pytest.mark.slow

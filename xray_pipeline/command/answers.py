@@ -246,7 +246,8 @@ def _probabilities(
     store, limits = open_store(uri, settings), Limits.of(settings.rules)
 
     def pixels(file: str, bits: int) -> np.ndarray:
-        return radiograph.square(radiograph.decode(reading.reread(store, file, limits, bits).data), model.side)
+        decoded = radiograph.decode(reading.reread(store, file, limits, bits).data)
+        return radiograph.fitted(decoded, model.side, model.fit)
 
     parts = []
     with ThreadPoolExecutor(settings.workers or os.cpu_count()) as pool:

@@ -30,6 +30,7 @@ from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.scratch import on_disk, stale
 from xray_pipeline.base.storage import TEMPORARY, open_store
 from xray_pipeline.images import radiograph
+from xray_pipeline.images.radiograph import Fit
 
 log = logging.getLogger(__name__)
 
@@ -212,19 +213,28 @@ def forget(cache: Path, digests: Set[str]) -> int:
 
 
 class PixelCache:
-    """Square pixels uint8 [side, side] of stored radiographs, decoded once each."""
+    """Square pixels uint8 [side, side] of stored radiographs, decoded once each.
 
-    def __init__(self, folder: Path, side: int) -> None:
-        self.side = side
+    `rows` are their squashes; what `get` gives is made of these as `fit` says, by the sizes that `ensure` was told.
+    """
+
+    def __init__(self, folder: Path, side: int, fit: Fit = "squash") -> None:
+        self.side, self.fit = side, fit
         self.rows = RowCache(folder / f"pixels-{side}", (side, side), np.uint8)
+        self._sizes: dict[str, tuple[int, int]] = {}
 
     def ensure(self, rows: pd.DataFrame, read: Read, workers: int = 0, progress: Progress | None = None) -> int:
-        """Decode what is missing of `rows` (columns digest, suffix); return how many that was.
+        """Decode what is missing of `rows` (columns digest, suffix; to fit the shorter side width and height, too).
+
+        Return how many that was.
 
         `read(digest, suffix)` gives the stored bytes; `workers` threads decode (0: one per core).
         Raises what `read` raises, and StorageUnavailable.
         """
         suffixes = dict(zip(rows["digest"], rows["suffix"], strict=True))
+        if self.fit != "squash":
+            sizes = zip(rows["width"].tolist(), rows["height"].tolist(), strict=True)
+            self._sizes.update(zip(rows["digest"], sizes, strict=True))
         missing = self.rows.missing(suffixes)
 
         def decoded(digest: str) -> npt.NDArray[np.uint8]:
@@ -243,4 +253,19 @@ class PixelCache:
 
     def get(self, digests: Sequence[str]) -> npt.NDArray[np.uint8]:
         """Return pixels uint8 [N, side, side] of radiographs that `ensure` has seen. Raises KeyError for others."""
+        squashed = self.squashed(digests)
+        if self.fit == "squash":
+            return squashed
+        made = [radiograph.middle(one, *self._sizes[digest]) for one, digest in zip(squashed, digests, strict=True)]
+        return np.stack(made) if made else squashed
+
+    def squashed(self, digests: Sequence[str]) -> npt.NDArray[np.uint8]:
+        """Return the squashes uint8 [N, side, side] of such radiographs, whatever the fit."""
         return self.rows.get(digests).astype(np.uint8, copy=False)
+
+    def aspects(self, digests: Sequence[str]) -> npt.NDArray[np.float32] | None:
+        """Return width over height [N] of radiographs that `ensure` has seen; None where the fit asks for none."""
+        if self.fit == "squash":
+            return None
+        sizes = (self._sizes[digest] for digest in digests)
+        return np.array([width / height if width and height else 1.0 for width, height in sizes], np.float32)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from xray_pipeline.images.dicom import read_dicom, starts_bare
 from xray_pipeline.images.jpeg import read_jpeg
 from xray_pipeline.images.png import PNG, png_bytes, read_png
 from xray_pipeline.images.raster import Facts, Limits, Pixels, Read
+
+Fit = Literal["squash", "shorter-side"]
+"""How a radiograph becomes a square: its sides squashed, or its middle square, the aspect kept."""
 
 ENDINGS: Final = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".dcm", ".dicom")
 """How files of the formats are usually named. Nothing follows from it for what a file is."""
@@ -89,12 +92,32 @@ def square(pixels: Pixels, side: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def load(data: bytes, limits: Limits, side: int) -> NDArray[np.uint8]:
+def middle(squashed: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Return the middle square of a radiograph of that size, as (side, side), out of its squash to (side, side).
+
+    That is what resizing its shorter side and cutting the longer one gives, but for resolution: a squash is linear, so
+    the square is a part of it, stretched again. A size that is not known (0) is taken for a square.
+    """
+    if not width or not height or width == height:
+        return squashed
+    side, kept = len(squashed), min(width, height) / max(width, height)
+    first, last = side * (1 - kept) / 2, side * (1 + kept) / 2
+    box = (first, 0.0, last, float(side)) if width > height else (0.0, first, float(side), last)
+    return np.asarray(Image.fromarray(squashed).resize((side, side), Image.Resampling.BILINEAR, box=box))
+
+
+def fitted(pixels: Pixels, side: int, fit: Fit) -> NDArray[np.uint8]:
+    """Return pixels (H, W) as (side, side) uint8: squashed, or the middle square that the shorter side leaves."""
+    squashed, (height, width) = square(pixels, side), pixels.shape
+    return squashed if fit == "squash" else middle(squashed, width, height)
+
+
+def load(data: bytes, limits: Limits, side: int, fit: Fit = "squash") -> NDArray[np.uint8]:
     """Return any image file as the (side, side) uint8 that a model sees; equal for a file and its stored radiograph.
 
     Raises RadiographError as `normalise` does.
     """
-    return square(_read(data, limits).pixels, side)
+    return fitted(_read(data, limits).pixels, side, fit)
 
 
 _NO_LIMITS = Limits(max_file_bytes=1 << 62, max_pixels=1 << 62, min_side=1, max_aspect=float("inf"), png_bits=16)

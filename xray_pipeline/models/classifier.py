@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import safetensors.torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from xray_pipeline.base.errors import ConfigError, EvaluationError, ModelRefused, RadiographError
 from xray_pipeline.images import radiograph
+from xray_pipeline.images.radiograph import Fit
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.models.backbones import Network, build
 from xray_pipeline.models.engine import Engine, Wanted, engine_for
@@ -40,8 +41,9 @@ class Classifier:
 
     Of two classes the last is positive, and named when its probability is at least `threshold` (0..1); of more, the
     largest probability decides. Probabilities are softmax(logits / `temperature`). `side` is that of the square pixels
-    the network takes; `backbone` is the name `backbones.build` knows. `limits` is what a file to be answered may be, by
-    the intake's rules, `engine` what computes the answers. `digest` is "" until saved or loaded.
+    the network takes, `fit` how a radiograph becomes one; `backbone` is the name `backbones.build` knows. `limits` is
+    what a file to be answered may be, by the intake's rules, `engine` what computes the answers. `digest` is "" until
+    saved or loaded.
     """
 
     network: Network
@@ -51,6 +53,7 @@ class Classifier:
     threshold: float = 0.5
     temperature: float = 1.0
     limits: Limits = field(default_factory=Limits)
+    fit: Fit = "squash"
     engine: Wanted = field(default="auto", compare=False)
     digest: str = field(default="", compare=False)
 
@@ -102,7 +105,7 @@ class Classifier:
 
     def pixels(self, data: bytes) -> np.ndarray:
         """Return the square pixels uint8 [side, side] of a radiograph's bytes. Raises RadiographError."""
-        return radiograph.load(data, self.limits, self.side)
+        return radiograph.load(data, self.limits, self.side, self.fit)
 
     def classify(self, files: Sequence[bytes], batch_size: int = 64) -> list[Answer]:
         """Answer each of some files (JPEG, PNG or DICOM bytes); one that is no radiograph gets an error instead."""
@@ -146,6 +149,7 @@ class Classifier:
             "temperature": self.temperature,
             "threshold": self.threshold,
             "weights": hashlib.sha256(weights).hexdigest(),
+            **({"fit": self.fit} if self.fit != "squash" else {}),  # models of before there was another have none
         }
         (folder / WEIGHTS).write_bytes(weights)
         (folder / FACTS).write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n")
@@ -186,4 +190,7 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     said: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.get("limits", {}).items()}
     answers = (facts["side"], facts["threshold"], facts["temperature"], Limits(**said))
-    return cls(network, facts["backbone"], tuple(facts["classes"]), *answers)
+    fit = facts.get("fit", "squash")
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit {fit!r} is none of {get_args(Fit)}")
+    return cls(network, facts["backbone"], tuple(facts["classes"]), *answers, fit=fit)

@@ -78,7 +78,7 @@ def explain(run: Run, both: Pair) -> tuple[tuple[Example, ...], ...]:
     about = (both.snapshot.digest, *both.model_digests())
     drawn = unpacked(store.read(key), about) if store.exists(key) else None
     if drawn is None:
-        caches = [(model, PixelCache(run.settings.cache, model.side)) for model in both.models]
+        caches = [(model, PixelCache(run.settings.cache, model.side, model.fit)) for model in both.models]
         drawn = list(examples(caches, both.rows, both.tables, Dataset(run.settings).read))
         store.write(key, packed(drawn, about))
     return tuple(drawn)
@@ -157,7 +157,8 @@ def _suspects(run: Run, dataset: Dataset, both: Pair) -> report.Suspects | None:
     listed = review.open_suspects(run.store(), both.snapshot.digest, rows["label"].to_dict())
     if listed is None:
         return None
-    cache = PixelCache(run.settings.cache, lineage.recipe_of(run.store(), both.candidate.digest).side)
+    recipe = lineage.recipe_of(run.store(), both.candidate.digest)
+    cache = PixelCache(run.settings.cache, recipe.side, recipe.fit)
     shown = []
     for kind in ("mislabel", "outlier"):
         worst = [suspect for suspect in listed if suspect.kind == kind]

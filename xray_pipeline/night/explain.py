@@ -72,7 +72,7 @@ def _explained(both: Pair, part: pd.DataFrame, dataset: Dataset) -> tuple[Exampl
     """Return what the models say of some of the snapshot's rows; without rows none is loaded."""
     if part.empty:
         return ()
-    caches = [(model, PixelCache(both.run.settings.cache, model.side)) for model in both.models]
+    caches = [(model, PixelCache(both.run.settings.cache, model.side, model.fit)) for model in both.models]
     tables = [scored(both.run, model, part, both.progress) for model in both.models]
     return examples.explained(caches, part, tables, dataset.read)
 

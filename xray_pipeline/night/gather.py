@@ -41,7 +41,7 @@ def evidence(run: Run, registry: Registry, both: Pair, progress: Progress | None
         earlier_uses=effective_uses(_compared_patients(registry, both.candidate.digest), measured.cases[0].count),
         slices=slices(both.rows, measured.cases, measured.resampling),
         stress=stress(
-            [(model, PixelCache(run.settings.cache, model.side)) for model in both.models],
+            [(model, PixelCache(run.settings.cache, model.side, model.fit)) for model in both.models],
             both.rows,
             Dataset(run.settings).read,
             run.store(),

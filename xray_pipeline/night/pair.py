@@ -113,7 +113,9 @@ def scored(run: Run, model: Classifier, rows: pd.DataFrame, progress: Progress |
     if kept := kept_scorer(model, settings):
         scores = predictions.score(kept, rows, kept, read, store, progress)
     else:
-        scores = predictions.score(model, rows, PixelCache(settings.cache, model.side), read, store, progress)
+        scores = predictions.score(
+            model, rows, PixelCache(settings.cache, model.side, model.fit), read, store, progress
+        )
     return np.asarray(scores[[f"p_{name}" for name in model.classes]])
 
 

@@ -69,7 +69,7 @@ def rank(run: Run, model: Classifier, progress: Progress | None = None) -> ToLab
     amended, earlier = dataset.amended(), set(kept.places) if kept else set()
     may = [place for place in places if part_of(place[0])[0] not in amended.deliveries]
     may.sort(key=lambda place: place not in earlier)  # what is in readers' hands stays on the list
-    found_there = (one for one in _read(dataset, may, model.side, progress) if one.digest not in known)
+    found_there = (one for one in _read(dataset, may, model, progress) if one.digest not in known)
     new = (one for one in found_there if one.digest not in amended.withdrawn and one.patient not in amended.patients)
     files = list({one.digest: one for one in itertools.islice(new, MOST_FILES)}.values())
     found = ToLabel(model.digest, tuple(places), tuple(_ranked(run, dataset, model, files)) if files else ())
@@ -90,7 +90,9 @@ def _places(dataset: Dataset, now: Overview) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def _read(dataset: Dataset, places: list[tuple[str, int]], side: int, progress: Progress | None) -> Iterator[_File]:
+def _read(
+    dataset: Dataset, places: list[tuple[str, int]], model: Classifier, progress: Progress | None
+) -> Iterator[_File]:
     settings, patient_key = dataset.settings, dataset.patient_key()
     limits, incoming = Limits.of(settings.rules), open_store(settings.incoming, settings)
     tables: dict[str, pd.DataFrame] = {}
@@ -106,7 +108,7 @@ def _read(dataset: Dataset, places: list[tuple[str, int]], side: int, progress: 
         named = id_in_name(settings.rules.patient_pattern, file)
         patient = patient_told(patient_key, read.facts.patient_id) or str(tables[key]["patient"][row])
         patient = patient or patient_told(patient_key, "", "", named)
-        seen = (fingerprint(read.pixels).thumbnail, patient, radiograph.square(read.pixels, side))
+        seen = (fingerprint(read.pixels).thumbnail, patient, radiograph.fitted(read.pixels, model.side, model.fit))
         yield _File(key, row, records.digest_of(data), read.digest, *seen)
         if progress:
             progress(done, len(places), "reading unlabelled files")
@@ -154,7 +156,7 @@ def _distances(run: Run, dataset: Dataset, model: Classifier, vectors: NDArray[n
         kept.ensure(rows, dataset.read)
         known = kept.get(list(rows["digest"]))
     else:
-        cache = PixelCache(run.settings.cache, model.side)
+        cache = PixelCache(run.settings.cache, model.side, model.fit)
         cache.ensure(rows, dataset.read, run.settings.workers)
         known = _features(model, cache.get(list(rows["digest"])))
     scaled = StandardScaler().fit(known)

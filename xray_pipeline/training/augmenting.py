@@ -25,11 +25,14 @@ def augmented(
     side: int,
     generator: Generator | None = None,
     part: tuple[int, int] | None = None,
+    aspects: Tensor | None = None,
 ) -> Tensor:
     """Return float pixels [N, 1, side, side] in 0..255, drawn anew for each of `pixels` [N, 1, S, S] in 0..255.
 
     Draws come from `generator` (on the CPU), or from the global one. Where `pixels` are only a part of a batch,
-    `part` is where it starts and how many radiographs the batch has: each gets what it would get in the whole.
+    `part` is where it starts and how many radiographs the batch has: each gets what it would get in the whole. With
+    `aspects` [N], width over height of the radiographs that `pixels` are squashes of, a crop's area and ratio are those
+    in the radiograph; where none fits, its middle is taken, as torchvision's RandomResizedCrop does.
     """
     count, device = len(pixels), pixels.device
     first, total = part or (0, count)
@@ -37,8 +40,8 @@ def augmented(
     if not count:
         return pixels.new_empty((0, 1, side, side), dtype=torch.float32)
     picture = pixels.float()
-    if ranges.moves or side != pixels.shape[-1]:
-        theta = _geometry(ranges, draws).to(device)
+    if ranges.moves or side != pixels.shape[-1] or aspects is not None:
+        theta = _geometry(ranges, draws, aspects).to(device)
         grid = F.affine_grid(theta, [count, 1, side, side], align_corners=False)
         picture = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
     if ranges.border:
@@ -51,17 +54,21 @@ def augmented(
     return picture.clamp(0, 255)
 
 
-def _geometry(ranges: Augmentation, draws: Tensor) -> Tensor:
+def _geometry(ranges: Augmentation, draws: Tensor, aspects: Tensor | None) -> Tensor:
     area = torch.empty_like(draws[:, :_TRIES, 0]).copy_(_between(draws[:, :_TRIES, 0], *ranges.area))
     ratio = torch.exp(_between(draws[:, :_TRIES, 1], *map(math.log, ranges.ratio)))
+    widest = highest = torch.ones(len(draws))
+    if aspects is not None:  # of shares of width and height: the ratio within the squash
+        ratio = ratio / aspects[:, None]
+        widest, highest = (ranges.ratio[1] / aspects).clamp(max=1), (aspects / ranges.ratio[0]).clamp(max=1)
     width, height = torch.sqrt(area * ratio), torch.sqrt(area / ratio)
     limit = max(1.0, math.sqrt(ranges.area[1]))  # beyond the picture its edge is repeated
     fits = (width <= limit) & (height <= limit)
     first = fits.int().argmax(1, keepdim=True)
-    width = torch.where(fits.any(1), width.gather(1, first)[:, 0], 1.0)
-    height = torch.where(fits.any(1), height.gather(1, first)[:, 0], 1.0)
-    right = (2 * draws[:, _TRIES, 0] - 1) * (1 - width)
-    down = (2 * draws[:, _TRIES, 1] - 1) * (1 - height)
+    width = torch.where(fits.any(1), width.gather(1, first)[:, 0], widest)
+    height = torch.where(fits.any(1), height.gather(1, first)[:, 0], highest)
+    right = (2 * draws[:, _TRIES, 0] - 1) * (1 - width) * fits.any(1)
+    down = (2 * draws[:, _TRIES, 1] - 1) * (1 - height) * fits.any(1)
     mirror = torch.where(draws[:, _TRIES + 1, 0] < ranges.flip, -1.0, 1.0)
     angle = (2 * draws[:, _TRIES + 1, 1] - 1) * math.radians(ranges.degrees)
     across = torch.stack([mirror * width * angle.cos(), -height * angle.sin(), right], 1)
@@ -103,15 +110,23 @@ def _exposed(ranges: Augmentation, picture: Tensor, draws: Tensor) -> Tensor:
     return picture
 
 
-def view(ranges: Augmentation, pixels: Tensor, side: int, digests: Sequence[str], number: int) -> Tensor:
-    """Return one lasting view of each radiograph, as float pixels [N, 1, side, side] in 0..255.
+def view(
+    ranges: Augmentation,
+    pixels: Tensor,
+    side: int,
+    digests: Sequence[str],
+    number: int,
+    aspects: Tensor | None = None,
+) -> Tensor:
+    """Return one lasting view of each radiograph, as float pixels [N, 1, side, side] in 0..255; see `augmented`.
 
     What is drawn depends on the radiograph's digest and the view's number alone, so a view's features can be kept.
     """
     views = []
-    for picture, digest in zip(pixels, digests, strict=True):
+    for at, (picture, digest) in enumerate(zip(pixels, digests, strict=True)):
         generator = torch.Generator().manual_seed((int(digest[:15], 16) + number) % 2**60)
-        views.append(augmented(ranges, picture[None], side, generator))
+        aspect = None if aspects is None else aspects[at : at + 1]
+        views.append(augmented(ranges, picture[None], side, generator, aspects=aspect))
     return torch.cat(views)
 
 

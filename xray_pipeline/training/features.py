@@ -74,6 +74,7 @@ class Features:
             *(importlib.metadata.version(name) for name in ("torch", "torchvision", "timm")),
             f"{network.head.weight.device.type} {torch.backends.cpu.get_cpu_capability()}",
             self.engine.name,
+            *([pixels.fit] if pixels.fit != "squash" else []),
         ]
 
     def cache(self, view: int = 0, drawn: Augmentation | None = None) -> RowCache:
@@ -114,23 +115,26 @@ class Features:
         return cache.view(digests)
 
     def _computed(self, digests: list[str], view: int, drawn: Augmentation | None) -> Floats:
-        pixels = torch.from_numpy(self.pixels.get(digests)).unsqueeze(1)
         if view and drawn:
-            pixels = self._drawn(pixels, digests, view, drawn)
+            pixels = self._drawn(digests, view, drawn)
+        else:
+            pixels = torch.from_numpy(self.pixels.get(digests)).unsqueeze(1)
         short = -len(digests) % self.engine.multiple
         pixels = torch.cat([pixels, pixels[:1].expand(short, -1, -1, -1)])
         computed = halving(lambda part: self.engine.features(part).cpu(), pixels, self.engine.multiple)
         return np.asarray(computed[: len(digests)].numpy())
 
-    def _drawn(self, pixels: Tensor, digests: list[str], view: int, drawn: Augmentation) -> Tensor:
+    def _drawn(self, digests: list[str], view: int, drawn: Augmentation) -> Tensor:
         """Return a view of each radiograph, each drawn by one thread: how many share the work changes torch's bits."""
-        workers = torch.get_num_threads()
+        workers, pixels = torch.get_num_threads(), torch.from_numpy(self.pixels.squashed(digests)).unsqueeze(1)
+        aspects = self.pixels.aspects(digests)
+        shapes = [None] * len(digests) if aspects is None else torch.from_numpy(aspects)[:, None]
 
-        def draw(picture: Tensor, digest: str) -> Tensor:
-            return augmenting.view(drawn, picture[None], self.pixels.side, [digest], view)
+        def draw(picture: Tensor, digest: str, aspect: Tensor | None) -> Tensor:
+            return augmenting.view(drawn, picture[None], self.pixels.side, [digest], view, aspect)
 
         with torch_threads(1), ThreadPoolExecutor(workers) as pool:
-            return torch.cat(list(pool.map(draw, pixels, digests)))
+            return torch.cat(list(pool.map(draw, pixels, digests, shapes)))
 
 
 class KeptScorer:
@@ -157,7 +161,7 @@ class KeptScorer:
 
 def kept_scorer(model: Classifier, settings: Settings) -> KeptScorer | None:
     """Return how to score a model by features that training has kept on this machine; None when it kept none."""
-    pixels = PixelCache(settings.cache, model.side)
+    pixels = PixelCache(settings.cache, model.side, model.fit)
     weights = backbones.digest_of(model.network.backbone)
     engine = engine_for(model.network, wanted=settings.engine)
     features = Features(model.network, model.backbone, weights, pixels, settings.cache, engine)

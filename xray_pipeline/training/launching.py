@@ -95,7 +95,9 @@ def _fit(trainer: Trainer, checkpoints: Checkpoints, run_id: str, count: int, mo
             "count": count,
         }
         (folder / "job.json").write_text(json.dumps(job))
-        pd.concat(trainer.rows.values())[["digest", "suffix", "label", "side"]].to_parquet(folder / "rows.parquet")
+        pd.concat(trainer.rows.values())[["digest", "suffix", "label", "side", "width", "height"]].to_parquet(
+            folder / "rows.parquet"
+        )
         failed = _run(folder, count)
         if failed and failed.returncode < 0:
             named = signal.Signals(-failed.returncode).name

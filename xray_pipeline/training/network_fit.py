@@ -60,6 +60,8 @@ class NetworkFit:
                 first.advance()
             first.into(self.network.head)
         self.state.micro = min(self.state.micro, most or self.state.micro)
+        aspects = trainer.pixels.aspects(list(trainer.rows["train"]["digest"]))
+        self.aspects = None if aspects is None else torch.from_numpy(aspects)
 
     def run(self, record: Record) -> None:
         """Train to the end; the trainer's network then is that of the best epoch. Raises what `fitting.fit` raises."""
@@ -120,9 +122,10 @@ class NetworkFit:
         recipe, state = self.recipe, self.state
         generator = generator_of(recipe.seed, state.epoch, state.step)
         seed = int(torch.randint(2**62, (), generator=generator))
-        batch, truth = feeder.take(state.epoch, state.step)
-        place = (parallel.part(len(truth)).start, len(truth))
-        pixels = augmented(recipe.augmentation, batch, recipe.seen, generator, place)
+        batch, truth, places = feeder.take(state.epoch, state.step)
+        aspects = None if self.aspects is None else self.aspects[places]
+        part = (parallel.part(len(truth)).start, len(truth))
+        pixels = augmented(recipe.augmentation, batch, recipe.seen, generator, part, aspects)
         take_step(state, network, loss, pixels, truth, seed)
 
 

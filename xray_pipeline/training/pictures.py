@@ -58,9 +58,15 @@ def keep(trainer: Trainer, classifier: Classifier, folder: Store, run_id: str) -
     """Keep a training batch as it is augmented, and validation answers beside the truth, in the candidate's folder."""
     recipe = trainer.recipe
     batch, labels = _sample(trainer, "train")
-    pixels, generator = torch.from_numpy(batch).unsqueeze(1), generator_of(recipe.seed, "sample")
-    drawn = augmented(recipe.augmentation, pixels, recipe.seen, generator)
-    shown, truth = _sample(trainer, "validation")
+    pixels, generator = (
+        torch.from_numpy(trainer.pixels.squashed(batch)).unsqueeze(1),
+        generator_of(recipe.seed, "sample"),
+    )
+    aspects = trainer.pixels.aspects(batch)
+    shapes = None if aspects is None else torch.from_numpy(aspects)
+    drawn = augmented(recipe.augmentation, pixels, recipe.seen, generator, aspects=shapes)
+    asked, truth = _sample(trainer, "validation")
+    shown = trainer.pixels.get(asked)
     probabilities = classifier.probabilities(shown)
     said = classifier.label(probabilities)
     titles = [f"{label}, said {name} {p:.2f}" for label, name, p in zip(truth, said, probabilities.max(1), strict=True)]
@@ -74,8 +80,8 @@ def keep(trainer: Trainer, classifier: Classifier, folder: Store, run_id: str) -
             MlflowClient().log_figure(run_id, figure, name)
 
 
-def _sample(trainer: Trainer, side: str) -> tuple[Pixels, list[str]]:
-    """Return pixels uint8 [N, side, side] and labels of some radiographs of one side of the split."""
+def _sample(trainer: Trainer, side: str) -> tuple[list[str], list[str]]:
+    """Return digests and labels of some radiographs of one side of the split, whose pixels are then kept."""
     rows = trainer.rows[side].iloc[spread(list(trainer.rows[side]["label"]))]
     trainer.decode(rows)
-    return trainer.pixels.get(list(rows["digest"])), list(rows["label"])
+    return list(rows["digest"]), list(rows["label"])

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.shipped import read_toml
 from xray_pipeline.base.text import did_you_mean
+from xray_pipeline.images.radiograph import Fit
 from xray_pipeline.training.augmentation import Augmentation
 from xray_pipeline.training.overrides import backbone_names, merged
 
@@ -36,6 +37,7 @@ class Recipe(BaseModel):
     fixed_stages: int | None = Field(None, ge=0, description="their number instead")
     trained_stages: int | None = Field(None, ge=0, description="number of the last stages, which it trains, instead")
     side: int = Field(224, ge=32, le=1024, description="pixels are kept as side x side")
+    fit: Fit = Field("squash", description="squash: both sides become `side`; shorter-side: that does, the aspect kept")
     crop: int = Field(0, ge=0, le=1024, description="side of what the network sees; 0: the whole")
     levels: bool = Field(False, description="the last layer also sees mean and deviation of every block group")
     penalty: float = Field(60.0, gt=0, description="of `head`: L2 on standardised features, over the radiographs")

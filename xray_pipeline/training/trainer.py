@@ -64,7 +64,7 @@ class Trainer:
             self.network.load_state_dict(start.network.state_dict())
         self.network.to(self.device)
         self.weights_digest = backbone.weights_digest
-        self.pixels = PixelCache(settings.cache, recipe.side)
+        self.pixels = PixelCache(settings.cache, recipe.side, recipe.fit)
         engine = engine_for(self.network, feature_dtype(recipe, self.device), settings.engine)
         self.extracted = Features(
             self.network, recipe.backbone, self.weights_digest, self.pixels, settings.cache, engine
@@ -88,6 +88,7 @@ class Trainer:
             threshold=cut,
             temperature=heat,
             limits=Limits.of(self.settings.rules),
+            fit=self.recipe.fit,
             engine=self.settings.engine,
         )
 
@@ -131,14 +132,14 @@ class Trainer:
                 logits: Tensor = network.head(self.features("validation")).double().cpu()
                 return logits
         network.eval()
-        rows = self.pixels.rows.view(list(self.rows["validation"]["digest"]))
+        rows = list(self.rows["validation"]["digest"])
         answers = torch.zeros(len(rows), len(self.settings.classes), dtype=torch.float64, device=self.device)
         own, size = parallel.part(len(rows)), batch_for(self.device)
         precision = precision or Precision(self.device, "float32")
         with torch.inference_mode(), precision.cast():
             for start in range(own.start, own.stop, size):
                 stop = min(start + size, own.stop)
-                pixels = torch.from_numpy(rows[np.arange(start, stop)])
+                pixels = torch.from_numpy(self.pixels.get(rows[start:stop]))
                 answers[start:stop] = halving(lambda part: network(part.to(self.device)).double().cpu(), pixels)
         parallel.add(answers)
         return answers.cpu()

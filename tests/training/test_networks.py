@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.models import backbones, engine
+from xray_pipeline.models.backbones import Network
 from xray_pipeline.models.classifier import Classifier
+from xray_pipeline.models.stages import stages
 from xray_pipeline.registry.loading import Champions, load
 from xray_pipeline.registry.mlflow_registry import Registry
+from xray_pipeline.training.device import Precision
 from xray_pipeline.training.recipe import load_recipe
+from xray_pipeline.training.state import State
+from xray_pipeline.training.step import take_step
 from xray_pipeline.training.train import train
 
 NETWORKS = [
     *("vgg16", "vgg16_bn", "resnet18", "resnet50", "densenet121", "inception_v3", "googlenet", "regnet_y_400mf"),
     *("convnext_tiny", "vit_b_16", "swin_t", "timm/test_vit", "timm/test_convnext"),
 ]
+LIGHT = ["resnet18", "regnet_y_400mf", "timm/test_vit"]
+"""What whole trainings are made of in each run of the tests; the others take minutes and gigabytes."""
 SIDES = {"vit_b_16": 224}  # torchvision's takes no other
 SHORT: dict[str, Any] = {"weights": "none", "epochs": 1, "batch_size": 32, "head_first": 0, "views": 1}
 
@@ -39,11 +49,31 @@ def answers(settings: Settings, recipe: str, backbone: str, **changes: Any) -> C
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backbone", NETWORKS)
-def test_recipes_train_networks_of_every_kind(grown: Settings, backbone: str) -> None:
-    """By torch: compiled copies of networks of half a gigabyte would be kept. test_engine.py compiles such networks."""
-    grown = grown.model_copy(update={"engine": "torch"})
+def test_partial_trains_the_upper_stages_of_networks_of_every_kind(backbone: str) -> None:
+    """One step: what is fixed keeps its weights and running statistics, what is not learns."""
+    side, recipe = SIDES.get(backbone, 96), load_recipe("partial", {**SHORT, "backbone": backbone, "optimizer": "sgd"})
+    network = Network(backbones.load(backbone, "none", side=side), 2, levels=recipe.levels)
+    before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
+    state, truth = State(network, recipe, 2, Precision(torch.device("cpu"))), torch.tensor([0, 1])
+    pixels = torch.randint(0, 256, (2, 1, side, side), generator=torch.Generator().manual_seed(0)).float()
+    take_step(state, network, torch.nn.CrossEntropyLoss(), pixels, truth, 0)
+    every = stages(network.backbone)
+    moved = {name for name, value in network.backbone.state_dict().items() if not value.equal(before[name])}
+    fixed = round(0.6 * len(every))
+    for number, stage in enumerate(every):
+        inside = {id(parameter) for parameter in stage.parameters()}
+        names = {name for name, parameter in network.backbone.named_parameters() if id(parameter) in inside}
+        assert (not names & moved) if number < fixed else (names & moved), (number, fixed)
+    upper = {id(tensor) for stage in every[fixed:] for module in stage.modules for tensor in module.buffers()}
+    assert all(id(buffer) in upper for name, buffer in network.backbone.named_buffers() if name in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", NETWORKS if os.environ.get("XRAY_ALL_NETWORKS") else LIGHT)
+def test_recipes_train_networks_of_every_kind(grown: Settings, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where OpenVINO is not installed: a process keeps compiled copies, of networks of half a gigabyte here."""
+    monkeypatch.setattr(engine, "openvino", None)
     head = answers(grown, "head", backbone)
     assert head.network.levels
     answers(grown, "article-features", backbone)

@@ -35,7 +35,7 @@ from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery
 from xray_pipeline.intake.verdicts import Intake
-from xray_pipeline.night import amend, erasing, identity, judging, promotion, tidy, unanswered
+from xray_pipeline.night import amend, contender, erasing, identity, judging, promotion, tidy, unanswered
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.promotion import Request
@@ -119,6 +119,8 @@ def night(world: World, number: int, who: str = "schedule") -> None:
     manual_changes.reconcile(registry)
     if snapshot is None:
         return
+    with contextlib.suppress(XrayError):  # as the look ahead does: the next night gives the turn
+        contender.in_turn(run, registry.ledger)
     recipe = RECIPE.model_copy(update={"seed": number})
     try:
         candidate = training.train(dataset, snapshot, recipe, run.settings, Champions(registry))
@@ -128,6 +130,7 @@ def night(world: World, number: int, who: str = "schedule") -> None:
         raise
     if not judging.concluded(run, candidate.digest):
         _judge(run, candidate.digest)
+    contender.to_ask(run)
 
 
 def _judge(run: Run, digest: str) -> None:

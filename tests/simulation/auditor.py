@@ -28,10 +28,11 @@ Deliveries = dict[str, tuple[tuple[Radiograph, str], ...]]
 LEDGER, COMMITS = "store/ledger/", "store/dataset/commits/"
 MANIFESTS, DRAFTS = "store/dataset/manifests/", "store/dataset/drafts/"
 TIDIED, ERASED = "store/tidied/", "store/erased/"
+TURNS = "store/prospective/turns/"
 SNAPSHOTS, RADIOGRAPHS = "store/dataset/snapshots/", "store/dataset/radiographs/"
 TRUTH = ("decided", "commits", "commit_digests", "kept", "manifests", "newest", "versions")
 Copy = tuple[dict[str, Object], dict[str, Any]]
-WRITTEN_ONCE = (LEDGER, COMMITS, MANIFESTS, RADIOGRAPHS, TIDIED, "store/evidence/", "incoming/")
+WRITTEN_ONCE = (LEDGER, COMMITS, MANIFESTS, RADIOGRAPHS, TIDIED, TURNS, "store/evidence/", "incoming/")
 
 
 class Auditor:
@@ -232,11 +233,23 @@ class Auditor:
             self._rests_on(f"store/candidates/{entry['candidate']}/")
         if entry["kind"] in ("registered", "promoted", "rolled-back"):
             self._loads(entry["version"])
+        if entry["request"].startswith("put forward "):
+            self._had_a_turn(entry["version"], number)
         if entry["kind"] == "manual-change" and "action" not in entry["decision"]:
             moved = {
                 alias for alias, v in entry["decision"]["before"].items() if entry["decision"]["found"][alias] != v
             }
             self.hold(moved <= self.moved_by_hand, f"I3: entry {number} takes a process of ours for a hand")
+
+    def _had_a_turn(self, version: int, number: int) -> None:
+        """Whether the newest turn in shadow is this version's, against the champion, and a delivery came since."""
+        key = max((key for key in self.objects if key.startswith(TURNS)), default="")
+        self.hold(bool(key), f"I6: entry {number} puts version {version} forward, which had no turn")
+        turn = json.loads(self.objects[key].data)["content"]
+        meant = tuple(self.decided.candidates.get(one or 0, "") for one in (version, self.decided.champion))
+        since = [one for one in self.commits if "manifest" in one and one["number"] > turn["after"]]
+        good = (turn["candidate"], turn["against"]) == meant and bool(since)
+        self.hold(good, f"I6: entry {number} puts version {version} forward, whose turn it is not")
 
     def _loads(self, version: int) -> None:
         """Whether a version's files are those that were registered."""

@@ -194,6 +194,25 @@ FAULTS = (
         "        found = {**state.aliases, **(moved or {})}",
         "        found = registry.aliases() if moved else state.aliases",
     ),
+    Fault(
+        "a turn in shadow is given twice", "night/shadow.py",
+        "records.write(store, _key(turn.number), asdict(turn), if_absent=True)",
+        "records.write(store, _key(turn.number), asdict(turn))",
+    ),
+    Fault(
+        "a version is put forward whoever is champion by now", "registry/decisions.py",
+        "        _expect_champion(state, expected_champion)\n        if version not in state.registered",
+        "        if version not in state.registered",
+    ),
+    Fault(
+        "a rejected version is put forward", "registry/decisions.py",
+        "        if version not in state.registered or version in state.rejected:",
+        "        if version not in state.registered:",
+    ),
+    Fault(
+        "a turn counts what came before it", "night/shadow.py",
+        "if commit.number > self.after]", "if commit.number > 0]",
+    ),
 )  # fmt: skip
 
 

@@ -81,10 +81,22 @@ class Decided:
         return self._new(entry, "request") + (["I6: a void question was answered"] if void else [])
 
     def _reopened(self, entry: dict[str, Any]) -> list[str]:
+        if entry["request"].startswith("put forward "):
+            return self._put_forward(entry)
         good = entry["version"] in self.rejected and self.challenger is None
         self.rejected.discard(entry["version"])
         self.challenger = entry["version"]
         return [] if good else ["I6: reopened what was not rejected, or while another waits"]
+
+    def _put_forward(self, entry: dict[str, Any]) -> list[str]:
+        """A version that was better in shadow of the champion waits, in place of one that may not be promoted."""
+        version = entry["version"]
+        good = version in self.candidates and version not in self.rejected | {self.champion}
+        self.challenger = version
+        found = self._new(entry, "request")
+        if entry["champion_before"] != self.champion:
+            found.append("I6: put forward against another champion than that of the moment")
+        return found + ([] if good else ["I6: put forward what was rejected, is champion or was never registered"])
 
     def _promoted(self, entry: dict[str, Any]) -> list[str]:
         version, found = entry["version"], []

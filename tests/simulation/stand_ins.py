@@ -38,17 +38,22 @@ from memory_s3 import MemoryS3
 import xray_pipeline
 from xray_pipeline.base import s3_store
 from xray_pipeline.base.errors import ModelRefused, RegistryError
-from xray_pipeline.gate.policy import Decision, load_policy
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.evaluation.shadow import Shadow
+from xray_pipeline.gate.policy import Clause, Decision, Verdict, load_policy
 from xray_pipeline.intake import commit as intake_commit
 from xray_pipeline.models.mlflow_client import MlflowClient
-from xray_pipeline.night import judging, kept_rows, promotion, tidy  # noqa: F401  (with them all rooms below are there)
+from xray_pipeline.night import contender, judging, kept_rows, promotion, shadow, tidy  # noqa: F401  (all rooms below)
 from xray_pipeline.registry import loading, model_files, run_files
 from xray_pipeline.registry.calls import ask
 from xray_pipeline.training import mlflow_files, mlflow_run
 from xray_pipeline.training import train as training
 from xray_pipeline.training.candidate import BATCH
 
-POLICY = load_policy("default").digest
+POLICY = load_policy("default")
+CONFIDENCE = POLICY.clause("confidence").number  # type: ignore[union-attr]
+MUCH = 0.4
+"""How much better than the champion a candidate must be for the held-out radiographs alone to show it."""
 
 
 class InlinePool:
@@ -126,12 +131,22 @@ def accuracy(candidate: str) -> float:
     return int(candidate[:8], 16) / 16**8
 
 
-def decision(candidate: str, champion: str, automatic: bool) -> Decision:
-    """What the policy says: registered when it is better."""
-    better = not champion or accuracy(candidate) > accuracy(champion)
-    verdict = "registered" if better else "refused"
+def decision(candidate: str, champion: str, automatic: bool, shown: bool = False) -> Decision:
+    """What the policy says: registered when it is better, promoted when that is much, or `shown` in shadow."""
+    gain = accuracy(candidate) - accuracy(champion) if champion else 1.0
+    held = gain > MUCH or (gain > 0 and shown)
+    verdict: Verdict = "registered" if gain > 0 else "refused"
     why = f"accuracy {accuracy(candidate):.3f}"
-    return Decision(verdict, better, better and automatic, (), (why,), POLICY, "simulated", candidate, champion, "")  # type: ignore[arg-type]
+    clause = Clause(CONFIDENCE, "promote", "", None, None, held, why)
+    return Decision(
+        verdict, held, held and automatic, (clause,), (why,), POLICY.digest, "simulated", candidate, champion, ""
+    )
+
+
+def in_shadow(run: Any, turn: shadow.Turn) -> Shadow:
+    """Say that the version was better on whatever came since its turn began."""
+    count = len(turn.deliveries(Dataset(run.settings)))
+    return Shadow(turn.number, count, count, 0.1, 9.0)
 
 
 @contextlib.contextmanager
@@ -233,7 +248,9 @@ def _heavy(server: MemoryMlflow) -> list[tuple[Any, str, Any]]:
     def judged(run: Any, key: str) -> tuple[Any, Decision]:
         """Read evidence that the simulated night kept."""
         said = json.loads(run.store().read(key))
-        return types.SimpleNamespace(comparison=None), decision(**said, automatic=run.settings.promotion == "auto")
+        seen = shadow.standing(run, said["candidate"])
+        decided = decision(**said, automatic=run.settings.promotion == "auto", shown=bool(seen and seen.deliveries))
+        return types.SimpleNamespace(comparison=None, shadow=seen), decided
 
     backbone = types.SimpleNamespace(weights_digest="none")
     return [
@@ -257,6 +274,8 @@ def _heavy(server: MemoryMlflow) -> list[tuple[Any, str, Any]]:
         (training, "pictures", types.SimpleNamespace(keep=keep)),
         (training, "launching", types.SimpleNamespace(processes=lambda *_: 1)),
         (judging, "judged", judged),
+        (contender, "judged", judged),
+        (shadow, "of", in_shadow),
         (promotion.trial, "try_version", lambda *_: 0.0),
         (promotion.versions, "refresh", lambda _: None),
     ]

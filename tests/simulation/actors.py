@@ -18,6 +18,7 @@ from universe import print_of
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import (
     AmendmentError,
+    EvaluationError,
     LedgerError,
     ModelRefused,
     ObjectNotFound,
@@ -435,10 +436,13 @@ def rot(world: World) -> list[Process]:
 
 
 def _rot(world: World) -> tuple[str, bytes]:
-    """Change a byte of a file, not of the newest commit or entry: of these only MLflow could tell."""
+    """Change a byte of a file, not of the newest commit or entry: of these only MLflow could tell. Of candidates it
+    is one about which nothing is decided yet, where there is one: nobody reads the others again."""
     objects, kind = world.auditor.objects, world.random.choice((*ROTS, "store/ledger/"))
     keys = sorted(key for key in objects if key.startswith(kind) and (kind[6] != "c" or key.endswith("candidate.json")))
     keys = keys[1:-1] if kind in ("store/ledger/", "store/dataset/commits/") else keys
+    decided = {entry["candidate"] for entry in world.auditor.decided.entries}
+    keys = [key for key in keys if kind[6] == "c" and key.split("/")[2] not in decided] or keys
     if not keys:
         return "", b""
     key = world.random.choice(keys)
@@ -541,6 +545,26 @@ def _is_there(world: World, version: int) -> bool:
     return bool(logged and logged.files and not logged.deleted)
 
 
+def compares(world: World) -> list[Process]:
+    """Somebody who compares any two versions, old ones too: what is worked on must not be taken away meanwhile."""
+
+    def works_on_two() -> None:
+        run = Run(world.settings, who="erin")
+        known = manual_changes.reconcile(run.registry()).registered
+        for version in world.random.sample(sorted(known), min(2, len(known))):
+            with contextlib.suppress(EvaluationError, TrainingError):  # it is gone, or on its way
+                comparing._take_up(run, find_candidate(run.store(), known[version].candidate))
+
+    def comparisons() -> None:
+        for number in range(4):
+            pause = world.once(f"compare {number}", lambda: world.random.choice((900.0, 3000.0, 90_000.0)))
+            world.scheduler.sleep(pause)
+            with told_no(world):
+                works_on_two()
+
+    return [process(world, "compares", comparisons)]
+
+
 def looks(world: World) -> list[Process]:
     """Somebody who runs `xray verify` in between; what it finds may be half done, but it changes nothing."""
 
@@ -567,6 +591,7 @@ ACTORS: dict[str, Callable[[World], list[Process]]] = {
     "amends": amends,
     "erases": erases,
     "tidies": tidies,
+    "compares": compares,
     "looks": looks,
     "rot": rot,
     "backups": backups,

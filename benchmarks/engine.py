@@ -27,11 +27,22 @@ import torch
 
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
-from xray_pipeline.models.engine import Headless, engine_for
+from xray_pipeline.models.engine import engine_for
 from xray_pipeline.training.device import has_bfloat16
 
 SIDE, BATCH = 224, 16
 Features = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Headless(torch.nn.Module):
+    """A network without its last layer: its answer is its features."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.network.features(pixels)
 
 
 def engines(network: Network, with_onnx: bool) -> Iterator[tuple[str, Features]]:

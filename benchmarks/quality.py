@@ -46,12 +46,12 @@ from xray_pipeline.dataset.split import side_of
 from xray_pipeline.evaluation import stress
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.images import radiograph
-from xray_pipeline.models import backbones
 from xray_pipeline.models.classifier import Classifier
 from xray_pipeline.training import overrides
 from xray_pipeline.training.candidate import versions
 from xray_pipeline.training.checkpoints import Checkpoints
 from xray_pipeline.training.fitting import fit
+from xray_pipeline.training.pretrained import backbone_of
 from xray_pipeline.training.recipe import Recipe, load_recipe
 from xray_pipeline.training.trainer import Trainer
 
@@ -83,6 +83,8 @@ class Folder:
                 "label": path.parent.name,
                 "patient": named[1] if named else path.name,
                 "source": (source[1] or source[2]) if source else "other",
+                "width": file.facts.width,
+                "height": file.facts.height,
             }
             self.paths[file.digest] = path
         self.rows = pd.DataFrame(found.values()).sort_values("digest", ignore_index=True)
@@ -125,7 +127,7 @@ class Bench:
         quarter = self.images // 4 if self.images else None
         limits = (("train", self.images), ("validation", quarter))
         rows = pd.concat([rows[rows["side"] == side][:limit] for side, limit in limits], ignore_index=True)
-        backbone = backbones.load(recipe.backbone, recipe.weights)
+        backbone = backbone_of(recipe, self.settings)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(recipe, backbone, self.folder, rows, self.settings)  # type: ignore[arg-type]
             fit(trainer, Checkpoints(open_store(folder)), lambda epoch, metrics: None)
@@ -133,7 +135,7 @@ class Bench:
 
     def answers(self, model: Classifier, rows: pd.DataFrame, change: Callable[[Images], Images]) -> np.ndarray:
         """Return the probability of the last class for each radiograph after `change`."""
-        cache = PixelCache(self.settings.cache, model.side)
+        cache = PixelCache(self.settings.cache, model.side, model.fit)
         cache.ensure(rows, self.folder.read)
         return model.probabilities(change(cache.get(list(rows["digest"]))))[:, 1]
 

@@ -5,12 +5,15 @@
 FOLDER holds <CLASS>/* below any number of folders. Features of the frozen backbone of recipe `head` are computed once
 and kept in --cache. Each split by patient fits a quick head (the recipe's loss on the 400 main directions of the
 features) twice: on a third of the patients, and on all, as a night with three times the radiographs does. Each rule
-sees the validation patients alone and is judged on the same held-out ones.
+sees the validation patients alone, or out-of-fold answers of the training patients, which five further heads give, and
+is judged on the same held-out ones.
 
 - `cut`, `accuracy`, `below the best`: of all patients; the spread of the cut over splits is its noise, the last how far
   accuracy lies below that of the best cut on the held-out patients themselves.
 - `framed otherwise`: accuracy and specificity with the first class cut and stretched as in quality.py.
-- `few`: the spread of the cut when a fifteenth of the validation patients is there.
+- `unseen`: accuracy on all radiographs of a source that nothing was fitted to, nor a cut chosen on, and on held-out
+  ones of the other class; the mean over sources.
+- `few`: the spread of the cut when a fifteenth of the patients that a rule looks at is there.
 - `refused`: splits of which the larger night ranks better (AUC) and yet names fewer right, each at its own cut.
 """
 
@@ -26,18 +29,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from quality import Bench, taller
-from scipy.special import expit, log_softmax
+from scipy.special import expit, log_softmax, logit
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from xray_pipeline.evaluation.sweep import AtCuts, at_cuts
-from xray_pipeline.models import backbones
 from xray_pipeline.training.calibration import operating_threshold, temperature
 from xray_pipeline.training.head_fit import HeadFit
+from xray_pipeline.training.pretrained import backbone_of
 from xray_pipeline.training.recipe import Recipe, load_recipe
 from xray_pipeline.training.trainer import Trainer
 
 DIRECTIONS = 400
 FEW = 15
+FOLDS = 5
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
@@ -69,26 +73,71 @@ class Answers:
         return Answers(self.logits[kept], self.truth[kept], self.patient[kept])
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a head fitted to a share of the patients answers: `folds` are out-of-fold answers of its training patients,
+    `tests` those that it is judged by."""
+
+    validation: Answers
+    folds: tuple[Answers, ...]
+    tests: tuple[Answers, ...]
+
+
+Cut = Callable[[Floats, npt.NDArray[np.int64]], float]
+"""From probabilities of class 1 and truth to a cut."""
+Rule = Callable[[Fitted], tuple[float, float]]
+"""From what a fit shows to a temperature and a cut on probabilities at it."""
+
+
 def best_youden(probabilities: Floats, truth: npt.NDArray[np.int64]) -> float:
     """Return the best cut among the values themselves."""
     false_positive, true_positive, cuts = roc_curve(truth, probabilities, drop_intermediate=False)
     return float(min(cuts[np.argmax(true_positive - false_positive)], 1.0))
 
 
-def rules(recipe: Recipe) -> Mapping[str, Callable[[Floats, npt.NDArray[np.int64]], float]]:
-    """Each way to choose a cut from probabilities of class 1 and truth."""
+def joined(parts: Sequence[Answers]) -> Answers:
+    """Return all answers of some parts."""
+    return Answers(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("logits", "truth", "patient")))
 
-    def by(threshold: str, anchor: int) -> Callable[[Floats, npt.NDArray[np.int64]], float]:
+
+def rules(recipe: Recipe) -> Mapping[str, Rule]:
+    """Each way to choose a temperature and a cut on probabilities of class 1 from what a fit shows."""
+
+    def by(threshold: str, anchor: int) -> Cut:
         asked = recipe.model_copy(update={"threshold": threshold, "anchor": anchor, "sensitivity": 0.95})
         return lambda p, truth: operating_threshold(p, truth, asked)
 
+    def on(answers: Answers, cut: Cut) -> tuple[float, float]:
+        heat = temperature(answers.logits, answers.truth)
+        return heat, cut(expit((answers.logits[:, 1] - answers.logits[:, 0]) / heat), answers.truth)
+
+    def validation(cut: Cut) -> Rule:
+        return lambda fitted: on(fitted.validation, cut)
+
+    def crossed(cut: Cut) -> Rule:
+        return lambda fitted: on(joined([fitted.validation, *fitted.folds]), cut)
+
+    def averaged(cut: Cut) -> Rule:
+        def rule(fitted: Fitted) -> tuple[float, float]:
+            """The mean of each part's cut on the logits, at the temperature of all parts."""
+            parts = [on(part, cut) for part in (fitted.validation, *fitted.folds)]
+            heat = temperature(joined(fitted.folds).logits, joined(fitted.folds).truth)
+            return heat, float(expit(np.mean([own * logit(p) for own, p in parts]) / heat))
+
+        return rule
+
     return {
-        "balanced, anchor 100 (head)": by("balanced", 100),
-        "balanced": by("balanced", 0),
-        "sensitivity .95, anchor 100": by("sensitivity", 100),
-        "sensitivity .95": by("sensitivity", 0),
-        "best of the values": best_youden,
-        "half": by("half", 0),
+        "balanced, anchor 100 (head)": validation(by("balanced", 100)),
+        "balanced": validation(by("balanced", 0)),
+        "sensitivity .95, anchor 100": validation(by("sensitivity", 100)),
+        "sensitivity .95": validation(by("sensitivity", 0)),
+        "best of the values": validation(best_youden),
+        "half": validation(by("half", 0)),
+        "cross-fitted balanced, 100": crossed(by("balanced", 100)),
+        "cross-fitted balanced": crossed(by("balanced", 0)),
+        "cross-fitted sensitivity": crossed(by("sensitivity", 0)),
+        "averaged balanced, 100": averaged(by("balanced", 100)),
+        "averaged balanced": averaged(by("balanced", 0)),
     }
 
 
@@ -102,6 +151,7 @@ class Bed:
         self.rows = rows.reset_index(drop=True)
         self.truth = bench.truth(self.rows).astype(np.int64)
         self.patient = np.unique(self.rows["patient"], return_inverse=True)[1]
+        self.source = self.rows["source"].to_numpy()
         plain, other, framed = self._features()
         mean, deviation = plain.mean(0), plain.std(0).clip(1e-6)
         plain, other, framed = ((view - mean) / deviation for view in (plain, other, framed))
@@ -110,25 +160,20 @@ class Bed:
 
     def _features(self) -> tuple[Singles, Singles, Singles]:
         """Features [N, F] as they are, of the recipe's other view, and with the first class framed otherwise."""
-        backbone = backbones.load(self.recipe.backbone, self.recipe.weights)
+        backbone = backbone_of(self.recipe, self.bench.settings)
         whole = self.rows.assign(side="train")
         trainer = Trainer(self.recipe, backbone, self.bench.folder, whole, self.bench.settings)  # type: ignore[arg-type]
         digests, drawn = list(self.rows["digest"]), self.recipe.augmentation
         trainer.pixels.ensure(whole, self.bench.folder.read)
         plain, other = (trainer.extracted.rows(digests, view, drawn).part(0, len(digests)) for view in (0, 1))
         framed, first = plain.copy(), np.flatnonzero(self.truth == 0)
-        trainer.network.eval()
-        with torch.inference_mode():
-            for at in np.array_split(first, max(1, len(first) // 64)):
-                pixels = torch.from_numpy(taller(trainer.pixels.get([digests[i] for i in at])))
-                framed[at] = trainer.network.features(pixels.unsqueeze(1)).float().numpy()
+        for at in np.array_split(first, max(1, len(first) // 64)):
+            pixels = torch.from_numpy(taller(trainer.pixels.get([digests[i] for i in at])))
+            framed[at] = trainer.extracted.engine.features(pixels.unsqueeze(1)).numpy()
         return plain, other, framed
 
-    def fitted(self, seed: int, share: float) -> tuple[Answers, Answers, Answers]:
-        """Fit a head to a share of the patients; return its answers to validation, held-out and held-out reframed."""
-        sides = self.bench.folder.split(seed).set_index("digest")["side"].loc[list(self.rows["digest"])].to_numpy()
-        drawn = np.random.default_rng(seed).random(self.patient.max() + 1)[self.patient] < share
-        training = np.flatnonzero((sides == "train") & drawn)
+    def _head(self, training: npt.NDArray[np.int64]) -> Callable[[Singles, npt.NDArray[np.int64]], Answers]:
+        """Fit a head to some radiographs; return what it answers by features and places."""
         labels = torch.from_numpy(self.truth[training])
         counts = torch.bincount(labels, minlength=2).float()
         blocks = Blocks(self.plain[training], self.other[training])
@@ -141,12 +186,28 @@ class Bed:
             logits = (features[at] @ weight.T + bias).astype(np.float64)
             return Answers(logits, self.truth[at], self.patient[at])
 
-        validation, held_out = np.flatnonzero((sides == "validation") & drawn), np.flatnonzero(sides == "held-out")
-        return (
-            answers(self.plain, validation),
-            answers(self.plain, held_out),
-            answers(self.framed, held_out),
-        )
+        return answers
+
+    def fitted(self, seed: int, share: float, unseen: str = "") -> Fitted:
+        """Fit a head to a share of the patients, in one split, without a source: its tests then are that source and the
+        other class; else they are all held-out radiographs, and these reframed."""
+        sides = self.bench.folder.split(seed).set_index("digest")["side"].loc[list(self.rows["digest"])].to_numpy()
+        rng = np.random.default_rng(seed)
+        seen = (rng.random(self.patient.max() + 1)[self.patient] < share) & (self.source != unseen)
+        fold = rng.integers(0, FOLDS, self.patient.max() + 1)[self.patient]
+        training, validation = (np.flatnonzero((sides == side) & seen) for side in ("train", "validation"))
+        answers, held_out = self._head(training), np.flatnonzero(sides == "held-out")
+        folds = []
+        for number in range(FOLDS):
+            own = fold[training] == number
+            folds.append(self._head(training[~own])(self.plain, training[own]))
+        if unseen:
+            of_it = self.source == unseen
+            other = (sides == "held-out") & (self.truth != self.truth[of_it][0])
+            tests = (answers(self.plain, np.flatnonzero(of_it | other)),)
+        else:
+            tests = (answers(self.plain, held_out), answers(self.framed, held_out))
+        return Fitted(answers(self.plain, validation), tuple(folds), tests)
 
 
 def at(answers: Answers, heat: float, cuts: npt.ArrayLike) -> AtCuts:
@@ -157,33 +218,26 @@ def at(answers: Answers, heat: float, cuts: npt.ArrayLike) -> AtCuts:
 def judged(bed: Bed, seed: int) -> dict[str, dict[str, float]]:
     """Return what one split says of each rule."""
     small, large = bed.fitted(seed, 1 / 3), bed.fitted(seed, 1.0)
-    few = large[0].some(1 / FEW, np.random.default_rng(seed))
-    areas = [roc_auc_score(a.truth, log_softmax(a.logits, 1)[:, 1]) for a in (small[1], large[1])]
+    unseen = [bed.fitted(seed, 1.0, str(source)) for source in np.unique(bed.source)]
+    rng = np.random.default_rng(seed)
+    few = Fitted(large.validation.some(1 / FEW, rng), tuple(f.some(1 / FEW, rng) for f in large.folds), ())
+    areas = [roc_auc_score(a.truth, log_softmax(a.logits, 1)[:, 1]) for a in (small.tests[0], large.tests[0])]
     found = {}
     for name, rule in rules(bed.recipe).items():
-
-        def chosen(
-            validation: Answers, rule: Callable[[Floats, npt.NDArray[np.int64]], float] = rule
-        ) -> tuple[float, float]:
-            heat = temperature(validation.logits, validation.truth)
-            margin = validation.logits[:, 1] - validation.logits[:, 0]
-            return heat, rule(expit(margin / heat), validation.truth)
-
-        heat, own = chosen(large[0])
-        accuracy = at(large[1], heat, own).accuracy[0]
-        smaller_heat, smaller_own = chosen(small[0])
-        before = at(small[1], smaller_heat, smaller_own).accuracy[0]
-        framed = at(large[2], heat, own)
-        found[name] = {
+        heat, own = rule(large)
+        accuracy = at(large.tests[0], heat, own).accuracy[0]
+        framed = at(large.tests[1], heat, own)
+        values = {
             "cut": own,
             "accuracy": accuracy,
-            "below the best": at(large[1], heat, np.linspace(0.02, 0.98, 97)).accuracy.max() - accuracy,
+            "below the best": at(large.tests[0], heat, np.linspace(0.02, 0.98, 97)).accuracy.max() - accuracy,
             "framed otherwise": framed.accuracy[0],
             "framed, specificity": framed.specificity[0],
-            "few": chosen(few)[1],
-            "refused": areas[1] > areas[0] and accuracy <= before,
+            "unseen": np.mean([at(one.tests[0], *rule(one)).accuracy[0] for one in unseen]),
+            "few": rule(few)[1],
+            "refused": areas[1] > areas[0] and accuracy <= at(small.tests[0], *rule(small)).accuracy[0],
         }
-        found[name] = {what: float(value) for what, value in found[name].items()}
+        found[name] = {what: float(value) for what, value in values.items()}
     return found
 
 

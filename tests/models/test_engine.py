@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from small_models import BACKBONE, small_classifier
 
 from xray_pipeline.base.errors import EvaluationError
-from xray_pipeline.models import backbones, engine
+from xray_pipeline.models import backbones, engine, framing
 from xray_pipeline.models.backbones import Network
 from xray_pipeline.models.engine import Wanted, engine_for, engine_name
 from xray_pipeline.training.device import has_bfloat16
@@ -97,6 +98,29 @@ def test_networks_of_every_kind_are_compiled_and_compared_with_torch(name: str, 
     made = Network(backbones.build(name), 2, levels=levels)
     found = engine_for(made).features(torch.full((1, 224, 224), 90, dtype=torch.uint8))
     assert found.shape == (1, made.head.in_features)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "torch"])
+def test_features_of_several_views_are_their_mean(pixels: torch.Tensor, wanted: Wanted) -> None:
+    made = network(levels=True).eval()
+    with torch.inference_mode():
+        each = [made.features(view) for view in framing.views(pixels.unsqueeze(1), 3)]
+    found = engine_for(made, wanted=wanted, views=3).features(pixels)
+    assert torch.linalg.vector_norm(found - torch.stack(each).mean(0)) <= 1e-4 * torch.linalg.vector_norm(found)
+    one = engine_for(made, wanted=wanted).features(pixels)
+    assert not torch.allclose(found, one, rtol=1e-2)
+    assert torch.allclose(one, each[0], rtol=1e-3, atol=1e-4)
+
+
+def test_views_are_always_the_same_and_begin_with_the_radiograph(pixels: torch.Tensor) -> None:
+    batch = pixels.unsqueeze(1)
+    made, again, more = framing.views(batch, 4), framing.views(batch, 4), framing.views(batch, 6)
+    assert made[0] is batch
+    assert all(one.shape == batch.shape for one in made)
+    assert all(0 <= float(one.min()) <= float(one.max()) <= 255 for one in made)
+    assert all(torch.equal(one, two) for one, two in zip(made, [*again, *more][:4], strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(made, more, strict=False))
+    assert all(not torch.allclose(one.float(), two.float(), atol=5) for one, two in itertools.combinations(more, 2))
 
 
 def test_a_radiographs_bits_depend_on_nothing_around_it(pixels: torch.Tensor) -> None:

@@ -133,6 +133,18 @@ def test_how_a_radiograph_becomes_a_square_travels_with_the_model(tmp_path: Path
         Classifier.load(tmp_path / "shorter-side")
 
 
+def test_how_many_views_answer_travels_with_the_model(tmp_path: Path, pixels: np.ndarray) -> None:
+    one, three = small_classifier(), small_classifier(views=3)
+    assert one.save(tmp_path / "one") != three.save(tmp_path / "three")
+    assert "views" not in json.loads((tmp_path / "one" / FACTS).read_text())
+    loaded = Classifier.load(tmp_path / "three")
+    assert loaded.views == 3
+    np.testing.assert_allclose(loaded.probabilities(pixels), three.probabilities(pixels), atol=1e-6)
+    assert np.abs(loaded.probabilities(pixels) - one.probabilities(pixels)).max() > 1e-6
+    with pytest.raises(ConfigError, match="views 0 above 0"):
+        small_classifier(views=0)
+
+
 def test_the_words_of_a_site_travel_with_its_model(tmp_path: Path) -> None:
     limits = Limits(min_side=32, chest_words=("BRINGA*",), lateral_words=("AXIAL",))
     small_classifier(limits=limits).save(tmp_path)

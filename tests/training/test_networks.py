@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from xray_pipeline.models.stages import stages
 from xray_pipeline.registry.loading import Champions, load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training.device import Precision
+from xray_pipeline.training.features import kept_scorer
 from xray_pipeline.training.recipe import load_recipe
 from xray_pipeline.training.state import State
 from xray_pipeline.training.step import take_step
@@ -116,6 +118,28 @@ def test_a_model_of_the_articles_view_serves_what_it_was_trained_on(grown: Setti
     assert not np.array_equal(kept, cache.squashed(list(rows["digest"])))
     said = [answer.probabilities for answer in model.classify(files)]
     np.testing.assert_allclose(said, model.probabilities(kept), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["head", "partial"])
+def test_answers_over_several_views_are_scored_as_they_are_served(grown: Settings, recipe: str) -> None:
+    """Kept features that the scoring uses are the mean over the views, those that the head learned from are not."""
+    model = answers(grown, recipe, "timm/test_convnext", answer_views=3)
+    assert model.views == 3
+    dataset = Dataset(grown)
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    rows = dataset.rows(snapshot)
+    rows = rows[rows["side"] == "validation"]
+    cache = PixelCache(grown.cache, model.side)
+    cache.ensure(rows, dataset.read)
+    expected = model.probabilities(cache.get(list(rows["digest"])))
+    kept = kept_scorer(model, grown)
+    assert (kept is None) == (recipe == "partial")
+    if kept:
+        np.testing.assert_allclose(kept.probabilities(kept.get(list(rows["digest"]))), expected, atol=1e-6)
+    once = replace(model, views=1)
+    assert np.abs(once.probabilities(cache.get(list(rows["digest"]))) - expected).max() > 1e-4
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from xray_pipeline.base.errors import ConfigError, WeightsError
 from xray_pipeline.base.text import did_you_mean
+from xray_pipeline.models import framing
 from xray_pipeline.models.pretrained import assign, tensors
 from xray_pipeline.models.stages import level_modules, summary
 from xray_pipeline.models.weights import PACKAGES, Read, is_file, of_file, of_package
@@ -71,10 +72,16 @@ class Network(nn.Module):
         self.head = nn.Linear(self._width(backbone), classes)
         self.to(memory_format=torch.channels_last)
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Return features [N, F] of pixels [N, S, S] or [N, 1, S, S], uint8 or float in 0..255."""
+    def features(self, pixels: Tensor, views: int = 1) -> Tensor:
+        """Return features [N, F] of pixels [N, S, S] or [N, 1, S, S], uint8 or float in 0..255.
+
+        With several `views` they are the mean over that many framed views (framing.py), and what the last layer makes
+        of it is the mean of its logits.
+        """
         if pixels.ndim == 3:
             pixels = pixels.unsqueeze(1)
+        if views > 1:
+            return torch.stack([self.features(view) for view in framing.views(pixels, views)]).mean(0)
         if self.crop and self.crop != pixels.shape[-1]:
             top = (pixels.shape[-1] - self.crop) // 2
             pixels = pixels[..., top : top + self.crop, top : top + self.crop]

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _TRAVELLERS = (
     *("__init__.py", "base/__init__.py", "base/errors.py", "base/text.py", "images/*.py"),
     *("models/__init__.py", "models/backbones.py", "models/classifier.py", "models/engine.py", "models/saved.py"),
-    *("models/pretrained.py", "models/stages.py", "models/weights.py"),
+    *("models/framing.py", "models/pretrained.py", "models/stages.py", "models/weights.py"),
 )
 _PACKAGES = (
     *("mlflow", "torch", "torchvision", "timm", "safetensors", "numpy", "pandas", "pillow", "pyarrow"),

@@ -42,8 +42,8 @@ class Classifier:
     Of two classes the last is positive, and named when its probability is at least `threshold` (0..1); of more, the
     largest probability decides. Probabilities are softmax(logits / `temperature`). `side` is that of the square pixels
     the network takes, `fit` how a radiograph becomes one; `backbone` is the name `backbones.build` knows. `limits` is
-    what a file to be answered may be, by the intake's rules, `engine` what computes the answers. `digest` is "" until
-    saved or loaded.
+    what a file to be answered may be, by the intake's rules, `views` how many framed views an answer's logits are the
+    mean of, `engine` what computes the answers. `digest` is "" until saved or loaded.
     """
 
     network: Network
@@ -54,6 +54,7 @@ class Classifier:
     temperature: float = 1.0
     limits: Limits = field(default_factory=Limits)
     fit: Fit = "squash"
+    views: int = 1
     engine: Wanted = field(default="auto", compare=False)
     digest: str = field(default="", compare=False)
 
@@ -62,15 +63,15 @@ class Classifier:
             raise ConfigError(f"classes must be two or more different names, none of {RESERVED}, got {self.classes}")
         if self.network.head.out_features != len(self.classes):
             raise ConfigError(f"the network has {self.network.head.out_features} outputs for classes {self.classes}")
-        if not (0 <= self.threshold <= 1 and 0 < self.temperature < math.inf and self.side > 0):
+        if not (0 <= self.threshold <= 1 and 0 < self.temperature < math.inf and self.side > 0 and self.views > 0):
             raise ConfigError(
                 f"threshold {self.threshold} must be in 0..1, temperature {self.temperature} above 0 and finite, "
-                f"side {self.side} above 0"
+                f"side {self.side} and views {self.views} above 0"
             )
 
     @cached_property
     def _engine(self) -> Engine:
-        return engine_for(self.network, wanted=self.engine)
+        return engine_for(self.network, wanted=self.engine, views=self.views)
 
     def probabilities(self, pixels: np.ndarray, batch_size: int = 16) -> np.ndarray:
         """Return probabilities float64 [N, C], rows summing to 1, of square pixels, and with what `features` raises."""
@@ -149,7 +150,9 @@ class Classifier:
             "temperature": self.temperature,
             "threshold": self.threshold,
             "weights": hashlib.sha256(weights).hexdigest(),
-            **({"fit": self.fit} if self.fit != "squash" else {}),  # models of before there was another have none
+            # Models of before there was a choice have neither.
+            **({"fit": self.fit} if self.fit != "squash" else {}),
+            **({"views": self.views} if self.views > 1 else {}),
         }
         (folder / WEIGHTS).write_bytes(weights)
         (folder / FACTS).write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n")
@@ -193,4 +196,4 @@ def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -
     fit = facts.get("fit", "squash")
     if fit not in get_args(Fit):
         raise ValueError(f"fit {fit!r} is none of {get_args(Fit)}")
-    return cls(network, facts["backbone"], tuple(facts["classes"]), *answers, fit=fit)
+    return cls(network, facts["backbone"], tuple(facts["classes"]), *answers, fit=fit, views=facts.get("views", 1))

@@ -47,9 +47,13 @@ KEPT = 4
 
 
 class Engine(Protocol):
-    """What computes features; `name` says which engine of which version, and in which numbers."""
+    """What computes features; `name` says which engine of which version, and in which numbers.
+
+    They are the mean over `views` views, as `Network.features` has it.
+    """
 
     name: str
+    views: int
     multiple: int  # of radiographs in a batch, for features that don't depend on the batch
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -60,10 +64,11 @@ class Engine(Protocol):
         ...
 
 
-def engine_for(network: Network, dtype: torch.dtype | None = None, wanted: Wanted = "auto") -> Engine:
+def engine_for(network: Network, dtype: torch.dtype | None = None, wanted: Wanted = "auto", views: int = 1) -> Engine:
     """Return the engine of a network that is not trained any further, computing in `dtype` (None: float32)."""
     name = engine_name(network.head.weight.device, dtype, wanted)
-    return _OpenVino(network, dtype, name) if name.startswith("openvino") else _Torch(network, dtype, name)
+    made = _OpenVino if name.startswith("openvino") else _Torch
+    return made(network, dtype, name, views)
 
 
 def engine_name(device: torch.device, dtype: torch.dtype | None = None, wanted: Wanted = "auto") -> str:
@@ -79,8 +84,8 @@ class _Torch:
 
     multiple = 8  # one radiograph alone may take another path through a convolution
 
-    def __init__(self, network: Network, dtype: torch.dtype | None, name: str) -> None:
-        self.network, self.dtype, self.name = network, dtype, name
+    def __init__(self, network: Network, dtype: torch.dtype | None, name: str, views: int) -> None:
+        self.network, self.dtype, self.name, self.views = network, dtype, name, views
         self._checked = dtype is None
         self._lock = threading.Lock()  # a server asks from several threads, and a network notes its levels as it goes
 
@@ -91,13 +96,13 @@ class _Torch:
         with self._lock, torch.inference_mode():
             if not self._checked:
                 probe = _probe(pixels.shape[-1]).to(device)
-                _check(self.name, self.network.features(probe), self._cast(probe), self.dtype)
+                _check(self.name, self.network.features(probe, self.views), self._cast(probe), self.dtype)
                 self._checked = True
             return self._cast(pixels)
 
     def _cast(self, pixels: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            return self.network.features(pixels).float()
+            return self.network.features(pixels, self.views).float()
 
 
 class _OpenVino:
@@ -105,14 +110,14 @@ class _OpenVino:
 
     multiple = 1
 
-    def __init__(self, network: Network, dtype: torch.dtype | None, name: str) -> None:
-        self.network, self.dtype, self.name = network, dtype, name
+    def __init__(self, network: Network, dtype: torch.dtype | None, name: str, views: int) -> None:
+        self.network, self.dtype, self.name, self.views = network, dtype, name, views
         self._compiled: _Compiled | None = None
 
     def features(self, pixels: Tensor) -> Tensor:
         side = pixels.shape[-1]
         if self._compiled is None or self._compiled.side != side:
-            self._compiled = _compiled(self.network, side, self.dtype, self.name)
+            self._compiled = _compiled(self.network, self.views, side, self.dtype, self.name)
         pixels = pixels.reshape(len(pixels), 1, 1, side, side).float()
         return torch.from_numpy(self._compiled(pixels.numpy(), self.network.head.in_features))
 
@@ -120,7 +125,7 @@ class _OpenVino:
 class _Compiled:
     """A network compiled for one radiograph of one side, and requests that compute side by side."""
 
-    def __init__(self, network: Network, side: int, dtype: torch.dtype | None, name: str) -> None:
+    def __init__(self, network: Network, views: int, side: int, dtype: torch.dtype | None, name: str) -> None:
         self.side = side
         frozen = copy.deepcopy(network).eval().requires_grad_(False)  # its tensors stay part of the graph
         probe = _probe(side)
@@ -132,12 +137,16 @@ class _Compiled:
             "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same core
         }
         with torch.inference_mode(), torch_threads(1):
-            expected = frozen.features(probe)
+            expected = frozen.features(probe, views)
+
+        def answer(pixels: Tensor) -> Tensor:
+            return frozen.features(pixels, views)
+
         try:
             with warnings.catch_warnings(), torch.no_grad(), torch_threads(1):
                 warnings.simplefilter("ignore")  # torch calls its trace deprecated; shapes are meant to be constant
                 # The trace of a function: that of a module wraps each of its layers, which takes half as long again.
-                trace = torch.jit.trace(lambda it: frozen.features(it), probe, check_trace=False)  # type: ignore[no-untyped-call]
+                trace = torch.jit.trace(answer, probe, check_trace=False)  # type: ignore[no-untyped-call]
             frontend = FrontEndManager().load_by_framework("pytorch")
             decoder = TorchScriptPythonDecoder(trace)  # must live as long as the conversion does
             graph = frontend.convert(frontend.load(decoder))
@@ -165,16 +174,16 @@ _kept: dict[str, _Compiled] = {}
 _compiling = threading.Lock()
 
 
-def _compiled(network: Network, side: int, dtype: torch.dtype | None, name: str) -> _Compiled:
+def _compiled(network: Network, views: int, side: int, dtype: torch.dtype | None, name: str) -> _Compiled:
     """Return a compiled network, compiled once for all models of this process that have the same frozen part."""
-    about = (str(network.backbone), network.crop, network.levels, network.mean, network.std)
+    about = (str(network.backbone), network.crop, network.levels, network.mean, network.std, views)
     with _compiling:  # which takes torch's threads for a while
         key = f"{digest_of(network.backbone)} {about} {side} {dtype} {torch.get_num_threads()}"
         key = hashlib.sha256(key.encode()).hexdigest()
         if key not in _kept:
             if len(_kept) >= KEPT:
                 del _kept[next(iter(_kept))]
-            _kept[key] = _Compiled(network, side, dtype, name)
+            _kept[key] = _Compiled(network, views, side, dtype, name)
         return _kept[key]
 
 

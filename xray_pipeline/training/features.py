@@ -75,6 +75,7 @@ class Features:
             f"{network.head.weight.device.type} {torch.backends.cpu.get_cpu_capability()}",
             self.engine.name,
             *([pixels.fit] if pixels.fit != "squash" else []),
+            *([f"{self.engine.views} views"] if self.engine.views > 1 else []),
         ]
 
     def cache(self, view: int = 0, drawn: Augmentation | None = None) -> RowCache:
@@ -163,7 +164,7 @@ def kept_scorer(model: Classifier, settings: Settings) -> KeptScorer | None:
     """Return how to score a model by features that training has kept on this machine; None when it kept none."""
     pixels = PixelCache(settings.cache, model.side, model.fit)
     weights = backbones.digest_of(model.network.backbone)
-    engine = engine_for(model.network, wanted=settings.engine)
+    engine = engine_for(model.network, wanted=settings.engine, views=model.views)
     features = Features(model.network, model.backbone, weights, pixels, settings.cache, engine)
     return KeptScorer(model, features) if features.cache().folder.is_dir() else None
 

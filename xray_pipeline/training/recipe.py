@@ -42,6 +42,9 @@ class Recipe(BaseModel):
     levels: bool = Field(False, description="the last layer also sees mean and deviation of every block group")
     penalty: float = Field(60.0, gt=0, description="of `head`: L2 on standardised features, over the radiographs")
     views: int = Field(1, ge=1, le=32, description="lasting views of a training radiograph that `head` learns from")
+    answer_views: int = Field(
+        1, ge=1, le=32, description="framed views that an answer is the mean of, when it is scored and served"
+    )
     consistency: float = Field(
         0.0, ge=0, le=100, description="of `head`: price of what the logits change between views"
     )

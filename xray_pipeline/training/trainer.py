@@ -65,12 +65,15 @@ class Trainer:
         self.network.to(self.device)
         self.weights_digest = backbone.weights_digest
         self.pixels = PixelCache(settings.cache, recipe.side, recipe.fit)
-        engine = engine_for(self.network, feature_dtype(recipe, self.device), settings.engine)
-        self.extracted = Features(
-            self.network, recipe.backbone, self.weights_digest, self.pixels, settings.cache, engine
-        )
+        self.extracted, self.answered = self._features(1), self._features(recipe.answer_views)
         self.history: list[dict[str, float]] = []
         self.dataset = dataset
+
+    def _features(self, views: int) -> Features:
+        """Return what keeps the network's features: of one view to learn from, of several to answer from."""
+        engine = engine_for(self.network, feature_dtype(self.recipe, self.device), self.settings.engine, views)
+        about = (self.network, self.recipe.backbone, self.weights_digest, self.pixels)
+        return Features(*about, self.settings.cache, engine)
 
     def classifier(self) -> Classifier:
         """Return the trained network as a classifier, with temperature and threshold chosen on validation patients."""
@@ -89,6 +92,7 @@ class Trainer:
             temperature=heat,
             limits=Limits.of(self.settings.rules),
             fit=self.recipe.fit,
+            views=self.recipe.answer_views,
             engine=self.settings.engine,
         )
 
@@ -113,12 +117,13 @@ class Trainer:
     def kept_features(self, side: str, view: int = 0) -> MappedRows:
         """Return the features [N, F] of one side, of a fresh network; view 0 is the radiograph itself.
 
-        Those that are missing are computed and kept.
+        Those of side validation are what is answered from. Those that are missing are computed and kept.
         """
         rows, drawn, what = self.rows[side], self.recipe.augmentation, f"features, {side}, view {view}"
-        missing = set(self.extracted.cache(view, drawn).missing(rows["digest"]))
+        features = self.answered if side == "validation" else self.extracted
+        missing = set(features.cache(view, drawn).missing(rows["digest"]))
         self.decode(rows[rows["digest"].isin(missing)])
-        return self.extracted.rows(list(rows["digest"]), view, drawn, self.progress, what)
+        return features.rows(list(rows["digest"]), view, drawn, self.progress, what)
 
     def features(self, side: str) -> Tensor:
         """Return what `kept_features` keeps of one side, as a tensor on the device."""
@@ -135,12 +140,18 @@ class Trainer:
         rows = list(self.rows["validation"]["digest"])
         answers = torch.zeros(len(rows), len(self.settings.classes), dtype=torch.float64, device=self.device)
         own, size = parallel.part(len(rows)), batch_for(self.device)
+        views = 1 if precision else self.recipe.answer_views  # one is enough to compare epochs
         precision = precision or Precision(self.device, "float32")
+
+        def answer(part: Tensor) -> Tensor:
+            logits: Tensor = network.head(network.features(part.to(self.device), views))
+            return logits.double().cpu()
+
         with torch.inference_mode(), precision.cast():
             for start in range(own.start, own.stop, size):
                 stop = min(start + size, own.stop)
                 pixels = torch.from_numpy(self.pixels.get(rows[start:stop]))
-                answers[start:stop] = halving(lambda part: network(part.to(self.device)).double().cpu(), pixels)
+                answers[start:stop] = halving(answer, pixels)
         parallel.add(answers)
         return answers.cpu()
 

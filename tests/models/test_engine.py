@@ -91,7 +91,7 @@ def test_features_are_those_of_the_network(pixels: torch.Tensor, crop: int, leve
     ("name", "levels"),
     [
         *(("efficientnet_lite0", False), ("resnet18", False), ("vit_b_16", False), ("convnext_tiny", False)),
-        *(("timm/vit_small_patch16_224", True), ("timm/swin_tiny_patch4_window7_224", True), ("vgg16", True)),
+        *(("timm/vit_small_patch16_224", True), ("timm/swin_tiny_patch4_window7_224", True), ("alexnet", True)),
     ],
 )
 def test_networks_of_every_kind_are_compiled_and_compared_with_torch(name: str, levels: bool) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,11 @@ def _sum(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     return sum(files for files, _ in sizes), sum(bytes_ for _, bytes_ in sizes)
 
 
+def processors() -> float:
+    """Return the CPU seconds of this process and of those that it waited for."""
+    return sum(part.ru_utime + part.ru_stime for part in map(resource.getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
+
+
 def resident() -> int:
     """Return the memory that this process holds, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -89,9 +96,15 @@ def run_nights(home: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         for delivery in deliveries[: FIRST if number == 1 else 1]:
             delivery.rename(incoming / delivery.name)
             deliveries.remove(delivery)
-        before, began = look(home) if number > 1 else {}, time.perf_counter()
+        before, began, spent = look(home) if number > 1 else {}, time.perf_counter(), processors()
         said = whole.whole(Run(settings, SMALL))
-        row = {"night": number, "seconds": round(time.perf_counter() - began, 2), "memory": resident(), **look(home)}
+        row = {
+            "night": number,
+            "seconds": round(time.perf_counter() - began, 2),
+            "cpu": round(processors() - spent, 2),
+            "memory": resident(),
+            **look(home),
+        }
         row["decided"] = said["alias"] or (said["decision"] or {}).get("verdict", "")
         row["added"] = {kind: [row[kind][part] - before[kind][part] for part in (0, 1)] for kind in before}
         if number % options.tidy == 0:
@@ -107,7 +120,7 @@ def tell(rows: list[dict[str, Any]]) -> None:
     """Print what a night takes and adds, early and late, and what is left after each tidying."""
     third = max(1, (len(rows) - 1) // 3)
     early, late = rows[1 : 1 + third], rows[-third:]
-    for what, unit, name in (("seconds", 1.0, "s"), ("memory", 1e6, "MB")):
+    for what, unit, name in (("seconds", 1.0, "s"), ("cpu", 1.0, "s"), ("memory", 1e6, "MB")):
         first, last = (np.median([row[what] for row in part]) / unit for part in (early, late))
         print(f"{what}: {first:.1f} {name} in the first third of the nights, {last:.1f} {name} in the last")
     for kind in rows[-1]["added"]:

@@ -25,7 +25,7 @@ from xray_pipeline.evaluation.cases import Answers, prepare
 from xray_pipeline.evaluation.metric_table import NAMES
 from xray_pipeline.evaluation.metrics import Comparison, Evaluation, evaluate
 from xray_pipeline.evaluation.predictions import score
-from xray_pipeline.evaluation.slices import Slice, slices
+from xray_pipeline.evaluation.slices import MOST_NAMED, Slice, slices
 
 TWO = ("NORMAL", "PNEUMONIA")
 THREE = ("BACTERIA", "NORMAL", "VIRUS")
@@ -326,6 +326,19 @@ def parts(rows: pd.DataFrame, *tables: Any) -> tuple[Slice, ...]:
     """Measure models, each at a threshold of .5, on every slice."""
     cases = prepare([Answers(p, 0.5) for p in tables], rows["label"], rows["patient"], TWO)
     return slices(rows, cases, Resampling(100))
+
+
+def test_many_deliveries_get_no_slice_each() -> None:
+    rows, p = held_out(120)
+    rows["delivery"] = [f"2026-01-{1 + number // 3:02d}" for number in range(120)]
+    rows.loc[:9, "delivery"] = "backlog"
+    found = [part for part in parts(rows, p) if part.dimension == "delivery"]
+    named = {part.value: part.n for part in found}
+    assert len(named) == MOST_NAMED + 1
+    assert sum(named.values()) == 120
+    assert named["backlog"] == 10  # the largest, then of equals the newest by name
+    assert {"2026-01-40", "2026-01-22"} <= named.keys()
+    assert "2026-01-10" not in named
 
 
 def test_every_radiograph_is_in_one_slice_of_each_dimension() -> None:

@@ -17,6 +17,8 @@ from xray_pipeline.evaluation.metric_table import Interval
 from xray_pipeline.images.raster import VIEWS
 
 SMALL_SLICE = 30
+MOST_NAMED = 20
+"""Deliveries, sources and scanners with a slice of their own: those with most patients. Evidence grows no further."""
 NAMED_SCANNER = 10  # patients; the name is typed, and of a rare one it may say who was examined, where and by whom
 
 
@@ -63,20 +65,28 @@ def slices(rows: pd.DataFrame, models: Sequence[Cases], resampling: Resampling) 
 def slice_values(rows: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
     """Return for each dimension the value of each row, "unknown" where it is not known.
 
-    Age groups are 0-1, 1-5, 5-18, 18-40, 40-65 and 65+ years; size is the shorter side of the stored radiograph. A
-    view that is not one of VIEWS is "other", and so is a scanner with fewer than NAMED_SCANNER patients.
+    Age groups are 0-1, 1-5, 5-18, 18-40, 40-65 and 65+ years; size is the shorter side of the stored radiograph. What
+    has no slice of its own is "other": a view that is not one of VIEWS, a scanner with fewer than NAMED_SCANNER
+    patients, all deliveries, sources and scanners but the MOST_NAMED with most patients (of equals, the last by name).
     """
     plain = {
         name: rows[name].fillna("").astype(str).replace("", "unknown").to_numpy()
         for name in ("label", "source", "delivery", "scanner", "view", "sex", "mode")
     }
-    patients = rows["patient"].groupby(plain["scanner"]).transform("nunique").to_numpy()
-    named = {"scanner": patients >= NAMED_SCANNER, "view": np.isin(plain["view"].astype(str), VIEWS)}
-    for name, shown in named.items():
-        plain[name] = np.where(shown | (plain[name] == "unknown"), plain[name], "other")
+    shown = {name: _largest(plain[name], rows["patient"], 1) for name in ("source", "delivery")}
+    shown |= {"scanner": _largest(plain["scanner"], rows["patient"], NAMED_SCANNER), "view": list(VIEWS)}
+    for name, values in shown.items():
+        plain[name] = np.where(np.isin(plain[name].astype(str), [*values, "unknown"]), plain[name], "other")
     ages = _bands(rows["age_years"], (1, 5, 18, 40, 65), "years")
     sides = _bands(rows[["width", "height"]].min(axis=1), (512, 1024, 2048), "px")
     return {**plain, "age group": ages, "size": sides}
+
+
+def _largest(values: npt.NDArray[Any], patients: pd.Series[str], least: int) -> list[str]:
+    """Return the values with most patients, each with at least so many."""
+    count = patients.groupby(values).nunique().drop("unknown", errors="ignore")
+    count = count[count >= least].sort_index(ascending=False).sort_values(ascending=False, kind="stable")
+    return list(count.index[:MOST_NAMED])
 
 
 def _bands(values: pd.Series[float], edges: Sequence[int], unit: str) -> npt.NDArray[Any]:

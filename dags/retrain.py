@@ -22,6 +22,8 @@ when it fails, and the night goes on | yes |
 | ask_again | starts `xray_promote` for the version in shadow, shown to be better by new patients, or for one that \
 nobody answered about; skipped without either | yes |
 
+**It begins** by the clock, or when a delivery has settled or a label table has grown, or both (`XRAY_SCHEDULE`).
+
 **Triggering by hand:** each field of the form shows what is configured or, empty, leaves it to the recipe. A night
 without deliveries and without a new recipe ends green and changes nothing. A rejected delivery shows red in
 `check_delivery` each night until it is mended or taken away.
@@ -34,11 +36,21 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import Asset, Param, dag, get_current_context, task
+from airflow.sdk import (
+    Asset,
+    AssetOrTimeSchedule,
+    AssetWatcher,
+    CronTriggerTimetable,
+    Param,
+    dag,
+    get_current_context,
+    task,
+)
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from xray_pipeline.airflow_ui import links as airflow_links
 from xray_pipeline.airflow_ui import notices, tries
+from xray_pipeline.airflow_ui.arrival import Arrival
 from xray_pipeline.base import schedule
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.training import overrides
@@ -47,12 +59,18 @@ if TYPE_CHECKING:
     from xray_pipeline.night.run import Run
 
 SETTINGS = Settings()
-SCHEDULE = SETTINGS.schedule
+BEGIN = schedule.begin(SETTINGS)
 schedule.due(SETTINGS, pendulum.now("UTC"))  # a schedule that never comes would start no task that could tell
 # Celery goes by the queue, Kubernetes by the pod's template; each leaves the other's word alone.
 POD = {"executor_config": {"pod_template_file": SETTINGS.gpu_pod_template}} if SETTINGS.gpu_pod_template else {}
 GPU: dict[str, Any] = {"queue": "gpu", "pool": "gpu", **POD}
 REGISTERED, CHAMPION = Asset("xray-registered"), Asset("xray-champion")
+ARRIVED = Asset("xray-arrived", watchers=[AssetWatcher(name="xray-incoming", trigger=Arrival())])
+SCHEDULE: Any = BEGIN.cron or None
+if BEGIN.arrival:
+    SCHEDULE = [ARRIVED]
+    if BEGIN.cron:
+        SCHEDULE = AssetOrTimeSchedule(timetable=CronTriggerTimetable(BEGIN.cron, timezone="UTC"), assets=[ARRIVED])
 
 OWN = f"Empty: what the recipe says ({SETTINGS.recipe}, unless another is named above)."
 PARAMS = {
@@ -279,11 +297,11 @@ def ask_again(concluded: dict[str, Any]) -> dict[str, Any]:
 
 
 @dag(
-    schedule=None if SCHEDULE == "none" else SCHEDULE,
+    schedule=SCHEDULE,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
-    allowed_run_types=["scheduled", "manual"],
+    allowed_run_types=["scheduled", "manual", "asset_triggered"],
     params=PARAMS,
     tags=["xray", "nightly"],
     doc_md=__doc__,

@@ -39,6 +39,22 @@ def test_wrong_usage_ends_with_2(xray: Run, arguments: tuple[str, ...]) -> None:
     assert xray("amend", *arguments).returncode == 2
 
 
+def test_what_a_table_says_otherwise_is_proposed_and_taken_by_a_person(xray: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "incoming" / "tue"
+    files = {f"{n}.jpg": jpeg(seed=n) for n in range(1, 4)}
+    lay_files(folder, {**files, "labels.csv": b"file,label\n1.jpg,NORMAL\n2.jpg,NORMAL\n3.jpg,PNEUMONIA\n"})
+    assert xray("ingest").returncode == 0
+    assert xray("amend", "proposed").stdout == "no label table says another class\n"
+    lay_files(folder, {"labels.csv": b"file,label\n1.jpg,NORMAL\n2.jpg,PNEUMONIA\n3.jpg,PNEUMONIA\n"})
+    said = xray("ingest")
+    assert said.returncode == 0
+    assert "another class of 1 radiographs" in said.stderr
+    (tmp_path / "list.csv").write_text(proposed := xray("amend", "proposed").stdout)
+    assert proposed.splitlines()[0] == "radiograph,label"
+    assert xray("amend", "relabel", "--from", tmp_path / "list.csv", "--reason", "looked at").returncode == 0
+    assert xray("amend", "proposed").stdout == "no label table says another class\n"
+
+
 def test_what_is_amended_is_told_and_names_no_patient(xray: Run, home: Path) -> None:
     done = xray(
         "amend", "relabel", "--file", "mon/1", "--label", "PNEUMONIA", "--reason", "seen by two readers", "--json"

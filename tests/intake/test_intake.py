@@ -45,7 +45,7 @@ from xray_pipeline.intake.books import balance
 from xray_pipeline.intake.check import check
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.conflicts import mark_conflicts
-from xray_pipeline.intake.deliveries import Delivery, find
+from xray_pipeline.intake.deliveries import Delivery, Reading, find
 from xray_pipeline.intake.labelled import Labels
 from xray_pipeline.intake.layout import Place, escape, unescape
 from xray_pipeline.intake.placing import Said, Source, places
@@ -184,7 +184,7 @@ def test_a_file_that_was_replaced_is_an_addition(tmp_path: Path, settings: Setti
 def test_incoming_that_is_a_delivery_is_refused(tmp_path: Path, files: list[str]) -> None:
     lay(tmp_path, dict.fromkeys(files, b"1"))
     with pytest.raises(DeliveryError, match="point at its parent"):
-        find(open_store(tmp_path), EMPTY, 0, NOW, ("NORMAL", "PNEUMONIA"))
+        find(open_store(tmp_path), EMPTY, 0, NOW, Reading(("NORMAL", "PNEUMONIA")))
 
 
 def test_stray_files_hidden_folders_and_links_beside_deliveries_are_ignored(tmp_path: Path) -> None:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
+from published import (
+    CHEXPERT_HEAD,
+    MIMIC_LABELS_HEAD,
+    MIMIC_METADATA_HEAD,
+    NIH_HEAD,
+    PADCHEST_HEAD,
+    RSNA_HEAD,
+    VINDR_TEST_HEAD,
+    VINDR_TRAIN_HEAD,
+    chexpert,
+    mimic,
+    nih,
+    padchest,
+    table,
+    votes,
+)
 from samples import dicom, jpeg
 
 from xray_pipeline.base.errors import ConfigError, DeliveryError, StorageUnavailable
@@ -45,70 +59,6 @@ def outcomes(result: Intake) -> dict[str, str]:
 
 def reads(settings: Settings, labels: str | Path) -> Settings:
     return settings.model_copy(update={"labels": str(labels)})
-
-
-NIH_HEAD = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,"
-    "Height],OriginalImagePixelSpacing[x,y]"
-)
-CHEXPERT_HEAD = (
-    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,"
-    "Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
-)
-MIMIC_METADATA = (
-    "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
-    "ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,PatientOrientationCodeSequence_CodeMeaning"
-)
-MIMIC_LABELS = (
-    "subject_id,study_id,Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,"
-    "Lung Opacity,No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices"
-)
-VINDR_FINDINGS = (
-    "Aortic enlargement,Atelectasis,Calcification,Cardiomegaly,Clavicle fracture,Consolidation,Edema,Emphysema,"
-    "Enlarged PA,ILD,Infiltration,Lung Opacity,Lung cavity,Lung cyst,Mediastinal shift,Nodule/Mass,Pleural effusion,"
-    "Pleural thickening,Pneumothorax,Pulmonary fibrosis,Rib fracture,Other lesion,COPD,Lung tumor,Pneumonia,"
-    "Tuberculosis,Other diseases,No finding"
-)
-PADCHEST_HEAD = (
-    ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,ViewPosition_DICOM,Projection,"
-    "MethodProjection,Pediatric,Modality_DICOM,Manufacturer_DICOM,PhotometricInterpretation_DICOM,"
-    "PixelRepresentation_DICOM,PixelAspectRatio_DICOM,SpatialResolution_DICOM,BitsStored_DICOM,WindowCenter_DICOM,"
-    "WindowWidth_DICOM,Rows_DICOM,Columns_DICOM,XRayTubeCurrent_DICOM,Exposure_DICOM,ExposureInuAs_DICOM,ExposureTime,"
-    "RelativeXRayExposure_DICOM,ReportID,Report,MethodLabel,Labels,Localizations,LabelsLocalizationsBySentence,"
-    "labelCUIS,LocalizationsCUIS"
-)
-
-
-def table(head: str, *rows: dict[str, Any]) -> str:
-    """A CSV of that head with these cells, quoted where they must be."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, head.split(","), lineterminator="\n")
-    writer.writerows(rows)
-    return f"{head}\n{out.getvalue()}"
-
-
-def chexpert(name: str, view: str = "Frontal", **flags: str) -> dict[str, str]:
-    return {
-        "Path": f"CheXpert-v1.0-small/{name}",
-        "Frontal/Lateral": view,
-        **{k.replace("_", " "): v for k, v in flags.items()},
-    }
-
-
-def padchest(name: str, labels: str, projection: str = "PA") -> dict[str, str]:
-    return {"ImageID": name, "Labels": labels, "Projection": projection, "PatientID": f"patient of {name}"}
-
-
-def nih(name: str, findings: str, patient: str) -> dict[str, str]:
-    return {"Image Index": name, "Finding Labels": findings, "Patient ID": patient, "View Position": "PA"}
-
-
-def mimic(dicom_id: str, study: str, view: str = "PA") -> dict[str, str]:
-    return {"dicom_id": dicom_id, "subject_id": "10000001", "study_id": study, "ViewPosition": view}
-
-
-def votes(image: str, *findings: str) -> list[dict[str, str]]:
-    return [{"image_id": image, "rad_id": f"R{n}", **({one: "1"} if one else {})} for n, one in enumerate(findings)]
 
 
 PRESETS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
@@ -155,14 +105,14 @@ PRESETS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "mimic-cxr": (
         {
             "mimic-cxr-2.0.0-metadata.csv": table(
-                MIMIC_METADATA,
+                MIMIC_METADATA_HEAD,
                 mimic("02aa804e-bde0afdd", "50414267"),
                 mimic("174413ec-4ec4c1f7", "50414267", "LATERAL"),
                 mimic("2a2277a9-b0ded155", "53189527", "AP"),
                 mimic("e084de3b-be89b11e", "53911762"),
             ),
             "mimic-cxr-2.0.0-chexpert.csv": table(
-                MIMIC_LABELS,
+                MIMIC_LABELS_HEAD,
                 {"subject_id": "10000001", "study_id": "50414267", "No Finding": "1.0"},
                 {"subject_id": "10000001", "study_id": "53189527", "Pneumonia": "1.0"},
             ),
@@ -177,7 +127,7 @@ PRESETS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "rsna-pneumonia": (
         {
             "stage_2_detailed_class_info.csv": table(
-                "patientId,class",
+                RSNA_HEAD,
                 {"patientId": "0004cfab", "class": "No Lung Opacity / Not Normal"},
                 {"patientId": "00313ee0", "class": "Normal"},
                 {"patientId": "00436515", "class": "Lung Opacity"},
@@ -195,14 +145,14 @@ PRESETS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "vindr-cxr": (
         {
             "annotations/image_labels_train.csv": table(
-                f"image_id,rad_id,{VINDR_FINDINGS}",
+                VINDR_TRAIN_HEAD,
                 *votes("50a418190bc3fb1ef1633bf9678929b3", "No finding", "No finding", "Pneumonia"),
                 *votes("21a10246a5ec7af151081d0cd6d65dc9", "Pneumonia", "Pneumonia", "Cardiomegaly"),
                 *votes("9a5094b2563a1ef3ff50dc5c7ff71345", "Cardiomegaly", "Cardiomegaly", "No finding"),
                 *votes("051132a778e61a86eb147c7c6f564dfe", "No finding", "Pneumonia", "ILD"),
             ),
             "annotations/image_labels_test.csv": table(
-                f"image_id,{VINDR_FINDINGS}", {"image_id": "002a34c58c5b758217ed1f584ccbcfe9", "No finding": "1"}
+                VINDR_TEST_HEAD, {"image_id": "002a34c58c5b758217ed1f584ccbcfe9", "No finding": "1"}
             ),
         },
         {

@@ -16,7 +16,7 @@ from mlflow_server import MlflowServer
 from pydantic import SecretStr
 
 from xray_pipeline.base.errors import ConfigError, XrayError
-from xray_pipeline.base.schedule import due
+from xray_pipeline.base.schedule import begin, due
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.night import health
@@ -94,11 +94,21 @@ def test_a_night_is_missed_by_its_schedule(settings: Settings, schedule: str, ho
     assert due(asked, NOW) == datetime.fromisoformat(began)
 
 
+@pytest.mark.parametrize("schedule", ["0 2 * * * + arrival", "arrival and 0 2 * * *", "0 2 * * *, arrival"])
+def test_nights_may_begin_by_the_clock_and_on_arrival(settings: Settings, schedule: str) -> None:
+    asked = settings.model_copy(update={"schedule": schedule})
+    assert begin(asked) == ("0 2 * * *", True)
+    assert due(asked, NOW) == due(settings, NOW)
+    assert begin(settings) == ("0 2 * * *", False)
+    assert begin(settings.model_copy(update={"schedule": "arrival"})) == ("", True)
+    assert due(settings.model_copy(update={"schedule": "arrival"}), NOW) is None
+
+
 def test_no_night_is_missed_where_they_begin_by_hand(settings: Settings) -> None:
     assert due(settings.model_copy(update={"schedule": "none"}), NOW) is None
 
 
-@pytest.mark.parametrize("schedule", ["0 2 * *", "0 2 31 2 *", "@once", "at night"])
+@pytest.mark.parametrize("schedule", ["0 2 * *", "0 2 31 2 *", "@once", "at night", "arival", "0 2 * * + arrival"])
 def test_a_schedule_that_names_no_night_is_named(settings: Settings, schedule: str) -> None:
     with pytest.raises(ConfigError, match=r"XRAY_SCHEDULE .* names no night"):
         due(settings.model_copy(update={"schedule": schedule}), NOW)

@@ -119,14 +119,14 @@ def test_a_check_of_what_is_committed_meanwhile_takes_nothing_away(
     run = Run(settings)
     lay(settings, "day", GOOD)
     intake_steps.check_delivery(run, "day")
-    find = deliveries.find
+    at = deliveries.at
 
-    def meanwhile(*given: Any, **named: Any) -> list[Delivery]:
-        found = find(*given, **named)
+    def meanwhile(*given: Any, **named: Any) -> Delivery:
+        found = at(*given, **named)
         intake_steps.commit_deliveries(Run(settings), ["day"])
         return found
 
-    monkeypatch.setattr(deliveries, "find", meanwhile)
+    monkeypatch.setattr(deliveries, "at", meanwhile)
     before = run.store().read("intake/day/table.parquet")
     assert intake_steps.check_delivery(run, "day", named=True).fit
     assert run.store().read("intake/day/table.parquet") == before
@@ -140,15 +140,15 @@ def test_a_committed_delivery_that_changes_while_it_is_checked_keeps_its_record(
     run = Run(settings)
     folder = lay(settings, "day", GOOD)
     intake_steps.check_delivery(run, "day")
-    find = deliveries.find
+    at = deliveries.at
 
-    def meanwhile(*given: Any, **named: Any) -> list[Delivery]:
-        found = find(*given, **named)
+    def meanwhile(*given: Any, **named: Any) -> Delivery:
+        found = at(*given, **named)
         intake_steps.commit_deliveries(Run(settings), ["day"])
         (folder / "NORMAL" / "late.jpg").write_bytes(jpeg(seed=99))
         return found
 
-    monkeypatch.setattr(deliveries, "find", meanwhile)
+    monkeypatch.setattr(deliveries, "at", meanwhile)
     with pytest.raises(DeliveryError, match="day was committed by another run meanwhile"):
         intake_steps.check_delivery(run, "day", named=True)
     assert run.store().exists("intake/day/table.parquet")

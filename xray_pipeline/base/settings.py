@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     labels: str = Field("", description="how label tables are read: a mapping's name or TOML file; none: labels.csv")
     rules: IntakeRules = IntakeRules()
 
-    schedule: str = Field("0 2 * * *", description="cron expression of the night, in UTC; none: only by hand")
+    schedule: str = Field("0 2 * * *", description="when nights begin: cron in UTC, arrival, both with +, or none")
     recipe: str = Field("head", description="recipe name or TOML file")
     policy: str = Field("default", description="policy name or TOML file")
     promotion: Promotion = Field("approve", description="auto: promote at once what the policy allows")

@@ -120,6 +120,19 @@ def list_amendments(as_json: Json = False) -> None:
     answer(found, as_json, lines or ["no amendment was ever made"])
 
 
+@amend.command()
+def proposed(as_json: Json = False) -> None:
+    """List what label tables say otherwise than the dataset, as a CSV that `relabel --from` takes; changes nothing."""
+    from xray_pipeline.base.storage import open_store
+    from xray_pipeline.dataset.store import Dataset
+    from xray_pipeline.intake import late
+
+    settings = Settings()
+    found = late.proposals(open_store(settings.store, settings), Dataset(settings).history())
+    lines = ["radiograph,label", *(f"{one.radiograph},{one.says}" for one in found)]
+    answer([asdict(one) for one in found], as_json, lines if found else ["no label table says another class"])
+
+
 def _named(
     action: Action, given: dict[By, str], listed: Path | None, label: str = "", erase: bool = False
 ) -> list[Named]:

@@ -20,8 +20,9 @@ from xray_pipeline.dataset.revisions import WITHDRAWN
 
 DRAFT_SECONDS = 86_400.0
 """Age from which a manifest that was never committed is deleted."""
-FACTS = ("delivery", "fingerprint")
-"""What a manifest says beside its rows: the delivery's name, and the SHA-256 of the listing it was judged with."""
+FACTS = ("delivery", "fingerprint", "labels")
+"""What a manifest says beside its rows: the delivery's name, the SHA-256 of the listing it was judged with, and that of
+the label tables, "" for none."""
 
 
 class Manifests:

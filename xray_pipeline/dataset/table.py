@@ -17,7 +17,8 @@ class Row(NamedTuple):
     16-bit PNG, I;16, of fewer bits was scaled); `patient` is a keyed hash; ages are years; `statistics` says how the
     pixels look (`appearance.to_text`); `phash` and `thumbnail` are the fingerprint; `near_copy` is the digest of a
     near copy, here or in the dataset; `withdraws` are the digests, separated by spaces, of earlier deliveries'
-    radiographs that a label conflict keeps out together with this row. Text is "" and numbers are 0 (age NaN) where
+    radiographs that a label conflict keeps out together with this row; `named_by` is the keyed hash of what a label
+    table names the file by, where that is a DICOM identifier. Text is "" and numbers are 0 (age NaN) where
     unknown.
     """
 
@@ -48,10 +49,11 @@ class Row(NamedTuple):
     thumbnail: str = ""
     near_copy: str = ""
     withdraws: str = ""
+    named_by: str = ""
 
 
 COLUMNS: Final = Row._fields
-PERSONAL: Final = ("sex", "scanner", "statistics", "phash", "thumbnail")
+PERSONAL: Final = ("sex", "scanner", "statistics", "phash", "thumbnail", "named_by")
 """Columns of text that show the radiograph or say something of the patient; so does `age_years`."""
 _NUMBERS = {"size": "int64", "width": "int64", "height": "int64", "bits": "int64", "age_years": "float64"}
 _DTYPES = {column: _NUMBERS.get(column, "str") for column in COLUMNS}

@@ -82,7 +82,8 @@ def check(
             f"Nothing is new in {len(table):,} added files: they are copies of radiographs there already, "
             f"litter, or quarantined and of a name and size seen before; they are listed and not looked at again."
         )
-    if summary := said.summary(table["reason"]):
+    summary = said.summary(table["reason"])
+    if said.table and not said.table.mapping.strict:
         odd.insert(0, in_words(summary))
     kept = sorted(bookkeeping(entries, mapped))
     asked = _undemanding(settings) if nothing_new or _all_wait(table) else settings

@@ -50,7 +50,8 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
         history = dataset.history().without(intake.delivery.name, set(intake.table["file"]))
         table = mark_conflicts(intake.table, history, dataset.settings, intake.delivery.name)
         _store_radiographs(dataset, intake, table, progress)
-        data = to_parquet(table, {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint})
+        facts = {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint}
+        data = to_parquet(table, {**facts, "labels": intake.labels})
         if dataset.append(key, data, len(commits)):
             break
         log.info("there is another commit meanwhile; judging %s against it", key)

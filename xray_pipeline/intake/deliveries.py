@@ -7,10 +7,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pandas as pd
 
@@ -73,6 +73,23 @@ class Delivery:
         return self.name if self.part == 1 else f"{self.name}+{self.part}"
 
 
+def _as_it_is(history: History, name: str, store: Store, entries: Sequence[Entry]) -> History:
+    return history
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How folders are told to be deliveries, and what of them is new.
+
+    `classes` help to tell; `mapped` says that XRAY_LABELS is set, so that tables are no files; `reopen` returns the
+    history of a delivery without what is to be judged anew of it.
+    """
+
+    classes: Sequence[str] = ()
+    mapped: bool = False
+    reopen: Callable[[History, str, Store, Sequence[Entry]], History] = _as_it_is
+
+
 @dataclass(frozen=True)
 class Inventory:
     """What a delivery was found to hold: `table` has a `Row` for each file, `bookkeeping` names the files that need
@@ -92,18 +109,31 @@ def find(
     history: History,
     settle_seconds: float,
     now: float,
-    classes: Sequence[str] = (),
+    reading: Reading = Reading(),
     left_out: list[str] | None = None,
-    mapped: bool = False,
 ) -> list[Delivery]:
-    """Return the deliveries under `incoming` that hold files the dataset has not seen, sorted by name.
+    """Return what `among` finds in all that lies under `incoming`. Raises DeliveryError, StorageUnavailable."""
+    return among(incoming, listing(incoming, itself=False), history, settle_seconds, now, reading, left_out)
+
+
+def among(
+    incoming: Store,
+    entries: Iterable[Entry],
+    history: History,
+    settle_seconds: float,
+    now: float,
+    reading: Reading = Reading(),
+    left_out: list[str] | None = None,
+) -> list[Delivery]:
+    """Return the deliveries under `incoming` that hold files the dataset has not seen, sorted by name; `entries` are
+    a listing of it.
 
     A delivery is settled when it carries `_SUCCESS` or nothing in it was modified for `settle_seconds` before `now`
     (Unix seconds). What lies beside deliveries and is none is left out, with a warning, or with a sentence in
-    `left_out`. Raises DeliveryError when `incoming` itself looks like a delivery and nothing in it does; `classes`
-    helps to tell. `mapped` says that XRAY_LABELS is set, so that tables are no files.
+    `left_out`. Raises DeliveryError when `incoming` itself looks like a delivery and nothing in it does.
     """
-    listings, loose, unsafe = _by_folder(listing(incoming, itself=False))
+    classes, mapped = reading.classes, reading.mapped
+    listings, loose, unsafe = _by_folder(entries)
     parts = sorted(folder for folder in listings if _is_part(folder, classes))
     whole = {folder: entries for folder, entries in listings.items() if folder not in parts}
     if not any(_is_laid_out(entries, classes) for entries in whole.values()):
@@ -111,7 +141,9 @@ def find(
     beside = [f"{incoming.uri}: {text}" for text in _left_out(loose, parts, unsafe)]
     new = []
     for folder, entries in whole.items():
-        delivery = _describe(folder, incoming.child(folder).uri, entries, history, settle_seconds, now, mapped)
+        store = incoming.child(folder)
+        past = reading.reopen(history, _safe_name(folder), store, entries)
+        delivery = _describe(folder, store.uri, entries, past, settle_seconds, now, mapped)
         if delivery is not None:
             new.append(delivery)
         elif not _content(entries, mapped) and not history.seen(_safe_name(folder))[0]:
@@ -185,6 +217,14 @@ def _left_out(loose: list[Entry], parts: list[str], unsafe: int) -> Iterator[str
         yield f"{count} archives are left out, as none is ever unpacked; deliver what is in them as a folder"
     if any(entry.kind == "symlink" for entry in loose):
         yield "a symbolic link is left out; links are never followed, deliver a real folder"
+
+
+def folder_of(incoming: Store, name: str) -> Store | None:
+    """Return the folder of the delivery `name` without listing any other, None when there is none."""
+    folder = unquote(name)
+    if _safe_name(folder) != name:  # shortened, or no UTF-8
+        folder = next((other for other in incoming.folders() if _safe_name(other) == name), "")
+    return incoming.child(folder) if folder else None
 
 
 def at(uri: str, settings: Settings, history: History, now: float) -> Delivery:

@@ -29,7 +29,8 @@ LITTER: Final = "system-file"
 class Place(NamedTuple):
     """What folder or label table say of a file; a reason when they say that it is out.
 
-    `bits` is the depth of the values in a 16-bit PNG, 0 where nothing says it; `view` is a table's word for it.
+    `bits` is the depth of the values in a 16-bit PNG, 0 where nothing says it; `view` is a table's word for it;
+    `named_by` is as in `Row`.
     """
 
     label: str = ""
@@ -39,6 +40,7 @@ class Place(NamedTuple):
     reason: str = ""
     detail: str = ""
     view: str = ""
+    named_by: str = ""
 
 
 _IMAGES: Final = rf"(?:{'|'.join(map(re.escape, ENDINGS))})"

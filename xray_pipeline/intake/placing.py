@@ -7,20 +7,26 @@ delivery is read anew for each check of one.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from xray_pipeline.base.errors import AccessDenied, DeliveryError, StorageError, StorageUnavailable
+from xray_pipeline.base.records import canonical, digest_of
 from xray_pipeline.base.settings import Settings
-from xray_pipeline.base.storage import Entry, Store, reader
+from xray_pipeline.base.storage import Entry, Store, open_store, reader
 from xray_pipeline.dataset.split import patient_hash
 from xray_pipeline.intake import label_table
 from xray_pipeline.intake.label_mapping import LABELS, LABELS_CSV, LABELS_TOML, LabelMapping, named, of_delivery
 from xray_pipeline.intake.label_table import BETWEEN, LEFT_OUT, LabelTable
 from xray_pipeline.intake.layout import Place, against_folder, bookkeeping, by_folder, class_named, out, side_named
 from xray_pipeline.intake.matching import match, mismatches, stem
+
+log = logging.getLogger(__name__)
 
 _MOST_BYTES: Final = 32_000_000  # of a table that only a delivery answers for; a mapped one has up to two million rows
 _MOST_MAPPED: Final = 500_000_000  # of one that XRAY_LABELS names
@@ -54,20 +60,22 @@ class Said:
         key = self.table.mapping.key
         if key.by == "patient-and-date":
             values = [values[0], label_table.day(values[1])]
-        place = self.table.places.get(hashed(values)) if all(values) else None
+        named_by = hashed(values) if all(values) else ""
+        place = self.table.places.get(named_by)
         if place is None:
             self.unmatched.append(BETWEEN.join(values))
-            return self.places[file]
-        return place
+            place = self.places[file]
+        return place._replace(named_by=named_by)
 
     def summary(self, reasons: Any) -> dict[str, Any]:
-        """Return how a mapped table fits the rows of an intake table, by their `reasons`; {} without one."""
-        if self.table is None or self.table.mapping.strict:
+        """Return how a table fits the rows of an intake table, by their `reasons`; {} without one."""
+        if self.table is None:
             return {}
         mapping, none = self.table.mapping, int((reasons == NO_LABEL).sum())
         known = self.table.keys if self.by_content else self.asked
         return {
             "mapping": mapping.name,
+            "outside": mapping.outside,
             "tables": [place.rpartition("/")[2] for place in mapping.tables],
             "digest": self.table.digest,
             "rows": self.table.rows,
@@ -119,7 +127,7 @@ class Source:
     def tables(self, mapping: LabelMapping, entries: Sequence[Entry]) -> dict[str, bytes]:
         """Return the tables that there are, by their places in the mapping. Raises DeliveryError, StorageError."""
         if mapping.outside:
-            return {place: self._beside(place) for place in mapping.tables}
+            return {place: self.beside(place) for place in mapping.tables}
         most = _MOST_BYTES if mapping.name in (LABELS, LABELS_TOML) else _MOST_MAPPED
         there = {place: key for place in mapping.tables if (key := _find(place, entries))}
         absent = [join.table for join in mapping.join if join.table not in there]
@@ -142,16 +150,55 @@ class Source:
         except AccessDenied as error:
             raise DeliveryError(f"no permission to read {name} of {self.where}") from error
 
-    def _beside(self, place: str) -> bytes:
-        if place.startswith("../"):
-            place = f"{self.store.uri.rstrip('/').rpartition('/')[0]}/{place.removeprefix('../')}"
+    def beside(self, place: str) -> bytes:
+        """Return a table that lies outside the delivery. Raises DeliveryError, StorageUnavailable."""
         try:
-            data = reader(self.settings)(place)
+            data = reader(self.settings)(_resolved(place, self.store.uri.rstrip("/").rpartition("/")[0]))
         except (StorageError, OSError) as error:
             raise StorageUnavailable(f"the label table that XRAY_LABELS names can't be read: {error}") from error
         if len(data) > _MOST_MAPPED:
             raise DeliveryError(f"the label table that XRAY_LABELS names has {len(data):,} bytes; split it")
         return data
+
+
+def version_outside(settings: Settings) -> str:
+    """Return the SHA-256 of the tables that XRAY_LABELS names outside deliveries, "" for none and while they can't be
+    read. Raises ConfigError."""
+    mapping = named(settings.labels, settings.classes) if settings.labels else None
+    if mapping is None or not mapping.outside:
+        return ""
+    source = Source(open_store(settings.incoming, settings).child("any"), settings, b"", "")
+    try:
+        tables = [digest_of(source.beside(place)) for place in mapping.tables]
+    except (StorageUnavailable, DeliveryError) as error:
+        log.warning("%s", error)
+        return ""
+    return digest_of(canonical([mapping.digest(), tables]))
+
+
+def listed_outside(settings: Settings) -> list[tuple[str, int, str]]:
+    """Return place, size and version of the tables that XRAY_LABELS names outside deliveries, none of them read.
+
+    Raises ConfigError, StorageUnavailable.
+    """
+    mapping = named(settings.labels, settings.classes) if settings.labels else None
+    found = []
+    for place in mapping.tables if mapping and mapping.outside else ():
+        whole = _resolved(place, settings.incoming)
+        if "://" in whole:
+            folder, _, name = whole.rpartition("/")
+            entries = open_store(folder, settings).list()
+            found += [(place, entry.size, entry.version) for entry in entries if entry.key == name]
+        else:
+            with contextlib.suppress(OSError):
+                info = Path(whole).expanduser().stat()
+                found.append((place, info.st_size, str(info.st_mtime_ns)))
+    return found
+
+
+def _resolved(place: str, incoming: str) -> str:
+    """Return the whole place of a table that lies outside deliveries."""
+    return f"{incoming.rstrip('/')}/{place.removeprefix('../')}" if place.startswith("../") else place
 
 
 def _find(place: str, entries: Sequence[Entry]) -> str:

@@ -22,7 +22,7 @@ from xray_pipeline.intake import alarms, deliveries, verdicts
 from xray_pipeline.intake.alarms import Terms
 from xray_pipeline.intake.check import check
 from xray_pipeline.intake.commit import commit
-from xray_pipeline.intake.deliveries import Delivery, Inventory, listing
+from xray_pipeline.intake.deliveries import Delivery, Inventory, Reading, listing
 from xray_pipeline.intake.layout import escape, is_litter
 from xray_pipeline.intake.rules import judging_digest
 
@@ -143,7 +143,6 @@ def _commit(
 
 def _find(settings: Settings, name: str) -> Any:
     incoming = open_store(settings.incoming, settings)
-    waiting = deliveries.find(
-        incoming, EMPTY, settings.settle_seconds, time.time(), settings.classes, [], bool(settings.labels)
-    )
+    reading = Reading(settings.classes, bool(settings.labels))
+    waiting = deliveries.find(incoming, EMPTY, settings.settle_seconds, time.time(), reading, [])
     return next((delivery for delivery in waiting if delivery.name == name), None)

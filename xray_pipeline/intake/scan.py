@@ -147,6 +147,7 @@ class Reader:
         """Judge one file by itself."""
         place, data = self._place(entry)
         row = Row(escape(entry.key), entry.size, entry.version, label=place.label, given_split=place.given)
+        row = row._replace(named_by=place.named_by)
         # Also of what is not read: without it nobody can tell what is to be erased.
         row = row._replace(patient=self._patient("", place.patient_id, row.file))
         if entry.kind == "symlink" and place.reason != LITTER:

@@ -44,7 +44,7 @@ class Intake:
 
     `table` has one `Row` per file, sorted by file; `failures` are the sentences of failed expectations, `warnings` of
     those that don't reject a delivery; `result` is the Great Expectations outcome as JSON-able values; `page` is one
-    self-contained HTML page; `drift` is None where it was not measured.
+    self-contained HTML page; `drift` is None where it was not measured; `labels` is the SHA-256 of the label tables.
     """
 
     delivery: Delivery
@@ -55,6 +55,7 @@ class Intake:
     page: str
     warnings: tuple[str, ...] = ()
     drift: Drift | None = None
+    labels: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Checked(Plain):
     `rules` is the digest of all that it depends on beside the files and the dataset (`rules.judging_digest`), "" when
     it is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one. `amended` is the
     digest of what amendments said, where files were kept out that they could let in, else ""; `labels` likewise of the
-    labels that people gave (`Labels.digest`).
+    labels that people gave (`Labels.digest`) and of tables that lie outside deliveries. `label_tables` is the SHA-256
+    of the tables that it was judged by, "" for none.
     """
 
     key: str
@@ -78,6 +80,7 @@ class Checked(Plain):
     table: str = ""
     amended: str = ""
     labels: str = ""
+    label_tables: str = ""
 
 
 class MadeBy(NamedTuple):
@@ -122,15 +125,25 @@ def judge(
         "drift": unlike.to_dict(),
     }
     page = delivery_page.page(inventory, findings, unlike, terms.holds_up)
-    return Intake(delivery, table, not failures, failures, result, page, (*warnings, *inventory.notes), unlike)
+    return Intake(
+        delivery,
+        table,
+        not failures,
+        failures,
+        result,
+        page,
+        (*warnings, *inventory.notes),
+        unlike,
+        inventory.labels.get("digest", ""),
+    )
 
 
-def unjudged(store: Store, delivery: Delivery, rules: str, error: DeliveryError) -> Checked:
-    """Keep and return the verdict on a delivery that can't be judged at all; `rules` is as in `Checked`."""
-    key = delivery.key
+def unjudged(store: Store, delivery: Delivery, by: MadeBy, error: DeliveryError) -> Checked:
+    """Keep and return the verdict on a delivery that can't be judged at all."""
+    key, rules = delivery.key, by.rules
     if isinstance(error.__cause__, AccessDenied):  # permissions are no part of a listing
         rules = ""
-    result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error))
+    result = Checked(key, asdict(delivery), rules, False, 0, {}, str(error), labels=by.labels)
     for name in ("table.parquet", "expectations.json", alarms.CHECKED):  # of other files
         store.delete(intake_key(key, name))
     store.write(intake_key(key, PAGE), delivery_page.unjudged(delivery, str(error)).encode())
@@ -160,7 +173,9 @@ def keep(store: Store, intake: Intake, by: MadeBy) -> Checked:
     table = records.digest_of(contents["table.parquet"])
     about = (key, asdict(delivery), by.rules, intake.fit, accepted, counts, why, intake.warnings, table)
     amended = by.amended if AMENDABLE & counts.keys() else ""
-    result = Checked(*about, amended, by.labels if set(UNLABELLED) & counts.keys() else "")
+    outside = intake.result.get("labels", {}).get("outside", False)
+    labels = by.labels if set(UNLABELLED) & counts.keys() or outside else ""
+    result = Checked(*about, amended, labels, intake.labels)
     records.write(store, intake_key(key, VERDICT), result.to_dict())
     return result
 

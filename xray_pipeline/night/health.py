@@ -18,7 +18,7 @@ from typing import Any
 import requests
 
 from xray_pipeline.base.errors import XrayError
-from xray_pipeline.base.schedule import due
+from xray_pipeline.base.schedule import begin, due
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import check_writes_once, open_store, require_folder
 from xray_pipeline.base.text import several, without_passwords
@@ -145,7 +145,9 @@ def _cache(folder: Path) -> str:
 
 def _schedule(settings: Settings, now: datetime) -> str:
     began = due(settings, now)
-    return f"{settings.schedule}; the last began {began:%Y-%m-%d %H:%M} UTC" if began else "nights begin by hand"
+    if began:
+        return f"{settings.schedule}; the last by the clock began {began:%Y-%m-%d %H:%M} UTC"
+    return "nights begin when something arrives" if begin(settings).arrival else "nights begin by hand"
 
 
 def _recipe(settings: Settings) -> str:

@@ -7,6 +7,7 @@ Nothing here needs torch: the machine that checks deliveries may be a small one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,16 @@ from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.progress import Progress, logged
 from xray_pipeline.base.storage import open_store, require_folder
 from xray_pipeline.dataset.parquet import accounting
+from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import alarms, deliveries, reconsider, verdicts
 from xray_pipeline.intake import check as intakes
 from xray_pipeline.intake.commit import commit
-from xray_pipeline.intake.deliveries import Delivery
+from xray_pipeline.intake.deliveries import Delivery, Reading
 from xray_pipeline.intake.labelled import Labels
+from xray_pipeline.intake.late import Late
 from xray_pipeline.intake.places import VERDICT, intake_key
+from xray_pipeline.intake.placing import version_outside
 from xray_pipeline.intake.rules import judging_digest
 from xray_pipeline.intake.verdicts import (
     Checked,
@@ -60,7 +64,7 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
     Ledger(run.store()).entries()  # one that this version can't read stops the night before anything is written
     dataset = Dataset(run.settings)
     dataset.finish()
-    found = _deliveries(run, dataset.history(), left_out)
+    found = _deliveries(run, dataset, left_out)
     for delivery in found:
         if not delivery.settled:
             log.info("delivery %s is still arriving: %d files; next time", delivery.key, delivery.files)
@@ -79,7 +83,7 @@ def find_deliveries(run: Run, left_out: list[str] | None = None) -> list[str]:
 
 def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
     store, dataset = run.store(), Dataset(run.settings)
-    by = MadeBy(judging_digest(run.settings, dataset.patient_key()), dataset.amended().digest(), Labels(store).digest())
+    by = MadeBy(judging_digest(run.settings, dataset.patient_key()), dataset.amended().digest(), _labels(run))
     judged_before = ((delivery, checked(store, delivery.key)) for delivery in deliveries)
     return {d.key for d, verdict in judged_before if verdict and not verdict.fit and stands(verdict, d, by)}
 
@@ -96,16 +100,13 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     compare(run)
     store, dataset = run.store(), Dataset(run.settings)
     dataset.finish()
-    history = dataset.history()  # one for finding and judging it: it may be committed meanwhile
-    delivery = next((d for d in _deliveries(run, history, []) if d.key == key), None)
-    if delivery is None:
-        raise DeliveryError(f"no delivery {key} waits in {run.settings.incoming}; is it committed already?")
+    delivery, history = _delivery(run, dataset, key)
     arriving = "" if delivery.settled else verdicts.arriving(delivery, run.settings)
     if named and arriving:
         raise DeliveryError(arriving)
     earlier, patient_key = checked(store, key), dataset.patient_key()
     rules = "" if arriving else judging_digest(run.settings, patient_key)
-    by = MadeBy(rules, history.amended.digest(), Labels(store).digest())
+    by = MadeBy(rules, history.amended.digest(), _labels(run))
     if earlier and not named and stands(earlier, delivery, by) and "unreadable" not in earlier.quarantined:
         log.info("judged before, and nothing has changed since")
         log.info("%s", in_words(earlier))
@@ -124,7 +125,7 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
             if earlier and earlier.fit:  # it was taken away above
                 records.write(store, intake_key(key, VERDICT), earlier.to_dict(), if_absent=True)
             raise DeliveryError(f"delivery {key} was committed by another run meanwhile") from error
-        result = unjudged(store, delivery, rules, error)
+        result = unjudged(store, delivery, by, error)
     else:
         result = keep(store, intake, by)
     _tell(run, result)
@@ -181,7 +182,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
             continue
         try:
             table = checked_table(store, verdict)
-            intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "")
+            intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "", labels=verdict.label_tables)
             manifest = commit(dataset, intake, progress or logged(log))
         except DeliveryError as error:
             if key in dataset.manifests():  # by another run, before the change
@@ -212,7 +213,33 @@ def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, 
     return outcome
 
 
-def _deliveries(run: Run, history: History, left_out: list[str] | None) -> list[Delivery]:
-    incoming = open_store(run.settings.incoming, run.settings)
-    s = run.settings
-    return deliveries.find(incoming, history, s.settle_seconds, time.time(), s.classes, left_out, bool(s.labels))
+def _labels(run: Run) -> str:
+    """Return a digest of the labels that people gave and of the tables that lie outside deliveries."""
+    return records.digest_of(records.canonical([Labels(run.store()).digest(), version_outside(run.settings)]))
+
+
+def _deliveries(run: Run, dataset: Dataset, left_out: list[str] | None) -> list[Delivery]:
+    s, history = run.settings, dataset.history()
+    late = Late(s, history, dataset.patient_key())
+    reading = Reading(s.classes, bool(s.labels), late.reopen)
+    found = deliveries.find(open_store(s.incoming, s), history, s.settle_seconds, time.time(), reading, left_out)
+    late.keep()
+    return found
+
+
+def _delivery(run: Run, dataset: Dataset, key: str) -> tuple[Delivery, History]:
+    """Return a delivery that waits, and the history in which it is judged; no other is listed.
+
+    Raises DeliveryError for none.
+    """
+    settings, history = run.settings, dataset.history()  # one for finding and judging it: it may be committed meanwhile
+    name = part_of(key)[0]
+    store = deliveries.folder_of(open_store(settings.incoming, settings), name)
+    if store is not None:
+        entries = deliveries.listing(store)
+        history = Late(settings, history, dataset.patient_key()).reopen(history, name, store, entries)
+        with contextlib.suppress(DeliveryError):
+            delivery = deliveries.at(store.uri, settings, history, time.time())
+            if delivery.key == key:
+                return delivery, history
+    raise DeliveryError(f"no delivery {key} waits in {settings.incoming}; is it committed already?")

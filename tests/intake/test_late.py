@@ -1,0 +1,164 @@
+"""Labels that come after their files, and labels that change: over whole nights of the intake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from laid import ingest, lay
+from samples import dicom, jpeg
+
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.intake import late, placing
+from xray_pipeline.night import intake_steps
+from xray_pipeline.night.run import Run
+
+RIS = """
+table = "{place}"
+[key]
+by = "{by}"
+columns = ["id"]
+[label]
+column = "label"
+left_out = ["uncertain"]
+"""
+
+
+def site(settings: Settings, tmp_path: Path, place: str = "../ris.csv", by: str = "accession") -> Run:
+    """A site whose labels come from a table; its rows are written by `write`."""
+    (tmp_path / "ris.toml").write_text(RIS.format(place=place, by=by))
+    Path(settings.incoming).mkdir(parents=True, exist_ok=True)
+    return Run(settings.model_copy(update={"labels": str(tmp_path / "ris.toml")}))
+
+
+def write(run: Run, *rows: str, place: str = "ris.csv") -> None:
+    Path(run.settings.incoming, place).write_text("\n".join(["id,label", *rows, ""]))
+
+
+def four(run: Run) -> None:
+    lay(
+        run.settings, "mon", {f"{n}.dcm": dicom(seed=n, AccessionNumber=f"A77{n}", PatientID=f"p{n}") for n in range(4)}
+    )
+
+
+def standing(run: Run) -> dict[str, str]:
+    """What became of each file, by the newest part of its delivery that has it."""
+    dataset = Dataset(run.settings)
+    tables = {key: dataset.manifest(key) for key in sorted(dataset.manifests())}
+    return {row.file: row.reason or row.label for table in tables.values() for row in table.itertuples()}
+
+
+def test_files_are_judged_when_their_label_arrives_nights_later(settings: Settings, tmp_path: Path) -> None:
+    run = site(settings, tmp_path)
+    four(run)
+    write(run)
+    ingest(run)
+    assert set(standing(run).values()) == {"unlabelled"}
+    assert intake_steps.find_deliveries(run) == []
+    write(run, "A770,normal", "A771,uncertain")
+    ingest(run)
+    assert standing(run) == {"0.dcm": "NORMAL", "1.dcm": "unlabelled", "2.dcm": "unlabelled", "3.dcm": "unlabelled"}
+    assert intake_steps.find_deliveries(run) == []
+    write(run, "A770,normal", "A771,pneumonia", "A772,normal")
+    ingest(run)
+    assert standing(run) == {"0.dcm": "NORMAL", "1.dcm": "PNEUMONIA", "2.dcm": "NORMAL", "3.dcm": "unlabelled"}
+    assert Dataset(run.settings).manifests() == ["mon", "mon+2", "mon+3"]
+
+
+@pytest.mark.parametrize("by", ["accession", "name"])
+def test_a_table_in_the_delivery_may_grow(settings: Settings, tmp_path: Path, by: str) -> None:
+    run = site(settings, tmp_path, "ris.csv", by)
+    ids = ["A770", "A771"] if by == "accession" else ["0", "1"]
+    four(run)
+    write(run, f"{ids[0]},normal", place="mon/ris.csv")
+    ingest(run)
+    write(run, f"{ids[0]},normal", f"{ids[1]},pneumonia", place="mon/ris.csv")
+    ingest(run)
+    assert standing(run) == {"0.dcm": "NORMAL", "1.dcm": "PNEUMONIA", "2.dcm": "unlabelled", "3.dcm": "unlabelled"}
+
+
+def test_labels_csv_may_grow(settings: Settings) -> None:
+    run = Run(settings)
+    files = {f"{n}.jpg": jpeg(seed=n) for n in range(9)}
+    listed = "file,label\n" + "".join(f"{n}.jpg,NORMAL\n" for n in range(8))
+    lay(settings, "mon", {**files, "labels.csv": listed.encode()})
+    ingest(run)
+    assert standing(run)["8.jpg"] == "not-listed"
+    lay(settings, "mon", {"labels.csv": f"{listed}8.jpg,PNEUMONIA\n".encode()})
+    ingest(run)
+    assert standing(run)["8.jpg"] == "PNEUMONIA"
+
+
+def test_what_was_left_out_is_judged_once_it_has_a_class(settings: Settings, tmp_path: Path) -> None:
+    run = site(settings, tmp_path)
+    four(run)
+    write(run, "A770,uncertain", "A771,normal")
+    ingest(run)
+    assert standing(run)["0.dcm"] == "left-out"
+    write(run, "A770,pneumonia", "A771,normal")
+    ingest(run)
+    assert standing(run)["0.dcm"] == "PNEUMONIA"
+
+
+def test_a_label_that_changes_is_proposed_and_not_taken(settings: Settings, tmp_path: Path) -> None:
+    run = site(settings, tmp_path)
+    four(run)
+    write(run, "A770,normal", "A771,normal")
+    ingest(run)
+    before = Dataset(run.settings).snapshot()
+    write(run, "A770,pneumonia", "A771,normal")
+    ingest(run)
+    assert Dataset(run.settings).snapshot() == before
+    (one,) = late.proposals(run.store(), Dataset(run.settings).history())
+    assert (one.manifest, one.row, one.label, one.says) == ("mon", 0, "NORMAL", "PNEUMONIA")
+    write(run, "A770,normal", "A771,normal")
+    ingest(run)
+    assert late.proposals(run.store(), Dataset(run.settings).history()) == []
+
+
+def test_a_table_that_did_not_change_is_not_read_again(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = site(settings, tmp_path)
+    four(run)
+    write(run, "A770,normal")
+    ingest(run)
+    assert intake_steps.find_deliveries(run) == []
+    monkeypatch.setattr(placing.label_table, "read", None)
+    assert intake_steps.find_deliveries(run) == []
+
+
+def test_a_rejected_delivery_is_judged_anew_when_the_table_beside_it_changes(
+    settings: Settings, tmp_path: Path
+) -> None:
+    run = site(settings, tmp_path)
+    four(run)
+    write(run, "A770,norml")
+    assert not intake_steps.check_delivery(run, "mon").fit
+    write(run, "A770,normal")
+    assert intake_steps.check_delivery(run, "mon").fit
+
+
+def test_a_table_that_can_not_be_read_stops_no_other_delivery(settings: Settings, tmp_path: Path) -> None:
+    run = site(settings, tmp_path)
+    lay(run.settings, "folders", {"NORMAL/a.jpg": jpeg(seed=8)})
+    ingest(run)
+    assert standing(run) == {"NORMAL/a.jpg": "NORMAL"}
+
+
+def test_no_identifier_is_anywhere_in_the_store(settings: Settings, tmp_path: Path) -> None:
+    run = site(settings, tmp_path)
+    tags = {"StudyInstanceUID": "1.2.826.0.991", "StudyDate": "20260203", "PatientID": "P-774411"}
+    lay(run.settings, "mon", {f"{n}": dicom(seed=n, AccessionNumber=f"A77{n}9988", **tags) for n in range(3)})
+    write(run, "A7709988,normal", "A7759988,pneumonia")
+    ingest(run)
+    write(run, "A7709988,pneumonia", "A7719988,normal")
+    ingest(run)
+    words = [*tags.values(), "A7709988", "A7719988", "A7729988", "A7759988"]
+    kept = [path for path in Path(run.settings.store).rglob("*") if path.is_file()]
+    assert any(path.name == "looked.json" for path in kept)
+    for path in kept:
+        data = path.read_bytes()
+        text = data if path.suffix != ".parquet" else Dataset(run.settings).manifest("mon").to_csv().encode()
+        assert not any(word.encode() in text for word in words), path

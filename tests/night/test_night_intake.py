@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.base.storage import DirectoryStore
 from xray_pipeline.command import deliveries as delivery_verbs
 from xray_pipeline.command import main as cli
 from xray_pipeline.command import models as model_verbs
@@ -110,6 +111,22 @@ def test_a_delivery_that_still_changes_is_refused_by_name_and_says_why(settings:
     assert not run.store().exists("intake/day/checked.json")
     lay(settings, "day", {"_SUCCESS": b""})
     assert intake_steps.check_delivery(run, "day", named=True).fit
+
+
+def test_a_check_lists_its_own_delivery_and_no_other(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay(settings, "a day 100%", GOOD)
+    lay(settings, "other", GOOD)
+    run, listed = Run(settings), set[str]()
+    keys = intake_steps.find_deliveries(run)
+    listing = DirectoryStore.list
+
+    def noted(self: DirectoryStore, *given: Any, **named: Any) -> Any:
+        listed.add(str(self.root))
+        return listing(self, *given, **named)
+
+    monkeypatch.setattr(DirectoryStore, "list", noted)
+    assert intake_steps.check_delivery(run, keys[0]).fit
+    assert {root for root in listed if root.startswith(settings.incoming)} == {f"{settings.incoming}/a day 100%"}
 
 
 def test_a_check_of_what_is_committed_meanwhile_takes_nothing_away(

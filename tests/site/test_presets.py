@@ -13,17 +13,16 @@ from two_nights import SETTINGS
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.shipped import names
-from xray_pipeline.night import whole
+from xray_pipeline.night import intake_steps, whole
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.mlflow_registry import Registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize("preset", names("intake", "mappings"))
-def test_a_published_dataset_ends_in_a_champion(tmp_path: Path, empty_mlflow: Path, preset: str) -> None:
-    lay_database(empty_mlflow, tmp_path)
-    (laid,) = phantom.lay(tmp_path / "laid", deliveries=1, patients=120, seed=0)
+def delivered(tmp_path: Path, preset: str, patients: int) -> Path:
+    """A delivery of phantoms in the form of a dataset."""
+    (laid,) = phantom.lay(tmp_path / "laid", deliveries=1, patients=patients, seed=0)
     images: dict[str, tuple[Path, bool]] = {}
     for number, path in enumerate(sorted(laid.rglob("*.*")), 1):
         if path.parent.name in ("NORMAL", "PNEUMONIA"):
@@ -36,6 +35,23 @@ def test_a_published_dataset_ends_in_a_champion(tmp_path: Path, empty_mlflow: Pa
     for (path, _), name in zip(images.values(), files, strict=True):
         (delivery / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, delivery / name)
-    settings = Settings(home=tmp_path, **SETTINGS, labels=preset, promotion="auto")
+    return delivery
+
+
+@pytest.mark.parametrize("preset", names("intake", "mappings"))
+def test_a_published_dataset_is_taken_as_it_is(tmp_path: Path, preset: str) -> None:
+    delivery = delivered(tmp_path, preset, 30)
+    run = Run(Settings(home=tmp_path, **SETTINGS, labels=preset))
+    keys = intake_steps.find_deliveries(run)
+    assert intake_steps.check_delivery(run, keys[0]).fit
+    committed = intake_steps.commit_deliveries(run, keys)
+    images = sum(path.is_file() and path.suffix not in (".csv",) for path in delivery.rglob("*"))
+    assert 20 <= committed.images >= images - 5  # five of the phantoms are no radiographs
+
+
+def test_a_published_dataset_ends_in_a_champion(tmp_path: Path, empty_mlflow: Path) -> None:
+    lay_database(empty_mlflow, tmp_path)
+    delivered(tmp_path, "nih-cxr14", 120)
+    settings = Settings(home=tmp_path, **SETTINGS, labels="nih-cxr14", promotion="auto")
     whole.whole(Run(settings, {}, "schedule"))
     assert Registry(settings).aliases()["champion"] == 1

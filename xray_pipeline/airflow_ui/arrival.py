@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
-from asgiref.sync import sync_to_async
 
 from xray_pipeline.base.errors import XrayError
 from xray_pipeline.base.settings import Settings
@@ -36,7 +35,7 @@ class Arrival(BaseEventTrigger):
     """Fires when a delivery has settled, or a label table has grown so that a night would take something."""
 
     def __init__(self, dag_id: str = "xray_retrain") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dag_id = dag_id
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -53,15 +52,15 @@ class Arrival(BaseEventTrigger):
             told = {one: at for one, at in told.items() if one in waiting and began - at < AGAIN}
             if waiting - told.keys() and not await self._night_is_on():
                 told = dict.fromkeys(waiting, began)
-                yield TriggerEvent({"deliveries": len(waiting)})
+                yield TriggerEvent({"deliveries": len(waiting)})  # type: ignore[no-untyped-call]
             await asyncio.sleep(max(1.0, EVERY - (time.monotonic() - began)))
 
     async def _night_is_on(self) -> bool:
         """Whether a night is queued or running."""
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-        count = sync_to_async(RuntimeTaskInstance.get_dr_count)
-        return bool(await count(dag_id=self.dag_id, states=["queued", "running"]))
+        count = RuntimeTaskInstance.get_dr_count
+        return bool(await asyncio.to_thread(count, dag_id=self.dag_id, states=["queued", "running"]))
 
 
 def _arrivals() -> Arrivals:

@@ -23,7 +23,16 @@ from xray_pipeline.dataset.split import patient_hash
 from xray_pipeline.intake import label_table
 from xray_pipeline.intake.label_mapping import LABELS, LABELS_CSV, LABELS_TOML, LabelMapping, named, of_delivery
 from xray_pipeline.intake.label_table import BETWEEN, LEFT_OUT, LabelTable
-from xray_pipeline.intake.layout import Place, against_folder, bookkeeping, by_folder, class_named, out, side_named
+from xray_pipeline.intake.layout import (
+    LITTER,
+    Place,
+    against_folder,
+    bookkeeping,
+    by_folder,
+    class_named,
+    out,
+    side_named,
+)
 from xray_pipeline.intake.matching import match, mismatches, stem
 
 log = logging.getLogger(__name__)
@@ -71,7 +80,7 @@ class Said:
         """Return how a table fits the rows of an intake table, by their `reasons`; {} without one."""
         if self.table is None:
             return {}
-        mapping, none = self.table.mapping, int((reasons == NO_LABEL).sum())
+        mapping, none, files = self.table.mapping, int((reasons == NO_LABEL).sum()), int((reasons != LITTER).sum())
         known = self.table.keys if self.by_content else self.asked
         return {
             "mapping": mapping.name,
@@ -80,7 +89,7 @@ class Said:
             "digest": self.table.digest,
             "rows": self.table.rows,
             "key": mapping.key.by,
-            "matched": len(reasons) - none,
+            "matched": files - none,
             "left_out": int((reasons == LEFT_OUT).sum()),
             "unlabelled": none,
             "mismatches": mismatches(self.unmatched, known),

@@ -263,10 +263,13 @@ def main() -> None:
     arguments = parser.parse_args()
     bed = Bed(Bench(arguments.data, arguments.cache.absolute(), arguments.images, 0), load_recipe("head"))
     print(f"{len(bed.rows)} radiographs of {bed.patient.max() + 1} patients, {arguments.splits} splits", flush=True)
-    splits = [judged(bed, seed) for seed in range(arguments.splits)]
+    splits = []
+    for seed in range(arguments.splits):
+        splits.append(judged(bed, seed))
+        print(f"split {seed} is judged", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(splits, indent=1))
     print("\n".join(table(splits)))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(splits, indent=1))
 
 
 if __name__ == "__main__":

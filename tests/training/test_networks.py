@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from xray_pipeline.base.errors import ConfigError
+from xray_pipeline.base.errors import ConfigError, TrainingError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -22,10 +22,12 @@ from xray_pipeline.registry.loading import Champions, load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.training.device import Precision
 from xray_pipeline.training.features import kept_scorer
+from xray_pipeline.training.pretrained import backbone_of
 from xray_pipeline.training.recipe import load_recipe
 from xray_pipeline.training.state import State
 from xray_pipeline.training.step import take_step
 from xray_pipeline.training.train import train
+from xray_pipeline.training.trainer import Trainer
 
 NETWORKS = [
     *("vgg16", "vgg16_bn", "resnet18", "resnet50", "densenet121", "inception_v3", "googlenet", "regnet_y_400mf"),
@@ -118,6 +120,17 @@ def test_a_model_of_the_articles_view_serves_what_it_was_trained_on(grown: Setti
     assert not np.array_equal(kept, cache.squashed(list(rows["digest"])))
     said = [answer.probabilities for answer in model.classify(files)]
     np.testing.assert_allclose(said, model.probabilities(kept), atol=1e-6)
+
+
+def test_a_champion_of_other_shapes_is_not_started_from(grown: Settings) -> None:
+    dataset = Dataset(grown)
+    snapshot = dataset.snapshot()
+    assert snapshot is not None
+    recipe = load_recipe("partial", {**SHORT, "backbone": "timm/test_vit", "side": 64})
+    other = Network(backbones.build("timm/test_vit", 96), 2, levels=recipe.levels)
+    champion = Classifier(other, "timm/test_vit", grown.classes, 96)
+    with pytest.raises(TrainingError, match=r"other shapes; set warm_start=false.*pos_embed"):
+        Trainer(recipe, backbone_of(recipe, grown), dataset, dataset.rows(snapshot), grown, start=champion)
 
 
 @pytest.mark.slow

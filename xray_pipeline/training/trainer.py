@@ -18,7 +18,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import Tensor
 
-from xray_pipeline.base.errors import NonFiniteLoss
+from xray_pipeline.base.errors import NonFiniteLoss, TrainingError
 from xray_pipeline.base.progress import Progress, logged
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.pixels import MappedRows, PixelCache
@@ -61,7 +61,13 @@ class Trainer:
         self.network = Network(replace(backbone, mean=mean, std=std), classes, recipe.crop, recipe.levels)
         self.warm = start is not None
         if start:
-            self.network.load_state_dict(start.network.state_dict())
+            try:
+                self.network.load_state_dict(start.network.state_dict())
+            except RuntimeError as error:  # a transformer of another side, or a network of other channels
+                raise TrainingError(
+                    f"the champion's {recipe.backbone} has other shapes; set warm_start=false, or side, mean "
+                    f"and std as it has them ({str(error).splitlines()[-1].strip()})"
+                ) from error
         self.network.to(self.device)
         self.weights_digest = backbone.weights_digest
         self.pixels = PixelCache(settings.cache, recipe.side, recipe.fit)

@@ -266,7 +266,7 @@ def _heavy(server: MemoryMlflow) -> list[tuple[Any, str, Any]]:
         (mlflow_run, "log_recipe", lambda *_: None),
         (mlflow_run, "log_snapshot", lambda *_: None),
         (mlflow_run, "log_classifier", log_classifier),
-        (training, "backbones", types.SimpleNamespace(load=lambda *_: backbone)),
+        (training, "backbone_of", lambda *_: backbone),
         (training, "Trainer", FakeTrainer),
         (training, "environment", lambda *_: {"simulated": True}),
         (training, "fit", fit),

@@ -285,6 +285,12 @@ def test_a_table_may_be_latin_1_when_that_is_told(tmp_path: Path, settings: Sett
     assert outcomes(judged(tmp_path / "in", reads(settings, ris(tmp_path, told))))["a"] == "NORMAL"
 
 
+def test_a_table_may_be_utf_16_without_a_mark_when_that_is_told(tmp_path: Path, settings: Settings) -> None:
+    lay(tmp_path / "in", {**FOUR, "ris.csv": ROWS.encode("utf-16-le")})
+    told = reads(settings, ris(tmp_path, f'encoding = "utf-16"\n{RIS}'))
+    assert outcomes(judged(tmp_path / "in", told))["a"] == "NORMAL"
+
+
 def test_a_table_may_be_parquet(tmp_path: Path, settings: Settings) -> None:
     out = io.BytesIO()
     frame = pd.DataFrame({"Accession": ["0012", "0013"], "Diagnosis": ["normal", None], "other": [1, 2]})

@@ -101,6 +101,18 @@ def test_what_was_left_out_is_judged_once_it_has_a_class(settings: Settings, tmp
     assert standing(run)["0.dcm"] == "PNEUMONIA"
 
 
+def test_a_mapping_that_changes_is_looked_at_like_a_table(settings: Settings, tmp_path: Path) -> None:
+    run = site(settings, tmp_path, "ris.csv")
+    four(run)
+    write(run, "A770,uncertain", "A771,normal", place="mon/ris.csv")
+    ingest(run)
+    assert intake_steps.find_deliveries(run) == []
+    text = (tmp_path / "ris.toml").read_text().replace('left_out = ["uncertain"]', "")
+    (tmp_path / "ris.toml").write_text(f'{text}[label.classes]\nNORMAL = ["normal"]\nPNEUMONIA = ["uncertain"]\n')
+    ingest(run)
+    assert standing(run)["0.dcm"] == "PNEUMONIA"
+
+
 def test_a_label_that_changes_is_proposed_and_not_taken(settings: Settings, tmp_path: Path) -> None:
     run = site(settings, tmp_path)
     four(run)

@@ -74,8 +74,10 @@ def _of_csv(
     data: bytes, columns: Columns, encoding: str, name: str, where: str
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield (line number, cells) of a CSV, separated by commas, semicolons or tabs."""
+    if encoding == "utf-16":
+        encoding = "utf-16-le"  # without a mark of the order, as programs on Windows write it
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else encoding
-    if encoding != "utf-16" and (at := data.find(b"\0")) >= 0:
+    if not encoding.startswith("utf-16") and (at := data.find(b"\0")) >= 0:
         line = data.count(b"\n", 0, at) + 1
         raise DeliveryError(f"line {line} of {name} in {where} holds a NUL: it is damaged, or UTF-16; save it as UTF-8")
     stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig" if encoding == "utf-8" else encoding, newline="")

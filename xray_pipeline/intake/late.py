@@ -24,6 +24,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Entry, Store, open_store
 from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.revisions import File, files_of, in_force, part_of
+from xray_pipeline.intake.label_mapping import named
 from xray_pipeline.intake.label_table import LEFT_OUT
 from xray_pipeline.intake.layout import SUCCESS, Place, bookkeeping, escape, unescape
 from xray_pipeline.intake.places import intake_key
@@ -83,6 +84,8 @@ class Late:
         for key, table in history.tables.items():
             self._tables.setdefault(part_of(key)[0], {})[key] = table
         self._outside = version_outside(settings)
+        mapping = named(settings.labels, settings.classes) if settings.labels else None
+        self._mapping = mapping.digest() if mapping else ""
 
     def reopen(self, history: History, name: str, store: Store, entries: Sequence[Entry]) -> History:
         """Return the history in which what waited for a label, and has one now, was never judged.
@@ -95,7 +98,9 @@ class Late:
         if not (kept or self._outside):
             return history
         versions = sorted((entry.key, entry.size, entry.version) for entry in entries if entry.key in kept)
-        version = records.digest_of(records.canonical([versions, self._outside, len(self._tables[name])]))
+        version = records.digest_of(
+            records.canonical([versions, self._outside, self._mapping, len(self._tables[name])])
+        )
         if self._before.tables.get(name) == version:
             return history
         source = Source(store, self._settings, self._key, f"delivery {name}")

@@ -66,6 +66,17 @@ def test_files_are_judged_when_their_label_arrives_nights_later(settings: Settin
     assert Dataset(run.settings).manifests() == ["mon", "mon+2", "mon+3"]
 
 
+def test_a_table_beside_deliveries_may_have_any_name(settings: Settings, tmp_path: Path) -> None:
+    run = site(settings, tmp_path, "../labels.csv")
+    four(run)
+    write(run, "A770,normal", place="labels.csv")
+    left_out: list[str] = []
+    assert intake_steps.find_deliveries(run, left_out) == ["mon"]
+    assert left_out == []
+    ingest(run)
+    assert standing(run)["0.dcm"] == "NORMAL"
+
+
 @pytest.mark.parametrize("by", ["accession", "name"])
 def test_a_table_in_the_delivery_may_grow(settings: Settings, tmp_path: Path, by: str) -> None:
     run = site(settings, tmp_path, "ris.csv", by)

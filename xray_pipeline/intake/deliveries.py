@@ -19,7 +19,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import CLOSED, Entry, Store, open_store
 from xray_pipeline.dataset.history import History, Seen
 from xray_pipeline.images.radiograph import ENDINGS
-from xray_pipeline.intake.label_mapping import LABELS, LABELS_TOML
+from xray_pipeline.intake.label_mapping import LABELS, LABELS_TOML, TABLES
 from xray_pipeline.intake.layout import BOOKKEEPING, SUCCESS, bookkeeping, class_named, escape, is_litter, side_named
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,7 @@ def among(
     """
     classes, mapped = reading.classes, reading.mapped
     listings, loose, unsafe = _by_folder(entries)
+    loose = [entry for entry in loose if not (mapped and entry.key.lower().endswith(TABLES))]  # may be the tables
     parts = sorted(folder for folder in listings if _is_part(folder, classes))
     whole = {folder: entries for folder, entries in listings.items() if folder not in parts}
     if not any(_is_laid_out(entries, classes) for entries in whole.values()):

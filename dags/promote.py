@@ -147,7 +147,6 @@ def xray_promote() -> None:
         body=f"{WHO_MAY} [Report]({airflow_links.REPORT_OF_REQUEST}) | [Champion and history]({airflow_links.HISTORY})"
         "\n\n{{ ti.xcom_pull(task_ids='prepare')['text'] }}",
         options=[APPROVE, REJECT],
-        defaults=[REJECT],
         response_timeout=timedelta(hours=SETTINGS.approval_hours),
         assigned_users=approvers(SETTINGS.approvers),
         # Required by the form because it is an empty string; `record` asks for a real reason.

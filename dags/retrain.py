@@ -90,13 +90,15 @@ PARAMS = {
     "backbone": Param(
         None, type=["null", "string"], title="Backbone", description=OWN, examples=overrides.backbone_names()
     ),
-    # A number field of the form turns -3 into its minimum without a word; text is refused.
+    # A number field of the form turns -3 into its minimum without a word; text is refused. Without examples a field of
+    # several types is a box for JSON.
     "epochs": Param(
         None,
         type=["null", "string", "integer"],
         pattern="^([1-9][0-9]{0,2}|1000)$",
         minimum=1,
         maximum=1000,
+        examples=["5", "20", "50"],
         title="Epochs",
         description=f"1 to 1000. {OWN}",
     ),
@@ -105,6 +107,7 @@ PARAMS = {
         type=["null", "string", "integer"],
         pattern="^[0-9]{1,9}$",
         minimum=0,
+        examples=["0", "1", "2"],
         title="Seed",
         description=f"A whole number, 0 or more. {OWN}",
     ),
@@ -249,8 +252,8 @@ def promote(registered: dict[str, Any]) -> dict[str, Any]:
 
 @task(
     trigger_rule="all_done",
-    on_success_callback=notices.digest(),
-    on_failure_callback=[notices.failed_by_itself, *notices.digest()],
+    on_success_callback=[notices.drift_found, *notices.digest()],
+    on_failure_callback=[notices.failed_by_itself, notices.drift_found, *notices.digest()],
 )
 def conclude(
     deliveries: list[str] | None,

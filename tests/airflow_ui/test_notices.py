@@ -4,14 +4,21 @@ import asyncio
 import email
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from phantoms import deliver
 from smtp_server import run_smtp
 from webhook import run_webhook
 
 from xray_pipeline.airflow_ui import notices
+from xray_pipeline.base.settings import Settings
+from xray_pipeline.intake import alarms
+from xray_pipeline.intake.drift import Channel, Drift
+from xray_pipeline.night import intake_steps
+from xray_pipeline.night.run import Run
 
 CONTEXT: Any = {"dag_run": SimpleNamespace(dag_id="xray_promote", run_id="run 1"), "version": 7}
 TEXT = "Version {{ version }} is the champion."
@@ -90,6 +97,27 @@ def test_a_rejected_delivery_names_itself_and_where_to_look(
     assert sent["event"] == event
     assert sent["text"].startswith(said)
     assert sent["text"].endswith("/plugin/xray-deliveries#a%2B2" if event == "rejected" else "/dags/log")
+
+
+def test_a_drift_alarm_of_a_delivery_that_was_taken_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setenv("XRAY_SETTLE_SECONDS", "0")
+    settings = Settings()
+    deliver(settings, "a 2", range(4), side=96)
+    intake_steps.check_deliveries(run := Run(settings), ["a 2"])
+    intake_steps.commit_deliveries(run, ["a 2"])
+    unlike = Drift(20, 200, (Channel("pixels", 0.0001, 0.003, "another scanner"),))
+    for key in ("a 2", "rejected", "quiet"):
+        alarms.keep(run.store(), key, "f", unlike if key != "quiet" else None)
+    committed = {"deliveries": ["rejected", "a 2", "quiet"]}
+    with run_webhook() as webhook:
+        monkeypatch.setenv("XRAY_NOTIFY_WEBHOOK", webhook.uri)
+        for said in (committed, {"deliveries": []}, None):
+            notices.drift_found({**CONTEXT, "ti": SimpleNamespace(xcom_pull=lambda task_ids, said=said: said)})
+    [sent] = webhook.received
+    assert sent["event"] == "drift"
+    assert str(sent["text"]).startswith("Drift alarm: a 2 differs from the dataset in pixels; it holds up promotion")
+    assert str(sent["text"]).endswith("/plugin/xray-deliveries#a%202")
 
 
 @pytest.mark.parametrize(

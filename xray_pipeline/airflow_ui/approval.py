@@ -22,6 +22,7 @@ from airflow.triggers.base import TriggerEvent
 from xray_pipeline.airflow_ui import memory
 from xray_pipeline.base.errors import ConfigError, XrayError
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.text import REJECT
 from xray_pipeline.registry.questions import why_void
 
 if TYPE_CHECKING:
@@ -77,7 +78,11 @@ class ApprovalTrigger(HITLTrigger):
 
 
 class ApprovalRequest(HITLOperator):
-    """Asks about what `asked` (a promotion request as a dict) is about; returns the answer, or {"void": why}."""
+    """Asks about what `asked` (a promotion request as a dict) is about; returns the answer, or {"void": why}.
+
+    It has no default answer, which Airflow's page would make its one coloured button. Once the time is up it is
+    rejected by nobody, which the ledger keeps as not answered.
+    """
 
     template_fields = (*HITLOperator.template_fields, "asked")
 
@@ -96,7 +101,7 @@ class ApprovalRequest(HITLOperator):
                 models=self.asked["models"],
                 ti_id=context["task_instance"].id,
                 options=self.options,
-                defaults=self.defaults,
+                defaults=[REJECT],
                 params=self.serialized_params,
                 timeout_datetime=utcnow() + parked.timeout if parked.timeout else None,
             )

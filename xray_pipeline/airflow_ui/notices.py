@@ -18,7 +18,7 @@ from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
-from xray_pipeline.airflow_ui.links import DELIVERIES, FAILED_ELSEWHERE, HISTORY, IN_WORDS, REPORT_OF_RUN
+from xray_pipeline.airflow_ui.links import DELIVERIES, FAILED_ELSEWHERE, HISTORY, IN_WORDS, REPORT_OF_RUN, delivery_page
 from xray_pipeline.base.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ REFUSED = (
 )
 REJECTED = f"{{{{ exception }}}} {DELIVERIES}#{{{{ task.op_kwargs['delivery'] | urlencode }}}}"
 ALARM = f"{{{{ ti.xcom_pull(task_ids='look_ahead')['alarm'] }}}} {HISTORY}"
+DRIFT = "{{ drift }} {{ page }}"
 FAILED = "{{ ti.dag_id }}: task {{ ti.task_id }} failed: {{ exception }} " + PAGE
 
 
@@ -105,6 +106,24 @@ def alarm_raised(context: Context) -> None:
     if looked.get("raised"):
         _tell("alarm", ALARM, context)
         watching.told(Run(Settings()))
+
+
+def drift_found(context: Context) -> None:
+    """Tell of each drift alarm that stands of a delivery that this night took; a rejected one tells so itself."""
+    from xray_pipeline.base.storage import open_store
+    from xray_pipeline.dataset.store import Dataset
+    from xray_pipeline.intake import alarms
+    from xray_pipeline.night import judging
+
+    keys = (context["ti"].xcom_pull(task_ids="commit_deliveries") or {}).get("deliveries")
+    if not keys:
+        return
+    settings = Settings()
+    store, taken = open_store(settings.store, settings), set(Dataset(settings).manifests())
+    for key in filter(taken.__contains__, keys):
+        for line in alarms.lines(store, [key], judging.alarms_hold_up(settings)):
+            found: Any = {**context, "drift": line, "page": delivery_page(key)}
+            _tell("drift", DRIFT, found)
 
 
 def check_failed(context: Context) -> None:

@@ -1,4 +1,4 @@
-"""Airflow, MLflow and a headless Chromium, all real, on phantoms that train in seconds.
+"""Airflow, MLflow and a headless Chromium, all real, on the phantoms of `make demo` and under the default policy.
 
 CHROMIUM names the browser; the default is /usr/bin/chromium (Debian: apt-get install chromium). With --screenshots the
 pictures of the README and of docs/operations.md are taken on the way.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import phantom
+import demo
 import pytest
 from operated_site import Site, logged_in
 from PIL import Image
@@ -36,22 +35,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Both services with two deliveries to come; users admin, who may approve, clerk, who may not, and a viewer."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "incoming").mkdir()
-    phantom.lay(folder / "waiting", deliveries=2, patients=300, seed=0)
-    here = Path(__file__).parent
+    demo.phantom.lay(folder / "waiting", patients=demo.PATIENTS, mildest=demo.MILDEST)
     with run_webhook() as webhook:
         settings = {
             "XRAY_HOME": str(folder),
             "XRAY_SETTLE_SECONDS": "0",
             "XRAY_SCHEDULE": "none",
             "XRAY_DEVICE": "cpu",
-            "XRAY_BOOTSTRAP": "200",
-            "XRAY_STRESS_IMAGES": "10",
             "XRAY_PATIENT_KEY": "demo key, not a secret",  # always the same split
-            "XRAY_RECIPE": shutil.copy(here / "quick.toml", folder / "quick.toml").name,  # the services' own folder
-            "XRAY_POLICY": str(here / "lenient.toml"),
             "XRAY_APPROVERS": '["admin"]',
             "XRAY_NOTIFY_WEBHOOK": webhook.uri,
-            "XRAY_NIGHT_HOURS": "0.002",  # no night is that fast, so each is reported
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,clerk:op,viewer:viewer",
         }
         with running(folder, settings) as stack:

@@ -29,7 +29,7 @@ CHAMPION = Asset("xray-champion")
         ),
         "reason": Param("", type="string", minLength=SHORTEST_REASON, title="Reason, kept in the ledger"),
         "untried": Param(
-            False, type="boolean", title="Untried", description="go back at once, without booting the model server"
+            False, type="boolean", title="At once", description="without trying the model server on it first"
         ),
     },
     tags=["xray", "ops"],

@@ -21,6 +21,7 @@ from xray_pipeline.registry.loading import load
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.questions import rollback_target, why_void
 from xray_pipeline.registry.verify import check
+from xray_pipeline.registry.version_status import WHERE
 
 pytestmark = pytest.mark.usefixtures("no_pause")
 
@@ -83,7 +84,7 @@ def test_registering_leaves_a_challenger_with_its_story(
     entry = register(registry, candidate(1), None, tags={"xray.recipe": "r"})
     assert registry.aliases() == {"champion": None, "challenger": 1}
     version = client.get_model_version(registry.name, "1")
-    assert version.description == "accuracy 0.95 above 0.94"
+    assert version.description.split("\n\n") == ["accuracy 0.95 above 0.94", WHERE]
     assert version.tags["xray.recipe"] == "r"
     assert version.tags["xray.candidate"] == candidate(1).digest
     assert version.tags["xray.decision"] == "accuracy 0.95 above 0.94"

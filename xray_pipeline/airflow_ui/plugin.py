@@ -31,11 +31,12 @@ ICONS = {
 """The pages in the navigation, each with the path of its icon on 24 x 24."""
 
 
-def _icon(drawn: str, colour: str) -> str:
-    """Return an icon as an address that holds it."""
+def _icon(drawn: str, colour: str, around: str) -> str:
+    """Return an icon as an address that holds it; the colour around it sets it off where Airflow shows it as chosen."""
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" width="24" height="24" fill="none" '
-        f'stroke="{colour}" stroke-width="1.8" stroke-linecap="round" stroke-linejoin="round"><path d="{drawn}"/></svg>'
+        f'stroke-linecap="round" stroke-linejoin="round"><path stroke="{around}" stroke-width="5" d="{drawn}"/>'
+        f'<path stroke="{colour}" stroke-width="1.8" d="{drawn}"/></svg>'
     )
     return f"data:image/svg+xml,{quote(svg)}"
 
@@ -61,8 +62,8 @@ class XrayPlugin(AirflowPlugin):
             "destination": "nav",
             "url_route": f"xray-{name.lower()}",
             "nav_top_level": True,
-            "icon": _icon(drawn, "#1c2430"),
-            "icon_dark_mode": _icon(drawn, "#e6eaf0"),
+            "icon": _icon(drawn, "#1c2430", "#ffffff"),
+            "icon_dark_mode": _icon(drawn, "#e6eaf0", "#14181e"),
         }
         for name, drawn in ICONS.items()
     ]

@@ -15,6 +15,10 @@ from xray_pipeline.registry.state import State, spoken
 
 _Aliases = Mapping[str, int | None]
 
+WHERE = (
+    "*Decide in Airflow, not here: its page Champion asks for a promotion, reopens and rolls back. An alias that is "
+    "moved by hand is recorded as such.*"
+)
 HEADING = "**What became of it**"
 _ALL, _FIRST, _LINE = 5000, 2500, 1000
 """Characters of a description that MLflow keeps on PostgreSQL, those of its first part, and of one line."""
@@ -41,11 +45,11 @@ class VersionStatus:
 
     @property
     def description(self) -> str:
-        """The version's description (Markdown): why it was registered, then the lines.
+        """The version's description (Markdown): why it was registered, where to decide about it, then the lines.
 
         Of them the newest that MLflow has room for; the ledger has all.
         """
-        first = shortened(self.registered.why, _FIRST)
+        first = f"{shortened(self.registered.why, _FIRST)}\n\n{WHERE}"
         if not self.lines:
             return first
         left = _ALL - len("\n\n".join([first, HEADING, _EARLIER]))

@@ -307,4 +307,4 @@ def test_without_a_champion_there_is_nothing_to_watch(grown: Settings) -> None:
     looked = look_ahead.look_ahead(run, snapshot.digest)
     assert (looked.champion, looked.radiographs, looked.alarm) == (None, 0, "")
     found = watching.watched(run)
-    assert (found.champion, found.in_words) == (None, "there is no champion to watch")
+    assert (found.champion, found.in_words) == (None, "There is no champion to watch.")

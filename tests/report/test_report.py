@@ -515,7 +515,7 @@ def test_the_champions_record_has_its_section(two: Made, page: str) -> None:
 
 
 def test_a_record_of_nothing_yet_has_its_sentence_and_without_a_champion_there_is_no_section(two: Made) -> None:
-    nothing = Record(("version 1 has been asked about no delivery yet",), False, 0.93, (), 0)
+    nothing = Record(("Version 1 has been asked about no delivery yet.",), False, 0.93, (), 0)
     shown = section(render(replace(two.report, record=nothing)), "record")
     assert "asked about no delivery yet" in shown
     assert not {"svg", "table"} & set(parsed(shown).tags)

@@ -21,6 +21,8 @@ LEFT, RIGHT, TOP, BOTTOM = 40.0, 352.0, 10.0, 156.0
 COLOURS = 6
 """Kinds of bars that have a colour of their own; the others are one."""
 SMALLEST_P = 1e-4
+WIDEST = 24.0
+"""Of a bar: a few nights draw no blocks."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _columns(nights: Sequence[Night], counts: Sequence[Mapping[str, float]], tit
         return Chart(title, "None in these nights.")
     kinds = {name: f"part-{place}" if place < COLOURS else "part-other" for place, name in enumerate(names)}
     axis = _linear(0, max(sum(night.values()) for night in counts))
-    bars, width = [], max((RIGHT - LEFT) / len(nights) * 0.8, 0.5)
+    bars, width = [], min(max((RIGHT - LEFT) / len(nights) * 0.8, 0.5), WIDEST)
     for place, night in enumerate(counts):
         top = 0.0
         for name in names:

@@ -114,8 +114,8 @@ def watched(run: Run) -> Watched:
     state = ledger.state()
     entry = state.registered.get(state.champion or 0)
     if entry is None:
-        why = "its training is not on record here" if state.champion else "there is no champion to watch"
-        return Watched(state.champion, "", "", why, None)
+        unknown = f"The training of version {state.champion} is not on record here."
+        return Watched(state.champion, "", "", unknown if state.champion else "There is no champion to watch.", None)
     evidence = _promoted_on(ledger.entries(), entry)
     key, inputs = f"prospective/watched/{entry.candidate}.json", _inputs(run, dataset, entry.candidate, evidence)
     before: dict[str, AnswerDrift | None] = {}
@@ -224,9 +224,9 @@ def _watched(
     try:
         measured, promise = _promise(dataset, store, evidence)
     except (EvaluationError, DatasetError, ObjectNotFound) as error:
-        return Watched(version, candidate, "", f"version {version} is not watched: {error}", None, **about)
+        return Watched(version, candidate, "", f"Version {version} is not watched: {error}.", None, **about)
     if rows.empty:
-        words = f"version {version} has been asked about no delivery yet"
+        words = f"Version {version} has been asked about no delivery yet."
         return Watched(version, candidate, "", words, promise.accuracy, **about)
     asked = rows.groupby("order").agg(delivery=("delivery", "first"), at=("at", "first"), n=("digest", "size"))
     asked = asked.assign(patients=rows.groupby("order")["patient"].nunique()).reset_index()

@@ -162,7 +162,7 @@ def test_a_person_approves_and_the_champion_changes(page: Page, site: Site, shoo
 
     request = clicked(page, site, "Champion", "Approve or reject version 2")  # and the third is "Approve"
     expect(request.get_by_text("Promote version 2 to production?").first).to_be_visible()
-    expect(request.get_by_text("Different from the champion: recipe, training data.").first).to_be_visible()
+    expect(request.get_by_text("recipe, threshold rule, training data.").first).to_be_visible()
     paint = "button => getComputedStyle(button).backgroundColor"
     assert len({request.get_by_role("button", name=name).evaluate(paint) for name in ("Approve", "Reject")}) == 1
     shoot("airflow-approve.png", page=request)

@@ -11,6 +11,7 @@ from airflow.utils.session import create_session
 
 from xray_pipeline.airflow_ui import access, champion_page, memory
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.gate.policy import BARRED
 from xray_pipeline.night import shadow
 from xray_pipeline.night.shadow import Turn
 from xray_pipeline.registry.entries import Move
@@ -62,7 +63,7 @@ def test_a_challenger_that_may_be_promoted_waits(store: Store) -> None:
 
 
 def test_one_that_may_not_says_so_and_why_and_stands_in_shadow(store: Store) -> None:
-    decide(store, may_promote=False, reasons=[WHY])
+    decide(store, may_promote=False, reasons=["Registered.", "It is better.", BARRED, WHY])
     shadow.keep(store, Turn(1, 2, OURS, 1, THEIRS, 0, "2026-03-03T02:00:00+00:00"))
     page = drawn()
     assert headings(page) == ["Champion, in production", "Challenger, not to be promoted", "Decisions"]

@@ -57,6 +57,7 @@ def test_a_row_a_night_and_the_newest_first(store: Store) -> None:
     assert re.findall(r'class="when">(\S+)', page) == ["2026-01-03", "2026-01-02", "2026-01-01"]
     assert "1 delivery, 42 accepted, 3 quarantined; candidate .900 refused against .900; champion 7 since" in page
     assert "/dags/xray_retrain/runs/night%202" in page
+    assert page.count("/xray/runs/xray_retrain/night%202") == 1  # its report, without Airflow around it
     assert page.count("<svg") == 6
     assert "<script" not in page
 

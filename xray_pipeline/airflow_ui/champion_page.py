@@ -24,6 +24,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
+from xray_pipeline.gate.policy import BARRED
 from xray_pipeline.intake import alarms
 from xray_pipeline.registry import tidied
 from xray_pipeline.registry.entries import PUT_FORWARD, Entry
@@ -161,7 +162,9 @@ def _barred(state: State, entries: Sequence[Entry]) -> str:
         return ""
     if registered is None or registered.decision.get("may_promote", True):
         return ""
-    return " ".join(registered.decision.get("reasons", ())) or "the policy in force does not allow it"
+    reasons = list(registered.decision.get("reasons", ()))
+    against = reasons[reasons.index(BARRED) + 1 :] if BARRED in reasons else reasons
+    return " ".join(against) or "the policy in force does not allow it"
 
 
 def _watched(settings: Settings) -> Watched:

@@ -67,5 +67,7 @@ def _watched(settings: Settings) -> Watched | None:
 
 def _row(night: Night) -> dict[str, Any]:
     run = f"{links.BASE}/dags/xray_retrain/runs/{quote(night.run)}" if night.run else ""
+    report = f"{links.PAGES}/runs/xray_retrain/{quote(night.run)}" if night.run and night.verdict else ""
     words, minutes = nights.in_words(night), sum(night.minutes.values())
-    return {"night": night, "kind": nights.outcome(night), "words": words, "minutes": minutes, "page": run}
+    shown = {"kind": nights.outcome(night), "words": words, "minutes": minutes}
+    return {"night": night, **shown, "page": run, "report": report}

@@ -151,6 +151,10 @@ def _judged(clause: PolicyClause, evidence: Evidence) -> Clause:
     return Clause(*about, finding.actual, finding.passed, finding.why, finding.warning)
 
 
+BARRED = "Not to be promoted."
+"""The reason after which a decision says what stands against promoting a version that is registered."""
+
+
 def _reasons(clauses: tuple[Clause, ...], registered: bool, may_promote: bool) -> tuple[str, ...]:
     def of(*stages: Stage, passed: bool) -> list[str]:
         return [
@@ -164,7 +168,7 @@ def _reasons(clauses: tuple[Clause, ...], registered: bool, may_promote: bool) -
         return ("Refused.", *of("evidence", "register", "first", passed=False), *warnings)
     head = ["Registered.", *of("register", "first", passed=True)]
     if not may_promote:
-        return (*head, "Not to be promoted.", *of("promote", "release", passed=False), *warnings)
+        return (*head, BARRED, *of("promote", "release", passed=False), *warnings)
     return (*head, "May be promoted.", *of("promote", "release", passed=True), *warnings)
 
 

@@ -222,6 +222,12 @@ def test_a_viewer_may_look_and_not_act(browser: Browser, site: Site) -> None:
     page.close()
 
 
+def test_an_address_of_nothing_says_so(page: Page, site: Site) -> None:
+    page.goto(f"{site.stack.airflow}/plugin/xray-deliveries#nobody-brought-it")
+    page.reload()  # another # alone loads nothing anew
+    expect(page.get_by_test_id("xray-deliveries")).to_contain_text("No page: there is nothing of that name.")
+
+
 def test_a_forged_call_is_refused(site: Site) -> None:
     login = {"username": "viewer", "password": site.passwords["viewer"]}
     token = httpx.post(f"{site.stack.airflow}/auth/token", json=login, timeout=60).json()["access_token"]

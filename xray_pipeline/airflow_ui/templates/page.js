@@ -19,7 +19,12 @@ function chosen() {
 async function show(root, query) {
   const answer = await fetch(new URL(query, address), { credentials: "same-origin" });
   const text = await answer.text();
-  if (query !== root.query || !answer.headers.get("content-type")?.startsWith("text/html")) return;
+  if (query !== root.query) return;
+  if (!answer.headers.get("content-type")?.startsWith("text/html")) {
+    const why = { 403: "you may not see this", 404: "there is nothing of that name" }[answer.status];
+    if (!root.querySelector("main")) root.textContent = `No page: ${why ?? `Airflow answered ${answer.status}`}.`;
+    return;
+  }
   const page = new DOMParser().parseFromString(text, "text/html");
   const style = new CSSStyleSheet();
   style.replaceSync(page.querySelector("style")?.textContent ?? "");
@@ -71,6 +76,7 @@ globalThis.AirflowPlugin = function Page() {
   const host = useRef(null);
   useEffect(() => {
     const root = host.current.shadowRoot ?? host.current.attachShadow({ mode: "open" });
+    root.textContent = "Loading …";
     root.query = chosen() && `${name}/${chosen()}`;
     show(root, root.query);
     const timer = setInterval(() => {

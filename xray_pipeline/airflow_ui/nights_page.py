@@ -37,7 +37,7 @@ def show(
     wanted = [night for night in past.nights if not before or night.started < before]
     shown = wanted[: int(span)]
     watched = _watched(settings) if shown else None
-    record = [charts.of_record(watched, int(span))] if watched else []
+    record = [charts.of_record(watched, int(span))] if watched and watched.champion else []
     return drawing.page(
         "nights.html.j2",
         name=settings.model_name,

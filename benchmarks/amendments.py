@@ -71,7 +71,7 @@ def made(count: int) -> tuple[float, float]:
         for number in range(10):
             dataset.append(f"made-{number}", made_manifest(number, count // 10), number)
         others = {"NORMAL": "PNEUMONIA", "PNEUMONIA": "NORMAL"}
-        rows = dataset.history().reference()
+        rows = dataset.history().said()
         lines = [f"{digest},{others[label]}" for digest, label in zip(rows["digest"], rows["label"], strict=True)]
         began, before = time.perf_counter(), time.process_time()
         named = amend.of_table("relabel", "radiograph,label\n" + "\n".join(lines))

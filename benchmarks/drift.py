@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from xray_pipeline.base.settings import IntakeRules
+from xray_pipeline.dataset.history import Reference
 from xray_pipeline.images import appearance, radiograph
 from xray_pipeline.intake import drift
 
@@ -126,7 +127,9 @@ def alarms(
     """Compare each delivery with its dataset; return how many raise an alarm, by channel and in all."""
     found = []
     for new, kept in pairs:
-        channels = drift.of_table(new, kept, rules).channels
+        ages = kept["age_years"].value_counts(dropna=False)
+        reference = Reference(kept, kept["patient"].nunique(), kept["label"].value_counts(), ages)
+        channels = drift.of_table(new, reference, rules).channels
         if vectors is not None:
             channels += drift.of_features(new, kept, vectors, rules).channels
         found.append(channels)

@@ -199,7 +199,7 @@ def suite(rows: int) -> dict[str, Any]:
         for n in range(rows)
     )
     start = time.perf_counter()
-    fit = judge(Inventory(Delivery("made", "", 1, rows, rows, "", True), table, of_rows([])), Settings()).fit
+    fit = judge(Inventory(Delivery("made", "", 1, rows, rows, "", True), table, EMPTY.reference(0)), Settings()).fit
     return {"rows": rows, "fit": fit, "seconds": time.perf_counter() - start, "peak_mb": _peak_mb()}
 
 

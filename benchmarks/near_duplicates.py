@@ -32,7 +32,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from xray_pipeline.base.settings import IntakeRules
 from xray_pipeline.dataset import near_copies
-from xray_pipeline.dataset.fingerprints import COSINES, Prints, fingerprint, packed, ranks, terms
+from xray_pipeline.dataset.fingerprints import COSINES, Prints, Source, fingerprint, packed, ranks, terms
 from xray_pipeline.dataset.near_copies import nearest
 from xray_pipeline.images import radiograph
 
@@ -177,7 +177,7 @@ def alarms(among: Prints, paths: list[Path], same: list[int]) -> dict[str, Any]:
 
 def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, float]]:
     """Return for made collections of each size what a question costs."""
-    frequencies = terms(ranks(among.pictures(range(len(among)))), COSINES, COSINES)
+    frequencies = terms(ranks(among.thumbnails(range(len(among)))), COSINES, COSINES)
     spread = np.linalg.cholesky(np.cov(frequencies.T) + np.eye(frequencies.shape[1]))
     rng, found = np.random.default_rng(0), []
     asked = among.take(rng.choice(len(among), questions, replace=False).tolist())
@@ -188,7 +188,10 @@ def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, flo
 
     for size in sizes:
         hashes = np.concatenate([made(min(20_000, size - at)) for at in range(0, size, 20_000)])
-        known = Prints(range(size), range(size), hashes, among.thumbnails, np.arange(size) % len(among))
+        digests = np.arange(1, 4 * size + 1, dtype=np.uint64).reshape(size, 4)
+        (pictures,) = among.pictures
+        source = Source(pictures, np.arange(size) % len(among))
+        known = Prints.made(digests, np.zeros(size, np.int8), hashes, np.ones(size, np.bool_), source)
         with ThreadPoolExecutor(1) as pool:
             start = time.process_time()
             candidates = near_copies._candidates(asked, known, False, pool)

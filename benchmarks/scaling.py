@@ -1,12 +1,16 @@
-"""What one radiograph, delivery, decision and night cost, and what that comes to at ten million and a billion.
+"""What a night costs on a history of made rows, and what one radiograph, decision and night come to at a billion.
 
-    python benchmarks/scaling.py [--patients 150] [--rows 50000 200000] [--entries 500] [--json FILE]
+    python benchmarks/scaling.py [--rows 100000 1000000] [--new 1000] [--patients 150] [--entries 500] [--json FILE]
 
-Constants are measured: a whole night on phantoms (seconds by the clock and of the processors by step, bytes by
-folder), manifests of made rows (bytes, CPU time and memory of reading them all, which every check of a delivery does),
-ledger entries. `at` is arithmetic: constant x count; docs/scaling.md says what it means. Sizes of radiographs are those
-of phantoms; `--bytes` sets those of one's own. CPU time is little disturbed by other load on the machine. Each
-measurement of memory has a process of its own.
+For each of `--rows` a dataset of made rows is laid. Then each task of a night's intake runs in a process of its own:
+the index of the history from nothing, and for a delivery of about `--new` phantoms check, commit and snapshot. CPU
+seconds and peak memory are taken of each, and held against LIMITS; a limit that is broken is said, and the exit code is
+1. Made rows share a few thumbnails, so that ten million need 26 GB of disk for the cache and 3 for the store; what a
+row takes when thumbnails differ is measured apart.
+
+Constants are measured, too: a whole night on phantoms (seconds by the clock and of the processors by step, bytes by
+folder), ledger entries. `at` is arithmetic: constant x count; docs/scaling.md says what it means. Sizes of radiographs
+are those of phantoms; `--bytes` sets those of one's own. CPU time is little disturbed by other load on the machine.
 """
 
 from __future__ import annotations
@@ -30,16 +34,18 @@ from tasks import Site, by_task
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
-from xray_pipeline.dataset.fingerprints import SIDE
+from xray_pipeline.dataset import near_copies
+from xray_pipeline.dataset.fingerprints import SIDE, Prints, fingerprint
 from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.dataset.split import side_of
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import appearance
-from xray_pipeline.models import backbones
+from xray_pipeline.intake.drift import MOST_KNOWN
+from xray_pipeline.night import intake_steps
 from xray_pipeline.night.run import Run
 from xray_pipeline.registry.entries import Move
 from xray_pipeline.registry.ledger import Ledger
-from xray_pipeline.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import phantom
@@ -55,6 +61,9 @@ def folder_bytes(folder: Path) -> int:
 
 def whole_night(patients: int) -> dict[str, Any]:
     """Run a night on one delivery: seconds by step, bytes by folder and per radiograph."""
+    from xray_pipeline.models import backbones  # torch: tasks of the intake go without it
+    from xray_pipeline.training.trainer import Trainer
+
     with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
         home = Path(name, "home")
         phantom.lay(home / "incoming", deliveries=1, patients=patients)
@@ -88,18 +97,25 @@ def whole_night(patients: int) -> dict[str, Any]:
         }
 
 
-def made_manifest(number: int, rows: int = ROWS_PER_MANIFEST) -> bytes:
-    """A manifest of made rows, as wide as a real one; nothing in it compresses, while real thumbnails do a little."""
+def made_manifest(number: int, rows: int = ROWS_PER_MANIFEST, pictures: int = 0) -> bytes:
+    """A manifest of made rows, as wide as a real one; with `pictures` the rows share so many thumbnails, else each has
+    its own, of which nothing compresses."""
     rng = np.random.default_rng(number)
-    statistics = appearance.to_text(appearance.measure(rng.integers(0, 256, (64, 64), np.uint8)))
-    hexes = [rng.bytes(32).hex() for _ in range(rows)]
+
+    def hexes(digits: int) -> list[str]:
+        text = rng.bytes(digits // 2 * rows).hex()
+        return [text[at : at + digits] for at in range(0, len(text), digits)]
+
+    shown = [base64.b64encode(rng.bytes(SIDE * SIDE)).decode() for _ in range(pictures or rows)]
+    digests = hexes(64)
     table = pd.DataFrame({name: [""] * rows for name in COLUMNS}).astype("str")
-    table["file"] = [f"NORMAL/{digest[:12]}_1.jpeg" for digest in hexes]
-    table["version"] = [digest[20:40] for digest in hexes]
-    table["digest"], table["source_digest"], table["patient"] = hexes, hexes[::-1], [d[:32] for d in hexes]
-    table["label"], table["side"] = ["NORMAL", "PNEUMONIA"] * (rows // 2), "train"
-    table["statistics"], table["phash"] = statistics, [rng.bytes(32).hex() for _ in range(rows)]
-    table["thumbnail"] = [base64.b64encode(rng.bytes(SIDE * SIDE)).decode() for _ in range(rows)]
+    table["file"] = [f"NORMAL/{digest[:12]}_1.jpeg" for digest in digests]
+    table["version"] = [digest[20:40] for digest in digests]
+    table["digest"], table["source_digest"], table["patient"] = digests, digests[::-1], [d[:32] for d in digests]
+    table["label"] = ["NORMAL", "PNEUMONIA"] * (rows // 2)
+    table["side"] = [side_of(digest, "", "patient", 0.15, 0.2) for digest in digests]
+    table["statistics"] = [appearance.to_text(one) for one in rng.random((rows, len(appearance.NAMES)), np.float32)]
+    table["phash"], table["thumbnail"] = hexes(64), (shown * (rows // len(shown) + 1))[:rows]
     table["verdict"], table["suffix"], table["format"], table["mode"] = "accepted", ".jpg", "jpeg", "L"
     for name in ("size", "width", "height", "bits"):
         table[name] = rng.integers(1000, 1_000_000, rows)
@@ -107,31 +123,119 @@ def made_manifest(number: int, rows: int = ROWS_PER_MANIFEST) -> bytes:
     return to_parquet(table, {"delivery": f"made-{number}"})
 
 
-def reading_manifests(rows: int) -> dict[str, Any]:
-    """Read a dataset's whole history, as each check of a delivery does: bytes, seconds, memory."""
-    with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
-        settings = Settings(home=Path(name))
-        dataset = Dataset(settings)
-        dataset.begin()
-        count = rows // ROWS_PER_MANIFEST
-        for number in range(count):
-            dataset.append(f"made-{number:05}", made_manifest(number), number)
-        written = folder_bytes(Path(name))
-        dataset.manifest("made-00000")  # imports are not what is measured
-        before, start = peak_bytes(), time.process_time()
+def spent(work: Callable[[], object]) -> dict[str, float]:
+    """Return the CPU seconds that some work takes, and the most memory (bytes) that this process has had then."""
+    before = time.process_time()
+    work()
+    return {"cpu_seconds": time.process_time() - before, "peak_bytes": peak_bytes()}
+
+
+def lay_rows(settings: Settings, rows: int) -> dict[str, float]:
+    """Lay a history of made rows; return the bytes of the store that each takes."""
+    dataset = Dataset(settings)
+    dataset.begin()
+    for number in range(rows // ROWS_PER_MANIFEST):
+        assert dataset.append(f"made-{number:05}", made_manifest(number, pictures=64), number)
+    return {"store_bytes_per_row": folder_bytes(settings.home / "store") / rows}
+
+
+def index(settings: Settings) -> dict[str, float]:
+    """Read a history for the first time, and ask for all that a check asks."""
+
+    def ask() -> None:
         history = Dataset(settings).history()
         history.labels("")
         history.side("")
-        history.seen("made-00000")
-        history.reference()
+        history.reference(MOST_KNOWN)
         history.prints.by_side  # noqa: B018 - made when it is first asked for
-        seconds = time.process_time() - start
+
+    return spent(ask)
+
+
+def question(settings: Settings, questions: int = 100) -> dict[str, float]:
+    """Ask for near copies: CPU milliseconds each, and the bytes of memory a radiograph that are searched."""
+    known = Dataset(settings).history().prints
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"{n + 1:064x}", "train", *fingerprint(rng.integers(0, 256, (224, 224), np.uint8))) for n in range(questions)
+    ]
+    asked = Prints.of(pd.DataFrame(rows, columns=["digest", "side", "phash", "thumbnail"]), range(questions))
+    took = spent(lambda: near_copies.nearest(asked, known, 1))["cpu_seconds"]
+    arrays = (known.digests, known.sides, known.hashes, known.source, known.rows)
     return {
-        "rows": rows,
-        "bytes_per_row": written / rows,
-        "cpu_microseconds_per_row": 1e6 * seconds / rows,
-        "memory_bytes_per_row": (peak_bytes() - before) / rows,
+        "cpu_milliseconds": 1000 * took / questions,
+        "memory_bytes_per_row": sum(array.nbytes for array in arrays) / len(known) + 8,  # the search copies 64 bits
     }
+
+
+def check(settings: Settings, key: str) -> dict[str, float]:
+    """Check a delivery."""
+    return spent(lambda: intake_steps.check_delivery(Run(settings), key, named=True))
+
+
+def commit(settings: Settings, key: str) -> dict[str, float]:
+    """Commit a delivery, and name the snapshot."""
+    return spent(lambda: intake_steps.commit_deliveries(Run(settings), [key]))
+
+
+def snapshot(settings: Settings) -> dict[str, float]:
+    """Name the snapshot."""
+    return spent(lambda: Dataset(settings).snapshot())
+
+
+def night_on(rows: int, new: int) -> dict[str, Any]:
+    """Return what a night's intake of about so many new phantoms costs on a history of made rows, task by task."""
+    with tempfile.TemporaryDirectory(prefix="xray-scaling-") as name:
+        settings = Settings(home=Path(name, "home"), settle_seconds=0, tracking_uri=f"sqlite:///{name}/mlflow.db")
+        (delivery,) = phantom.lay(Path(settings.incoming), deliveries=1, patients=round(new / 1.25))
+        found: dict[str, Any] = {"rows": rows, **alone(lay_rows, settings, rows)}
+        found["index"] = alone(index, settings)
+        found["cache_bytes_per_row"] = folder_bytes(settings.cache) / rows
+        found["question"] = alone(question, settings)
+        found["check"] = alone(check, settings, delivery.name)
+        found["commit"] = alone(commit, settings, delivery.name)
+        found["snapshot"] = alone(snapshot, settings)
+        found["delivered"] = len(Dataset(settings).manifest(delivery.name))
+        tasks = [found[task] for task in ("check", "commit", "snapshot")]
+        found["cpu_seconds"] = sum(task["cpu_seconds"] for task in tasks)
+        found["peak_bytes"] = max(task["peak_bytes"] for task in tasks)
+    return found
+
+
+LIMITS: dict[str, tuple[Callable[[dict[str, Any]], float], float]] = {
+    "CPU seconds of check, commit and snapshot": (lambda found: found["cpu_seconds"], 60),
+    "bytes of memory of the largest task": (lambda found: found["peak_bytes"], 2 * 2**30),
+    "CPU seconds of the index from nothing": (lambda found: found["index"]["cpu_seconds"], 600),
+    "CPU milliseconds of a question about near copies": (
+        lambda found: found["question"]["cpu_milliseconds"] * min(1, 1_000_000 / found["rows"]),
+        2,
+    ),
+    "bytes of memory a radiograph that a question searches": (
+        lambda found: found["question"]["memory_bytes_per_row"],
+        100,
+    ),
+}
+"""What must hold on each history: how it is measured, and the most it may be. A question may take 2 ms up to a million
+rows, and longer in proportion; at ten million the limit that is asked for is 10 ms (`slow_questions`)."""
+GROWTH = 1.5
+"""The most that a night may cost on the largest history, of what it costs on the smallest."""
+
+
+def broken(nights: list[dict[str, Any]], row_bytes: float) -> list[str]:
+    """Return the limits that are broken, in words."""
+    found = []
+    for night in nights:
+        for what, (measure, most) in LIMITS.items():
+            if (value := measure(night)) > most:
+                found.append(f"{night['rows']:,} rows: {value:,.2f} {what}, at most {most:,} are asked")
+        if night["rows"] >= 10_000_000 and (took := night["question"]["cpu_milliseconds"]) > 10:
+            found.append(f"{night['rows']:,} rows: {took:.1f} CPU milliseconds of a question, at most 10 are asked")
+    for what in ("cpu_seconds", "peak_bytes"):
+        if (ratio := nights[-1][what] / nights[0][what]) > GROWTH:
+            found.append(f"{ratio:.2f} times the {what} on the largest history, at most {GROWTH} are asked")
+    if row_bytes > 250:
+        found.append(f"{row_bytes:,.0f} bytes of Parquet a row, at most 250 are asked")
+    return found
 
 
 def ledger(entries: int) -> dict[str, Any]:
@@ -158,7 +262,8 @@ def ledger(entries: int) -> dict[str, Any]:
 
 def at(count: int, measured: dict[str, Any], own_bytes: int) -> dict[str, Any]:
     """What the constants come to for `count` radiographs: hours of one process, bytes, objects."""
-    done, rows = measured["night"], measured["manifests"][-1]
+    done, rows = measured["night"], measured["nights"][-1]
+    of_row, index = rows["rows"], rows["index"]
     images, hour = done["radiographs"], 3600
     stored = own_bytes or done["stored_bytes_per_radiograph"]
     training = 0.7 * count
@@ -167,9 +272,10 @@ def at(count: int, measured: dict[str, Any], own_bytes: int) -> dict[str, Any]:
         "radiographs": count,
         "stored_terabytes": stored * count / 1e12,
         "check_and_commit_core_hours": count * intake / images / hour,
-        "manifest_gigabytes": rows["bytes_per_row"] * count / 1e9,
-        "history_gigabytes_of_memory": rows["memory_bytes_per_row"] * count / 1e9,
-        "history_core_hours": rows["cpu_microseconds_per_row"] * count / 1e6 / hour,
+        "manifest_gigabytes": measured["manifest_bytes_per_row"] * count / 1e9,
+        "index_core_hours": index["cpu_seconds"] / of_row * count / hour,
+        "index_gigabytes_of_disk": rows["cache_bytes_per_row"] * count / 1e9,
+        "check_gigabytes_of_memory": rows["check"]["peak_bytes"] / of_row * count / 1e9,
         "pixel_cache_terabytes": done["pixel_cache_bytes_per_radiograph"] * count / 1e12,
         "features_on_disk_gigabytes": done["feature_bytes_per_view"] * done["views"] * training / 1e9,
         "list_calls_of_1000": count // 1000,
@@ -191,7 +297,8 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patients", type=int, default=150)
-    parser.add_argument("--rows", type=int, nargs="*", default=[50_000, 200_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--new", type=int, default=1000)
     parser.add_argument("--entries", type=int, default=500)
     parser.add_argument("--bytes", type=int, default=0, help="bytes of a stored radiograph, for `at`")
     parser.add_argument("--json", type=Path)
@@ -199,14 +306,18 @@ def main() -> None:
     measured: dict[str, Any] = {
         "cores": os.cpu_count(),
         "night": alone(whole_night, asked.patients),
-        "manifests": [alone(reading_manifests, rows) for rows in asked.rows],
+        "manifest_bytes_per_row": len(made_manifest(0)) / ROWS_PER_MANIFEST,
+        "nights": [night_on(rows, asked.new) for rows in sorted(asked.rows)],
         "ledger": alone(ledger, asked.entries),
     }
     measured["at"] = [at(count, measured, asked.bytes) for count in COUNTS]
+    measured["broken"] = broken(measured["nights"], measured["manifest_bytes_per_row"])
     text = json.dumps(measured, indent=1)
     print(text)
     if asked.json:
         asked.json.write_text(text)
+    if measured["broken"]:
+        sys.exit("\n".join(measured["broken"]))
 
 
 if __name__ == "__main__":

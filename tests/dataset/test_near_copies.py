@@ -135,13 +135,13 @@ def test_a_fingerprint_is_text_of_one_length_and_repeats(seed: int, height: int,
     found = fingerprint(pixels)
     assert (len(found.phash), len(found.thumbnail)) == (64, 2136)
     assert found == fingerprint(np.asfortranarray(pixels))
-    assert found.phash == hashes(prints([pixels]).pictures([0]))[0].tobytes().hex()
+    assert found.phash == hashes(prints([pixels]).thumbnails([0]))[0].tobytes().hex()
 
 
 @given(st.lists(seeds, min_size=2, max_size=8, unique=True))
 @hypothesis_settings(max_examples=30, deadline=None)
 def test_likeness_is_a_correlation_that_knows_itself(drawn: list[int]) -> None:
-    thumbnails = prints([picture(seed) for seed in drawn]).pictures(list(range(len(drawn))))
+    thumbnails = prints([picture(seed) for seed in drawn]).thumbnails(list(range(len(drawn))))
     assert likeness(thumbnails, thumbnails) == pytest.approx(np.ones(len(drawn)))
     others = likeness(thumbnails, np.roll(thumbnails, 1, axis=0))
     assert (np.abs(others) <= 1 + 1e-9).all()
@@ -153,7 +153,7 @@ def test_likeness_of_images_without_structure_is_none() -> None:
 
 
 def test_radiographs_without_a_hash_are_not_skipped() -> None:
-    rows = pd.DataFrame({"digest": ["a"], "side": ["train"], "phash": [""], "thumbnail": [""]})
+    rows = pd.DataFrame({"digest": ["a" * 64], "side": ["train"], "phash": [""], "thumbnail": [""]})
     with pytest.raises(DatasetError, match="without a perceptual hash"):
         Prints.of(rows, [0])
 
@@ -187,7 +187,7 @@ def test_the_search_finds_what_a_plain_reading_finds(seed: int, asked: int, size
     """Hashes of up to so many bits flipped in the first 64 and four times as many in the rest, so that some lie on
     either side of each limit; and at the limits themselves."""
     rng = np.random.default_rng(seed)
-    questions = near_copies._forms(prints([picture(seed % 1000 + n) for n in range(asked)]).pictures(range(asked)))
+    questions = near_copies._forms(prints([picture(seed % 1000 + n) for n in range(asked)]).thumbnails(range(asked)))
     known = questions[rng.integers(0, asked, size), rng.integers(0, questions.shape[1], size)]
     for one in known:
         for words, most in ((one[:1], flips), (one[1:], 4 * flips)):
@@ -216,8 +216,8 @@ def test_every_hash_within_the_distance_is_looked_at() -> None:
 
 def test_the_threshold_lies_between_copies_and_others(shared: Path) -> None:
     images = real(shared, 80)
-    own = prints(images).pictures(range(80))
-    cropped = prints([COPIES["all at once"](pixels) for pixels in images]).pictures(range(80))
+    own = prints(images).thumbnails(range(80))
+    cropped = prints([COPIES["all at once"](pixels) for pixels in images]).thumbnails(range(80))
     assert likeness(own, cropped).min() > ALIKE
     assert likeness(own, np.roll(own, 1, axis=0)).max() < ALIKE - 0.2
 

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import phantom
 import pytest
+from references import reference
 
 from xray_pipeline.base.settings import IntakeRules
 from xray_pipeline.images import appearance
-from xray_pipeline.intake.drift import Draws, Drift, age_group, level_of, of_features, of_table, sampled
+from xray_pipeline.intake import drift
+from xray_pipeline.intake.drift import Draws, Drift, age_group, level_of, of_features, sampled
 
 RULES = IntakeRules(drift_min_dataset=60)
 
@@ -43,6 +45,10 @@ def pictures() -> list[np.ndarray]:
     """Phantoms of 150 patients, one each."""
     people = [phantom.Patient(f"p{n}", "", 0.6 * (n % 3 > 0), n, 1, n % 2, "") for n in range(150)]
     return [phantom.radiograph(one, 1) for one in people]
+
+
+def of_table(new: pd.DataFrame, known: pd.DataFrame, rules: IntakeRules) -> Drift:
+    return drift.of_table(new, reference(known), rules)
 
 
 def measured(pictures: list[np.ndarray], first: int = 0, **more: Any) -> pd.DataFrame:

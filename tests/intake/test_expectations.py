@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.table import Row, of_rows
 from xray_pipeline.intake import expectations
 from xray_pipeline.intake.deliveries import Delivery, Inventory
@@ -50,7 +51,7 @@ def table(*rows: Row) -> pd.DataFrame:
 
 
 def judged(settings: Settings, *rows: Row, delivery: Delivery = DELIVERY, **rules: Any) -> Intake:
-    inventory = Inventory(delivery, table(*rows), table(), ["labels.csv"])
+    inventory = Inventory(delivery, table(*rows), EMPTY.reference(0), ["labels.csv"])
     return judge(inventory, settings.model_copy(update={"rules": IntakeRules(**rules)}))
 
 
@@ -225,7 +226,7 @@ def test_great_expectations_is_silent_offline_and_leaves_nothing_behind(tmp_path
 def test_data_docs_name_no_file_and_take_any_key(settings: Settings, tmp_path: Path) -> None:
     delivery = Delivery("Tag 3, Raum%2F2 ä~1", "u", 2, 1, 1, "f" * 64, True)
     twice = table(*GOOD, row(0), row(3, patient="MRN-4711", digest="e" * 64))
-    judge(Inventory(delivery, twice, table()), settings, data_docs=tmp_path)
+    judge(Inventory(delivery, twice, EMPTY.reference(0)), settings, data_docs=tmp_path)
     pages = [path.read_text() for path in tmp_path.rglob("*.html")]
     assert any("Failed" in page for page in pages)
     assert not any("NORMAL/0" in page or "MRN-4711" in page for page in pages)

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from references import reference
 from samples import jpeg, lay_files
 
 from xray_pipeline.base.settings import Settings
@@ -39,7 +40,7 @@ def by_title(found: list[Histogram]) -> dict[str, Histogram]:
 
 
 def test_the_shares_of_each_side_add_up_to_all_of_it() -> None:
-    found = histograms(rows(20, age=30.0), pd.concat([rows(30, 1), rows(10, 2, 70.0, "PNEUMONIA")]))
+    found = histograms(rows(20, age=30.0), reference(pd.concat([rows(30, 1), rows(10, 2, 70.0, "PNEUMONIA")])))
     assert list(by_title(found)) == ["Brightness", "Contrast", "Shorter", "Classes", "Ages"]
     for histogram in found:
         assert sum(bar.here for bar in histogram.bars) == pytest.approx(1)
@@ -48,24 +49,26 @@ def test_the_shares_of_each_side_add_up_to_all_of_it() -> None:
 
 
 def test_groups_are_named_and_summed_up() -> None:
-    found = by_title(histograms(rows(20, age=30.0), pd.concat([rows(30, 1), rows(10, 2, 70.0, "PNEUMONIA")])))
+    found = by_title(
+        histograms(rows(20, age=30.0), reference(pd.concat([rows(30, 1), rows(10, 2, 70.0, "PNEUMONIA")])))
+    )
     assert found["Classes"].said == "NORMAL 100% (dataset 75%), PNEUMONIA 0% (dataset 25%)"
     assert [bar.label for bar in found["Ages"].bars if bar.dataset] == ["65 and over", "unknown"]
     assert found["Shorter"].said == "median 80, in the dataset 80"
 
 
 def test_ages_are_left_out_where_none_is_known() -> None:
-    assert "Ages" not in by_title(histograms(rows(5), rows(5, 1, 40.0)))
+    assert "Ages" not in by_title(histograms(rows(5), reference(rows(5, 1, 40.0))))
 
 
 def test_the_first_delivery_stands_alone() -> None:
-    found = histograms(rows(5), NOTHING)
+    found = histograms(rows(5), reference(NOTHING))
     assert all(bar.dataset == 0 for histogram in found for bar in histogram.bars)
     assert "dataset" not in by_title(found)["Brightness"].said
 
 
 def test_nothing_is_drawn_of_a_delivery_without_radiographs() -> None:
-    assert histograms(NOTHING, rows(5)) == []
+    assert histograms(NOTHING, reference(rows(5))) == []
 
 
 def test_the_page_draws_them_and_shows_what_was_quarantined_where_it_decodes(settings: Settings) -> None:

@@ -33,8 +33,9 @@ from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import DirectoryStore, Entry, open_store
 from xray_pipeline.dataset.amendments import NOTHING
 from xray_pipeline.dataset.fingerprints import Prints
-from xray_pipeline.dataset.history import EMPTY, Seen
+from xray_pipeline.dataset.history import EMPTY, Reference, Seen
 from xray_pipeline.dataset.parquet import from_parquet, to_parquet
+from xray_pipeline.dataset.revisions import path_key
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.table import COLUMNS
 from xray_pipeline.images import radiograph
@@ -71,7 +72,9 @@ class Past:
 
     def seen(self, name: str) -> tuple[int, Seen]:
         rows = [
-            row for part in self._parts for row in part[["file", "size", "version"]].itertuples(index=False, name=None)
+            (path_key(file), size, version)
+            for part in self._parts
+            for file, size, version in part[["file", "size", "version"]].itertuples(index=False, name=None)
         ]
         return len(self._parts), Seen(rows, None)
 
@@ -81,8 +84,10 @@ class Past:
     def side(self, patient: str) -> str | None:
         return self._sides.get(patient)
 
-    def reference(self) -> pd.DataFrame:
-        return EMPTY.reference()
+    def reference(self, most: int) -> Reference:
+        return EMPTY.reference(most)
+
+    held_labels = EMPTY.held_labels
 
     @property
     def prints(self) -> Prints:

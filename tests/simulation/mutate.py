@@ -183,7 +183,8 @@ FAULTS = (
     ),
     Fault(
         "a snapshot holds what was withdrawn", "dataset/snapshots.py",
-        '    withdrawn = set(rows.loc[amended.out(rows), "digest"])', "    withdrawn = set()",
+        "    return {digest: amended.labels[digest] for digest in settled - withdrawn}, tuple(sorted(withdrawn))",
+        "    return {digest: amended.labels[digest] for digest in settled - withdrawn}, ()",
     ),
     Fault(
         "versions that a killed process left stay", "registry/mlflow_registry.py",

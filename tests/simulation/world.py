@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from actors import ACTORS
@@ -64,7 +66,7 @@ class World:
 
 @cache
 def _settings(promotion: str) -> Settings:
-    return settings_of("/nowhere/simulated", promotion)  # nothing is written there
+    return settings_of("/nowhere/simulated", promotion)  # nothing is written there, the cache aside, which is moved
 
 
 @cache
@@ -85,14 +87,15 @@ def site(plan: Plan) -> Iterator[tuple[World, list[Process]]]:
         scheduler.turn, scheduler.now, auditor.mlflow_changed, lambda: f"{chance.getrandbits(128):032x}"
     )
     s3 = MemoryS3(objects, scheduler.turn, lambda: scheduler.clock, auditor.store_changed)
-    settings = _settings(chance.choice(("approve", "approve", "auto")))
+    promotion = chance.choice(("approve", "approve", "auto"))
     deliveries = _drawn(chance, plan.nights)
     for name, files in deliveries.items():
         for place, (radiograph, label) in enumerate(files):
             objects[f"incoming/{name}/{label}/{place}.png"] = Object(radiograph.data, scheduler.clock)
-    world = World(settings, scheduler, chance, deliveries, mlflow, auditor, plan.nights)
-    auditor.begin(mlflow, scheduler, settings, deliveries)
-    with installed(scheduler, mlflow, s3):
+    with tempfile.TemporaryDirectory(prefix="simulated-") as cache, installed(scheduler, mlflow, s3):
+        settings = _settings(promotion).model_copy(update={"cache": Path(cache)})
+        world = World(settings, scheduler, chance, deliveries, mlflow, auditor, plan.nights)
+        auditor.begin(mlflow, scheduler, settings, deliveries)
         yield world, [process for name in plan.actors for process in ACTORS[name](world)]
 
 

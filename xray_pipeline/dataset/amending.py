@@ -161,7 +161,7 @@ def _copies(digests: Iterable[str], history: History, workers: int) -> DisjointS
     if not wanted:
         return chests
     known = history.shown
-    place_of = {digest: place for place, digest in enumerate(known.digests)}
+    place_of = {digest: place for place, digest in enumerate(known.texts())}
     places = [place_of[digest] for digest in wanted if digest in place_of]  # not of what came in withdrawn already
     for one, others in near_copies.links(places, known, workers).items():
         for other in (one, *others):

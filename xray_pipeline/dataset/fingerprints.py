@@ -8,18 +8,19 @@ with brightness, contrast or gamma. The trade-off: 2.2 kB a row, so that copies 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
 from xray_pipeline.base.errors import DatasetError
+from xray_pipeline.dataset.hexes import Finder, Words, text_of, texts_of, words_of
+from xray_pipeline.dataset.split import SIDES
 from xray_pipeline.images.png import png_bytes
 from xray_pipeline.images.raster import Pixels
 
@@ -94,58 +95,98 @@ COSINES: Final = np.rint(
 _ORDER: Final = np.array(sorted(range(1, _TERMS**2), key=lambda at: (max(divmod(at, _TERMS)), at)))  # coarse first
 
 
+Pictures = Callable[[int], bytes]
+"""Gives a row's thumbnail, base64 of 1,600 bytes."""
+_SIDES: Final = ("", *SIDES)
+
+
+class Source(NamedTuple):
+    """Where thumbnails are: rows of what gives them."""
+
+    pictures: Pictures
+    rows: NDArray[np.int64]
+
+
 @dataclass(frozen=True, eq=False)
 class Prints:
-    """Fingerprints of n radiographs, with what tells them apart; `hashes` is (n, 4).
+    """Fingerprints of n radiographs, with what tells them apart: `digests` and `hashes` are (n, 4), `sides` places in
+    the list of sides.
 
-    Their thumbnails, the bulk of a table, are `rows` (n) of `thumbnails`, which is the tables' own, not a copy.
+    Their thumbnails, of which few are ever looked at, are the `rows` of one of the `pictures`, by its number.
     """
 
-    digests: Sequence[str]
-    sides: Sequence[str]
+    digests: Words
+    sides: NDArray[np.int8]
     hashes: Hashes
-    thumbnails: pa.ChunkedArray
+    pictures: tuple[Pictures, ...]
+    source: NDArray[np.int8]
     rows: NDArray[np.int64]
 
     @classmethod
     def of(cls, table: pd.DataFrame, rows: Sequence[int] | NDArray[np.int64]) -> Prints:
         """Take them from rows (by place) of an intake table. Raises DatasetError when one has none."""
         places = np.asarray(rows, np.int64)
-        some = table[["digest", "side", "phash"]].iloc[places]
-        try:
-            packed = np.frombuffer(bytes.fromhex("".join(some["phash"])), "<u8").reshape(len(places), 4)
-        except ValueError as error:
+        some, thumbnails = table[["digest", "side", "phash"]].iloc[places], table["thumbnail"]
+        return cls.made(
+            words_of(some["digest"].tolist(), 4, "the digest of a radiograph"),
+            side_codes(some["side"].tolist()),
+            words_of(some["phash"].tolist(), 4, "the perceptual hash of a radiograph"),
+            np.asarray(some["phash"] != ""),
+            Source(lambda row: str(thumbnails.iat[row]).encode(), places),
+        )
+
+    @classmethod
+    def made(
+        cls,
+        digests: Words,
+        sides: NDArray[np.int8],
+        hashes: Hashes,
+        hashed: NDArray[np.bool_],
+        source: Source,
+    ) -> Prints:
+        """Return prints whose thumbnails are of one source. Raises DatasetError where one is not `hashed`."""
+        if not hashed.all():
             raise DatasetError(
                 "accepted radiographs without a perceptual hash can't be compared with new ones; ingest them again"
-            ) from error
-        thumbnails = pa.chunked_array(table["thumbnail"].astype("str"))
-        return cls(some["digest"].tolist(), some["side"].tolist(), packed, thumbnails, places)
+            )
+        return cls(digests, sides, hashes, (source.pictures,), np.zeros(len(digests), np.int8), source.rows)
 
     @classmethod
     def joined(cls, parts: Sequence[Prints]) -> Prints:
         """Return those of all parts, one part after the other."""
-        starts = np.cumsum([0, *(len(part.thumbnails) for part in parts)])
+        starts = np.cumsum([0, *(len(part.pictures) for part in parts)])
+        none = (np.empty((0, 4), np.uint64), np.empty(0, np.int8), np.empty(0, np.int64))
         return cls(
-            [digest for part in parts for digest in part.digests],
-            [side for part in parts for side in part.sides],
-            np.concatenate([np.empty((0, 4), np.uint64), *(part.hashes for part in parts)]),
-            pa.chunked_array([chunk for part in parts for chunk in part.thumbnails.chunks], pa.large_string()),
-            np.concatenate([np.empty(0, np.int64), *(part.rows + at for part, at in zip(parts, starts, strict=False))]),
+            np.concatenate([none[0], *(part.digests for part in parts)]),
+            np.concatenate([none[1], *(part.sides for part in parts)]),
+            np.concatenate([none[0], *(part.hashes for part in parts)]),
+            tuple(pictures for part in parts for pictures in part.pictures),
+            np.concatenate([none[1], *(part.source + np.int8(at) for part, at in zip(parts, starts, strict=False))]),
+            np.concatenate([none[2], *(part.rows for part in parts)]),
         )
 
     def __len__(self) -> int:
         return len(self.digests)
 
-    def take(self, which: Sequence[int]) -> Prints:
+    def digest(self, place: int) -> str:
+        """Return the digest of one."""
+        return text_of(self.digests[place])
+
+    def texts(self) -> list[str]:
+        """Return the digests of all, in order."""
+        found: list[str] = texts_of(self.digests).to_pylist()
+        return found
+
+    def take(self, which: Sequence[int] | NDArray[np.int64]) -> Prints:
         """Return some of them, in that order."""
         at = np.asarray(which, np.int64)
-        digests, sides = ([values[n] for n in which] for values in (self.digests, self.sides))
-        return Prints(digests, sides, self.hashes[at], self.thumbnails, self.rows[at])
+        return Prints(self.digests[at], self.sides[at], self.hashes[at], self.pictures, self.source[at], self.rows[at])
 
-    def pictures(self, which: Sequence[int]) -> Thumbnails:
+    def thumbnails(self, which: Sequence[int] | range) -> Thumbnails:
         """Return the thumbnails of some (n, SIDE, SIDE). Raises DatasetError."""
-        rows = self.rows[np.asarray(which, np.int64)].tolist()
-        data = b"".join(base64.b64decode(self.thumbnails[row].as_buffer()) for row in rows)
+        at = np.asarray(which, np.int64)
+        places = zip(self.source[at].tolist(), self.rows[at].tolist(), strict=True)
+        data = b"".join(base64.b64decode(self.pictures[source](row)) for source, row in places)
         try:
             return np.frombuffer(data, np.uint8).reshape(len(which), SIDE, SIDE)
         except ValueError as error:
@@ -153,12 +194,21 @@ class Prints:
                 f"thumbnails of another size than {SIDE} pixels; ingest the radiographs again"
             ) from error
 
+    def side(self, digest: str) -> str | None:
+        """Return the side of the split of a radiograph, None when it is none of these."""
+        place = self._finder.last(digest)
+        return None if place < 0 else _SIDES[self.sides[place]]
+
     @cached_property
-    def side(self) -> dict[str, str]:
-        """The side of the split by digest."""
-        return dict(zip(self.digests, self.sides, strict=True))
+    def _finder(self) -> Finder:
+        return Finder(self.digests, np.arange(len(self)))
 
     @cached_property
     def by_side(self) -> dict[str, Prints]:
         """Those on each side of the split."""
-        return {name: self.take([n for n, side in enumerate(self.sides) if side == name]) for name in set(self.sides)}
+        return {_SIDES[side]: self.take(np.flatnonzero(self.sides == side)) for side in np.unique(self.sides)}
+
+
+def side_codes(values: Sequence[str]) -> NDArray[np.int8]:
+    """Return for each of a list of sides its place in `Prints.sides`' list."""
+    return np.array([_SIDES.index(value) for value in values], np.int8)

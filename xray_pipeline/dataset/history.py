@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,153 +12,201 @@ from numpy.typing import NDArray
 
 from xray_pipeline.dataset.amendments import NOTHING, Amended
 from xray_pipeline.dataset.erasing import Erased
-from xray_pipeline.dataset.fingerprints import Prints
-from xray_pipeline.dataset.revisions import CONFLICT, File, contested, counted, files_of, in_force, part_of
+from xray_pipeline.dataset.fingerprints import Prints, Source, side_codes
+from xray_pipeline.dataset.hexes import Finder, among, text_of, texts_of
+from xray_pipeline.dataset.revisions import File, path_key
+from xray_pipeline.dataset.rows import Rows
 
 
 class Seen:
     """The files of a delivery that were judged before; of erased ones it knows no path, but knows it again."""
 
     def __init__(self, files: Iterable[File], erased: Erased | None) -> None:
+        """Take files whose paths are told by their keys (`path_key`)."""
         self._files, self._erased = frozenset(files), erased
         self._sizes = {(path, size) for path, size, _ in self._files}
 
     def __contains__(self, file: File) -> bool:
         path, size, version = file
-        return file in self._files or (self._hidden(path), size, version) in self._files
+        return any((key, size, version) in self._files for key in self._keys(path))
 
     def with_size(self, path: str, size: int) -> bool:
         """Say whether a file of this path and size was judged, in whatever version."""
-        return (path, size) in self._sizes or (self._hidden(path), size) in self._sizes
+        return any((key, size) in self._sizes for key in self._keys(path))
 
-    def _hidden(self, path: str) -> str:
-        return self._erased.hidden(path) if self._erased else path
+    def _keys(self, path: str) -> Iterator[str]:
+        yield path_key(path)
+        if self._erased:
+            yield path_key(self._erased.hidden(path))
+
+
+class Reference(NamedTuple):
+    """What a delivery is compared with: `rows` are a sample of the radiographs whose statistics are kept (digest,
+    patient, label, statistics, age_years), of so many patients. How many radiographs the dataset holds at all by label
+    and by age in years (NaN where it is not known) stands in `labels` and `ages`."""
+
+    rows: pd.DataFrame
+    patients: int
+    labels: pd.Series
+    ages: pd.Series
 
 
 class History:
-    """What earlier deliveries brought, by the keys of their `tables`, as amendments correct it: the context in which a
-    new one is judged."""
+    """What earlier deliveries brought, the `rows` of all manifests, as amendments correct it: the context in which a
+    new one is judged. What is `left_out` of them counts as never judged; the `others` count as seen."""
 
     def __init__(
         self,
-        tables: dict[str, pd.DataFrame],
-        others: Set[File] = frozenset(),
+        rows: Rows,
         amended: Amended = NOTHING,
         erased: Erased | None = None,
+        left_out: NDArray[np.bool_] | None = None,
+        others: Set[File] = frozenset(),
     ) -> None:
-        self.tables, self._others, self.amended, self.erased = tables, others, amended, erased
+        self.rows, self.amended, self.erased, self._others = rows, amended, erased, others
+        self._there = np.ones(len(rows), np.bool_) if left_out is None else ~left_out
 
     def seen(self, name: str) -> tuple[int, Seen]:
         """Return how many parts of delivery `name` are committed, and their files."""
-        parts = [table for key, table in self.tables.items() if part_of(key)[0] == name]
-        return len(parts), Seen({file for part in parts for file in files_of(part)} | self._others, self.erased)
+        files: set[File] = set()
+        parts = self.rows.of_delivery(name)
+        for start, part in parts:
+            rows = np.flatnonzero(self._there[start : start + len(part)])
+            files.update(part.files(rows))
+        others = {(path_key(path), size, version) for path, size, version in self._others}
+        return len(parts), Seen(files | others, self.erased)
 
     def without(self, name: str, paths: Set[str], others: Set[File] = frozenset()) -> History:
         """Return the history in which what is quarantined at these paths of delivery `name` was never judged.
 
         `others` count as seen, so that a check leaves them out.
         """
-
-        def less(table: pd.DataFrame) -> pd.DataFrame:
-            stays = (table["verdict"] == "accepted") | ~table["file"].isin(paths)
-            return table if stays.all() else table[stays].reset_index(drop=True)
-
-        tables = {key: less(t) if part_of(key)[0] == name else t for key, t in self.tables.items()}
-        return History(tables, others, self.amended, self.erased)
+        left_out, keys = np.zeros(len(self.rows), np.bool_), set(map(path_key, paths))
+        for start, part in self.rows.of_delivery(name):
+            left_out[start : start + len(part)] = among(part.words("path"), keys)
+        left_out &= ~self.rows.equal("verdict", "accepted")
+        return History(self.rows, self.amended, self.erased, left_out, others)
 
     def labels(self, digest: str) -> str | None:
         """Return the label of a committed radiograph; None when the dataset doesn't hold it, or not any more."""
-        return self._labels.get(digest)
+        place = self._by_digest.last(digest)
+        return None if place < 0 else self.amended.labels.get(digest) or self._label(place)
 
     def side(self, patient: str) -> str | None:
         """Return the side a committed patient is on, withdrawn or not; None for a new patient."""
-        return self._sides.get(patient)
+        place = self._by_patient.last(patient)
+        sides, names = self.rows.choices("side")
+        return None if place < 0 else names[sides[place]]
 
-    def reference(self) -> pd.DataFrame:
-        """Return what a delivery is compared with: digest, patient, label, statistics, age_years of each radiograph."""
-        return self._accepted("digest", "patient", "label", "statistics", "age_years")
+    def reference(self, most: int) -> Reference:
+        """Return what a delivery is compared with: at most so many radiographs that the dataset holds and of which
+        statistics are kept. Patients are taken in an order that nothing but their ids decides (SHA-256)."""
+        measured = np.flatnonzero(self._held & (self.rows.numbers("measured") > 0))
+        order = self.rows.numbers("order")[measured]
+        patients, counts = np.unique(order, return_counts=True)
+        if len(measured) > most:
+            chosen = patients[np.cumsum(counts) <= most]
+            measured = measured[order <= chosen[-1]] if len(chosen) else measured[:0]
+        rows = self._labelled(("digest", "patient", "label", "statistics", "age_years"), measured)
+        ages = pd.Series(self.rows.numbers("age_years")[self._held], dtype=np.float64)
+        labels = pd.Series(self.held_labels, dtype=object)
+        return Reference(rows, len(patients), labels.value_counts(), ages.value_counts(dropna=False))
 
     def said(self) -> pd.DataFrame:
         """Return digest, label, patient, side, verdict and delivery of each row that says what a radiograph shows: the
         accepted ones and those in a label conflict, but no withdrawn ones."""
-        columns = ("digest", "label", "patient", "side", "verdict")
-        parts = [
-            self._labelled(table, self._said[key], columns).assign(delivery=part_of(key)[0])
-            for key, table in self.tables.items()
-        ]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "delivery"])
+        return self._labelled(("digest", "label", "patient", "side", "verdict"), np.flatnonzero(self._said))
 
     def brought(self) -> pd.DataFrame:
         """Return digest, patient and delivery of each row that shows a radiograph, whatever became of it."""
-        tables = {key: table.loc[table["digest"] != "", ["digest", "patient"]] for key, table in self.tables.items()}
-        parts = [table.assign(delivery=part_of(key)[0]) for key, table in tables.items()]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["digest", "patient", "delivery"])
+        shown = self._there & self.rows.words("digest").any(axis=1)
+        return self.rows.frame(("digest", "patient"), np.flatnonzero(shown))
 
     @cached_property
     def prints(self) -> Prints:
         """The fingerprints of the committed radiographs, in the order of the manifests' keys. Raises DatasetError."""
-        return Prints.joined([Prints.of(t, np.flatnonzero(self._held[key])) for key, t in self.tables.items()])
+        return self._prints(np.flatnonzero(self._held))
 
     @cached_property
-    def disputed(self) -> Prints:
-        """The fingerprints of what deliveries brought under a label that others contradict. Raises DatasetError."""
-        return self._prints({key: self._said[key] & (t["reason"] == CONFLICT) for key, t in self.tables.items()})
+    def held_labels(self) -> NDArray[Any]:
+        """The labels of the committed radiographs, in the order of `prints`."""
+        (places, names), held = self.rows.choices("label"), np.flatnonzero(self._held)
+        found = np.array([*names, ""], object)[places[held]]
+        digests = self.rows.words("digest")
+        for at in np.flatnonzero(self.rows.among("digest", self.amended.labels)[held]).tolist():
+            found[at] = self.amended.labels[text_of(digests[held[at]])]
+        return found
 
     @cached_property
     def contested(self) -> Prints:
         """The fingerprints of radiographs, accepted or not, that label conflicts keep out. Raises DatasetError."""
-        out = contested(self.tables, self.amended)
-        return self._prints({key: self._said[key] & t["digest"].isin(out) for key, t in self.tables.items() if out})
+        out = self.rows.contested(self._stands, self.amended)
+        return self._prints(np.flatnonzero(self._said & self.rows.among("digest", out)))
 
     @cached_property
     def withdrawn(self) -> Prints:
         """The fingerprints of radiographs that were withdrawn, as far as they are kept. Raises DatasetError."""
-        return self._prints(
-            {key: self.amended.out(table) & (table["phash"] != "") for key, table in self.tables.items()}
-        )
+        return self._prints(np.flatnonzero(self._there & self._out & self._shown))
 
     @cached_property
     def shown(self) -> Prints:
         """The fingerprints of all radiographs of which one is kept, once each, whatever became of them. Raises
         DatasetError."""
-        every = self._prints({key: np.asarray(table["phash"] != "") for key, table in self.tables.items()})
-        first = {digest: place for place, digest in reversed(list(enumerate(every.digests)))}
-        return every.take(sorted(first.values()))
+        places = np.flatnonzero(self._there & self._shown)
+        texts = texts_of(self.rows.words("digest")[places]).to_pandas()
+        return self._prints(places[~np.asarray(texts.duplicated())])
 
-    def _prints(self, rows: dict[str, NDArray[np.bool_]]) -> Prints:
-        return Prints.joined([Prints.of(self.tables[key], np.flatnonzero(which)) for key, which in rows.items()])
-
-    @cached_property
-    def _labels(self) -> dict[str, str]:
-        return dict(self._accepted("digest", "label").itertuples(index=False, name=None))
-
-    @cached_property
-    def _sides(self) -> dict[str, str]:
-        tables = (table.loc[table["verdict"] == "accepted", ["patient", "side"]] for table in self.tables.values())
-        return {patient: side for rows in tables for patient, side in rows.itertuples(index=False, name=None)}
+    def _prints(self, places: NDArray[np.int64]) -> Prints:
+        sides, names = self.rows.choices("side")
+        return Prints.made(
+            self.rows.words("digest")[places],
+            side_codes(names)[sides[places]],
+            self.rows.words("phash")[places],
+            self._shown[places],
+            Source(self.rows.picture, places),
+        )
 
     @cached_property
-    def _held(self) -> dict[str, NDArray[np.bool_]]:
-        """Which rows of each manifest the dataset holds: accepted, and not withdrawn."""
-        return {
-            key: np.asarray((table["verdict"] == "accepted") & ~self.amended.out(table))
-            for key, table in self.tables.items()
-        }
+    def _by_digest(self) -> Finder:
+        return Finder(self.rows.words("digest"), np.flatnonzero(self._held))
 
     @cached_property
-    def _said(self) -> dict[str, NDArray[np.bool_]]:
-        stands = in_force(self.tables)
-        return {key: counted(t, stands[key]) & ~self.amended.out(t) for key, t in self.tables.items()}
+    def _by_patient(self) -> Finder:
+        return Finder(self.rows.words("patient"), np.flatnonzero(self.rows.equal("verdict", "accepted")))
 
-    def _accepted(self, *columns: str) -> pd.DataFrame:
-        tables = [self._labelled(table, self._held[key], columns) for key, table in self.tables.items()]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
+    @cached_property
+    def _held(self) -> NDArray[np.bool_]:
+        """Which rows the dataset holds: accepted, and not withdrawn."""
+        return self.rows.equal("verdict", "accepted") & ~self._out
 
-    def _labelled(self, table: pd.DataFrame, which: NDArray[np.bool_], columns: Sequence[str]) -> pd.DataFrame:
-        """Return columns of some rows; a label is the one that stands."""
-        rows = table.loc[which, list(dict.fromkeys(["digest", "label", *columns]))]
-        return rows.assign(label=self.amended.labelled(rows))[list(columns)]
+    @cached_property
+    def _said(self) -> NDArray[np.bool_]:
+        """Which rows say what a radiograph shows (`revisions.counted`), and are not withdrawn."""
+        return self.rows.counted(self._stands) & ~self._out
+
+    @cached_property
+    def _stands(self) -> NDArray[np.bool_]:
+        return self.rows.stand(~self._there)
+
+    @cached_property
+    def _out(self) -> NDArray[np.bool_]:
+        """Which rows are withdrawn."""
+        return self.rows.out(self.amended)
+
+    @property
+    def _shown(self) -> NDArray[np.bool_]:
+        """Of which rows a hash is kept."""
+        return np.asarray(self.rows.numbers("hashed") > 0)
+
+    def _label(self, place: int) -> str:
+        places, names = self.rows.choices("label")
+        return names[int(places[place])]
+
+    def _labelled(self, columns: Sequence[str], places: NDArray[np.int64]) -> pd.DataFrame:
+        """Return columns of some rows, and `delivery`; a label is the one that stands."""
+        rows = self.rows.frame(columns, places)
+        return rows.assign(label=self.amended.labelled(rows))
 
 
-EMPTY: Final = History({})
+EMPTY: Final = History(Rows({}))
 """Nothing was ever committed."""

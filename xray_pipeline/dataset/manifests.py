@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
+from pathlib import Path
 
 import msgspec
 import pandas as pd
+import pyarrow as pa
 
 from xray_pipeline.base.errors import Damaged, ObjectNotFound
 from xray_pipeline.base.records import digest_of, exactly
@@ -15,8 +18,10 @@ from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.amendments import Amendment
 from xray_pipeline.dataset.commits import Commit, Commits, Version, draft_of
 from xray_pipeline.dataset.erasing import Erased, Trace, hidden
-from xray_pipeline.dataset.parquet import facts_of, from_parquet, to_parquet
+from xray_pipeline.dataset.extracts import Extracts
+from xray_pipeline.dataset.parquet import arrow_of, facts_of, from_parquet, to_parquet
 from xray_pipeline.dataset.revisions import WITHDRAWN
+from xray_pipeline.dataset.rows import Rows
 
 DRAFT_SECONDS = 86_400.0
 """Age from which a manifest that was never committed is deleted."""
@@ -28,9 +33,23 @@ the label tables, "" for none."""
 class Manifests:
     """The manifests in the dataset's store. Those once read are kept, until an erasure rewrites them."""
 
-    def __init__(self, store: Store, commits: Commits) -> None:
-        self.store, self.commits = store, commits
+    def __init__(self, store: Store, commits: Commits, cache: Path) -> None:
+        self.store, self.commits, self.extracts = store, commits, Extracts(cache)
         self._tables: dict[str, tuple[str, pd.DataFrame]] = {}
+        self._rows = Rows({})
+
+    def rows(self, keys: Iterable[str]) -> Rows:
+        """Return the rows of some manifests, by key. Raises as `read` does, and StorageUnavailable."""
+        listed = {entry.key: f"{entry.size} {entry.version}" for entry in self.store.list("manifests")}
+        parts = {}
+        for key in keys:
+            *replaced, version = self.commits.versions(key)
+            for old in replaced:
+                self.extracts.drop(old.digest)
+            parts[key] = self.extracts.of(version.digest, listed.get(version.file, ""), partial(self.read, key))
+        if self._rows.parts != parts:
+            self._rows = Rows(parts)
+        return self._rows
 
     def table(self, key: str) -> pd.DataFrame:
         """Return a committed delivery's table. Raises DatasetError when it is missing, or not what was committed."""
@@ -39,6 +58,14 @@ class Manifests:
             data = self.read(key)  # an erasure may rewrite it meanwhile
             self._tables[key] = (digest_of(data), from_parquet(data, f"manifest {key}"))
         return self._tables[key][1]
+
+    def stale_extracts(self) -> list[Path]:
+        """Return the files in the cache of manifests that no commit names, or not any more. Raises DatasetError."""
+        return self.extracts.stale({self.commits.versions(one.manifest)[-1].digest for one in self.commits.manifests()})
+
+    def columns(self, key: str, names: Sequence[str]) -> pa.Table:
+        """Return some columns of a committed delivery's table, which are not kept. Raises as `table` does."""
+        return arrow_of(self.read(key), f"manifest {key}", names)
 
     def read(self, key: str) -> bytes:
         """Return a manifest's bytes. Raises Damaged when they are missing or are not what was committed."""

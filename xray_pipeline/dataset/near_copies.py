@@ -68,12 +68,12 @@ def every(asked: Prints, known: Prints, workers: int = 0) -> list[tuple[int, int
 def links(places: Sequence[int], known: Prints, workers: int = 0) -> dict[str, set[str]]:
     """Return the near copies, by digest, of all that those at `places` of `known` are connected with."""
     found: dict[str, set[str]] = {}
-    reached = {known.digests[at]: at for at in places}
+    reached = {known.digest(at): at for at in places}
     asking = list(reached.values())
     while asking:
         further = {}
         for at, other in every(known.take(asking), known, workers):
-            one, two = known.digests[asking[at]], known.digests[other]
+            one, two = known.digest(asking[at]), known.digest(other)
             if one != two:
                 found.setdefault(one, set()).add(two)
                 found.setdefault(two, set()).add(one)
@@ -89,7 +89,7 @@ def _copies(
 ) -> list[tuple[int, int]]:
     """Return those pairs of places that are near copies."""
     parts = [list(zip(*pairs[at : at + _PAIRS], strict=True)) for at in range(0, len(pairs), _PAIRS)]
-    same = pool.map(lambda part: alike(asked.pictures(part[0]), known.pictures(part[1])), parts)
+    same = pool.map(lambda part: alike(asked.thumbnails(part[0]), known.thumbnails(part[1])), parts)
     return list(itertools.compress(pairs, itertools.chain.from_iterable(same)))
 
 
@@ -98,7 +98,7 @@ def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExec
     coarse = np.ascontiguousarray(known.hashes[:, 0])
 
     def group(places: range) -> list[NDArray[np.int64]]:
-        questions = _forms(asked.pictures(places))
+        questions = _forms(asked.thumbnails(places))
         found = zip(places, questions, _scan(questions[:, :, 0], coarse), strict=True)
         return [_nearest_first(forms, known.hashes, near, place if itself else -1) for place, forms, near in found]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pandas as pd
 import pyarrow as pa
@@ -25,13 +26,18 @@ def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
 
 def from_parquet(data: bytes, what: str) -> pd.DataFrame:
     """Read what `to_parquet` wrote. Raises DatasetError, naming `what`, for other bytes or another format version."""
+    table: pd.DataFrame = arrow_of(data, what).to_pandas(use_threads=False)
+    if "withdraws" in table and "named_by" not in table:  # an intake table from before label tables
+        table["named_by"] = ""
+    return table
+
+
+def arrow_of(data: bytes, what: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read what `to_parquet` wrote, all columns or some, as Arrow. Raises as `from_parquet`."""
     try:
         version = facts_of(data).get("format", "none")
         if version == str(FORMAT):
-            table = read_parquet(data)
-            if "withdraws" in table and "named_by" not in table:  # an intake table from before label tables
-                table["named_by"] = ""
-            return table
+            return _read(data, columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetError(f"{what} is not readable Parquet: {error}") from error
     raise DatasetError(f"{what} has format {version}; this version reads {FORMAT}")
@@ -45,14 +51,15 @@ def facts_of(data: bytes) -> dict[str, str]:
 
 
 def read_parquet(data: bytes) -> pd.DataFrame:
-    """Read any Parquet on this thread alone. Raises pyarrow.ArrowInvalid or OSError for other bytes.
-
-    `read_table` and `to_pandas` leave Python objects to threads that outlive the call, and a process that ends before
-    they do aborts (https://github.com/apache/arrow/issues/34314).
-    """
-    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-    table: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
+    """Read any Parquet on this thread alone. Raises pyarrow.ArrowInvalid or OSError for other bytes."""
+    table: pd.DataFrame = _read(data).to_pandas(use_threads=False)
     return table
+
+
+def _read(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read on this thread alone: `read_table` and `to_pandas` leave Python objects to threads that outlive the call,
+    and a process that ends before they do aborts (https://github.com/apache/arrow/issues/34314)."""
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(columns=columns, use_threads=False)
 
 
 def accounting(table: pd.DataFrame) -> dict[str, int]:

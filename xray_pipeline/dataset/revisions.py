@@ -6,7 +6,9 @@ from then on. Everything here follows from the manifests alone, so it is the sam
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Set
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,11 @@ def part_of(key: str) -> tuple[str, int]:
     """Return the delivery and the number of the part that a manifest's key names: names hold no `+`."""
     name, _, part = key.partition("+")
     return name, int(part or 1)
+
+
+def path_key(path: str) -> str:
+    """Return what stands for a path where none may stand, as it may name a patient: half of its SHA-256."""
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def files_of(table: pd.DataFrame) -> Iterator[File]:
@@ -55,25 +62,13 @@ def in_force(tables: Mapping[str, pd.DataFrame]) -> dict[str, NDArray[np.bool_]]
     return stands
 
 
-def decisive(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Return the keys, sorted, of manifests that can change what a snapshot holds.
-
-    Those of copies only can not, so that nothing is trained for them. One that ends a label conflict can.
-    """
-    keys: list[str] = []
-    disputed: set[tuple[str, str]] = set()
-    for key in sorted(tables, key=part_of):
-        table, name = tables[key], part_of(key)[0]
-        if table["reason"].isin(("", CONFLICT)).any() or any((name, file) in disputed for file in table["file"]):
-            keys.append(key)
-        disputed.update((name, file) for file in table.loc[table["reason"] == CONFLICT, "file"])
-    return sorted(keys)
+SAYING: Final = ("digest", "label", "patient", "verdict", "reason", "near_copy", "withdraws")
+"""The columns that say which radiographs are held under two labels."""
 
 
-def contested(
-    tables: Mapping[str, pd.DataFrame], amended: Amended = NOTHING, erased: Set[str] = frozenset()
-) -> set[str]:
-    """Return the digests of radiographs that manifests (by key) hold under two labels, themselves or near copies.
+def contested(rows: pd.DataFrame, amended: Amended = NOTHING, erased: Set[str] = frozenset()) -> set[str]:
+    """Return the digests of radiographs that rows in force (columns SAYING) hold under two labels, themselves or near
+    copies.
 
     Near copies are connected by what rows in force, accepted or in a label conflict, say of each other; each group of
     connected ones shows one chest. A conflict is over once the rows in force agree: of a (NORMAL), its near copy b
@@ -81,22 +76,15 @@ def contested(
     until a person settles it: where labels are settled, what deliveries say does not count. Copies that agreed when
     they came in are contested, too, once an amendment by which they agreed is undone. Of what was `erased` (digests)
     since no label is known any more: only what was in a conflict goes on being so.
+
+    Rows of radiographs that name no other, that none names and that are in no conflict need not be given.
     """
-    stands = in_force(tables)
-    silent = {key: table["digest"].isin(set(erased)) & (table["reason"] != CONFLICT) for key, table in tables.items()}
-    said = {
-        key: counted(table, stands[key]) & ~amended.out(table) & ~np.asarray(silent[key])
-        for key, table in tables.items()
-    }
-    linked = {
-        key: said[key] & ((table["reason"] == CONFLICT) | (table["near_copy"] != "") | (table["withdraws"] != ""))
-        for key, table in tables.items()
-    }
-    conflicts = {digest for key, table in tables.items() for digest in table.loc[linked[key], "digest"]}
+    silent = rows["digest"].isin(set(erased)) & (rows["reason"] != CONFLICT)
+    rows = rows[counted(rows) & ~amended.out(rows) & ~silent].reset_index(drop=True)
+    linked = (rows["reason"] == CONFLICT) | (rows["near_copy"] != "") | (rows["withdraws"] != "")
+    conflicts = set(rows.loc[linked, "digest"])
     if not conflicts:
         return set()
-    columns = ["digest", "label", "near_copy", "withdraws"]
-    rows = pd.concat([table.loc[said[key], columns] for key, table in tables.items()], ignore_index=True)
     beside: dict[str, set[str]] = {digest: set() for digest in conflicts}
     links = rows.loc[(rows["near_copy"] != "") | (rows["withdraws"] != ""), ["digest", "near_copy", "withdraws"]]
     for digest, near, withdraws in links.itertuples(index=False, name=None):
@@ -116,10 +104,11 @@ def contested(
     return {digest for digest, number in chest_of.items() if labels.get(number, 0) > 1}
 
 
-def counted(table: pd.DataFrame, stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which rows say what a radiograph shows: the accepted ones, and those in force in a label conflict.
+def counted(table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Return which rows, of those in force, say what a radiograph shows: the accepted ones, and those in a label
+    conflict.
 
     A file that labels.csv put out was never read: it has no digest, and says nothing of any image.
     """
     said = (table["verdict"] == "accepted") | (table["reason"] == CONFLICT)
-    return np.asarray(said & (table["digest"] != "") & stands)
+    return np.asarray(said & (table["digest"] != ""))

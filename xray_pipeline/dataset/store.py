@@ -13,7 +13,7 @@ Nothing is believed unread: a manifest is what its commit names, a commit what t
 first does, a snapshot and a radiograph what their names say (commits.py).
 
 A manifest is the intake table made permanent, so accounting for every file and listing the quarantine need nothing
-else. The trade-off: finding a digest or patient reads every manifest once; no index can go stale.
+else. What a check needs of each is read once on each machine and kept in its cache (extracts.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import contextlib
 import errno
 import hashlib
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import pandas as pd
@@ -49,8 +49,8 @@ from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.identity import check_identity, identity_of
 from xray_pipeline.dataset.manifests import Manifests
 from xray_pipeline.dataset.parquet import FORMAT
-from xray_pipeline.dataset.revisions import contested, decisive
-from xray_pipeline.dataset.snapshots import Named, said_of
+from xray_pipeline.dataset.rows import Rows
+from xray_pipeline.dataset.snapshots import Named, counts, decisive, held, radiographs, said_of
 from xray_pipeline.dataset.split import key_of
 
 log = logging.getLogger(__name__)
@@ -68,12 +68,15 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A named state of the dataset. `manifests` are their keys; `images` and `patients` count what is accepted."""
+    """A named state of the dataset. `manifests` are their keys; `images` and `patients` count what is accepted, and
+    those `held_out` what of that is held out."""
 
     digest: str
     manifests: tuple[str, ...]
     images: int
     patients: int
+    held_out_images: int = 0
+    held_out_patients: int = 0
 
 
 class Dataset:
@@ -83,7 +86,7 @@ class Dataset:
         self.settings = settings
         self.store = (store or open_store(settings.store, settings)).child("dataset")
         self.commits = commits or Commits(self.store)
-        self._manifests = Manifests(self.store, self.commits)
+        self._manifests = Manifests(self.store, self.commits, settings.cache)
 
     def patient_key(self) -> bytes:
         """Return the key of the patient hash.
@@ -110,8 +113,8 @@ class Dataset:
 
     def history(self) -> History:
         """Return what all committed deliveries brought, as amendments correct it. Raises DatasetError."""
-        tables, amendments = self._now()
-        return History(tables, amended=together(amendments), erased=self._erased(amendments))
+        rows, amendments = self._now()
+        return History(rows, together(amendments), self._erased(amendments))
 
     def amended(self) -> Amended:
         """Return what all amendments say together. Raises DatasetError for a broken chain of commits."""
@@ -131,11 +134,15 @@ class Dataset:
         if erased := self.erased():
             yield from self._manifests.traces(erased, named)
 
-    def _now(self) -> tuple[dict[str, pd.DataFrame], dict[int, Amendment]]:
-        """Return all manifests and all amendments, both of one moment."""
+    def stale_extracts(self) -> list[Path]:
+        """Return what the cache of this machine holds of manifests as they no longer are. Raises DatasetError."""
+        return self._manifests.stale_extracts()
+
+    def _now(self) -> tuple[Rows, dict[int, Amendment]]:
+        """Return the rows of all manifests and all amendments, both of one moment."""
         commits = self.commits.read()
-        tables = {key: self.manifest(key) for key in sorted(commit.manifest for commit in commits if commit.manifest)}
-        return tables, {commit.number: commit.amendment for commit in commits if commit.amendment}
+        rows = self._manifests.rows(commit.manifest for commit in commits if commit.manifest)
+        return rows, {commit.number: commit.amendment for commit in commits if commit.amendment}
 
     def begin(self) -> None:
         """Fix what the first commit fixes, or compare it with the settings.
@@ -162,7 +169,8 @@ class Dataset:
             history = self.history()
             amendment = describe(history)
             if erased := self._erased({len(commits) + 1: amendment}) if amendment.erases else None:
-                amendment = self._manifests.rewritten(amendment, history.tables, erased)
+                tables = {commit.manifest: self.manifest(commit.manifest) for commit in commits if commit.manifest}
+                amendment = self._manifests.rewritten(amendment, tables, erased)
             if commit := self.commits.amend(amendment, len(commits)):
                 self.finish()
                 return commit
@@ -217,22 +225,22 @@ class Dataset:
 
         The name follows from what the dataset holds: an amendment that is undone gives back the name from before it.
         """
-        tables, amendments = self._now()
-        keys = decisive(tables)
+        rows, amendments = self._now()
+        keys = decisive(rows)
         if not keys:
             return None
         identity = msgspec.to_builtins(self.commits.identity())
         manifests = {key: self._committed_as(key) for key in keys}
-        named = Named(FORMAT, identity, manifests, *said_of(tables, together(amendments)))
+        named = Named(FORMAT, identity, manifests, *said_of(rows, together(amendments)))
         data = canonical(msgspec.to_builtins(named))
         digest = digest_of(data)
         if not self.store.write_if_absent(f"snapshots/{digest}.json", data):
             self.store.write(f"snapshots/{digest}.json", data)  # what is there is not what its name says
-        return self._describe(digest, keys)
+        return self._describe(digest, named)
 
     def open_snapshot(self, digest: str) -> Snapshot:
         """Return a snapshot made earlier. Raises DatasetError when it is unknown or its bytes changed."""
-        return self._describe(digest, sorted(self._snapshot(digest).manifests))
+        return self._describe(digest, self._snapshot(digest))
 
     def rows(self, snapshot: Snapshot, erased: bool = False) -> pd.DataFrame:
         """Return the snapshot's radiographs, one row each, sorted by digest.
@@ -247,25 +255,20 @@ class Dataset:
 
     def _rows(self, named: Named, amended: Amended, erased: bool = False) -> pd.DataFrame:
         """Return the radiographs in a snapshot's manifests, as amendments that are not its own may correct them."""
-        tables = {}
+        rows = self._named_rows(named)
+        kept = held(rows, amended, digests_of(self.commits.amendments()), erased)
+        return radiographs(rows, kept, self._manifests.columns, amended, self.settings.source_pattern)
+
+    def _named_rows(self, named: Named) -> Rows:
+        """Return the rows of a snapshot's manifests. Raises DatasetError when one is not what was committed then."""
+        rows = self._manifests.rows(named.manifests)  # first: it tells of a manifest or a commit that is damaged
         for key, expected in named.manifests.items():
-            tables[key] = self.manifest(key)  # first: it tells of a manifest or a commit that is damaged
             if (actual := self._committed_as(key)) != expected:
                 raise DatasetError(
                     f"manifest {key} has digest {actual[:12]}, a snapshot was made with {expected[:12]}; restore "
                     f"{self.store.uri}/manifests/{key}.parquet from a backup"
                 )
-        gone = dict.fromkeys(digests_of(self.commits.amendments()), 1)
-        silent = replace(amended, withdrawn={**gone, **amended.withdrawn})
-        out = contested(tables, amended, gone.keys()) | (amended if erased else silent).withdrawn.keys()
-        accepted = [
-            table[(table["verdict"] == "accepted") & ~table["digest"].isin(out)].assign(delivery=key)
-            for key, table in tables.items()
-        ]
-        rows = pd.concat(accepted, ignore_index=True)
-        rows["label"] = amended.labelled(rows)
-        rows["source"] = rows["file"].map(self._source)
-        return rows[list(_ROW_COLUMNS)].sort_values("digest", ignore_index=True)
+        return rows
 
     def since(self, snapshot: Snapshot) -> tuple[int, int, int]:
         """Return how many of the radiographs in a snapshot's manifests amendments relabelled, left out and brought back
@@ -318,14 +321,10 @@ class Dataset:
                 return
         self.store.write(key, data)
 
-    def _source(self, file: str) -> str:
-        match = re.search(self.settings.source_pattern, file.rpartition("/")[2])
-        return match[match.lastindex or 0] if match else ""
-
-    def _describe(self, digest: str, keys: list[str]) -> Snapshot:
-        empty = Snapshot(digest, tuple(keys), 0, 0)
-        rows = self.rows(empty)
-        return Snapshot(digest, tuple(keys), len(rows), rows["patient"].nunique())
+    def _describe(self, digest: str, named: Named) -> Snapshot:
+        rows = self._named_rows(named)
+        kept = held(rows, named.amended(), digests_of(self.commits.amendments()))
+        return Snapshot(digest, tuple(sorted(named.manifests)), *counts(rows, kept))
 
     def _snapshot(self, digest: str) -> Named:
         key = f"snapshots/{digest}.json"
@@ -338,12 +337,6 @@ class Dataset:
     def _committed_as(self, key: str) -> str:
         """Return the SHA-256 that a manifest was committed with, whatever was erased of it since."""
         return self.commits.versions(key)[0].digest
-
-
-_ROW_COLUMNS = (
-    *("digest", "suffix", "label", "patient", "side", "delivery", "source"),
-    *("width", "height", "mode", "view", "sex", "age_years", "scanner"),
-)
 
 
 def _radiograph_key(digest: str, suffix: str) -> str:

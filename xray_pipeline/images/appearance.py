@@ -17,6 +17,8 @@ from PIL import Image
 
 Vectors = NDArray[np.float32]
 
+BYTES: Final = 64
+"""Of the numbers, in half precision."""
 _QUANTILES: Final = (1, 5, 25, 50, 75, 95, 99)
 _GRID, _CELLS, _BLOCKS = 256, 16, 4
 

@@ -26,6 +26,7 @@ from xray_pipeline.dataset.table import Row, by_file, of_rows
 from xray_pipeline.intake.alarms import NONE_ACKNOWLEDGED, Terms
 from xray_pipeline.intake.conflicts import mark_conflicts
 from xray_pipeline.intake.deliveries import Delivery, Inventory, fingerprint_of, listing, unseen
+from xray_pipeline.intake.drift import MOST_KNOWN
 from xray_pipeline.intake.label_mapping import LABELS
 from xray_pipeline.intake.labelled import Labels
 from xray_pipeline.intake.layout import bookkeeping, escape, is_litter
@@ -87,7 +88,8 @@ def check(
         odd.insert(0, in_words(summary))
     kept = sorted(bookkeeping(entries, mapped))
     asked = _undemanding(settings) if nothing_new or _all_wait(table) else settings
-    return judge(Inventory(delivery, table, history.reference(), kept, odd, summary), asked, terms, data_docs)
+    reference = history.reference(MOST_KNOWN)
+    return judge(Inventory(delivery, table, reference, kept, odd, summary), asked, terms, data_docs)
 
 
 def _nothing_new(table: pd.DataFrame, seen: Seen) -> bool:

@@ -127,14 +127,14 @@ def _same_images(accepted: pd.DataFrame, history: History) -> _Reasons:
     for digest, same in by_digest.items():
         known = history.labels(digest)
         labels = sorted({label for _, label, *_ in same} | ({known} if known else set()))
-        if digest in history.contested.side:
+        if history.contested.side(digest) is not None:
             detail = "it, or a near copy, was delivered under two labels before"
             out |= {row: (CONFLICT, detail) for row, *_ in same}
         elif len(labels) > 1:
             where = "in the dataset and here" if known else "in this delivery"
             out |= {row: (CONFLICT, f"labelled {' and '.join(labels)} {where}") for row, *_ in same}
         elif known:
-            out |= _exact_copies(same, history.prints.side.get(digest, ""), "the dataset holds this image")
+            out |= _exact_copies(same, history.prints.side(digest) or "", "the dataset holds this image")
         else:
             row, _, side, _ = min(same, key=_stays_before)
             out |= _exact_copies([one for one in same if one[0] != row], side, f"the same image as row {row}")
@@ -189,7 +189,7 @@ def _copied(rows: Sequence[int], mine: Prints, others: Prints | None, workers: i
     if others is not None:
         for row, place in zip(rows, near_copies.nearest(mine, others, workers, itself=mine is others), strict=True):
             if place >= 0:
-                yield row, others.digests[place]
+                yield row, others.digest(place)
 
 
 def _two_labels(
@@ -212,7 +212,7 @@ def _two_labels(
         return {}, {}
     links = near_copies.links(sorted(starts), Prints.joined([mine, known, contested]), workers)
     rows_of: dict[str, list[int]] = {}
-    for row, digest in sorted(zip(here, mine.digests, strict=True)):
+    for row, digest in sorted(zip(here, mine.texts(), strict=True)):
         rows_of.setdefault(digest, []).append(row)
     already_out, out, withdrawn = set(disputed), _Copies(), dict[int, str]()
     for group in _groups(links, rows_of):
@@ -242,11 +242,11 @@ def _under_another_label(
     if not copied:
         return set()
     everything = Prints.joined([mine, history.prints])
-    labels = [*labels_here, *map(history.labels, history.prints.digests)]
+    labels = np.concatenate([labels_here.to_numpy(object), history.held_labels])
     found = set()
     for label in sorted({labels[at] for at in copied}):
         asked = [at for at in copied if labels[at] == label]
-        others = everything.take([at for at, other in enumerate(labels) if other != label])
+        others = everything.take(np.flatnonzero(labels != label))
         found |= {at for at, _ in _copied(asked, mine.take(asked), others, workers)}
     return found
 

@@ -17,7 +17,7 @@ import pandas as pd
 from xray_pipeline.base.errors import DeliveryError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import CLOSED, Entry, Store, open_store
-from xray_pipeline.dataset.history import History, Seen
+from xray_pipeline.dataset.history import History, Reference, Seen
 from xray_pipeline.images.radiograph import ENDINGS
 from xray_pipeline.intake.label_mapping import LABELS, LABELS_TOML, TABLES
 from xray_pipeline.intake.layout import BOOKKEEPING, SUCCESS, bookkeeping, class_named, escape, is_litter, side_named
@@ -98,7 +98,7 @@ class Inventory:
 
     delivery: Delivery
     table: pd.DataFrame
-    reference: pd.DataFrame
+    reference: Reference
     bookkeeping: Sequence[str] = ()
     notes: Sequence[str] = ()
     labels: Mapping[str, Any] = field(default_factory=dict)

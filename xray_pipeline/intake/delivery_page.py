@@ -10,6 +10,7 @@ import pandas as pd
 
 from xray_pipeline.base.pages import template
 from xray_pipeline.dataset.fingerprints import picture_of
+from xray_pipeline.dataset.history import EMPTY
 from xray_pipeline.dataset.split import SIDES
 from xray_pipeline.dataset.table import of_rows
 from xray_pipeline.intake import tallies
@@ -25,8 +26,7 @@ _EXAMPLES: Final = 12  # row numbers shown for one reason
 
 def unjudged(delivery: Delivery, why: str) -> str:
     """Return the page of a delivery that can't be judged as a whole; it holds no file's row."""
-    nothing = of_rows([])
-    return page(Inventory(delivery, nothing, nothing), (), Drift(0, 0, ()), why=why)
+    return page(Inventory(delivery, of_rows([]), EMPTY.reference(0)), (), Drift(0, 0, ()), why=why)
 
 
 def page(

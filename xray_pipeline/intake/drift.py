@@ -27,6 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from xray_pipeline.base.settings import IntakeRules
+from xray_pipeline.dataset.history import Reference
 from xray_pipeline.images import appearance
 
 CHANNELS: Final = ("pixels", "labels", "features")
@@ -84,15 +85,14 @@ def level_of(rules: IntakeRules) -> float:
     return rules.drift_false_alarms / len(CHANNELS)
 
 
-def of_table(table: pd.DataFrame, reference: pd.DataFrame, rules: IntakeRules) -> Drift:
+def of_table(table: pd.DataFrame, reference: Reference, rules: IntakeRules) -> Drift:
     """Compare the accepted rows of an intake table with the dataset's, by pixels and labels.
 
-    `reference` has the columns digest, patient, label, statistics and age_years. Rows without statistics (of manifests
-    that an earlier version wrote) don't count.
+    Rows without statistics (of manifests that an earlier version wrote) don't count.
     """
-    new, known = measured(table[table["verdict"] == "accepted"]), measured(reference)
-    if why := not_enough(new["patient"].nunique(), known["patient"].nunique(), rules):
-        return _unsaid(new, known, ("pixels", "labels"), why, rules)
+    new, known = measured(table[table["verdict"] == "accepted"]), measured(reference.rows)
+    if why := not_enough(new["patient"].nunique(), reference.patients, rules):
+        return _unsaid(new["patient"].nunique(), reference.patients, ("pixels", "labels"), why, rules)
     new, known, draws = drawn(new, known, rules)
     here, there = (appearance.from_text(rows["statistics"]) for rows in (new, known))
     channels = (
@@ -109,8 +109,8 @@ def measured(rows: pd.DataFrame) -> pd.DataFrame:
 
 def of_features(new: pd.DataFrame, known: pd.DataFrame, vectors: Mapping[str, Vectors], rules: IntakeRules) -> Drift:
     """Compare rows (columns digest, patient) by the feature vectors [F] of their digests."""
-    if why := not_enough(new["patient"].nunique(), known["patient"].nunique(), rules):
-        return _unsaid(new, known, ("features",), why, rules)
+    if why := not_enough(patients := new["patient"].nunique(), dataset := known["patient"].nunique(), rules):
+        return _unsaid(patients, dataset, ("features",), why, rules)
     new, known, draws = drawn(new, known, rules)
     both = [np.stack([vectors[digest] for digest in rows["digest"]]) for rows in (new, known)]
     text = "the frozen features of the training radiographs"
@@ -134,9 +134,9 @@ def not_enough(patients: int, dataset_patients: int, rules: IntakeRules, dataset
     return ""
 
 
-def _unsaid(new: pd.DataFrame, known: pd.DataFrame, names: Sequence[str], why: str, rules: IntakeRules) -> Drift:
+def _unsaid(patients: int, dataset_patients: int, names: Sequence[str], why: str, rules: IntakeRules) -> Drift:
     channels = tuple(Channel(name, None, level_of(rules), why) for name in names)
-    return Drift(new["patient"].nunique(), known["patient"].nunique(), channels)
+    return Drift(patients, dataset_patients, channels)
 
 
 def seed_of(*digests: Iterable[str]) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from xray_pipeline.dataset.history import Reference
 from xray_pipeline.images import appearance
 from xray_pipeline.intake.drift import AGE_GROUPS, MOST_KNOWN, MOST_NEW, Vectors, age_group, measured, sampled
 
@@ -43,14 +44,14 @@ class Histogram:
         return max([bar.here for bar in self.bars] + [bar.dataset for bar in self.bars])
 
 
-def histograms(accepted: pd.DataFrame, reference: pd.DataFrame) -> list[Histogram]:
+def histograms(accepted: pd.DataFrame, reference: Reference) -> list[Histogram]:
     """Return the histograms of a delivery's accepted rows beside the dataset's radiographs (`History.reference`).
 
     Of the pixels as many radiographs are looked at as the drift check compares. Ages are left out where none is known.
     """
     here, known = (
         appearance.from_text(sampled(measured(rows), most)["statistics"])
-        for rows, most in ((accepted, MOST_NEW), (reference, MOST_KNOWN))
+        for rows, most in ((accepted, MOST_NEW), (reference.rows, MOST_KNOWN))
     )
     if not len(here):
         return []
@@ -58,12 +59,21 @@ def histograms(accepted: pd.DataFrame, reference: pd.DataFrame) -> list[Histogra
         _of_number("Brightness (mean grey level: 0 black, 1 white)", "brightness", here, known, "{:.2f}".format),
         _of_number("Contrast (standard deviation of the grey levels)", "contrast", here, known, "{:.2f}".format),
         _of_number("Shorter side in pixels", "size", here, known, lambda octaves: f"{2**octaves:,.0f}"),
-        _of_groups("Classes", accepted["label"], reference["label"], sorted({*accepted["label"], *reference["label"]})),
+        _of_groups("Classes", labels := accepted["label"].value_counts(), reference.labels, _names(labels, reference)),
     ]
     if accepted["age_years"].notna().any():
-        mine, theirs = (rows["age_years"].map(age_group).replace("", "unknown") for rows in (accepted, reference))
+        mine, theirs = map(_by_group, (accepted["age_years"].value_counts(dropna=False), reference.ages))
         drawn.append(_of_groups("Ages in years", mine, theirs, [*AGE_GROUPS.values(), "unknown"]))
     return drawn
+
+
+def _names(labels: pd.Series, reference: Reference) -> list[str]:
+    return sorted({*labels.index, *reference.labels.index})
+
+
+def _by_group(ages: pd.Series) -> pd.Series:
+    """Return counts by age as counts by group."""
+    return ages.groupby([age_group(age) or "unknown" for age in ages.index]).sum()
 
 
 def _of_number(title: str, name: str, here: Vectors, known: Vectors, shown: Callable[[float], str]) -> Histogram:
@@ -79,7 +89,7 @@ def _of_number(title: str, name: str, here: Vectors, known: Vectors, shown: Call
 
 
 def _of_groups(title: str, mine: pd.Series, theirs: pd.Series, names: Sequence[str]) -> Histogram:
-    here, known = (values.value_counts(normalize=True) for values in (mine, theirs))
+    here, known = (counts / max(1, counts.sum()) for counts in (mine, theirs))
     bars = tuple(Bar(name, float(here.get(name, 0.0)), float(known.get(name, 0.0))) for name in names)
     said = ", ".join(f"{bar.label} {bar.here:.0%} (dataset {bar.dataset:.0%})" for bar in bars)
     return Histogram(title, bars, said, grouped=True)

@@ -12,7 +12,7 @@ It follows from dataset and tables, and may be deleted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
@@ -75,14 +75,17 @@ def _looked(store: Store) -> _Looked:
 class Late:
     """Looks for late labels while deliveries are found; `reopen` is for `deliveries.Reading`."""
 
-    def __init__(self, settings: Settings, history: History, patient_key: bytes) -> None:
+    def __init__(
+        self, settings: Settings, history: History, patient_key: bytes, read: Callable[[str], pd.DataFrame]
+    ) -> None:
+        """`read` gives a manifest's table by its key."""
         self._settings, self._key = settings, patient_key
         self._store = open_store(settings.store, settings)
         self._before = _looked(self._store)
         self._now = _Looked(dict(self._before.tables), dict(self._before.proposed))
-        self._tables: dict[str, dict[str, pd.DataFrame]] = {}
-        for key, table in history.tables.items():
-            self._tables.setdefault(part_of(key)[0], {})[key] = table
+        self._read, self._keys = read, dict[str, list[str]]()
+        for key in history.rows.parts:
+            self._keys.setdefault(part_of(key)[0], []).append(key)
         self._outside = version_outside(settings)
         mapping = named(settings.labels, settings.classes) if settings.labels else None
         self._mapping = mapping.digest() if mapping else ""
@@ -92,15 +95,13 @@ class Late:
 
         A table that can't be read is for the check to tell of. Raises StorageUnavailable.
         """
-        if name not in self._tables:
+        if name not in self._keys:
             return history
         kept = bookkeeping(entries, bool(self._settings.labels)) - {SUCCESS}
         if not (kept or self._outside):
             return history
         versions = sorted((entry.key, entry.size, entry.version) for entry in entries if entry.key in kept)
-        version = records.digest_of(
-            records.canonical([versions, self._outside, self._mapping, len(self._tables[name])])
-        )
+        version = records.digest_of(records.canonical([versions, self._outside, self._mapping, len(self._keys[name])]))
         if self._before.tables.get(name) == version:
             return history
         source = Source(store, self._settings, self._key, f"delivery {name}")
@@ -110,8 +111,9 @@ class Late:
             log.warning("late labels of delivery %s are not looked for: %s", name, error)
             return history
         given = _Given(found, {(escape(entry.key), entry.size, entry.version) for entry in entries})
-        self._now.proposed[name] = given.other_classes(self._tables[name], history) if found.table else []
-        files = given.of_waiting(self._tables[name]) if found.table else set()
+        tables = {key: self._read(key) for key in self._keys[name]} if found.table else {}
+        self._now.proposed[name] = given.other_classes(tables, history)
+        files = given.of_waiting(tables)
         if not files:
             self._now.tables[name] = version
         return history.without(name, files)

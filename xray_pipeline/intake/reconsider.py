@@ -23,6 +23,7 @@ from xray_pipeline.intake.alarms import Terms
 from xray_pipeline.intake.check import check
 from xray_pipeline.intake.commit import commit
 from xray_pipeline.intake.deliveries import Delivery, Inventory, Reading, listing
+from xray_pipeline.intake.drift import MOST_KNOWN
 from xray_pipeline.intake.layout import escape, is_litter
 from xray_pipeline.intake.rules import judging_digest
 
@@ -125,7 +126,7 @@ def _commit(
     intake = verdicts.Intake(addition, table, True, (), {}, "")
     if len(taken):
         terms = Terms(alarms.acknowledged(store, key, addition.fingerprint), holds_up)
-        inventory = Inventory(addition, taken, dataset.history().reference())
+        inventory = Inventory(addition, taken, dataset.history().reference(MOST_KNOWN))
         intake = replace(verdicts.judge(inventory, settings, terms), table=table)
         alarms.keep(store, key, addition.fingerprint, intake.drift)
         if not intake.fit:

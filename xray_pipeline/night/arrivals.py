@@ -60,7 +60,7 @@ class Arrivals:
         history = dataset.history()
         # None is made here. Without it no DICOM identifier is found in a table, and the night by the clock looks.
         known = settings.patient_key.get_secret_value() or (settings.home / "patient.key").exists()
-        late = Late(settings, history, dataset.patient_key() if known else b"")
+        late = Late(settings, history, dataset.patient_key() if known else b"", dataset.manifest)
         reading = Reading(settings.classes, bool(settings.labels), late.reopen)
         incoming = open_store(settings.incoming, settings)
         found = deliveries.among(incoming, entries, history, settings.settle_seconds, now, reading, [])

@@ -198,11 +198,9 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     if snapshot is None:
         log.info("the dataset is empty: no delivery was ever accepted")
         return Committed("", 0, 0, 0, 0, changed=tuple(changed))
-    rows = dataset.rows(snapshot)
-    held_out = rows[rows["side"] == "held-out"]
     log.info("snapshot %s: %d radiographs of %d patients", snapshot.digest[:12], snapshot.images, snapshot.patients)
-    held_out_patients, taken = held_out["patient"].nunique(), (tuple(keys), tuple(changed))
-    return Committed(snapshot.digest, snapshot.images, snapshot.patients, len(held_out), held_out_patients, *taken)
+    counts = (snapshot.images, snapshot.patients, snapshot.held_out_images, snapshot.held_out_patients)
+    return Committed(snapshot.digest, *counts, tuple(keys), tuple(changed))
 
 
 def rejudge(run: Run, name: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -220,7 +218,7 @@ def _labels(run: Run) -> str:
 
 def _deliveries(run: Run, dataset: Dataset, left_out: list[str] | None) -> list[Delivery]:
     s, history = run.settings, dataset.history()
-    late = Late(s, history, dataset.patient_key())
+    late = Late(s, history, dataset.patient_key(), dataset.manifest)
     reading = Reading(s.classes, bool(s.labels), late.reopen)
     found = deliveries.find(open_store(s.incoming, s), history, s.settle_seconds, time.time(), reading, left_out)
     late.keep()
@@ -237,7 +235,7 @@ def _delivery(run: Run, dataset: Dataset, key: str) -> tuple[Delivery, History]:
     store = deliveries.folder_of(open_store(settings.incoming, settings), name)
     if store is not None:
         entries = deliveries.listing(store)
-        history = Late(settings, history, dataset.patient_key()).reopen(history, name, store, entries)
+        history = Late(settings, history, dataset.patient_key(), dataset.manifest).reopen(history, name, store, entries)
         with contextlib.suppress(DeliveryError):
             delivery = deliveries.at(store.uri, settings, history, time.time())
             if delivery.key == key:

@@ -53,7 +53,7 @@ def drop_erased(dataset: Dataset, again: bool = False) -> int:
     if before >= newest and age > AGAIN_SECONDS and not again:
         return 0
     changed = pixels.forget(cache, digests_of(dataset.commits.amendments()))
-    for path in journal.journals(journal.journals_in(cache)):
+    for path in (*journal.journals(journal.journals_in(cache)), *dataset.stale_extracts()):
         path.unlink(missing_ok=True)
         changed += 1
     records.write(place, NOTE, newest)
@@ -68,7 +68,7 @@ def left(dataset: Dataset) -> list[str]:
     if erased is None:
         return []
     names = [name.encode() for name in erased.digests | erased.patients]
-    found = pixels.holding(cache, erased.digests)
+    found = [*pixels.holding(cache, erased.digests), *dataset.stale_extracts()]
     for path in journal.journals(journal.journals_in(cache)):
         with contextlib.suppress(FileNotFoundError):  # its scan has ended well
             told = path.read_bytes()

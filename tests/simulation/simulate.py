@@ -68,6 +68,7 @@ def _settle(world: World) -> None:
         night(world, world.nights - 1)
         if manual_changes.reconcile(Run(world.settings).registry()).by_hand:
             adopt(world, undo=False)
+            manual_changes.reconcile(Run(world.settings).registry())  # what waited for that is done by the next command
 
     world.scheduler.run([process(world, "last", last)])
     world.auditor.whole()

@@ -406,7 +406,9 @@ def tidies(world: World) -> list[Process]:
     def tidying(name: str) -> None:
         run = Run(world.settings, who=name)
         world.scheduler.sleep(world.once(name, lambda: world.random.choice((3000.0, 100_000.0))))
+        world.tidying = True
         tidy.tidy(run, now=open_store(world.settings.store, world.settings).clock() + 200_000)
+        world.tidying = False
 
     return [process(world, name, lambda name=name: tidying(name)) for name in ("tidies-1", "tidies-2")]
 
@@ -558,7 +560,7 @@ def compares(world: World) -> list[Process]:
     def comparisons() -> None:
         for number in range(4):
             pause = world.once(f"compare {number}", lambda: world.random.choice((900.0, 3000.0, 90_000.0)))
-            world.scheduler.sleep(pause)
+            world.scheduler.sleep(pause, lambda: world.tidying)
             with told_no(world):
                 works_on_two()
 

@@ -50,6 +50,8 @@ class World:
     given_up: list[str] = field(default_factory=list)
     older: bool = False
     """Whether an older copy of store or MLflow was ever put back."""
+    tidying: bool = False
+    """Whether somebody tidies, which is when old versions are compared, too."""
 
     def begins(self) -> None:
         """The process that runs begins something: what it needs of the store it reads from here on."""

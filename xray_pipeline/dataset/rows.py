@@ -89,8 +89,14 @@ class Rows:
 
     def of_delivery(self, name: str) -> list[tuple[int, Extract]]:
         """Return where each part of a delivery begins, and its extract, in the order of the keys."""
-        parts = zip(self.starts.tolist(), self.parts.items(), strict=False)
-        return [(start, part) for start, (key, part) in parts if part_of(key)[0] == name]
+        found: dict[str, list[tuple[int, Extract]]] = self._once("of deliveries", self._of_deliveries)
+        return found.get(name, [])
+
+    def _of_deliveries(self) -> dict[str, list[tuple[int, Extract]]]:
+        found: dict[str, list[tuple[int, Extract]]] = {}
+        for start, (key, part) in zip(self.starts.tolist(), self.parts.items(), strict=False):
+            found.setdefault(part_of(key)[0], []).append((start, part))
+        return found
 
     def stand(self, left_out: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
         """Return which rows are in force (`revisions.in_force`), as if the rows that are left out had never been."""

@@ -92,8 +92,8 @@ def promote(run: Run, registered: Registered) -> Promoted:
     # By this name a repeat finds its entry: it must not undo a rollback that came since.
     request = judging.automatic(registered.version, registered.champion)
     state = registry.ledger.state()
-    tried = state.registered[registered.version].decision["trial"]
-    if not state.asked("promoted", request) and tried["environment"] != trial.environment():
+    tried = state.registered[registered.version].decision.get("trial", {})  # an entry that was lost told of one
+    if not state.asked("promoted", request) and tried.get("environment") != trial.environment():
         trial.try_version(run, registered.candidate, registered.version)
     entry = operations.promote(
         registry,

@@ -111,29 +111,18 @@ def find(
     now: float,
     reading: Reading = Reading(),
     left_out: list[str] | None = None,
-) -> list[Delivery]:
-    """Return what `among` finds in all that lies under `incoming`. Raises DeliveryError, StorageUnavailable."""
-    return among(incoming, listing(incoming, itself=False), history, settle_seconds, now, reading, left_out)
-
-
-def among(
-    incoming: Store,
-    entries: Iterable[Entry],
-    history: History,
-    settle_seconds: float,
-    now: float,
-    reading: Reading = Reading(),
-    left_out: list[str] | None = None,
+    entries: Iterable[Entry] | None = None,
 ) -> list[Delivery]:
     """Return the deliveries under `incoming` that hold files the dataset has not seen, sorted by name; `entries` are
-    a listing of it.
+    a listing of it, which is made where none is given.
 
     A delivery is settled when it carries `_SUCCESS` or nothing in it was modified for `settle_seconds` before `now`
     (Unix seconds). What lies beside deliveries and is none is left out, with a warning, or with a sentence in
-    `left_out`. Raises DeliveryError when `incoming` itself looks like a delivery and nothing in it does.
+    `left_out`. Raises DeliveryError when `incoming` itself looks like a delivery and nothing in it does,
+    StorageUnavailable.
     """
     classes, mapped = reading.classes, reading.mapped
-    listings, loose, unsafe = _by_folder(entries)
+    listings, loose, unsafe = _by_folder(listing(incoming, itself=False) if entries is None else entries)
     loose = [entry for entry in loose if not (mapped and entry.key.lower().endswith(TABLES))]  # may be the tables
     parts = sorted(folder for folder in listings if _is_part(folder, classes))
     whole = {folder: entries for folder, entries in listings.items() if folder not in parts}

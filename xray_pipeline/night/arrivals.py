@@ -63,6 +63,6 @@ class Arrivals:
         late = Late(settings, history, dataset.patient_key() if known else b"", dataset.manifest)
         reading = Reading(settings.classes, bool(settings.labels), late.reopen)
         incoming = open_store(settings.incoming, settings)
-        found = deliveries.among(incoming, entries, history, settings.settle_seconds, now, reading, [])
+        found = deliveries.find(incoming, history, settings.settle_seconds, now, reading, [], entries)
         settles = [one.changed + settings.settle_seconds for one in found if not one.settled]
         return {one.key: one.fingerprint for one in found if one.settled}, min([now + _LOOK_AGAIN, *settles])

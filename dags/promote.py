@@ -156,7 +156,7 @@ def xray_promote() -> None:
             "Version {{ ti.xcom_pull(task_ids='prepare')['version'] }} waits for approval: "
             f"{notices.FIGURES}. {airflow_links.REQUEST}",
         ),
-        retries=0,
+        retries=1,  # asks anew where Airflow lost the task, whose answer is lost, too
     )
     tried >> branch >> approve
     answered = record(request, approve.output)

@@ -189,13 +189,10 @@ def decided_by_a_person(stack: Stack, airflow: Airflow, said: dict[str, Any], la
     passwords = json.loads((stack.folder / "passwords.json").read_text())
     operator = Airflow(replace(stack, user=OPERATOR, password=passwords[OPERATOR]))
     asking = airflow.newest_run(ASKING, 2, 600)  # the first night's version was promoted by the policy alone
-    ends = ("deferred", "failed", "skipped", "upstream_failed")
-    asked = airflow.reached(lambda: airflow.task_state(ASKING, asking, "approve"), ends, 600)
-    if asked != "deferred":
+    if airflow.paused(ASKING, asking, "approve") != "deferred":
         console.print(f"\nNobody is asked about version {said['version']}: see the run of {ASKING}.")
         return
     lap(f"{ASKING} asks")
-    airflow.beats(5)  # a person is slower: a task that is answered before the scheduler saw it pause is taken for lost
     console.print(f"\n{OPERATOR} approves version {said['version']} in Airflow: the report is convincing")
     operator.answer(ASKING, asking, "approve", "Approve", "the report is convincing")
     airflow.finished(ASKING, asking)

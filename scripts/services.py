@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import psutil
 
 from xray_pipeline.base.children import child
 
@@ -280,6 +281,20 @@ class Airflow:
     def task_state(self, dag: str, run: str, task: str) -> str:
         """Return the state of a task that is not mapped."""
         return str(self.call("GET", f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}")["state"])
+
+    def paused(self, dag: str, run: str, task: str, seconds: float = 600) -> str:
+        """Wait until a task waits for a person and the scheduler has seen that it does; return the state it reached.
+
+        Airflow takes a task for lost that is answered before the scheduler saw its process end
+        (apache/airflow#72716): a person is slower.
+        """
+        ends = ("deferred", "failed", "skipped", "upstream_failed")
+        state = self.reached(lambda: self.task_state(dag, run, task), ends, seconds)
+        if state == "deferred":
+            pid = self.call("GET", f"/dags/{dag}/dagRuns/{quote(run)}/taskInstances/{task}")["pid"]
+            self.reached(lambda: "alive" if psutil.pid_exists(pid) else "ended", ("ended",), seconds)
+            self.beats(5)
+        return state
 
     def newest_run(self, dag: str, count: int = 1, seconds: float = 120) -> str:
         """Wait until a DAG has `count` runs; return the newest one's id."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -126,9 +125,7 @@ def waiting_request(site: Site) -> str:
 
 def asked(site: Site, run: str) -> None:
     """Wait for a run of xray_promote to ask: deferred, so it holds no worker."""
-    ends = ("deferred", "failed", "skipped", "upstream_failed")
-    look = functools.partial(site.airflow.task_state, "xray_promote", run, "approve")
-    assert site.airflow.reached(look, ends, 400) == "deferred"
+    assert site.airflow.paused("xray_promote", run, "approve") == "deferred"
 
 
 def test_nobody_but_an_approver_may_answer(browser: Browser, site: Site) -> None:
@@ -246,7 +243,6 @@ def test_a_rejected_version_is_reopened_from_the_page(page: Page, site: Site) ->
     shown.get_by_role("link", name="Started").wait_for()
     run = site.airflow.newest_run("xray_promote", 4)
     asked(site, run)
-    site.airflow.beats(5)
     site.airflow.answer("xray_promote", run, "approve", "Reject", "the ward asks to wait")
     site.airflow.finished("xray_promote", run)
     shown = champion_page(page, site)

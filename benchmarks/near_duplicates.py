@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from xray_pipeline.base.settings import IntakeRules
 from xray_pipeline.dataset import near_copies
-from xray_pipeline.dataset.fingerprints import COSINES, Prints, Source, fingerprint, packed, ranks, terms
+from xray_pipeline.dataset.fingerprints import COSINES, Prints, fingerprint, packed, ranks, terms
 from xray_pipeline.dataset.near_copies import nearest
 from xray_pipeline.images import radiograph
 
@@ -175,6 +175,21 @@ def alarms(among: Prints, paths: list[Path], same: list[int]) -> dict[str, Any]:
     }
 
 
+class Made(NamedTuple):
+    """Made fingerprints, which show real radiographs in turn."""
+
+    hashes: NDArray[np.uint64]
+    shown: Prints
+
+    def words(self, column: str, places: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """As `Source`."""
+        return self.hashes[places]
+
+    def picture(self, place: int) -> bytes:
+        """As `Source`."""
+        return self.shown.sources[0].picture(place % len(self.shown))
+
+
 def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, float]]:
     """Return for made collections of each size what a question costs."""
     frequencies = terms(ranks(among.thumbnails(range(len(among)))), COSINES, COSINES)
@@ -188,10 +203,8 @@ def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, flo
 
     for size in sizes:
         hashes = np.concatenate([made(min(20_000, size - at)) for at in range(0, size, 20_000)])
-        digests = np.arange(1, 4 * size + 1, dtype=np.uint64).reshape(size, 4)
-        (pictures,) = among.pictures
-        source = Source(pictures, np.arange(size) % len(among))
-        known = Prints.made(digests, np.zeros(size, np.int8), hashes, np.ones(size, np.bool_), source)
+        source = Made(hashes, among)
+        known = Prints.made(source, np.arange(size), np.zeros(size, np.int8), np.ones(size, np.bool_))
         with ThreadPoolExecutor(1) as pool:
             start = time.process_time()
             candidates = near_copies._candidates(asked, known, False, pool)

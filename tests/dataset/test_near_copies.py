@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from samples import dicom, jpeg, picture, png
 
 from xray_pipeline.base.errors import DatasetError
 from xray_pipeline.dataset import near_copies
-from xray_pipeline.dataset.fingerprints import SIDE, Prints, fingerprint, hashes
+from xray_pipeline.dataset.fingerprints import SIDE, Given, Prints, fingerprint, hashes
 from xray_pipeline.dataset.likeness import ALIKE, likeness
 from xray_pipeline.dataset.near_copies import nearest
 from xray_pipeline.images import radiograph
@@ -179,11 +180,31 @@ def plainly(forms: NDArray[np.uint64], known: NDArray[np.uint64], own: int) -> l
     return [place for _, place in sorted(near)][:64]
 
 
+def searched(questions: NDArray[np.uint64], known: NDArray[np.uint64], own: int) -> list[list[int]]:
+    """Return the places of the hashes that are near each question, as the search finds them, without its own."""
+    zeros, rows = np.zeros(len(known), np.int8), np.arange(len(known))
+    among = Prints.made(Given(known, known, []), rows, zeros, np.ones(len(known), np.bool_))
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(near_copies, "_forms", lambda thumbnails: questions)
+        asked = prints([picture(1)] * len(questions))
+        if own < 0:
+            return [near.tolist() for near in near_copies._candidates(asked, among, False, pool)]
+        (near,) = near_copies._candidates(asked, among, True, pool)
+        return [near.tolist()]
+
+
 @given(
-    seeds, st.integers(1, 3), st.sampled_from([0, 1, 30, 300]), st.integers(0, 20), st.sampled_from([7, 64, 1 << 15])
+    seeds,
+    st.integers(1, 3),
+    st.sampled_from([0, 1, 30, 300]),
+    st.integers(0, 20),
+    st.sampled_from([7, 64, 1 << 15]),
+    st.sampled_from([10, 1 << 20]),
 )
 @hypothesis_settings(max_examples=80, deadline=None)
-def test_the_search_finds_what_a_plain_reading_finds(seed: int, asked: int, size: int, flips: int, block: int) -> None:
+def test_the_search_finds_what_a_plain_reading_finds(
+    seed: int, asked: int, size: int, flips: int, block: int, stretch: int
+) -> None:
     """Hashes of up to so many bits flipped in the first 64 and four times as many in the rest, so that some lie on
     either side of each limit; and at the limits themselves."""
     rng = np.random.default_rng(seed)
@@ -195,23 +216,20 @@ def test_the_search_finds_what_a_plain_reading_finds(seed: int, asked: int, size
                 words[bit // 64] ^= np.uint64(1 << bit % 64)
     if size:
         known[0] = questions[0, -1] ^ np.array([2**10 - 1, 2**42 - 1, 0, 0], np.uint64)  # 10 and 52 apart: near
-    coarse = np.ascontiguousarray(known[:, 0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_copies, "_BLOCK", block)
-        found = near_copies._scan(questions[:, :, 0], coarse)
-    for forms, places in zip(questions, found, strict=True):
-        for own in (-1, 0):
-            assert near_copies._nearest_first(forms, known, places, own).tolist() == plainly(forms, known, own)
+        patch.setattr(near_copies, "_STRETCH", stretch)
+        assert searched(questions, known, -1) == [plainly(forms, known, -1) for forms in questions]
+        assert searched(questions[:1], known, 0) == [plainly(questions[0], known, 0)]
 
 
 def test_every_hash_within_the_distance_is_looked_at() -> None:
     rng = np.random.default_rng(0)
-    known = rng.integers(0, 2**63, (70_000, 4), dtype=np.uint64)  # more than two blocks
-    known[[5, 40_000, 69_999]] = known[123]
+    known = rng.integers(0, 2**63, (140_000, 4), dtype=np.uint64)  # more than two blocks
+    known[[0, 40_000, 139_999]] = known[123]
     known[40_000, 3] ^= np.uint64(1)
-    (places,) = near_copies._scan(known[[[123]], 0], np.ascontiguousarray(known[:, 0]))
-    assert near_copies._nearest_first(known[[123]], known, places, -1).tolist() == [5, 123, 69_999, 40_000]
-    assert near_copies._nearest_first(known[[123]], known, places, 5).tolist() == [123, 69_999, 40_000]
+    assert searched(known[[[123]]], known, -1) == [[0, 123, 139_999, 40_000]]
+    assert searched(known[[[123]]], known, 0) == [[123, 139_999, 40_000]]
 
 
 def test_the_threshold_lies_between_copies_and_others(shared: Path) -> None:

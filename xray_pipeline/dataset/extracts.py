@@ -64,6 +64,7 @@ class Extract:
         if facts[b"format"].decode() != FORMAT:
             raise ValueError("it has another format")
         self.listed = facts[b"listed"].decode()
+        self.release()
 
     def __len__(self) -> int:
         return int(self._rows.num_rows)
@@ -96,7 +97,8 @@ class Extract:
         return pa.table(found)
 
     def release(self) -> None:
-        """Give mapped pages back, so that reading a column of all extracts does not count as memory."""
+        """Give mapped pages back, so that what was read of all extracts does not count as memory: a look at one byte
+        may map two megabytes."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def files(self, rows: NDArray[np.int64]) -> Iterator[File]:

@@ -8,10 +8,10 @@ with brightness, contrast or gamma. The trade-off: 2.2 kB a row, so that copies 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final, NamedTuple
+from functools import cached_property, partial
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -95,98 +95,117 @@ COSINES: Final = np.rint(
 _ORDER: Final = np.array(sorted(range(1, _TERMS**2), key=lambda at: (max(divmod(at, _TERMS)), at)))  # coarse first
 
 
-Pictures = Callable[[int], bytes]
-"""Gives a row's thumbnail, base64 of 1,600 bytes."""
 _SIDES: Final = ("", *SIDES)
 
 
-class Source(NamedTuple):
-    """Where thumbnails are: rows of what gives them."""
+class Source(Protocol):
+    """What holds fingerprints, by row."""
 
-    pictures: Pictures
-    rows: NDArray[np.int64]
+    def words(self, column: str, places: NDArray[np.int64]) -> Words:
+        """Return column `digest` or `phash` (n, 4) of some rows."""
+
+    def picture(self, place: int) -> bytes:
+        """Return a row's thumbnail, base64 of 1,600 bytes. Raises Damaged."""
+
+
+class Given(NamedTuple):
+    """Fingerprints in memory; hashes and digests are (n, 4)."""
+
+    digest: Words
+    phash: Hashes
+    thumbnails: Sequence[str]
+
+    def words(self, column: str, places: NDArray[np.int64]) -> Words:
+        """As `Source`."""
+        return (self.digest if column == "digest" else self.phash)[places]
+
+    def picture(self, place: int) -> bytes:
+        """As `Source`."""
+        return self.thumbnails[place].encode()
 
 
 @dataclass(frozen=True, eq=False)
 class Prints:
-    """Fingerprints of n radiographs, with what tells them apart: `digests` and `hashes` are (n, 4), `sides` places in
-    the list of sides.
+    """Fingerprints of n radiographs, with what tells them apart: `sides` are places in the list of sides.
 
-    Their thumbnails, of which few are ever looked at, are the `rows` of one of the `pictures`, by its number.
+    What one shows is in the `rows` of one of the `sources`, by its number, and is read when it is asked for.
     """
 
-    digests: Words
-    sides: NDArray[np.int8]
-    hashes: Hashes
-    pictures: tuple[Pictures, ...]
+    sources: tuple[Source, ...]
     source: NDArray[np.int8]
     rows: NDArray[np.int64]
+    sides: NDArray[np.int8]
 
     @classmethod
     def of(cls, table: pd.DataFrame, rows: Sequence[int] | NDArray[np.int64]) -> Prints:
         """Take them from rows (by place) of an intake table. Raises DatasetError when one has none."""
-        places = np.asarray(rows, np.int64)
-        some, thumbnails = table[["digest", "side", "phash"]].iloc[places], table["thumbnail"]
-        return cls.made(
+        some = table[["digest", "side", "phash", "thumbnail"]].iloc[np.asarray(rows, np.int64)]
+        given = Given(
             words_of(some["digest"].tolist(), 4, "the digest of a radiograph"),
-            side_codes(some["side"].tolist()),
             words_of(some["phash"].tolist(), 4, "the perceptual hash of a radiograph"),
-            np.asarray(some["phash"] != ""),
-            Source(lambda row: str(thumbnails.iat[row]).encode(), places),
+            some["thumbnail"].tolist(),
         )
+        return cls.made(given, np.arange(len(some)), side_codes(some["side"].tolist()), np.asarray(some["phash"] != ""))
 
     @classmethod
     def made(
-        cls,
-        digests: Words,
-        sides: NDArray[np.int8],
-        hashes: Hashes,
-        hashed: NDArray[np.bool_],
-        source: Source,
+        cls, source: Source, rows: NDArray[np.int64], sides: NDArray[np.int8], hashed: NDArray[np.bool_]
     ) -> Prints:
-        """Return prints whose thumbnails are of one source. Raises DatasetError where one is not `hashed`."""
+        """Return prints that are rows of one source. Raises DatasetError where one is not `hashed`."""
         if not hashed.all():
             raise DatasetError(
                 "accepted radiographs without a perceptual hash can't be compared with new ones; ingest them again"
             )
-        return cls(digests, sides, hashes, (source.pictures,), np.zeros(len(digests), np.int8), source.rows)
+        return cls((source,), np.zeros(len(rows), np.int8), rows, sides)
 
     @classmethod
     def joined(cls, parts: Sequence[Prints]) -> Prints:
         """Return those of all parts, one part after the other."""
-        starts = np.cumsum([0, *(len(part.pictures) for part in parts)])
-        none = (np.empty((0, 4), np.uint64), np.empty(0, np.int8), np.empty(0, np.int64))
+        starts = np.cumsum([0, *(len(part.sources) for part in parts)])
+        none, no_rows = np.empty(0, np.int8), np.empty(0, np.int64)
         return cls(
-            np.concatenate([none[0], *(part.digests for part in parts)]),
-            np.concatenate([none[1], *(part.sides for part in parts)]),
-            np.concatenate([none[0], *(part.hashes for part in parts)]),
-            tuple(pictures for part in parts for pictures in part.pictures),
-            np.concatenate([none[1], *(part.source + np.int8(at) for part, at in zip(parts, starts, strict=False))]),
-            np.concatenate([none[2], *(part.rows for part in parts)]),
+            tuple(source for part in parts for source in part.sources),
+            np.concatenate([none, *(part.source + np.int8(at) for part, at in zip(parts, starts, strict=False))]),
+            np.concatenate([no_rows, *(part.rows for part in parts)]),
+            np.concatenate([none, *(part.sides for part in parts)]),
         )
 
     def __len__(self) -> int:
-        return len(self.digests)
+        return len(self.rows)
+
+    def hashes(self, which: NDArray[np.int64]) -> Hashes:
+        """Return the hashes (n, 4) of some."""
+        return self._words("phash", which)
 
     def digest(self, place: int) -> str:
         """Return the digest of one."""
-        return text_of(self.digests[place])
+        return text_of(self._words("digest", np.array([place]))[0])
 
     def texts(self) -> list[str]:
         """Return the digests of all, in order."""
-        found: list[str] = texts_of(self.digests).to_pylist()
+        found: list[str] = texts_of(self._words("digest", np.arange(len(self)))).to_pylist()
+        return found
+
+    def _words(self, column: str, which: NDArray[np.int64]) -> Words:
+        if len(self.sources) == 1:
+            return self.sources[0].words(column, self.rows[which])
+        found = np.empty((len(which), 4), np.uint64)
+        of, rows = self.source[which], self.rows[which]
+        for number, source in enumerate(self.sources):
+            mine = of == number
+            found[mine] = source.words(column, rows[mine])
         return found
 
     def take(self, which: Sequence[int] | NDArray[np.int64]) -> Prints:
         """Return some of them, in that order."""
         at = np.asarray(which, np.int64)
-        return Prints(self.digests[at], self.sides[at], self.hashes[at], self.pictures, self.source[at], self.rows[at])
+        return Prints(self.sources, self.source[at], self.rows[at], self.sides[at])
 
     def thumbnails(self, which: Sequence[int] | range) -> Thumbnails:
         """Return the thumbnails of some (n, SIDE, SIDE). Raises DatasetError."""
         at = np.asarray(which, np.int64)
         places = zip(self.source[at].tolist(), self.rows[at].tolist(), strict=True)
-        data = b"".join(base64.b64decode(self.pictures[source](row)) for source, row in places)
+        data = b"".join(base64.b64decode(self.sources[source].picture(row)) for source, row in places)
         try:
             return np.frombuffer(data, np.uint8).reshape(len(which), SIDE, SIDE)
         except ValueError as error:
@@ -201,7 +220,7 @@ class Prints:
 
     @cached_property
     def _finder(self) -> Finder:
-        return Finder(self.digests, np.arange(len(self)))
+        return Finder(partial(self._words, "digest"), np.arange(len(self)))
 
     @cached_property
     def by_side(self) -> dict[str, Prints]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from xray_pipeline.base.errors import DatasetError
 
 Words = NDArray[np.uint64]  # (n, words), eight bytes each; all zero stands for ""
+_AT_ONCE = 1 << 20
+_ENDS: Final[tuple[Literal["left", "right"], ...]] = ("left", "right")
 
 
 def words_of(texts: Sequence[str], words: int, what: str) -> Words:
@@ -40,24 +43,39 @@ def texts_of(words: Words) -> pa.Array:
     return pa.Array.from_buffers(pa.large_string(), len(words), [None, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
-def among(words: Words, texts: Iterable[str]) -> NDArray[np.bool_]:
-    """Return which rows are one of some texts; a text that is none of their kind is none of them."""
-    found = np.zeros(len(words), np.bool_)
-    asked = {one for text in texts if (one := _bytes_of(text, words.shape[1]))}
-    if asked and len(words):
-        first = np.unique(np.frombuffer(b"".join(asked), np.uint64)[:: words.shape[1]])
-        at = np.searchsorted(first, words[:, 0])
-        maybe = np.flatnonzero(first[np.minimum(at, len(first) - 1)] == words[:, 0])
-        found[maybe] = [words[place].tobytes() in asked for place in maybe.tolist()]
-    return found
+class Wanted:
+    """Texts that rows are compared with."""
+
+    def __init__(self, texts: Iterable[str], words: int) -> None:
+        """Look for texts of so many words; one that is none of their kind is equal to no row."""
+        self._texts = {one for text in texts if (one := _bytes_of(text, words))}
+        self._first = np.unique(np.frombuffer(b"".join(self._texts), np.uint64)[::words])
+
+    def among(self, words: Words) -> NDArray[np.bool_]:
+        """Return which rows are one of the texts."""
+        found = np.zeros(len(words), np.bool_)
+        if self._texts:
+            at = np.searchsorted(self._first, words[:, 0])
+            maybe = np.flatnonzero(self._first[np.minimum(at, len(self._first) - 1)] == words[:, 0])
+            found[maybe] = [words[place].tobytes() in self._texts for place in maybe.tolist()]
+        return found
 
 
 def distinct(words: Words) -> int:
-    """Return how many different rows there are."""
-    if not len(words):
-        return 0
-    ordered = words[np.lexsort(words.T)]
-    return 1 + int(np.count_nonzero((ordered[1:] != ordered[:-1]).any(axis=1)))
+    """Return how many different rows of two words there are."""
+    ordered = words[np.argsort(words[:, 0])]
+    again = ordered[1:, 0] == ordered[:-1, 0]
+    if (ordered[1:, 1] != ordered[:-1, 1])[again].any():  # once in 2**64 pairs of hashes
+        return len(set(map(bytes, words)))
+    return len(words) - int(np.count_nonzero(again))
+
+
+def first_of_each(words: Words) -> NDArray[np.bool_]:
+    """Return which rows are equal to none before them."""
+    order = np.lexsort(words.T)  # stable: of equal rows the first comes first
+    found = np.ones(len(words), np.bool_)
+    found[order[1:]] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
+    return found
 
 
 def _bytes_of(text: str, words: int) -> bytes:
@@ -70,19 +88,22 @@ def _bytes_of(text: str, words: int) -> bytes:
 
 
 class Finder:
-    """Finds the rows that are equal to a text."""
+    """Finds the rows that are equal to a text. It holds no more of them than their first words."""
 
-    def __init__(self, words: Words, places: NDArray[np.int64]) -> None:
-        """Look among rows at some places, in their order."""
-        order = np.argsort(words[places, 0], kind="stable")
-        self._words, self._places = words, places[order]
-        self._first = words[self._places, 0]
+    def __init__(self, read: Callable[[NDArray[np.int64]], Words], places: NDArray[np.int64]) -> None:
+        """Look among rows at some places, in their order; `read` returns the rows at places."""
+        self._read = read
+        first = np.empty(len(places), np.uint64)
+        for start in range(0, len(places), _AT_ONCE):
+            first[start : start + _AT_ONCE] = read(places[start : start + _AT_ONCE])[:, 0]
+        order = np.argsort(first)
+        self._places, self._first = places[order], first[order]
 
     def last(self, text: str) -> int:
         """Return the last of the places that hold a text, -1 for none."""
-        if not (one := _bytes_of(text, self._words.shape[1])):
+        if not (first := _bytes_of(text[:16], 1)):
             return -1
-        first = np.frombuffer(one, np.uint64)[0]
-        start, stop = np.searchsorted(self._first, first, "left"), np.searchsorted(self._first, first, "right")
-        places = self._places[start:stop].tolist()
-        return next((place for place in reversed(places) if self._words[place].tobytes() == one), -1)
+        start, stop = (int(np.searchsorted(self._first, np.frombuffer(first, np.uint64)[0], s)) for s in _ENDS)
+        places = self._places[start:stop]
+        equal = [place for place, one in zip(places, self._read(places), strict=True) if text_of(one) == text]
+        return int(max(equal, default=-1))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
-from functools import cached_property
-from typing import Any, Final, NamedTuple
+from functools import cached_property, partial
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from xray_pipeline.dataset.amendments import NOTHING, Amended
 from xray_pipeline.dataset.erasing import Erased
-from xray_pipeline.dataset.fingerprints import Prints, Source, side_codes
-from xray_pipeline.dataset.hexes import Finder, among, text_of, texts_of
+from xray_pipeline.dataset.extracts import WORDS
+from xray_pipeline.dataset.fingerprints import Prints, side_codes
+from xray_pipeline.dataset.hexes import Finder, Wanted, first_of_each, text_of
 from xray_pipeline.dataset.revisions import File, path_key
 from xray_pipeline.dataset.rows import Rows
 
@@ -81,9 +82,9 @@ class History:
 
         `others` count as seen, so that a check leaves them out.
         """
-        left_out, keys = np.zeros(len(self.rows), np.bool_), set(map(path_key, paths))
+        left_out, keys = np.zeros(len(self.rows), np.bool_), Wanted(map(path_key, paths), WORDS["path"])
         for start, part in self.rows.of_delivery(name):
-            left_out[start : start + len(part)] = among(part.words("path"), keys)
+            left_out[start : start + len(part)] = keys.among(part.words("path"))
         left_out &= ~self.rows.equal("verdict", "accepted")
         return History(self.rows, self.amended, self.erased, left_out, others)
 
@@ -103,14 +104,15 @@ class History:
         statistics are kept. Patients are taken in an order that nothing but their ids decides (SHA-256)."""
         measured = np.flatnonzero(self._held & (self.rows.numbers("measured") > 0))
         order = self.rows.numbers("order")[measured]
-        patients, counts = np.unique(order, return_counts=True)
+        ordered = np.sort(order)
+        patients = np.count_nonzero(ordered[1:] != ordered[:-1]) + min(1, len(ordered))
         if len(measured) > most:
-            chosen = patients[np.cumsum(counts) <= most]
-            measured = measured[order <= chosen[-1]] if len(chosen) else measured[:0]
+            measured = measured[order < ordered[most]]
         rows = self._labelled(("digest", "patient", "label", "statistics", "age_years"), measured)
         ages = pd.Series(self.rows.numbers("age_years")[self._held], dtype=np.float64)
-        labels = pd.Series(self.held_labels, dtype=object)
-        return Reference(rows, len(patients), labels.value_counts(), ages.value_counts(dropna=False))
+        places, names = self.held_labels
+        labels = pd.Series(np.bincount(places, minlength=len(names)), names)
+        return Reference(rows, int(patients), labels[labels > 0], ages.value_counts(dropna=False))
 
     def said(self) -> pd.DataFrame:
         """Return digest, label, patient, side, verdict and delivery of each row that says what a radiograph shows: the
@@ -119,8 +121,7 @@ class History:
 
     def brought(self) -> pd.DataFrame:
         """Return digest, patient and delivery of each row that shows a radiograph, whatever became of it."""
-        shown = self._there & self.rows.words("digest").any(axis=1)
-        return self.rows.frame(("digest", "patient"), np.flatnonzero(shown))
+        return self.rows.frame(("digest", "patient"), np.flatnonzero(self._there & self.rows.there()))
 
     @cached_property
     def prints(self) -> Prints:
@@ -128,14 +129,15 @@ class History:
         return self._prints(np.flatnonzero(self._held))
 
     @cached_property
-    def held_labels(self) -> NDArray[Any]:
-        """The labels of the committed radiographs, in the order of `prints`."""
-        (places, names), held = self.rows.choices("label"), np.flatnonzero(self._held)
-        found = np.array([*names, ""], object)[places[held]]
-        digests = self.rows.words("digest")
-        for at in np.flatnonzero(self.rows.among("digest", self.amended.labels)[held]).tolist():
-            found[at] = self.amended.labels[text_of(digests[held[at]])]
-        return found
+    def held_labels(self) -> tuple[NDArray[np.int16], list[str]]:
+        """The labels of the committed radiographs, in the order of `prints`: the place of each one's in a list, and the
+        list."""
+        (of_rows, names), held = self.rows.choices("label"), np.flatnonzero(self._held)
+        places, names = of_rows[held], list(dict.fromkeys((*names, *self.amended.labels.values())))
+        relabelled = np.flatnonzero(self.rows.among("digest", self.amended.labels)[held])
+        digests = self.rows.words("digest", held[relabelled])
+        places[relabelled] = [names.index(self.amended.labels[text_of(digest)]) for digest in digests]
+        return places, names
 
     @cached_property
     def contested(self) -> Prints:
@@ -153,26 +155,20 @@ class History:
         """The fingerprints of all radiographs of which one is kept, once each, whatever became of them. Raises
         DatasetError."""
         places = np.flatnonzero(self._there & self._shown)
-        texts = texts_of(self.rows.words("digest")[places]).to_pandas()
-        return self._prints(places[~np.asarray(texts.duplicated())])
+        return self._prints(places[first_of_each(self.rows.words("digest", places))])
 
     def _prints(self, places: NDArray[np.int64]) -> Prints:
         sides, names = self.rows.choices("side")
-        return Prints.made(
-            self.rows.words("digest")[places],
-            side_codes(names)[sides[places]],
-            self.rows.words("phash")[places],
-            self._shown[places],
-            Source(self.rows.picture, places),
-        )
+        return Prints.made(self.rows, places, side_codes(names)[sides[places]], self._shown[places])
 
     @cached_property
     def _by_digest(self) -> Finder:
-        return Finder(self.rows.words("digest"), np.flatnonzero(self._held))
+        return Finder(partial(self.rows.words, "digest"), np.flatnonzero(self._held))
 
     @cached_property
     def _by_patient(self) -> Finder:
-        return Finder(self.rows.words("patient"), np.flatnonzero(self.rows.equal("verdict", "accepted")))
+        accepted = np.flatnonzero(self.rows.equal("verdict", "accepted"))
+        return Finder(partial(self.rows.words, "patient"), accepted)
 
     @cached_property
     def _held(self) -> NDArray[np.bool_]:
@@ -193,7 +189,7 @@ class History:
         """Which rows are withdrawn."""
         return self.rows.out(self.amended)
 
-    @property
+    @cached_property
     def _shown(self) -> NDArray[np.bool_]:
         """Of which rows a hash is kept."""
         return np.asarray(self.rows.numbers("hashed") > 0)

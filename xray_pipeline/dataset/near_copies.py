@@ -5,7 +5,8 @@ row (fingerprints.py). (2) Candidates are what a scan of all hashes leaves; each
 as if cropped or padded a little, so that a crop on either side is found. (3) Of each candidate pair the two thumbnails
 are laid over each other, and decide (likeness.py).
 
-Trade-off: the scan is exact and linear, 2 ms a question and million images, 40 bytes an image. Tables of hash bits do
+Trade-off: the scan is exact and linear, 2 ms a question and million images; hashes are read in passing, a million at a
+time, so that it holds 10 bytes an image. Tables of hash bits do
 worse: real hashes crowd together, so that at the distance which a crop of 3 % needs they look into thousands of buckets
 for a fifth of all hashes (docs/architecture.md has the figures). Not found: turned, mirrored or inverted copies, crops
 of over 3 % a side. `benchmarks/near_duplicates.py` measures all this.
@@ -17,6 +18,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -33,10 +35,14 @@ _CROPS = (  # shares of width and height off left, right, top, bottom; a questio
     (0, 0.02, 0.02, 0),
     (0, 0.02, 0, 0.02),
 )
-_BLOCK = 1 << 15  # hashes compared at once: they fit the processor's cache
+_STRETCH = 1 << 20  # hashes that are read at once: 32 MB
+_BLOCK = 1 << 16  # of these, compared at once: they fit the processor's cache
 _PAIRS = 32  # pairs laid over each other at once: 20 MB a thread
 _ASKED = 64  # questions a thread takes at once
 _ROUNDS = (0, 1, 4, 16, 64)  # candidates of one image are looked at in rounds, until one is a copy
+
+_Near = tuple[NDArray[np.int64], NDArray[np.uint8]]
+"""Places of near hashes, and in how many bits each is apart."""
 
 
 def nearest(asked: Prints, known: Prints, workers: int = 0, itself: bool = False) -> NDArray[np.int64]:
@@ -46,8 +52,6 @@ def nearest(asked: Prints, known: Prints, workers: int = 0, itself: bool = False
     64 nearest by hash are looked at, so that a delivery of nothing but copies takes no quadratic time.
     """
     nearest_of = np.full(len(asked), -1, np.int64)
-    if not len(asked) or not len(known):
-        return nearest_of
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         near = _candidates(asked, known, itself, pool)
         for start, stop in itertools.pairwise(_ROUNDS):
@@ -95,16 +99,25 @@ def _copies(
 
 def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExecutor) -> list[NDArray[np.int64]]:
     """Return for each question the places of the hashes that are near any form of it, nearest first."""
-    coarse = np.ascontiguousarray(known.hashes[:, 0])
+    if not len(known):
+        return [np.empty(0, np.int64)] * len(asked)
+    groups = [range(at, min(at + _ASKED, len(asked))) for at in range(0, len(asked), _ASKED)]
+    questions = list(pool.map(lambda places: _forms(asked.thumbnails(places)), groups))
+    found: list[list[_Near]] = [[] for _ in range(len(asked))]
+    for start in range(0, len(known), _STRETCH):
+        hashes = known.hashes(np.arange(start, min(start + _STRETCH, len(known))))
+        near = pool.map(partial(_near, hashes=hashes), questions)
+        for parts, (places, apart) in zip(found, itertools.chain.from_iterable(near), strict=True):
+            parts.append((places + start, apart))
+    return [_nearest_first(parts, place if itself else -1) for place, parts in enumerate(found)]
 
-    def group(places: range) -> list[NDArray[np.int64]]:
-        questions = _forms(asked.thumbnails(places))
-        found = zip(places, questions, _scan(questions[:, :, 0], coarse), strict=True)
-        return [_nearest_first(forms, known.hashes, near, place if itself else -1) for place, forms, near in found]
 
-    places = range(len(asked))
-    groups = pool.map(group, (places[at : at + _ASKED] for at in range(0, len(asked), _ASKED)))
-    return list(itertools.chain.from_iterable(groups))
+def _near(questions: NDArray[np.uint64], hashes: Hashes) -> list[_Near]:
+    """Return for each question (questions, forms, 4) those of some hashes that are near any form of it."""
+    coarse = np.ascontiguousarray(hashes[:, 0])
+    return [
+        _apart(forms, hashes, near) for forms, near in zip(questions, _scan(questions[:, :, 0], coarse), strict=True)
+    ]
 
 
 def _scan(questions: NDArray[np.uint64], coarse: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
@@ -129,8 +142,9 @@ def _scan(questions: NDArray[np.uint64], coarse: NDArray[np.uint64]) -> list[NDA
     return [np.concatenate([np.empty(0, np.int64), *near]) for near in found]
 
 
-def _nearest_first(forms: Hashes, known: Hashes, places: NDArray[np.int64], own: int) -> NDArray[np.int64]:
-    """Return the nearest of some places of `known` to any form (forms, 4) of one question, but not its own place."""
+def _apart(forms: Hashes, known: Hashes, places: NDArray[np.int64]) -> _Near:
+    """Return those of some places of `known` that are near a form (forms, 4) of one question, the nearest by hash; a
+    place may come several times."""
     words = np.ascontiguousarray(known.take(places, axis=0).T)
     found, distances = [], []
     for form, near in zip(forms, np.bitwise_count(words[0] ^ forms[:, :1]) <= _COARSE, strict=True):
@@ -138,11 +152,21 @@ def _nearest_first(forms: Hashes, known: Hashes, places: NDArray[np.int64], own:
         apart = np.bitwise_count(words.take(at, axis=1) ^ form[:, None]).sum(axis=0, dtype=np.uint8)
         found.append(places[at[apart <= _APART]])
         distances.append(apart[apart <= _APART])
-    place = np.concatenate(found)
-    order = np.lexsort((place, np.concatenate(distances)))
-    first = np.unique(place[order], return_index=True)[1]
-    nearest_first = place[order][np.sort(first)]
-    return np.asarray(nearest_first[nearest_first != own][: _ROUNDS[-1]])
+    return _first(np.concatenate(found), np.concatenate(distances), 1 + _ROUNDS[-1])  # one may be its own place
+
+
+def _nearest_first(parts: Sequence[_Near], own: int) -> NDArray[np.int64]:
+    """Return the nearest places of all parts, but not its own."""
+    places, apart = (np.concatenate(some) for some in zip(*parts, strict=True))
+    first, _ = _first(places, apart, 1 + _ROUNDS[-1])
+    return np.asarray(first[first != own][: _ROUNDS[-1]])
+
+
+def _first(places: NDArray[np.int64], apart: NDArray[np.uint8], most: int) -> _Near:
+    """Return the nearest places, each once, and how far apart they are; of equally near ones the first."""
+    order = np.lexsort((places, apart))
+    once = np.sort(np.unique(places[order], return_index=True)[1])[:most]
+    return places[order[once]], apart[order[once]]
 
 
 def _forms(thumbnails: Thumbnails) -> Hashes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from xray_pipeline.dataset.amendments import Amended
 from xray_pipeline.dataset.extracts import WORDS, Extract
-from xray_pipeline.dataset.hexes import Words, among
+from xray_pipeline.dataset.hexes import Wanted, Words
 from xray_pipeline.dataset.revisions import CONFLICT, SAYING, contested, in_force, part_of
 
 
 class Rows:
-    """What the extracts of manifests (by key) hold. A row's place counts through all of them; arrays are made when they
-    are first asked for."""
+    """What the extracts of manifests (by key) hold. A row's place counts through all of them. Columns of few values are
+    kept once they were asked for; of the others those rows are read that are asked for."""
 
     def __init__(self, parts: Mapping[str, Extract]) -> None:
         self.parts = dict(sorted(parts.items()))
@@ -28,25 +28,47 @@ class Rows:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def words(self, column: str) -> Words:
-        """Return a column of hexadecimal text (`extracts.WORDS`) as numbers (n, words)."""
-        none = np.empty((0, WORDS[column]), np.uint64)
-        return np.asarray(self._once(column, lambda: self._copied(none, lambda part: part.words(column))))
+    def words(self, column: str, places: NDArray[np.int64]) -> Words:
+        """Return a column of hexadecimal text (`extracts.WORDS`) of rows at some places as numbers (n, words)."""
+        found, filled = np.empty((len(places), WORDS[column]), np.uint64), 0
+        if (places[1:] < places[:-1]).any():
+            order = np.argsort(places)
+            found[order] = self.words(column, places[order])
+            return found
+        for _, part, mine in self._of_parts(places):
+            found[filled : filled + len(mine)] = part.words(column)[mine]
+            filled += len(mine)
+        return found
+
+    def _of_parts(self, places: NDArray[np.int64]) -> Iterator[tuple[str, Extract, NDArray[np.int64]]]:
+        """Yield the parts that hold rows at some places, ascending, each with its key and the numbers of its rows; what
+        was read of one is given back before the next."""
+        first, last = np.searchsorted(self.starts, places[[0, -1]], "right") - 1 if len(places) else (0, -1)
+        cuts = np.searchsorted(places, self.starts[first : last + 2])
+        for number, (key, part) in enumerate(list(self.parts.items())[first : last + 1]):
+            if cuts[number] < cuts[number + 1]:
+                yield key, part, places[cuts[number] : cuts[number + 1]] - self.starts[first + number]
+                part.release()
 
     def numbers(self, column: str) -> NDArray[Any]:
         """Return a column of numbers, as `Extract.numbers`."""
-        return np.asarray(self._once(column, lambda: self._copied(None, lambda part: part.numbers(column))))
+        return np.asarray(self._of_all(lambda part: part.numbers(column)))
 
-    def _copied(self, none: NDArray[Any] | None, of_part: Callable[[Extract], NDArray[Any]]) -> NDArray[Any]:
-        """Return what all parts hold, in one array of its own; `none` is what there is without any."""
-        found = none if none is not None else np.empty(0)
+    def _of_all(self, of_part: Callable[[Extract], NDArray[Any]]) -> NDArray[Any]:
+        """Return what all parts hold, in one array."""
+        found: NDArray[Any] = np.empty(0)
         for start, part in zip(self.starts.tolist(), self.parts.values(), strict=False):
             values = of_part(part)
             if start == 0:
-                found = np.empty((len(self), *values.shape[1:]), values.dtype)
+                found = np.empty(len(self), values.dtype)
             found[start : start + len(part)] = values
             part.release()
         return found
+
+    def there(self) -> NDArray[np.bool_]:
+        """Return which rows are of a radiograph: they have a digest."""
+        made = self._once("there", lambda: self._of_all(lambda part: np.any(part.words("digest"), axis=1)))
+        return np.asarray(made, np.bool_)
 
     def choices(self, column: str) -> tuple[NDArray[np.int16], list[str]]:
         """Return a column of few values (`extracts.CHOICES`): the place of each row's in the list, and the list."""
@@ -70,18 +92,17 @@ class Rows:
 
     def among(self, column: str, texts: Iterable[str]) -> NDArray[np.bool_]:
         """Return which rows have one of these texts in a column of hexadecimal text."""
-        wanted = list(texts)
-        return among(self.words(column), wanted) if wanted and len(self) else np.zeros(len(self), np.bool_)
+        if not (texts := set(texts)):
+            return np.zeros(len(self), np.bool_)
+        wanted = Wanted(texts, WORDS[column])
+        return np.asarray(self._of_all(lambda part: wanted.among(part.words(column))), np.bool_)
 
     def frame(self, columns: Sequence[str], places: NDArray[np.int64]) -> pd.DataFrame:
         """Return columns of rows at some places, ascending, as they stand in the manifests, and `delivery`."""
-        cuts = np.searchsorted(places, self.starts)
         tables = []
-        for number, (key, part) in enumerate(self.parts.items()):
-            mine = places[cuts[number] : cuts[number + 1]] - self.starts[number]
-            if len(mine):
-                name = pa.array([part_of(key)[0]] * len(mine), pa.large_string())
-                tables.append(part.table(columns, mine).append_column("delivery", name))
+        for key, part, mine in self._of_parts(places):
+            name = pa.array([part_of(key)[0]] * len(mine), pa.large_string())
+            tables.append(part.table(columns, mine).append_column("delivery", name))
         if not tables:
             return pd.DataFrame(columns=[*columns, "delivery"])
         found: pd.DataFrame = pa.concat_tables(tables).to_pandas(use_threads=False)
@@ -116,7 +137,7 @@ class Rows:
     def counted(self, stands: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which of the rows that are in force say what a radiograph shows, as `revisions.counted`."""
         said = self.equal("verdict", "accepted") | self.equal("reason", CONFLICT)
-        return np.asarray(said & stands & self.words("digest").any(axis=1))
+        return np.asarray(said & stands & self.there())
 
     def out(self, amended: Amended) -> NDArray[np.bool_]:
         """Return which rows are withdrawn, as `Amended.out`."""

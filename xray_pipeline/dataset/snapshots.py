@@ -61,7 +61,7 @@ def said_of(rows: Rows, amended: Amended) -> tuple[dict[str, str], tuple[str, ..
         return {}, ()
     counted, out = rows.counted(rows.stand()), rows.out(amended)
     withdrawn, settled = (
-        set(texts_of(rows.words("digest")[some]).to_pylist())
+        set(texts_of(rows.words("digest", np.flatnonzero(some))).to_pylist())
         for some in (counted & out, counted & ~out & rows.among("digest", amended.labels))
     )
     return {digest: amended.labels[digest] for digest in settled - withdrawn}, tuple(sorted(withdrawn))
@@ -77,8 +77,8 @@ def held(rows: Rows, amended: Amended, gone: Set[str], erased: bool = False) -> 
 def counts(rows: Rows, kept: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Return how many radiographs these rows are and of how many patients, and the same of what is held out."""
     held_out = kept & rows.equal("side", "held-out")
-    patients = rows.words("patient")
-    return *(int(kept.sum()), distinct(patients[kept])), *(int(held_out.sum()), distinct(patients[held_out]))
+    patients, patients_held_out = (distinct(rows.words("patient", np.flatnonzero(some))) for some in (kept, held_out))
+    return int(kept.sum()), patients, int(held_out.sum()), patients_held_out
 
 
 def radiographs(

@@ -242,9 +242,11 @@ def _under_another_label(
     if not copied:
         return set()
     everything = Prints.joined([mine, history.prints])
-    labels = np.concatenate([labels_here.to_numpy(object), history.held_labels])
+    held, names = history.held_labels
+    names = list(dict.fromkeys((*names, *labels_here)))
+    labels = np.concatenate([[names.index(label) for label in labels_here], held])
     found = set()
-    for label in sorted({labels[at] for at in copied}):
+    for label in np.unique(labels[copied]).tolist():
         asked = [at for at in copied if labels[at] == label]
         others = everything.take(np.flatnonzero(labels != label))
         found |= {at for at, _ in _copied(asked, mine.take(asked), others, workers)}

@@ -36,7 +36,7 @@ lint: setup ## set-up, ruff, mypy, import contracts, dead code, dependencies
 	$(BIN)/deptry xray_pipeline dags
 	$(BIN)/mypy
 
-bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class, as taken and of 224 px>, QUICK=1: small sizes
+bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class, as taken and of 224 px>, QUICK=1: small sizes; ROWS=<radiographs of each made history>
 	@mkdir -p bench
 	$(BIN)/python benchmarks/intake.py $(if $(FULL),--data "$(FULL)") --json bench/intake.json
 	$(if $(and $(FULL),$(SMALL)),$(BIN)/python benchmarks/near_duplicates.py --small "$(SMALL)" --data "$(FULL)" --json bench/near_duplicates.json)
@@ -49,11 +49,11 @@ bench: setup ## measurements; JSON in bench/. FULL=, SMALL=<radiographs by class
 		--epochs $(if $(QUICK),2 --images 60 --new 60 --factors 1 4 --rows 100000,3 --factors 1 8) --json bench/training.json
 	$(BIN)/python benchmarks/drift.py $(if $(SMALL),--data "$(SMALL)") --json bench/drift.json
 	$(if $(SMALL),$(BIN)/python benchmarks/suspects.py --data "$(SMALL)" --json bench/suspects.json)
+	$(BIN)/python benchmarks/scaling.py --rows $(or $(ROWS),100000 $(if $(QUICK),200000,1000000)) --json bench/scaling.json
 
-bench-cluster: setup ## the intake of many deliveries with one Celery worker and with two; bytes and seconds per image
+bench-cluster: setup ## the intake of many deliveries with one Celery worker and with two
 	@mkdir -p bench
 	PYTHONPATH=tests/builders:scripts $(BIN)/python benchmarks/cluster.py --json bench/cluster.json
-	$(BIN)/python benchmarks/scaling.py --json bench/scaling.json
 
 bench-quality: setup ## recipes on unseen patients, under stress, and on unseen sources; DATA=<folder>; an hour or two
 	@mkdir -p bench

@@ -116,6 +116,8 @@ def same(history: History, plain: PlainHistory) -> None:
     shows = [{name: row[name] for name in ("digest", "patient", "delivery")} for row in plain.rows if row["digest"]]
     assert history.brought().to_dict("records") == shows
     assert history.prints.texts() == [row["digest"] for row in plain.held()]
+    turned = history.prints.take(np.arange(len(history.prints))[::-1])
+    assert turned.texts() == [row["digest"] for row in plain.held()][::-1]
     places, names = history.held_labels
     assert [names[place] for place in places] == [row["label"] for row in plain.held()]
     assert history.prints.hashes(np.arange(len(history.prints))).tobytes().hex() == "".join(

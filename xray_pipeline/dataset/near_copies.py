@@ -6,10 +6,10 @@ as if cropped or padded a little, so that a crop on either side is found. (3) Of
 are laid over each other, and decide (likeness.py).
 
 Trade-off: the scan is exact and linear, 2 ms a question and million images; hashes are read in passing, a million at a
-time, so that it holds 10 bytes an image. Tables of hash bits do
-worse: real hashes crowd together, so that at the distance which a crop of 3 % needs they look into thousands of buckets
-for a fifth of all hashes (docs/architecture.md has the figures). Not found: turned, mirrored or inverted copies, crops
-of over 3 % a side. `benchmarks/near_duplicates.py` measures all this.
+time, so that it holds 10 bytes an image. Tables of hash bits do worse: real hashes crowd together, so that at the
+distance which a crop of 3 % needs they look into thousands of buckets for a fifth of all hashes (docs/architecture.md
+has the figures). Not found: turned, mirrored or inverted copies, crops of over 3 % a side.
+`benchmarks/near_duplicates.py` measures all this.
 """
 
 from __future__ import annotations

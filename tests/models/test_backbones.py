@@ -15,6 +15,7 @@ from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import reader
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Network
+from xray_pipeline.models.stages import networks
 
 SMALL = "shufflenet_v2_x0_5"
 
@@ -225,6 +226,38 @@ def test_levels_widen_the_head(name: str, wider: int) -> None:
         assert network.features(pixels).shape == (3, network.head.in_features)
         assert network(pixels).shape == (3, 2)
     assert network.head.in_features == backbone.features + wider
+
+
+def test_networks_side_by_side_see_what_each_sees_alone() -> None:
+    """One wants another mean and deviation than the other; after the features of both come the levels of both."""
+    names = ("timm/test_vit", SMALL)
+    alone = [Network(backbones.load(name, "none", side=96), 2, levels=True).eval() for name in names]
+    assert alone[0].mean != alone[1].mean
+    backbone = backbones.load("+".join(names), "none", side=96)
+    together = Network(backbone, 2, levels=True).eval()
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 96, 96), np.uint8))
+    with torch.inference_mode():
+        first, second = (network.features(pixels) for network in alone)
+        features = together.features(pixels)
+    widths = [backbones.build(name).features for name in names]
+    assert backbone.features == sum(widths)
+    parts = [first[:, : widths[0]], second[:, : widths[1]], first[:, widths[0] :], second[:, widths[1] :]]
+    assert torch.allclose(features, torch.cat(parts, dim=1), rtol=1e-4, atol=1e-4)
+
+
+def test_networks_side_by_side_have_weights_of_their_own(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        data, digest = saved(backbones.build(SMALL).module.state_dict())
+    (tmp_path / "w.pth").write_bytes(data)
+    one = f"{tmp_path / 'w.pth'}#sha256={digest}"
+    both = backbones.load(f"{SMALL}+{SMALL}", f"{one},none")
+    first, second = (backbones.digest_of(network) for network in networks(both.module))
+    assert first == backbones.load(SMALL, one).weights_digest
+    assert second == backbones.load(SMALL, "none").weights_digest
+    assert backbones.load(f"{SMALL}+{SMALL}", "none").weights_digest != both.weights_digest
+    with pytest.raises(ConfigError, match=r"are 3, but .* is 2 networks"):
+        backbones.load(f"{SMALL}+{SMALL}", "none,none,none")
 
 
 def test_features_do_not_depend_on_the_batch() -> None:

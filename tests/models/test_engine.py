@@ -175,6 +175,9 @@ def test_models_with_the_same_frozen_part_are_compiled_once(
     for crop in range(32, 32 + engine.KEPT + 1):
         engine_for(network(crop=crop)).features(pixels)
     assert len(kept) == engine.KEPT
+    monkeypatch.setattr(engine, "KEPT_WEIGHTS", sum(one.weights for one in kept.values()) // 2)
+    engine_for(network(crop=31)).features(pixels)
+    assert len(kept) == engine.KEPT // 2
 
 
 @pytest.mark.skipif(not has_bfloat16(), reason="this CPU does not multiply bfloat16")

@@ -12,6 +12,7 @@ from torch import nn
 
 from xray_pipeline.models import backbones
 from xray_pipeline.models.backbones import Backbone, Network
+from xray_pipeline.models.stages import SideBySide
 from xray_pipeline.report.gradcam import maps
 
 
@@ -125,6 +126,20 @@ def test_tokens_and_other_layouts_have_maps(name: str) -> None:
     assert all(one is not None and one.shape == pixels.shape for one in both)
     assert max(float(one.max()) for one in both if one is not None) > 0.9
     assert any(np.ptp(one) > 0.5 for one in both if one is not None)
+
+
+def test_of_networks_side_by_side_the_first_has_the_map() -> None:
+    """The second sees each whole picture as one cell."""
+    pixels, _ = pictures(2)
+    alone = maps(bright(), pixels, [1, 1])
+    module = SideBySide([Bright(), nn.Sequential(nn.AvgPool2d(224), nn.Flatten())], [[0.0] * 3] * 2, [[1.0] * 3] * 2)
+    both = Network(Backbone("both", module, 4, 224, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 2)
+    with torch.no_grad():
+        both.head.weight.copy_(torch.tensor([[-1.0, 0, 0, 0], [1.0, 5, 5, 5]]))
+    found = maps(both, pixels, [1, 1])
+    assert alone is not None
+    assert found is not None
+    np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
 def test_a_network_without_a_picture_has_no_map() -> None:

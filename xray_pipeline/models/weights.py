@@ -47,6 +47,19 @@ Read = Callable[[str], bytes]
 """The bytes at a path or URI."""
 
 
+def each(backbone: str, weights: str) -> list[tuple[str, str]]:
+    """Return name and weights of each network of a backbone NAME+NAME: all have the same, or there is a comma between.
+
+    Raises ConfigError.
+    """
+    names = backbone.split("+")
+    own = weights.split(",") if len(names) > 1 else [weights]
+    own = own * len(names) if len(own) == 1 else own
+    if len(own) != len(names):
+        raise ConfigError(f"weights {weights!r} are {len(own)}, but {backbone} is {len(names)} networks")
+    return list(zip(names, own, strict=True))
+
+
 def is_file(weights: str) -> bool:
     """Say whether `weights` (see `backbones.load`) names a file, not weights by name."""
     return "#" in weights or "/" in weights

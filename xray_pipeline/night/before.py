@@ -40,10 +40,11 @@ def policy(settings: Settings) -> str:
 def _recipe(run: Run) -> None:
     """Look at the recipe, and for its weights where they are a file: others the machine that trains may fetch."""
     recipe = run.recipe()
-    if weights.is_file(recipe.weights):
-        weights.of_file(recipe.weights, reader(run.settings))
-    elif recipe.backbone in weights.PACKAGES and recipe.weights != "none":
-        weights.of_package(recipe.backbone, recipe.weights)
+    for backbone, wanted in weights.each(recipe.backbone, recipe.weights):
+        if weights.is_file(wanted):
+            weights.of_file(wanted, reader(run.settings))
+        elif backbone in weights.PACKAGES and wanted != "none":
+            weights.of_package(backbone, wanted)
 
 
 def patient_key(settings: Settings) -> str:

@@ -2,8 +2,9 @@
 
 The map is taken at the last part of the network that hands on a picture from which the answer still follows (for most
 networks 7 x 7 cells; for a transformer the grid of its tokens), so it is coarse: it shows which region counted, not
-which edge. It can mislead; what it is good for is catching a model that looks beside the
-lungs. A test checks that it follows the weights (Adebayo et al. 2018, "Sanity checks for saliency maps").
+which edge. Of several networks side by side it is the map of the first. It can mislead; what it is good for is
+catching a model that looks beside the lungs. A test checks that it follows the weights (Adebayo et al. 2018, "Sanity
+checks for saliency maps").
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xray_pipeline.models.backbones import Network
-from xray_pipeline.models.stages import parts, picture
+from xray_pipeline.models.stages import networks, parts, picture
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def _coarse(network: Network, pixels: npt.NDArray[np.uint8], targets: list[int])
         if seen is not None and seen.shape[-1] > 1:
             outputs.append(output)
 
-    hooks = [part.register_forward_hook(note) for part in parts(network.backbone)]
+    hooks = [part.register_forward_hook(note) for part in parts(networks(network.backbone)[0])]
     try:
         # Floats that ask for a gradient: the network's own weights may be frozen.
         batch = torch.from_numpy(np.array(pixels, dtype=np.float32)).to(device).requires_grad_()

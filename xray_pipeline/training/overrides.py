@@ -9,12 +9,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from xray_pipeline.base import shipped
 from xray_pipeline.base.errors import ConfigError
 
-SHORT = {"lr": "learning_rate"}
+SHORT = {"lr": "learning_rate", "backbones": "backbone"}
 
 
 def parse(items: Iterable[str]) -> dict[str, Any]:
@@ -46,7 +48,9 @@ def parse_text(text: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's content with some values replaced; "augmentation.flip" names a value inside a table."""
-    result = {name: dict(value) if isinstance(value, Mapping) else value for name, value in content.items()}
+    result = {
+        SHORT.get(name, name): dict(value) if isinstance(value, Mapping) else value for name, value in content.items()
+    }
     for name, value in changes.items():
         table, dot, key = SHORT.get(name, name).partition(".")
         if dot:
@@ -69,3 +73,14 @@ def recipe_names() -> list[str]:
 def backbone_names() -> list[str]:
     """Return the names of the backbones that `models.backbones.build` knows, sorted, without importing torch."""
     return (files("xray_pipeline.training") / "backbones.txt").read_text(encoding="utf-8").split()
+
+
+def timm_names() -> list[str]:
+    """Return timm/NAME of all networks of the timm that is installed, sorted; of none where it is not.
+
+    They are read from its source, as importing it imports torch.
+    """
+    found = find_spec("timm")
+    folders = (found and found.submodule_search_locations) or []
+    sources = (file.read_text(encoding="utf-8") for place in folders for file in Path(place, "models").glob("*.py"))
+    return sorted(f"timm/{name}" for text in sources for name in re.findall(r"@register_model\s+def (\w+)\(", text))

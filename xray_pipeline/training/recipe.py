@@ -10,14 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.shipped import read_toml
 from xray_pipeline.base.text import did_you_mean
 from xray_pipeline.images.radiograph import Fit
+from xray_pipeline.models.weights import each
 from xray_pipeline.training.augmentation import Augmentation
-from xray_pipeline.training.overrides import backbone_names, merged
+from xray_pipeline.training.overrides import backbone_names, merged, timm_names
 
 Mode = Literal["head", "partial", "finetune"]
 
@@ -29,9 +39,13 @@ class Recipe(BaseModel):
 
     name: str = Field("head", description="for people; not part of the digest")
     backbone: str = Field(
-        "efficientnet_lite0", description="efficientnet_lite0, a torchvision classifier's name, or timm/NAME"
+        "efficientnet_lite0",
+        description="efficientnet_lite0, a torchvision classifier's name, or timm/NAME; side by side: NAME+NAME",
     )
-    weights: str = Field("", description="'': the backbone's own; 'timm': its hub's; 'none': random; FILE#sha256=HEX")
+    weights: str = Field(
+        "",
+        description="'': the backbone's own; 'timm': its hub's; 'none': random; FILE#sha256=HEX; several with commas",
+    )
     mode: Mode = Field("head", description="head: last layer on kept features; partial: upper stages; finetune: all")
     fixed_share: float = Field(0.6, ge=0, le=1, description="share of the stages, from the first, that `partial` fixes")
     fixed_stages: int | None = Field(None, ge=0, description="their number instead")
@@ -81,6 +95,12 @@ class Recipe(BaseModel):
     compile: bool = Field(False, description="torch.compile the network: minutes at the start, faster steps on a GPU")
     seed: int = Field(0, ge=0)
 
+    @field_validator("backbone", "weights", mode="before")
+    @classmethod
+    def _one_text_of_several(cls, given: object, info: ValidationInfo) -> object:
+        listed = isinstance(given, list) and all(isinstance(one, str) for one in given)
+        return ("+" if info.field_name == "backbone" else ",").join(given) if listed else given  # type: ignore[arg-type]
+
     @model_validator(mode="after")
     def _crop_lies_in_the_picture(self) -> Recipe:
         if self.crop > self.side:
@@ -94,6 +114,10 @@ class Recipe(BaseModel):
         lengths = [len(values) for values in (self.mean, self.std) if values is not None]
         if lengths not in ([], [3], [1, 1], [3, 3]):
             raise ValueError("mean and std have three values each, or both have one, for a network of one channel")
+        if lengths and "+" in self.backbone:
+            raise ValueError(
+                "of several backbones each has its own mean and std: leave them out, or set mean=null and std=null"
+            )
         return self
 
     @property
@@ -116,14 +140,24 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, object] | None = None
         recipe = Recipe.model_validate({"name": Path(name_or_path).stem, **merged(content, overrides or {})})
     except ValidationError as error:
         raise ConfigError(f"recipe {name_or_path!r}: {_said(error)}") from error
-    if recipe.backbone not in backbone_names() and not recipe.backbone.startswith("timm/"):
-        raise ConfigError(
-            f"recipe {name_or_path!r}: backbone {recipe.backbone!r} is not known; use efficientnet_lite0, a "
-            f"torchvision classifier's name or timm/NAME{did_you_mean(recipe.backbone, backbone_names())}"
-        )
+    for backbone, _ in each(recipe.backbone, recipe.weights):
+        _check_known(backbone, name_or_path)
     if recipe.warm_start and recipe.mode == "head":  # whose features are the pretrained network's
         raise ConfigError("warm_start is of no use to mode head: set mode to partial or finetune")
     return recipe
+
+
+def _check_known(backbone: str, recipe: str) -> None:
+    """Refuse the name of a network that nobody has; what follows a dot in timm's is for timm to know."""
+    names, of_timm, bare = backbone_names(), backbone.startswith("timm/"), backbone.partition(".")[0]
+    if backbone in names:
+        return
+    theirs = timm_names()
+    if of_timm and (not theirs or bare in theirs):  # the machine that trains has it
+        return
+    near = did_you_mean(bare, theirs if of_timm else names) or did_you_mean(f"timm/{bare}", theirs)
+    known = "efficientnet_lite0, a torchvision classifier's name or timm/NAME"
+    raise ConfigError(f"recipe {recipe!r}: backbone {backbone!r} is not known; use {known}{near}")
 
 
 def _said(error: ValidationError) -> str:

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.models.backbones import Network
-from xray_pipeline.models.stages import stages
+from xray_pipeline.models.stages import networks, stages
 from xray_pipeline.training.device import Precision
 
 if TYPE_CHECKING:  # benchmarks/gpu.py has values of its own
@@ -137,9 +137,9 @@ def _trainable(network: Network, recipe: Recipe) -> Iterator[nn.Parameter]:
     if recipe.mode != "partial":
         yield from network.parameters()
         return
-    every = stages(network.backbone)
-    for stage in every[_fixed(recipe, len(every)) :]:
-        yield from stage.parameters()
+    for every in map(stages, networks(network.backbone)):
+        for stage in every[_fixed(recipe, len(every)) :]:
+            yield from stage.parameters()
     yield from network.head.parameters()
 
 
@@ -158,9 +158,8 @@ def _fixed(recipe: Recipe, count: int) -> int:
 def hold_fixed(network: Network, recipe: Recipe) -> None:
     """Keep the running statistics of stages that `partial` keeps fixed."""
     if recipe.mode == "partial":
-        every = stages(network.backbone)
-        for stage in every[: _fixed(recipe, len(every))]:
-            for module in stage.modules:
+        for every in map(stages, networks(network.backbone)):
+            for module in (one for stage in every[: _fixed(recipe, len(every))] for one in stage.modules):
                 module.eval()
 
 

@@ -190,19 +190,25 @@ class Made(NamedTuple):
         return self.shown.sources[0].picture(place % len(self.shown))
 
 
-def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, float]]:
-    """Return for made collections of each size what a question costs."""
+def crowd(among: Prints, size: int, rng: np.random.Generator) -> NDArray[np.uint64]:
+    """Return made hashes (size, 4) that crowd together as real ones do."""
     frequencies = terms(ranks(among.thumbnails(range(len(among)))), COSINES, COSINES)
     spread = np.linalg.cholesky(np.cov(frequencies.T) + np.eye(frequencies.shape[1]))
+    hashes = np.empty((size, 4), np.uint64)
+    for start in range(0, size, 20_000):
+        some = hashes[start : start + 20_000]
+        noise = rng.standard_normal((len(some), frequencies.shape[1])) @ spread.T
+        some[:] = packed(frequencies[rng.integers(0, len(frequencies), len(some))] + noise)
+    return hashes
+
+
+def scale(among: Prints, sizes: list[int], questions: int) -> list[dict[str, float]]:
+    """Return for made collections of each size what a question costs."""
     rng, found = np.random.default_rng(0), []
     asked = among.take(rng.choice(len(among), questions, replace=False).tolist())
 
-    def made(count: int) -> NDArray[np.uint64]:
-        noise = rng.standard_normal((count, frequencies.shape[1])) @ spread.T
-        return packed(frequencies[rng.integers(0, len(frequencies), count)] + noise)
-
     for size in sizes:
-        hashes = np.concatenate([made(min(20_000, size - at)) for at in range(0, size, 20_000)])
+        hashes = crowd(among, size, rng)
         source = Made(hashes, among)
         known = Prints.made(source, np.arange(size), np.zeros(size, np.int8), np.ones(size, np.bool_))
         with ThreadPoolExecutor(1) as pool:

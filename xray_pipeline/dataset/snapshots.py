@@ -52,6 +52,7 @@ def decisive(rows: Rows) -> list[str]:
         if CONFLICT in reasons:
             conflicts = np.flatnonzero(places == reasons.index(CONFLICT))
             disputed.update((name, file) for file in part.table(("path",), conflicts)["path"].to_pylist())
+        part.release()
     return sorted(keys)
 
 

@@ -23,7 +23,7 @@ manifests that it rewrites: its commit names what each is from then on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -85,6 +85,11 @@ class Version:
     def draft(self) -> str:
         """Where it lies until the commit is made."""
         return draft_of(self.manifest, self.digest)
+
+
+def state_of(commits: Sequence[Commit]) -> str:
+    """Return the name of the dataset's state after these commits, the SHA-256 of the last one's file; "" for none."""
+    return digest_of(canonical(msgspec.to_builtins(commits[-1]))) if commits else ""
 
 
 def draft_of(manifest: str, digest: str) -> str:

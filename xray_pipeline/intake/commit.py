@@ -1,4 +1,5 @@
-"""The commit of a delivery: judged once more against the dataset of this moment, stored, and given the next place."""
+"""The commit of a delivery: judged once more against the dataset of this moment where that is another than the check's,
+stored, and given the next place."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from xray_pipeline.base.errors import (
 )
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.commits import state_of
 from xray_pipeline.dataset.parquet import to_parquet
 from xray_pipeline.dataset.store import Dataset, Manifest
 from xray_pipeline.images.raster import Limits
@@ -47,8 +49,11 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
         if any(earlier.manifest == key for earlier in commits):
             log.info("delivery %s is committed", key)
             break
-        history = dataset.history().without(intake.delivery.name, set(intake.table["file"]))
-        table = mark_conflicts(intake.table, history, dataset.settings, intake.delivery.name)
+        table = intake.table
+        # Of a later part the check looked at files that are judged anew here.
+        if intake.judged_after != state_of(commits) or not commits or intake.delivery.part > 1:
+            history = dataset.history().without(intake.delivery.name, set(intake.table["file"]))
+            table = mark_conflicts(intake.table, history, dataset.settings, intake.delivery.name)
         _store_radiographs(dataset, intake, table, progress)
         facts = {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint}
         data = to_parquet(table, {**facts, "labels": intake.labels})

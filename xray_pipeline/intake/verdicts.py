@@ -44,7 +44,8 @@ class Intake:
 
     `table` has one `Row` per file, sorted by file; `failures` are the sentences of failed expectations, `warnings` of
     those that don't reject a delivery; `result` is the Great Expectations outcome as JSON-able values; `page` is one
-    self-contained HTML page; `drift` is None where it was not measured; `labels` is the SHA-256 of the label tables.
+    self-contained HTML page; `drift` is None where it was not measured; `labels` is the SHA-256 of the label tables;
+    `judged_after` is as in `Checked`, "" where nobody knows.
     """
 
     delivery: Delivery
@@ -56,6 +57,7 @@ class Intake:
     warnings: tuple[str, ...] = ()
     drift: Drift | None = None
     labels: str = ""
+    judged_after: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Checked(Plain):
     it is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one. `amended` is the
     digest of what amendments said, where files were kept out that they could let in, else ""; `labels` likewise of the
     labels that people gave (`Labels.digest`) and of tables that lie outside deliveries. `label_tables` is the SHA-256
-    of the tables that it was judged by, "" for none.
+    of the tables that it was judged by, "" for none. `judged_after` is the state of the dataset (`commits.state_of`)
+    that the rows were compared with.
     """
 
     key: str
@@ -81,6 +84,7 @@ class Checked(Plain):
     amended: str = ""
     labels: str = ""
     label_tables: str = ""
+    judged_after: str = ""
 
 
 class MadeBy(NamedTuple):
@@ -89,6 +93,7 @@ class MadeBy(NamedTuple):
     rules: str
     amended: str
     labels: str
+    judged_after: str = ""
 
 
 def judge(
@@ -175,7 +180,7 @@ def keep(store: Store, intake: Intake, by: MadeBy) -> Checked:
     amended = by.amended if AMENDABLE & counts.keys() else ""
     outside = intake.result.get("labels", {}).get("outside", False)
     labels = by.labels if set(UNLABELLED) & counts.keys() or outside else ""
-    result = Checked(*about, amended, labels, intake.labels)
+    result = Checked(*about, amended, labels, intake.labels, by.judged_after)
     records.write(store, intake_key(key, VERDICT), result.to_dict())
     return result
 

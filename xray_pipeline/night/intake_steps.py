@@ -16,6 +16,7 @@ from xray_pipeline.base import logs, records
 from xray_pipeline.base.errors import DeliveryError
 from xray_pipeline.base.progress import Progress, logged
 from xray_pipeline.base.storage import open_store, require_folder
+from xray_pipeline.dataset.commits import state_of
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
@@ -99,14 +100,14 @@ def check_delivery(run: Run, key: str, progress: Progress | None = None, *, name
     logs.about(delivery=key)
     compare(run)
     store, dataset = run.store(), Dataset(run.settings)
-    dataset.finish()
+    state = state_of(dataset.finish())
     delivery, history = _delivery(run, dataset, key)
     arriving = "" if delivery.settled else verdicts.arriving(delivery, run.settings)
     if named and arriving:
         raise DeliveryError(arriving)
     earlier, patient_key = checked(store, key), dataset.patient_key()
     rules = "" if arriving else judging_digest(run.settings, patient_key)
-    by = MadeBy(rules, history.amended.digest(), _labels(run))
+    by = MadeBy(rules, history.amended.digest(), _labels(run), state)
     if earlier and not named and stands(earlier, delivery, by) and "unreadable" not in earlier.quarantined:
         log.info("judged before, and nothing has changed since")
         log.info("%s", in_words(earlier))
@@ -173,6 +174,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
     store, dataset = run.store(), Dataset(run.settings)
     changed = []
     dataset.finish()
+    rules = judging_digest(run.settings, dataset.patient_key())
     for key in keys:
         logs.about(delivery=key)
         verdict = checked(store, key)
@@ -182,7 +184,11 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
             continue
         try:
             table = checked_table(store, verdict)
-            intake = Intake(Delivery(**verdict.delivery), table, verdict.fit, (), {}, "", labels=verdict.label_tables)
+            intake = Intake(
+                *(Delivery(**verdict.delivery), table, verdict.fit, (), {}, ""),
+                labels=verdict.label_tables,
+                judged_after=verdict.judged_after if verdict.rules == rules else "",
+            )
             manifest = commit(dataset, intake, progress or logged(log))
         except DeliveryError as error:
             if key in dataset.manifests():  # by another run, before the change

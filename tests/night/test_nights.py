@@ -77,6 +77,11 @@ def on_day(day: int, month: int = 3) -> Night:
             "champion 7 since 3 March",
         ),
         (
+            replace(QUIET, verdict="registered", version=8, alias="challenger", candidate=model(8, 0.97), barred=True),
+            "registered",
+            "no deliveries; candidate .970, registered as version 8, not to be promoted; champion 7 since 3 March",
+        ),
+        (
             replace(QUIET, candidate=model(1, 0.9), verdict="registered", version=1, alias="champion", in_production=1),
             "promoted",
             "no deliveries; candidate .900, registered as version 1, is the champion; champion 1 since 3 March",

@@ -204,14 +204,14 @@ def _to_label(about: Shelf, first: int) -> dict[str, Any]:
 
 def _amendments(about: Shelf) -> list[dict[str, Any]]:
     """Return all amendments, newest first, without what names a patient, each with the radiographs it holds for."""
-    from xray_pipeline.dataset.amendments import in_force
+    from xray_pipeline.dataset.amendments import standing
 
     amendments = about.dataset.commits.amendments()
-    standing = in_force(amendments)
+    stand = standing(amendments)
     return [
         {
             **{"number": number, "who": one.who, "at": one.at, "why": one.why},
-            "stands": number in standing or all(change.action == "undo" for change in one.changes),
+            "stands": number in stand,
             "changes": [
                 {
                     **{"action": change.action, "subject": change.subject, "label": change.label},

@@ -113,7 +113,7 @@ def list_amendments(as_json: Json = False) -> None:
 
     found = amending.listed(this_run())
     lines = [
-        f"{one['number']:>6}  {one['at'][:16]}  by {one['who']}{'' if one['stands'] else ' (does not stand)'}: "
+        f"{one['number']:>6}  {one['at'][:16]}  by {one['who']}{'' if one['stands'] else ' (undone)'}: "
         f"{'; '.join(map(_change_line, one['changes']))}: {one['why']}"
         for one in found
     ]

@@ -132,7 +132,7 @@ def _delivery_lines(result: Mapping[str, Any], lister: str) -> list[str]:
     lines += [f"  {count} quarantined: {reason}" for reason, count in sorted(result["quarantined"].items())]
     if result["why"]:
         lines.append(f"  {result['why']}")
-    lines += [f"  warning: {warning}" for warning in result["warnings"]]
+    lines += [f"  note: {warning}" for warning in result["warnings"]]
     if books := result["accounting"]:
         adds_up = "each once" if books["holds"] else "WHICH DOES NOT ADD UP"
         sums = f"{books['files']} files = {books['accepted']} accepted + {books['quarantined']} quarantined"

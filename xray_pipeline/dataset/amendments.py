@@ -119,13 +119,17 @@ NOTHING: Final = Amended()
 """No amendment was ever made."""
 
 
+def standing(amendments: Mapping[int, Amendment]) -> set[int]:
+    """Return the numbers of the amendments that nothing undid; what undoes others can't be undone."""
+    return set(amendments) - {number for amendment in amendments.values() for number in amendment.undoes()}
+
+
 def in_force(amendments: Mapping[int, Amendment]) -> dict[int, Amendment]:
     """Return the amendments, by number, that stand: none that is undone, and none that only undoes others."""
-    undone = {number for amendment in amendments.values() for number in amendment.undoes()}
     return {
-        number: amendment
-        for number, amendment in amendments.items()
-        if number not in undone and any(change.action != "undo" for change in amendment.changes)
+        number: amendments[number]
+        for number in sorted(standing(amendments))
+        if any(change.action != "undo" for change in amendments[number].changes)
     }
 
 

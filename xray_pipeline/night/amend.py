@@ -16,7 +16,7 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import AmendmentError, XrayError
 from xray_pipeline.base.text import SHORTEST_REASON
 from xray_pipeline.dataset.amending import Asked, changes
-from xray_pipeline.dataset.amendments import Action, Amendment, Change, in_force
+from xray_pipeline.dataset.amendments import Action, Amendment, Change, standing
 from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.night import erasing
@@ -126,10 +126,10 @@ def from_form(run: Run, form_action: str, name: str, label: str, why: str) -> di
 def listed(run: Run) -> list[dict[str, Any]]:
     """Return all amendments, oldest first: as `amend`, without what follows from them, and whether each stands."""
     amendments = Dataset(run.settings).commits.amendments()
-    standing = in_force(amendments)
+    stand = standing(amendments)
     return [
         {
-            **{"number": number, "who": one.who, "at": one.at, "why": one.why, "stands": number in standing},
+            **{"number": number, "who": one.who, "at": one.at, "why": one.why, "stands": number in stand},
             "changes": [_told(change) for change in one.changes],
         }
         for number, one in amendments.items()

@@ -57,7 +57,8 @@ class Arrival:
 class Night:
     """One night. `run` names it where it was started; times are ISO 8601 in UTC; `minutes` is by task.
 
-    `verdict` is registered or refused, "" where nothing was decided; `why` says why. `in_production` is the champion
+    `verdict` is registered or refused, "" where nothing was decided; `why` says why; `barred` is whether the policy did
+    not let the version be promoted. `in_production` is the champion
     when the night ended, `since` when that was made champion. `failed` has what is known of each task that failed;
     `alarm` is the one about the champion that stood, `unwatched` why nobody looked for one.
     """
@@ -81,6 +82,7 @@ class Night:
     minutes: Mapping[str, float] = field(default_factory=dict)
     alarm: str = ""
     unwatched: str = ""
+    barred: bool = False
 
     @property
     def accepted(self) -> int:
@@ -157,7 +159,8 @@ def _candidate(night: Night) -> str:
         return f"{scored} refused{against}"
     if night.version is None:
         return scored + against
-    role = "is the champion" if night.alias == "champion" else "waits"
+    waits = "not to be promoted" if night.barred else "waits"
+    role = "is the champion" if night.alias == "champion" else waits
     return f"{scored}{against}, registered as version {night.version}, {role}"
 
 

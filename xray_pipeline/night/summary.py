@@ -19,6 +19,7 @@ from xray_pipeline.base.text import shortened, without_names
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.evaluation.metrics import Evaluation
+from xray_pipeline.gate.policy import BARRED
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.night import newest, nights
 from xray_pipeline.night.identity import compare
@@ -176,6 +177,7 @@ def _record(
         minutes=course.minutes,
         alarm=shortened((steps.looked or {}).get("alarm", ""), LONGEST),
         unwatched=shortened(course.unwatched, LONGEST),
+        barred=BARRED in (steps.decided["reasons"] if steps.decided else ()),
     )
 
 

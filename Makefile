@@ -59,6 +59,7 @@ bench-quality: setup ## recipes on unseen patients, under stress, and on unseen 
 	@mkdir -p bench
 	$(BIN)/python benchmarks/quality.py --sources --data "$(or $(DATA),$(error bench-quality needs DATA=<folder>))" --json bench/quality.json
 	$(BIN)/python benchmarks/threshold.py --data "$(DATA)" --json bench/threshold.json
+	$(BIN)/python benchmarks/tried.py --data "$(DATA)" --json bench/tried.json
 
 fuzz: setup ## mutate radiographs for 10 minutes; FUZZ_SECONDS=<n> for longer
 	PYTHONPATH=tests/builders $(BIN)/python tests/images/fuzz_radiograph.py --seconds $(or $(FUZZ_SECONDS),600)

@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from xray_pipeline.evaluation.suspected import Suspect
 
-FOLDS, PENALTY, ITERATIONS = 5, 60.0, 100
+FOLDS, PENALTY, ITERATIONS = 5, 60.0, 40
 NEIGHBOURS, MOST_NEIGHBOURS, DIMENSIONS = 5, 4000, 64
 FAR = 6.0
 """Robust standard deviations (1.4826 median absolute deviations) beyond the median of the log distance: an outlier."""

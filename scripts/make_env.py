@@ -50,6 +50,7 @@ SECRETS: dict[str, Callable[[], str]] = {
     "S3_ADMIN_SECRET": _password,
     "S3_PIPELINE_SECRET": _password,
     "S3_VIEWER_SECRET": _password,
+    "S3_TRIGGERER_SECRET": _password,
     "S3_MLFLOW_SECRET": _password,
     "S3_DELIVERY_SECRET": _password,
 }

@@ -185,7 +185,7 @@ def test_airflows_own_parts_do_not_hold_the_tasks_secret() -> None:
 def test_the_store_is_read_with_an_account_of_its_own_by_the_parts_that_show_it() -> None:
     parts = {name: part for name, part in VALUES.items() if isinstance(part, dict)}
     held = {name: references(part["env"]) for name, part in parts.items() if "env" in part}
-    assert held == {"apiServer": {"xray-reading"}, "triggerer": {"xray-reading"}}
+    assert held == {"apiServer": {"xray-reading"}, "triggerer": {"xray-triggerer"}}
 
 
 def test_the_page_creates_every_secret_and_config_map_that_is_named() -> None:

@@ -288,6 +288,24 @@ def test_a_challenger_that_is_lost_no_longer_waits_and_the_night_goes_on(site: S
     assert site.broken() == []
 
 
+def test_a_version_that_is_lost_is_not_let_wait_again_whoever_asks(site: Site) -> None:
+    kept = site.keep_mlflow()
+    site.register(2, 1)
+    site.put_back_mlflow(kept)
+    manual_changes.reconcile(site.registry)
+    before = site.kinds()
+    with pytest.raises(RegistryError, match="/2"):
+        operations.put_forward(site.registry, 2, 1, None, **ALICE, request="put forward")
+    assert site.kinds() == before
+    assert site.register(3, 1) == 3
+    operations.answer(site.registry, "rejected", 3, **ALICE, expected_champion=1)
+    site.client.delete_model_version("chest-xray", "3")
+    with pytest.raises(RegistryError, match="/3"):
+        operations.reopen(site.registry, 3, **ALICE)
+    assert manual_changes.reconcile(site.registry).challenger is None
+    assert site.register(4, 1) == 4  # the night goes on
+
+
 def test_a_champion_that_is_lost_stops_everything_until_a_person_goes_back(site: Site) -> None:
     kept = site.keep_mlflow()
     site.register(2, 1)

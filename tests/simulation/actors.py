@@ -79,6 +79,22 @@ def process(world: World, name: str, work: Callable[[], None], no: tuple[type[Ex
     return Process(name, live, skew=world.random.uniform(-100, 100))
 
 
+COMMITS, COMMITTED = "put new store/dataset/commits/", "put new store/dataset/manifests/"
+REGISTERS, DECIDES, CROWNS = "create version! ", "put new store/ledger/", "set alias! "
+KEEPS = "put store/candidates/"
+"""What somebody may be about to do when another begins."""
+
+
+def pause(world: World, name: str, seconds: tuple[float, ...], *near: str) -> None:
+    """Sleep as long as is drawn once or, half the time, until somebody is about to do one of these, and may be killed
+    before that."""
+    drawn = world.once(f"{name} pause", lambda: world.random.choice(seconds))
+    near = near if near and world.once(f"{name} near", lambda: world.random.random() < 0.5) else ()
+    world.scheduler.sleep(drawn, lambda: bool(near and world.scheduler.about_to(*near)))
+    if near and world.scheduler.chances.faults.get("kill") and world.random.random() < 0.5:
+        world.scheduler.stop(world.scheduler.about_to(*near))
+
+
 # The night
 
 
@@ -210,8 +226,14 @@ def again(world: World) -> None:
 
 def backfill(world: World) -> list[Process]:
     """A person who starts nights beside the schedule, the last one first."""
-    number = world.nights - 1
-    return [process(world, f"backfill-{n}", lambda n=n: night(world, n, "bob")) for n in (number, 0)]
+
+    def beside(number: int) -> None:
+        """Do a night at once or, half the time, while the schedule does the same one."""
+        if number and world.once(f"beside {number}", lambda: world.random.random() < 0.5):
+            world.scheduler.sleep(300_000.0, lambda: f"night {number - 1}" in world.remembered)
+        night(world, number, "bob")
+
+    return [process(world, f"backfill-{n}", lambda n=n: beside(n)) for n in (world.nights - 1, 0)]
 
 
 # People
@@ -257,26 +279,31 @@ def _one_question(world: World, name: str, person: str) -> None:
     with told_no(world):  # a hand may have pointed at what was never registered
         world.once(name, lambda: _ask(world, run))
     asked = world.remembered.get(name)
-    world.scheduler.sleep(world.once(f"{name} pause", lambda: world.random.choice((1.0, 100.0, 5000.0))))
+    pause(world, name, (1.0, 100.0, 5000.0), DECIDES)
     if asked is None:
         return
     options = [[APPROVE]] * 5 + [["reject"], []]
     chosen = world.once(f"{name} chosen", lambda: world.random.choice(options))
     user = {"id": person, "name": person} if chosen else None
     answer = {"chosen_options": chosen, "params_input": {"reason": WHY}, "responded_by_user": user}
-    with told_no(world):
+    with told_no(world, name):
         said = world.once(f"{name} said", lambda: promotion.record_answer(run, asked, answer, name))
         if said["outcome"] == "approved":
             promotion.promote(run, asked, said["who"], said["why"], name)
 
 
 @contextlib.contextmanager
-def told_no(world: World) -> Iterator[None]:
-    """For the block: what a command does anew, and what it may be answered with "no"."""
+def told_no(world: World, request: str = "") -> Iterator[None]:
+    """For the block: what a command does anew, and what it may be answered with "no", unless its request was granted
+    and nothing was decided since: it was killed then, and begins again."""
     world.begins()
     try:
         yield
     except (LedgerError, AmendmentError, ModelRefused, RegistryError) as error:
+        granted = [e for e in world.auditor.decided.entries[-1:] if e["request"] == request and e["kind"] != "approved"]
+        whole = not (world.older or world.auditor.copied() is None)
+        if request and granted and whole and isinstance(error, LedgerError):
+            raise Violation(f"I5: {request}, which was granted, is told no: {error}") from error
         if not (isinstance(error, (LedgerError, AmendmentError)) or _is_lost(world, error)):
             raise
 
@@ -293,8 +320,8 @@ def rollback(world: World) -> list[Process]:
         run = Run(world.settings, who="carol")
         for number in range(2):
             named = f"{name}-{number}"
-            world.scheduler.sleep(world.once(f"{named} pause", lambda: world.random.choice((9000.0, 9000.0, 90_000.0))))
-            with told_no(world):
+            pause(world, named, (9000.0, 9000.0, 90_000.0), REGISTERS, DECIDES, CROWNS)
+            with told_no(world, named):
                 promotion.rollback(run, None, WHY, named, untried=name == "back-1")
 
     return [process(world, name, lambda name=name: back(name)) for name in ("back-1", "back-2")]
@@ -306,10 +333,10 @@ def reopen(world: World) -> list[Process]:
     def again() -> None:
         run = Run(world.settings, who="carol")
         for number in range(2):
-            world.scheduler.sleep(6000.0)
+            pause(world, f"reopen-{number}", (6000.0,), DECIDES)
             state = Ledger(run.store()).state()
             if state.rejected:
-                with told_no(world):
+                with told_no(world, f"reopen-{number}"):
                     promotion.reopen(run, max(state.rejected), WHY, f"reopen-{number}")
 
     return [process(world, "reopens", again)]
@@ -320,7 +347,7 @@ def hand(world: World) -> list[Process]:
     name = world.settings.model_name
 
     def moves() -> None:
-        world.scheduler.sleep(world.once("hand pause", lambda: world.random.choice((100.0, 10_000.0))))
+        pause(world, "hand", (100.0, 10_000.0), DECIDES, CROWNS)
         model = world.mlflow.models.get(name)
         there = [number for number in model.versions if _is_there(world, number)] if model else []
         alias = world.once("hand alias", lambda: world.random.choice(("champion", "champion", "challenger")))
@@ -355,7 +382,7 @@ def amends(world: World) -> list[Process]:
     known = sorted({one.digest for files in world.deliveries.values() for one, _ in files})
 
     def drawn() -> Named:
-        digest = world.random.choice(known)
+        digest = _about_to_come(world) or world.random.choice(known)
         kind = world.random.choice(("relabel", "withdraw", "patient", "delivery", "undo", "undo"))
         if kind == "undo":
             made = sorted(world.auditor.kept.amendments)
@@ -369,12 +396,22 @@ def amends(world: World) -> list[Process]:
     def amending(name: str) -> None:
         run = Run(world.settings, who=name)
         for number in range(3):
-            world.scheduler.sleep(world.once(f"{name} {number}", lambda: world.random.choice((50.0, 5000.0, 9000.0))))
+            pause(world, f"{name} {number}", (50.0, 5000.0, 9000.0), COMMITS)
             named = world.once(f"{name} named {number}", drawn)
             with told_no(world):
                 amend.amend(run, [named], WHY)
 
     return [process(world, name, lambda name=name: amending(name)) for name in ("amends-1", "amends-2")]
+
+
+def _about_to_come(world: World) -> str:
+    """Return, half the time, a radiograph that is there of a chest of which another is yet to come; "" without one."""
+    held = {row.one for row in world.auditor.kept.rows}
+    coming = [
+        one.chest for name, files in world.deliveries.items() if name not in world.auditor.manifests for one, _ in files
+    ]
+    there = sorted(one.digest for one in held if one.chest in coming)
+    return world.random.choice(there) if there and world.random.random() < 0.5 else ""
 
 
 def erases(world: World) -> list[Process]:
@@ -389,7 +426,7 @@ def erases(world: World) -> list[Process]:
     def asks() -> None:
         run = Run(world.settings, who="erases")
         for number in range(2):
-            world.scheduler.sleep(world.once(f"erase pause {number}", lambda: world.random.choice((4000.0, 90_000.0))))
+            pause(world, f"erase {number}", (4000.0, 90_000.0), COMMITS, KEEPS)
             named = world.once(f"to erase {number}", drawn)
             with told_no(world):
                 amend.amend(run, [named], WHY)
@@ -427,9 +464,7 @@ def rot(world: World) -> list[Process]:
 
     def rots() -> None:
         for number in range(2):
-            world.scheduler.sleep(
-                world.once(f"rot pause {number}", lambda: world.random.choice((1000.0, 4000.0, 9000.0)))
-            )
+            pause(world, f"rot {number}", (1000.0, 4000.0, 9000.0), REGISTERS, DECIDES)
             world.once(f"rot {number}", lambda: _rot(world))
             world.scheduler.sleep(8000.0)
             world.once(f"restored {number}", lambda number=number: _restore(world, *world.remembered[f"rot {number}"]))
@@ -469,12 +504,17 @@ def backups(world: World) -> list[Process]:
         first, more = once("moments", lambda: (chance.randint(2, 14), chance.randint(1, 4)))
         world.scheduler.sleep(300_000.0, lambda: world.auditor.made() >= first)
         older = once("copy", lambda: _copied(world))
-        world.scheduler.sleep(100_000.0, lambda: world.auditor.made() >= first + more)
+        near = once("near", lambda: chance.choice(((), (COMMITTED,), (DECIDES, CROWNS))))
+
+        def due() -> bool:
+            return world.auditor.made() >= first + more and (not near or bool(world.scheduler.about_to(*near)))
+
+        world.scheduler.sleep(100_000.0, due)
         of_store = once("disk", lambda: chance.random() < 0.5)
         newest = once("newest", lambda: _put_back(world, older, of_store))
         if newest is not None:
             world.scheduler.sleep(4000.0)
-            world.scheduler.stop_others = True
+            world.scheduler.stop(world.scheduler.about_to(""))
             world.scheduler.sleep(1.0)
             (_store_again if of_store else _mlflow_again)(world, older, newest)
 

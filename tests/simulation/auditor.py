@@ -457,7 +457,8 @@ class Auditor:
             self._loads(decided.champion)
         carriers: dict[str, list[int]] = {}
         for row in model.versions.values() if model else ():
-            if not row.deleted:
+            by_hand = row.number in decided.crowned and row.number not in decided.candidates  # it stays
+            if not row.deleted and not by_hand:
                 carriers.setdefault(row.tags["xray.candidate"], []).append(row.number)
         double = {candidate: rows for candidate, rows in carriers.items() if len(rows) > 1}
         self.hold(not double, f"I2: candidates with several versions: {double}")

@@ -259,7 +259,7 @@ def _hunt(pipe: Any, folder: str, seeds: int) -> None:
     assert str(xray_pipeline.__file__).startswith(folder)
     steps = 0
     for seed in range(seeds):
-        outcome = simulate(Plan(seed))
+        outcome = simulate(Plan.drawn(seed))
         steps += outcome.steps
         if outcome.violation:
             pipe.send((seed + 1, steps, outcome.violation.strip().splitlines()[-1]))

@@ -61,11 +61,11 @@ class Scheduler:
         self.chances, self._look = chances, look
         self.clock, self.steps = BEGINNING, 0
         self.running: Process | None = None
+        self._alive: list[Process] = []
         self.trace: list[str] = []
         self._hub: greenlet | None = None
         self._dying = False
-        self.stop_others = False
-        """Whether whoever runs stops all others, to be started again."""
+        self._stopped: list[Process] = []
 
     def now(self) -> float:
         """The time by the clock of whoever asks."""
@@ -102,21 +102,28 @@ class Scheduler:
         process.wake = self.clock
         self.trace.append(f"{process.name}: slept {seconds:.2g} s")
 
+    def about_to(self, *calls: str) -> list[Process]:
+        """Return who waits for its turn to do such a call, by the beginning of its words."""
+        others = (process for process in self._alive if process is not self.running and process.thread is not None)
+        return [process for process in others if " ".join(process.waits_for).startswith(calls)]
+
+    def stop(self, processes: list[Process]) -> None:
+        """Kill others, to be started again, as soon as whoever runs waits."""
+        self._stopped = processes
+
     def run(self, processes: list[Process]) -> None:
         """Run these processes side by side to their ends."""
         self._hub = greenlet.getcurrent()
-        alive = list(processes)
+        alive = self._alive = list(processes)
         while alive:
             process = self._next(alive)
             self._step(process)
             if process.thread is not None and process.thread.dead:
                 process.thread = None
                 alive.remove(process)
-            if self.stop_others:
-                self.stop_others = False
-                for other in alive:
-                    if other is not process and other.thread is not None:
-                        self._kill(other)
+            stopped, self._stopped = self._stopped, []
+            for other in stopped:
+                self._kill(other)
 
     def _next(self, alive: list[Process]) -> Process:
         if self.running in alive and self.running.wake <= self.clock and self.random.random() < self.chances.stay:

@@ -107,7 +107,7 @@ def main() -> int:
     asked = parser.parse_args()
     began, steps, violations, seeds = time.process_time(), 0, 0, 0
     for seed in range(asked.first, asked.first + asked.seeds):
-        outcome = simulate(Plan(seed))
+        outcome = simulate(Plan.drawn(seed))
         seeds, steps = seeds + 1, steps + outcome.steps
         if outcome.violation:
             violations += 1

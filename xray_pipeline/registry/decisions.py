@@ -151,7 +151,8 @@ def answer(
 def reopen(registry: Registry, version: int, *, who: str, why: str, request: str = "") -> Entry:
     """Let a rejected version wait again as the challenger, so that it may be asked about; return the ledger entry.
 
-    Raises LedgerError when it was not rejected, or another version waits.
+    Its files must be there, equal their digest and load, else nothing changes. Raises LedgerError when it was not
+    rejected, or another version waits; RegistryError, ModelRefused.
     """
 
     def decide(state: State) -> Entry | Move:
@@ -159,6 +160,7 @@ def reopen(registry: Registry, version: int, *, who: str, why: str, request: str
             return earlier
         if why_not := why_not_reopened(state, version):
             raise LedgerError(why_not)
+        loading.load(registry, version)
         return _about(state, "reopened", version, state.champion, who=who, why=why, request=request)
 
     return commit(registry, decide, repeatable=bool(request))
@@ -176,7 +178,8 @@ def put_forward(
 ) -> Entry:
     """Let a registered version wait as the challenger, in place of `expected_challenger`; return the ledger entry.
 
-    Raises LedgerError when it was rejected or another was registered meanwhile, LostRace when another champion came.
+    Its files must be there, equal their digest and load, else nothing changes. Raises LedgerError when it was rejected
+    or another was registered meanwhile, LostRace when another champion came, RegistryError, ModelRefused.
     """
 
     def decide(state: State) -> Entry | Move:
@@ -187,6 +190,7 @@ def put_forward(
             raise LedgerError(f"version {version} can't be put forward: it was rejected, or is not in the ledger")
         if state.challenger != expected_challenger:
             raise LedgerError(f"version {version} can't be put forward: {spoken(state.challenger)} waits by now")
+        loading.load(registry, version)
         return _about(state, "reopened", version, state.champion, who=who, why=why, request=request)
 
     return commit(registry, decide)

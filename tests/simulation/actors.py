@@ -473,13 +473,19 @@ def rot(world: World) -> list[Process]:
 
 
 def _rot(world: World) -> tuple[str, bytes]:
-    """Change a byte of a file, not of the newest commit or entry: of these only MLflow could tell. Of candidates it
-    is one about which nothing is decided yet, where there is one: nobody reads the others again."""
+    """Change a byte of a file, not of the newest commit or entry: of these only MLflow could tell. Half the time it is
+    a candidate about which nothing is decided yet, where there is one: nobody reads the others again."""
     objects, kind = world.auditor.objects, world.random.choice((*ROTS, "store/ledger/"))
-    keys = sorted(key for key in objects if key.startswith(kind) and (kind[6] != "c" or key.endswith("candidate.json")))
-    keys = keys[1:-1] if kind in ("store/ledger/", "store/dataset/commits/") else keys
+    trained = sorted(key for key in objects if key.startswith("store/candidates/") and key.endswith("candidate.json"))
     decided = {entry["candidate"] for entry in world.auditor.decided.entries}
-    keys = [key for key in keys if kind[6] == "c" and key.split("/")[2] not in decided] or keys
+    open_to = [key for key in trained if key.split("/")[2] not in decided]
+    if open_to and world.random.random() < 0.5:
+        kind, keys = "store/candidates/", open_to
+    elif kind == "store/candidates/":
+        keys = trained
+    else:
+        keys = sorted(key for key in objects if key.startswith(kind))
+        keys = keys if kind == "store/dataset/manifests/" else keys[1:-1]
     if not keys:
         return "", b""
     key = world.random.choice(keys)

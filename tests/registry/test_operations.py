@@ -467,6 +467,19 @@ def test_a_duplicate_and_a_deleted_version_are_reported(
     assert any(invariant == "I1" and text.startswith("version 1 (kept") for invariant, text in found)
 
 
+def test_a_version_that_a_hand_crowned_before_it_was_registered_is_no_fault(
+    two: Registry, client: MlflowClient, candidate: Callable[[int], Candidate]
+) -> None:
+    third = candidate(3)
+    tags = {"xray.candidate": third.digest, **client.get_logged_model(third.model_uri.removeprefix("models:/")).tags}
+    client.create_model_version(two.name, third.model_uri, tags=tags, model_id=third.model_uri.removeprefix("models:/"))
+    client.set_registered_model_alias(two.name, "champion", "3")
+    assert manual_changes.reconcile(two).champion == 3
+    operations.adopt(two, accept=True, who="alice", why="it looked good")
+    entry = register(two, third, 3)
+    assert (entry.version, failures(two)) == (4, [])
+
+
 def test_a_broken_chain_is_reported(two: Registry) -> None:
     path = Path(two.ledger.store.uri) / "00000002.json"
     path.write_text(path.read_text().replace("schedule", "mallory"))

@@ -89,10 +89,10 @@ def pause(world: World, name: str, seconds: tuple[float, ...], *near: str) -> No
     """Sleep as long as is drawn once or, half the time, until somebody is about to do one of these, and may be killed
     before that."""
     drawn = world.once(f"{name} pause", lambda: world.random.choice(seconds))
-    near = near if near and world.once(f"{name} near", lambda: world.random.random() < 0.5) else ()
-    world.scheduler.sleep(drawn, lambda: bool(near and world.scheduler.about_to(*near)))
-    if near and world.scheduler.chances.faults.get("kill") and world.random.random() < 0.5:
-        world.scheduler.stop(world.scheduler.about_to(*near))
+    call = world.once(f"{name} near", lambda: world.random.choice((*near, *[""] * len(near), "")))
+    world.scheduler.sleep(drawn, lambda: bool(call and world.scheduler.about_to(call)))
+    if call and world.scheduler.chances.faults.get("kill") and world.random.random() < 0.5:
+        world.scheduler.stop(world.scheduler.about_to(call))
 
 
 # The night

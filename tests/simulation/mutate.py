@@ -211,6 +211,14 @@ FAULTS = (
         "        if version not in state.registered:",
     ),
     Fault(
+        "a version whose files are gone is put forward", "registry/decisions.py",
+        'waits by now")\n        loading.load(registry, version)\n', 'waits by now")\n',
+    ),
+    Fault(
+        "`xray verify` complains of what a hand crowned", "registry/verify.py",
+        "    by_hand = {state.champion, *state.previous} - state.registered.keys()", "    by_hand = set[int | None]()",
+    ),
+    Fault(
         "a turn counts what came before it", "night/shadow.py",
         "if commit.number > self.after]", "if commit.number > 0]",
     ),

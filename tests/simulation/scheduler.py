@@ -104,8 +104,8 @@ class Scheduler:
 
     def about_to(self, *calls: str) -> list[Process]:
         """Return who waits for its turn to do such a call, by the beginning of its words."""
-        others = (process for process in self._alive if process is not self.running and process.thread is not None)
-        return [process for process in others if " ".join(process.waits_for).startswith(calls)]
+        begun = (process for process in self._alive if process.thread is not None)
+        return [process for process in begun if " ".join(process.waits_for).startswith(calls)]
 
     def stop(self, processes: list[Process]) -> None:
         """Kill others, to be started again, as soon as whoever runs waits."""
@@ -123,12 +123,16 @@ class Scheduler:
                 alive.remove(process)
             stopped, self._stopped = self._stopped, []
             for other in stopped:
-                self._kill(other)
+                if other is not process:
+                    self._kill(other)
 
     def _next(self, alive: list[Process]) -> Process:
+        for process in alive:
+            if process.wake > self.clock and process.until():
+                return process  # at once: what it waited for may be over in a moment
         if self.running in alive and self.running.wake <= self.clock and self.random.random() < self.chances.stay:
             return self.running
-        awake = [process for process in alive if process.wake <= self.clock or process.until()]
+        awake = [process for process in alive if process.wake <= self.clock]
         if not awake:
             self.clock = min(process.wake for process in alive)
             return self._next(alive)

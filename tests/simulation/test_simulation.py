@@ -8,23 +8,20 @@ from simulate import simulate
 from world import Plan
 
 SEEDS = 5
-FOUND = (
-    30,  # what was withdrawn after an erasure was taken for a trace of it
-    211,  # a night vouched for an older dataset that was put back under it, and MLflow forgot the newer commits
-)
+FOUND = (3258,)  # `xray verify` complained for ever of a version that a hand crowned before it was registered
 
 
 @pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])
 def test_nothing_that_must_hold_is_violated(seed: int) -> None:
-    outcome = simulate(Plan(seed))
+    outcome = simulate(Plan.drawn(seed))
     assert not outcome.violation, "\n".join([str(outcome.plan), outcome.violation, *outcome.trace[-40:]])
 
 
 def test_one_seed_is_one_history() -> None:
-    one, two = simulate(Plan(SEEDS)), simulate(Plan(SEEDS))
+    one, two = simulate(Plan.drawn(SEEDS)), simulate(Plan.drawn(SEEDS))
     assert one.trace == two.trace
     assert len(one.trace) > 500
-    assert simulate(Plan(SEEDS + 1)).trace != one.trace
+    assert simulate(Plan.drawn(SEEDS + 1)).trace != one.trace
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)

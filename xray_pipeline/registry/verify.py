@@ -54,7 +54,8 @@ def check(registry: Registry) -> list[Verified]:
         text = f"it lacks versions {sorted(lost)}; restore its newest backup, or run the night and `xray adopt`"
         findings.append(Verified("I3", False, f"MLflow is older than the ledger: {text}"))
     findings += _check_aliases(state, aliases)
-    findings += _check_versions(versions, missing, accepted)
+    by_hand = {state.champion, *state.previous} - state.registered.keys()
+    findings += _check_versions(versions, missing, accepted, by_hand)
     findings += _check_names(state, entries)
     findings += _check_artifacts(registry, state, entries, accepted.keys())
     return findings + _check_promotions(entries)
@@ -91,13 +92,22 @@ def _check_names(state: State, entries: Sequence[Entry]) -> list[Verified]:
 
 
 def _check_versions(
-    versions: Mapping[int, Mapping[str, str]], missing: Mapping[int, str], accepted: Mapping[int, Entry]
+    versions: Mapping[int, Mapping[str, str]],
+    missing: Mapping[int, str],
+    accepted: Mapping[int, Entry],
+    by_hand: Container[int | None],
 ) -> list[Verified]:
+    """Check that each candidate is one version, beside those that a hand crowned before they were registered."""
     carriers: dict[str, list[int]] = {}
     for version, tags in versions.items():
         carriers.setdefault(tags.get("xray.candidate", ""), []).append(version)
-    double = [numbers for candidate, numbers in carriers.items() if candidate and len(numbers) > 1]
-    findings = [Verified("I2", False, f"versions {numbers} carry the same candidate") for numbers in double]
+    findings = []
+    for numbers in (numbers for candidate, numbers in carriers.items() if candidate and len(numbers) > 1):
+        crowned = [number for number in numbers if number in by_hand]
+        why = f", as {crowned} became champion by hand before it was registered" if crowned else ""
+        findings.append(
+            Verified("I2", len(numbers) - len(crowned) < 2, f"versions {numbers} carry the same candidate{why}")
+        )
     for version, how in missing.items():
         text = how if version in versions else "is in the ledger but not in MLflow"
         if version in accepted:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from xray_pipeline.base.errors import XrayError
-from xray_pipeline.base.text import without_names
+from xray_pipeline.base.text import several, without_names
 from xray_pipeline.dataset.parquet import accounting
 from xray_pipeline.dataset.pixels import PixelCache
 from xray_pipeline.dataset.store import Dataset
@@ -63,7 +64,7 @@ def compose(run: Run, registry: Registry, both: Pair, evidence: Evidence, decisi
         arrivals=_arrivals(run, registry, both),
         dataset={str(side): int(count) for side, count in sides.items()},
         recipe=_values(lineage.recipe_of(run.store(), both.candidate.digest).model_dump()),
-        lineage=_lineage(run, both, decision),
+        lineage={**_lineage(run, both, decision), "label tables": _label_tables(run, registry, both)},
         suspects=_suspects(run, dataset, both),
         record=_record(run, both),
     )
@@ -134,6 +135,18 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
         notes = (without_names(verdict.why), *verdict.warnings)
         arrivals.append(report.Arrival(verdict.key, False, 0, verdict.quarantined, notes))
     return tuple(arrivals)
+
+
+def _label_tables(run: Run, registry: Registry, both: Pair) -> str:
+    """Name the tables that new deliveries were labelled by; each manifest names those of its delivery."""
+    store = run.store()
+    verdicts = {key: checked(store, key) for key in new_deliveries(run, registry, both)}
+    tables = {key: verdict.label_tables for key, verdict in verdicts.items() if verdict and verdict.label_tables}
+    told = [
+        f"SHA-256 {table[:12]} ({several(keys, 'new delivery', 'new deliveries')})"
+        for table, keys in Counter(tables.values()).items()
+    ]
+    return "; ".join(told) or "none in new deliveries: their folders or labels.csv say the class"
 
 
 def _last_snapshot(registry: Registry, both: Pair) -> str:

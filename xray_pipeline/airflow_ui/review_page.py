@@ -126,7 +126,7 @@ def show_file(key: Key, row: Row) -> HTMLResponse:
             reason=reason,
             detail=rows.at[row, "detail"],
             rule=QUARANTINED[reason],
-            thumbnail=picture_of(rows.at[row, "thumbnail"] or (ranked.thumbnail if ranked else "")),
+            thumbnail=review.picture(about.dataset, rows.loc[row]) or picture_of(ranked.thumbnail if ranked else ""),
             around=around,
             place=quote(key, safe=""),
             at=links.PLACE,
@@ -169,7 +169,6 @@ def _cards(about: Shelf, tab: Tab, first: int, asked: list[dict[str, Any]]) -> d
 
 def _quarantine(about: Shelf, delivery: str, reason: str, first: int) -> dict[str, Any]:
     """Return how many files are out by delivery and reason, and those of one of each with their thumbnails."""
-    from xray_pipeline.dataset.fingerprints import picture_of
     from xray_pipeline.intake.rules import QUARANTINED
     from xray_pipeline.night import review
 
@@ -179,7 +178,7 @@ def _quarantine(about: Shelf, delivery: str, reason: str, first: int) -> dict[st
     out = review.kept_out(about.dataset, delivery)
     rows = out[out["reason"] == reason]
     files = [
-        {"row": int(row), "detail": rows.at[row, "detail"], "picture": picture_of(rows.at[row, "thumbnail"])}
+        {"row": int(row), "detail": rows.at[row, "detail"], "picture": review.picture(about.dataset, rows.loc[row])}
         for row in rows.index[first : first + CARDS]
     ]
     of = {"delivery": delivery, "place": quote(delivery, safe=""), "reason": reason, "rule": QUARANTINED[reason]}

@@ -1,7 +1,6 @@
 """What a check needs of each manifest, in the cache of this machine: read once, then memory-mapped.
 
     <cache>/extracts/<SHA-256 of the manifest>.<CRC-32 of this file>.arrow    a row for each of the manifest's
-    <cache>/extracts/<SHA-256 of the manifest>.pictures                       their thumbnails, of which a few are read
 
 An extract is made of a manifest's bytes, which are what a commit names, when this machine first sees that commit. It
 may be deleted at any time; one that is damaged is made anew. It also says how the store listed the manifest then: one
@@ -17,7 +16,6 @@ import logging
 import mmap
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from xray_pipeline.base.errors import Damaged, StorageError
+from xray_pipeline.base.errors import StorageError
 from xray_pipeline.base.records import digest_of
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.hexes import Words, texts_of, words_of
@@ -37,10 +35,10 @@ from xray_pipeline.images import appearance
 log = logging.getLogger(__name__)
 
 FOLDER = "extracts"
-FORMAT = "1"
+FORMAT = "2"
 WORDS = {"digest": 4, "patient": 2, "phash": 4, "statistics": appearance.BYTES // 8, "path": 2}
 """Columns of hexadecimal text, kept as so many words of eight bytes; `path` is `revisions.path_key` of a file."""
-CHOICES = ("label", "side", "verdict", "reason")
+CHOICES = ("label", "side", "verdict", "reason", "suffix")
 """Columns of few values, kept as a dictionary."""
 _TEXTS = ("version", "near_copy", "withdraws")
 _NUMBERS = ("size", "age_years")
@@ -50,7 +48,7 @@ _READ = ("file", "digest", "patient", "phash", "statistics", *CHOICES, *_TEXTS, 
 class Extract:
     """One manifest's rows, memory-mapped."""
 
-    def __init__(self, rows: Path | bytes, pictures: Path | bytes) -> None:
+    def __init__(self, rows: Path | bytes) -> None:
         """Open an extract, or one that the disk did not take. Raises OSError, ValueError for one that is damaged, or of
         another format."""
         if isinstance(rows, Path) and zlib.crc32(rows.read_bytes()) != int(rows.suffixes[-2][1:], 16):
@@ -59,7 +57,7 @@ class Extract:
         if isinstance(rows, Path):
             with rows.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._rows, self._pictures = _batch(self._map if isinstance(rows, Path) else rows), pictures
+        self._rows = _batch(self._map if isinstance(rows, Path) else rows)
         facts = self._rows.schema.metadata
         if facts[b"format"].decode() != FORMAT:
             raise ValueError("it has another format")
@@ -76,8 +74,8 @@ class Extract:
 
     def numbers(self, column: str) -> NDArray[Any]:
         """Return numbers: size, age_years; `hashed` and `measured`, whether a row has a perceptual hash and
-        statistics; `linked`, whether it is in a label conflict or names another radiograph; `order`, by which patients
-        are sampled."""
+        statistics; `linked`, whether it is in a label conflict or names another radiograph; `pictured`, whether the
+        manifest holds its thumbnail; `order`, by which patients are sampled."""
         return np.asarray(self._rows[column].to_numpy(zero_copy_only=False))
 
     def choices(self, column: str) -> tuple[NDArray[np.int32], list[str]]:
@@ -106,22 +104,6 @@ class Extract:
         table = self.table(("path", "size", "version"), rows)
         return zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
 
-    def picture(self, row: int) -> bytes:
-        """Return a row's thumbnail as it stands in the manifest. Raises Damaged when it is not what was written."""
-        try:
-            text = self._thumbnails[row].as_buffer().to_pybytes()
-            if zlib.crc32(text) == self._rows["picture"][row].as_py():
-                return bytes(text)
-        except (OSError, ValueError, LookupError) as error:
-            log.warning("thumbnails in the cache can't be read: %s", error)
-        assert isinstance(self._pictures, Path)
-        self._pictures.unlink(missing_ok=True)
-        raise Damaged(f"{self._pictures} was damaged and is deleted; do this again, and it is made anew")
-
-    @cached_property
-    def _thumbnails(self) -> pa.Array:
-        return _batch(self._pictures)["thumbnail"]
-
 
 class Extracts:
     """The extracts in a folder of caches."""
@@ -141,7 +123,7 @@ class Extracts:
             data = read()
             digest = digest_of(data)  # an erasure may have rewritten it meanwhile
             made = _made(arrow_of(data, f"manifest {digest[:12]}", _READ), listed)
-            found = self._keep(digest, *made) or Extract(*made)
+            found = self._keep(digest, made) or Extract(made)
         self._open[digest] = found
         return found
 
@@ -155,30 +137,25 @@ class Extracts:
         return [path for path in sorted(self.folder.glob("*")) if path.name.partition(".")[0] not in current]
 
     def _find(self, digest: str) -> Extract | None:
-        pictures = self.folder / f"{digest}.pictures"
         for path in self.folder.glob(f"{digest}.*.arrow"):
             try:
-                if pictures.exists():
-                    return Extract(path, pictures)
+                return Extract(path)
             except (OSError, ValueError, LookupError, TypeError) as error:
                 log.warning("extract %s is dropped and made anew: %s", path.name, error)
             path.unlink(missing_ok=True)
         return None
 
-    def _keep(self, digest: str, rows: bytes, pictures: bytes) -> Extract | None:
+    def _keep(self, digest: str, rows: bytes) -> Extract | None:
         try:
             self.drop(digest)
-            store = open_store(self.folder)
-            store.write(f"{digest}.pictures", pictures)
-            store.write(f"{digest}.{zlib.crc32(rows):08x}.arrow", rows)
+            open_store(self.folder).write(f"{digest}.{zlib.crc32(rows):08x}.arrow", rows)
         except (StorageError, OSError) as error:
             log.warning("the cache takes no extract: %s", error)
         return self._find(digest)
 
 
-def _made(table: pa.Table, listed: str) -> tuple[bytes, bytes]:
-    """Return the two files of an extract."""
-    pictures = table["thumbnail"]
+def _made(table: pa.Table, listed: str) -> bytes:
+    """Return the file of an extract."""
     table = table.append_column("path", pa.array(map(path_key, table["file"].to_pylist()), pa.large_string()))
     made = {name: _words(table[name].to_pylist(), name) for name in WORDS}
     made |= {name: table[name].dictionary_encode() for name in CHOICES}
@@ -188,9 +165,8 @@ def _made(table: pa.Table, listed: str) -> tuple[bytes, bytes]:
     made["measured"] = pa.array([int(appearance.is_text(text)) for text in table["statistics"].to_pylist()], pa.uint8())
     made["hashed"] = pc.not_equal(table["phash"], "").cast(pa.uint8())
     made["order"] = pa.array([_order(patient) for patient in table["patient"].to_pylist()], pa.uint64())
-    made["picture"] = pa.array([zlib.crc32(text.encode()) for text in pictures.to_pylist()], pa.uint32())
-    rows = pa.table(made).replace_schema_metadata({"format": FORMAT, "listed": listed})
-    return _written(rows), _written(pa.table({"thumbnail": pictures}))
+    made["pictured"] = pc.not_equal(table["thumbnail"], "").cast(pa.uint8())
+    return _written(pa.table(made).replace_schema_metadata({"format": FORMAT, "listed": listed}))
 
 
 def _words(texts: list[str], name: str) -> pa.Array:
@@ -214,9 +190,9 @@ def _written(table: pa.Table) -> bytes:
     return bytes(out.getvalue())
 
 
-def _batch(source: Path | bytes | mmap.mmap) -> pa.RecordBatch:
-    """Return the rows of a file; one that is named is memory-mapped. Raises OSError, ValueError."""
-    file = pa.ipc.open_file(pa.memory_map(str(source)) if isinstance(source, Path) else pa.py_buffer(source))
+def _batch(source: bytes | mmap.mmap) -> pa.RecordBatch:
+    """Return the rows of a file. Raises OSError, ValueError."""
+    file = pa.ipc.open_file(pa.py_buffer(source))
     if file.num_record_batches == 0:
         return pa.RecordBatch.from_pylist([], schema=file.schema)
     if file.num_record_batches > 1:

@@ -1,14 +1,15 @@
-"""What a row keeps of a radiograph for finding its copies: a small picture and a perceptual hash of it.
+"""What copies of a radiograph are found by: a small picture, and a perceptual hash of it.
 
 The thumbnail has 40 x 40 pixels. The hash has 255 bits, the signs of the low cosine frequencies of the thumbnail's grey
 ranks (after Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"); ranks do not change
-with brightness, contrast or gamma. The trade-off: 2.2 kB a row, so that copies are found without reading an image.
+with brightness, contrast or gamma. A row keeps the hash; thumbnails are looked at where two hashes are near
+(thumbnails.py).
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final, NamedTuple, Protocol
@@ -34,7 +35,7 @@ Floats = NDArray[np.float64]
 
 
 class Fingerprint(NamedTuple):
-    """What a row keeps of its radiograph: the hash (64 hexadecimal digits), the thumbnail (base64 of 1,600 bytes)."""
+    """Of a radiograph that is judged: the hash (64 hexadecimal digits), the thumbnail (base64 of 1,600 bytes)."""
 
     phash: str
     thumbnail: str
@@ -42,19 +43,31 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(pixels: Pixels) -> Fingerprint:
     """Return the fingerprint of pixels (H, W). The same pixels give the same text on every machine."""
+    shown = small(pixels)
+    return Fingerprint(hashes(shown[None])[0].tobytes().hex(), base64.b64encode(shown.tobytes()).decode())
+
+
+def small(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return the thumbnail (SIDE, SIDE) of pixels (H, W)."""
     step = max(1, min(pixels.shape) // _ENOUGH)
     some: NDArray[Any] = np.ascontiguousarray(pixels[::step])[:, ::step]
     image = Image.fromarray(np.ascontiguousarray(some if some.dtype == np.uint8 else (some >> 8).astype(np.uint8)))
-    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING))
-    return Fingerprint(hashes(small[None])[0].tobytes().hex(), base64.b64encode(small.tobytes()).decode())
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.HAMMING))
+
+
+def decoded(thumbnail: str) -> NDArray[np.uint8]:
+    """Return the thumbnail (SIDE, SIDE) that a fingerprint holds as text. Raises DatasetError for another size."""
+    try:
+        return np.frombuffer(base64.b64decode(thumbnail), np.uint8).reshape(SIDE, SIDE)
+    except ValueError as error:
+        raise DatasetError(f"a thumbnail of another size than {SIDE} pixels; ingest the radiographs again") from error
 
 
 def picture_of(thumbnail: str) -> str:
-    """Return a row's thumbnail as an address that holds the picture itself, "" where there is none."""
+    """Return a fingerprint's thumbnail as an address that holds the picture itself, "" where there is none."""
     if not thumbnail:
         return ""
-    pixels = np.frombuffer(base64.b64decode(thumbnail), np.uint8).reshape(SIDE, SIDE)
-    return f"data:image/png;base64,{base64.b64encode(png_bytes(pixels)).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(decoded(thumbnail))).decode()}"
 
 
 def hashes(thumbnails: Thumbnails) -> Hashes:
@@ -104,8 +117,8 @@ class Source(Protocol):
     def words(self, column: str, places: NDArray[np.int64]) -> Words:
         """Return column `digest` or `phash` (n, 4) of some rows."""
 
-    def picture(self, place: int) -> bytes:
-        """Return a row's thumbnail, base64 of 1,600 bytes. Raises Damaged."""
+    def pictures(self, places: NDArray[np.int64]) -> Thumbnails:
+        """Return the thumbnails (n, SIDE, SIDE) of some rows. Raises DatasetError, StorageUnavailable."""
 
 
 class Given(NamedTuple):
@@ -119,9 +132,9 @@ class Given(NamedTuple):
         """As `Source`."""
         return (self.digest if column == "digest" else self.phash)[places]
 
-    def picture(self, place: int) -> bytes:
+    def pictures(self, places: NDArray[np.int64]) -> Thumbnails:
         """As `Source`."""
-        return self.thumbnails[place].encode()
+        return np.array([decoded(self.thumbnails[place]) for place in places], np.uint8).reshape(-1, SIDE, SIDE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,28 +203,29 @@ class Prints:
         if len(self.sources) == 1:
             return self.sources[0].words(column, self.rows[which])
         found = np.empty((len(which), 4), np.uint64)
+        for source, mine, rows in self._of_sources(which):
+            found[mine] = source.words(column, rows)
+        return found
+
+    def _of_sources(self, which: NDArray[np.int64]) -> Iterator[tuple[Source, NDArray[np.bool_], NDArray[np.int64]]]:
+        """Yield each source that holds some of them, which these are, and their rows in it."""
         of, rows = self.source[which], self.rows[which]
         for number, source in enumerate(self.sources):
             mine = of == number
-            found[mine] = source.words(column, rows[mine])
-        return found
+            if mine.any():
+                yield source, mine, rows[mine]
 
     def take(self, which: Sequence[int] | NDArray[np.int64]) -> Prints:
         """Return some of them, in that order."""
         at = np.asarray(which, np.int64)
         return Prints(self.sources, self.source[at], self.rows[at], self.sides[at])
 
-    def thumbnails(self, which: Sequence[int] | range) -> Thumbnails:
-        """Return the thumbnails of some (n, SIDE, SIDE). Raises DatasetError."""
-        at = np.asarray(which, np.int64)
-        places = zip(self.source[at].tolist(), self.rows[at].tolist(), strict=True)
-        data = b"".join(base64.b64decode(self.sources[source].picture(row)) for source, row in places)
-        try:
-            return np.frombuffer(data, np.uint8).reshape(len(which), SIDE, SIDE)
-        except ValueError as error:
-            raise DatasetError(
-                f"thumbnails of another size than {SIDE} pixels; ingest the radiographs again"
-            ) from error
+    def thumbnails(self, which: Sequence[int] | range | NDArray[np.int64]) -> Thumbnails:
+        """Return the thumbnails of some (n, SIDE, SIDE). Raises DatasetError, StorageUnavailable."""
+        found = np.empty((len(which), SIDE, SIDE), np.uint8)
+        for source, mine, rows in self._of_sources(np.asarray(which, np.int64)):
+            found[mine] = source.pictures(rows)
+        return found
 
     def side(self, digest: str) -> str | None:
         """Return the side of the split of a radiograph, None when it is none of these."""

@@ -15,13 +15,16 @@ import pyarrow as pa
 from xray_pipeline.base.errors import Damaged, ObjectNotFound
 from xray_pipeline.base.records import digest_of, exactly
 from xray_pipeline.base.storage import Store
+from xray_pipeline.dataset import thumbnails
 from xray_pipeline.dataset.amendments import Amendment
 from xray_pipeline.dataset.commits import Commit, Commits, Version, draft_of
 from xray_pipeline.dataset.erasing import Erased, Trace, hidden
 from xray_pipeline.dataset.extracts import Extracts
 from xray_pipeline.dataset.parquet import arrow_of, facts_of, from_parquet, to_parquet
+from xray_pipeline.dataset.pixels import Read
 from xray_pipeline.dataset.revisions import WITHDRAWN
 from xray_pipeline.dataset.rows import Rows
+from xray_pipeline.dataset.thumbnails import Shelf
 
 DRAFT_SECONDS = 86_400.0
 """Age from which a manifest that was never committed is deleted."""
@@ -33,8 +36,10 @@ the label tables, "" for none."""
 class Manifests:
     """The manifests in the dataset's store. Those once read are kept, until an erasure rewrites them."""
 
-    def __init__(self, store: Store, commits: Commits, cache: Path) -> None:
+    def __init__(self, store: Store, commits: Commits, cache: Path, read: Read) -> None:
+        """Take the dataset's store and commits, a folder of caches, and what gives a stored radiograph."""
         self.store, self.commits, self.extracts = store, commits, Extracts(cache)
+        self.thumbnails = Shelf(store, cache, read, lambda key, row: str(self.table(key).at[row, "thumbnail"]))
         self._tables: dict[str, tuple[str, pd.DataFrame]] = {}
         self._rows = Rows({})
 
@@ -48,7 +53,7 @@ class Manifests:
                 self.extracts.drop(old.digest)
             parts[key] = self.extracts.of(version.digest, listed.get(version.file, ""), partial(self.read, key))
         if self._rows.parts != parts:
-            self._rows = Rows(parts)
+            self._rows = Rows(parts, self.thumbnails)
         return self._rows
 
     def table(self, key: str) -> pd.DataFrame:
@@ -144,17 +149,18 @@ class Manifests:
         return self.commits.versions(version.manifest)[-1].digest != version.digest
 
     def traces(self, erased: Erased, named: Set[str] = frozenset()) -> Iterator[Trace]:
-        """Yield the files in the dataset's store that tell of what was erased: radiographs, drafts of who was slower
-        than the erasure, and manifests that were replaced.
+        """Yield the files in the dataset's store that tell of what was erased: radiographs, thumbnails, drafts of who
+        was slower than the erasure, and manifests that were replaced.
 
         A commit stores radiographs before its manifest: those that it then kept out, as erased or withdrawn, or that
         are `named` elsewhere (digests), go unless an accepted row holds them.
         """
         gone = erased.digests | (named | self._kept_out()) - self._held() - {""}
         for folder in sorted({digest[:2] for digest in gone}):
-            for entry in self.store.list(f"radiographs/{folder}"):
-                if entry.key.rpartition("/")[2].partition(".")[0] in gone:
-                    yield Trace(entry.key)
+            for kind in ("radiographs", thumbnails.FOLDER):
+                for entry in self.store.list(f"{kind}/{folder}"):
+                    if entry.key.rpartition("/")[2].partition(".")[0] in gone:
+                        yield Trace(entry.key)
         for entry in self.store.list("drafts"):
             with contextlib.suppress(ObjectNotFound):  # finished since it was listed
                 data = self.store.read(entry.key)

@@ -1,9 +1,9 @@
 """Near copies: the same exposure re-encoded, resized, cropped by a few pixels, or made brighter, darker or harder.
 
-Three steps, each cheaper than the next and none reading a file again. (1) Each radiograph leaves its fingerprint in its
-row (fingerprints.py). (2) Candidates are what a scan of all hashes leaves; each image asks eleven times, as it is and
-as if cropped or padded a little, so that a crop on either side is found. (3) Of each candidate pair the two thumbnails
-are laid over each other, and decide (likeness.py).
+Three steps, each cheaper than the next. (1) Each radiograph leaves its hash in its row (fingerprints.py). (2) What a
+scan of all hashes leaves are candidates; each image asks eleven times, as it is and as if cropped or padded a little,
+so that a crop on either side is found. (3) Of each candidate pair the two thumbnails (thumbnails.py) are laid over each
+other, and decide (likeness.py).
 
 Trade-off: the scan is exact and linear, 2 ms a question and million images; hashes are read in passing, a million at a
 time, so that it holds 10 bytes an image. Tables of hash bits do worse: real hashes crowd together, so that at the
@@ -38,6 +38,7 @@ _CROPS = (  # shares of width and height off left, right, top, bottom; a questio
 _STRETCH = 1 << 20  # hashes that are read at once: 32 MB
 _BLOCK = 1 << 16  # of these, compared at once: they fit the processor's cache
 _PAIRS = 32  # pairs laid over each other at once: 20 MB a thread
+_LOOKED_UP = 8192  # thumbnails that are asked for at once, or pairs of them: 26 MB
 _ASKED = 64  # questions a thread takes at once
 _ROUNDS = (0, 1, 4, 16, 64)  # candidates of one image are looked at in rounds, until one is a copy
 
@@ -92,17 +93,27 @@ def _copies(
     pairs: list[tuple[int, int]], asked: Prints, known: Prints, pool: ThreadPoolExecutor
 ) -> list[tuple[int, int]]:
     """Return those pairs of places that are near copies."""
-    parts = [list(zip(*pairs[at : at + _PAIRS], strict=True)) for at in range(0, len(pairs), _PAIRS)]
-    same = pool.map(lambda part: alike(asked.thumbnails(part[0]), known.thumbnails(part[1])), parts)
-    return list(itertools.compress(pairs, itertools.chain.from_iterable(same)))
+    same: list[bool] = []
+    for start in range(0, len(pairs), _LOOKED_UP):
+        first, second = zip(*pairs[start : start + _LOOKED_UP], strict=True)
+        same += itertools.chain.from_iterable(pool.map(alike, _shown(asked, first), _shown(known, second)))
+    return list(itertools.compress(pairs, same))
+
+
+def _shown(prints: Prints, places: Sequence[int]) -> list[Thumbnails]:
+    """Return the thumbnails of some places, in parts of `_PAIRS`; each is looked up once."""
+    once, back = np.unique(places, return_inverse=True)
+    return np.array_split(prints.thumbnails(once)[back], range(_PAIRS, len(back), _PAIRS))
 
 
 def _candidates(asked: Prints, known: Prints, itself: bool, pool: ThreadPoolExecutor) -> list[NDArray[np.int64]]:
     """Return for each question the places of the hashes that are near any form of it, nearest first."""
     if not len(known):
         return [np.empty(0, np.int64)] * len(asked)
-    groups = [range(at, min(at + _ASKED, len(asked))) for at in range(0, len(asked), _ASKED)]
-    questions = list(pool.map(lambda places: _forms(asked.thumbnails(places)), groups))
+    questions: list[NDArray[np.uint64]] = []
+    for start in range(0, len(asked), _LOOKED_UP):
+        shown = asked.thumbnails(range(start, min(start + _LOOKED_UP, len(asked))))
+        questions += pool.map(_forms, (shown[at : at + _ASKED] for at in range(0, len(shown), _ASKED)))
     found: list[list[_Near]] = [[] for _ in range(len(asked))]
     for start in range(0, len(known), _STRETCH):
         hashes = known.hashes(np.arange(start, min(start + _STRETCH, len(known))))

@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 
 from xray_pipeline.dataset.amendments import Amended
 from xray_pipeline.dataset.extracts import WORDS, Extract
+from xray_pipeline.dataset.fingerprints import Thumbnails
 from xray_pipeline.dataset.hexes import Wanted, Words
 from xray_pipeline.dataset.revisions import CONFLICT, SAYING, contested, in_force, part_of
+from xray_pipeline.dataset.thumbnails import Shelf, Shown
 
 
 class Rows:
     """What the extracts of manifests (by key) hold. A row's place counts through all of them. Columns of few values are
-    kept once they were asked for; of the others those rows are read that are asked for."""
+    kept once they were asked for; of the others those rows are read that are asked for. Their thumbnails lie on a
+    `shelf`; without one none may be asked for."""
 
-    def __init__(self, parts: Mapping[str, Extract]) -> None:
-        self.parts = dict(sorted(parts.items()))
+    def __init__(self, parts: Mapping[str, Extract], shelf: Shelf | None = None) -> None:
+        self.parts, self.shelf = dict(sorted(parts.items())), shelf
         self.starts = np.cumsum([0, *map(len, self.parts.values())])
         self._made: dict[str, Any] = {}
 
@@ -153,10 +156,20 @@ class Rows:
         rows = self.frame(SAYING, np.flatnonzero(stands & self.among("digest", reached)))
         return contested(rows, amended, erased)
 
-    def picture(self, place: int) -> bytes:
-        """Return a row's thumbnail as it stands in its manifest. Raises Damaged."""
-        number = int(np.searchsorted(self.starts, place, "right")) - 1
-        return list(self.parts.values())[number].picture(place - int(self.starts[number]))
+    def pictures(self, places: NDArray[np.int64]) -> Thumbnails:
+        """Return the thumbnails of rows at some places (n, SIDE, SIDE). Raises DatasetError, StorageUnavailable."""
+        once, back = np.unique(places, return_inverse=True)
+        shown = []
+        for key, part, mine in self._of_parts(once):
+            rows = part.table(("digest", "suffix", "phash", "verdict", "pictured"), mine).to_pylist()
+            shown += [
+                Shown(
+                    row["digest"], row["suffix"], row["phash"], row["verdict"] == "accepted", key * row["pictured"], at
+                )
+                for row, at in zip(rows, mine.tolist(), strict=True)
+            ]
+        assert self.shelf is not None
+        return np.asarray(self.shelf.of(shown)[back])
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._made:

@@ -1,6 +1,7 @@
 """Everything accepted so far: radiographs by content digest, one immutable manifest per delivery, and amendments.
 
     radiographs/<2>/<digest>.jpg|.png    the stored bytes, named by their SHA-256
+    pictures/<2>/<digest>.png            thumbnails of what is kept out (thumbnails.py)
     commits/<n>.json                     the n-th commit: a manifest's key and SHA-256, or an amendment; writing it is
                                          the commit point
     drafts/<delivery>.<digest>.parquet   the manifest until then
@@ -52,6 +53,7 @@ from xray_pipeline.dataset.parquet import FORMAT
 from xray_pipeline.dataset.rows import Rows
 from xray_pipeline.dataset.snapshots import Named, counts, decisive, held, radiographs, said_of
 from xray_pipeline.dataset.split import key_of
+from xray_pipeline.dataset.thumbnails import Shelf, radiograph_key
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class Dataset:
         self.settings = settings
         self.store = (store or open_store(settings.store, settings)).child("dataset")
         self.commits = commits or Commits(self.store)
-        self._manifests = Manifests(self.store, self.commits, settings.cache)
+        self._manifests = Manifests(self.store, self.commits, settings.cache, self.read)
 
     def patient_key(self) -> bytes:
         """Return the key of the patient hash.
@@ -296,7 +298,7 @@ class Dataset:
 
     def read(self, digest: str, suffix: str) -> bytes:
         """Return a stored radiograph. Raises RadiographDamaged, RadiographErased, StorageUnavailable."""
-        key, cure = _radiograph_key(digest, suffix), "run `xray repair`"
+        key, cure = radiograph_key(digest, suffix), "run `xray repair`"
         try:
             data = self.store.read(key)
         except ObjectNotFound as error:
@@ -315,11 +317,16 @@ class Dataset:
 
     def put(self, digest: str, suffix: str, data: bytes) -> None:
         """Store the bytes that have this digest, in place of damaged ones. Raises StorageError."""
-        key = _radiograph_key(digest, suffix)
+        key = radiograph_key(digest, suffix)
         with contextlib.suppress(StorageError):  # what is there can't even be read; or the next line says it, too
             if self.store.write_if_absent(key, data):
                 return
         self.store.write(key, data)
+
+    @property
+    def thumbnails(self) -> Shelf:
+        """The thumbnails of what was judged."""
+        return self._manifests.thumbnails
 
     def _describe(self, digest: str, named: Named) -> Snapshot:
         rows = self._named_rows(named)
@@ -337,7 +344,3 @@ class Dataset:
     def _committed_as(self, key: str) -> str:
         """Return the SHA-256 that a manifest was committed with, whatever was erased of it since."""
         return self.commits.versions(key)[0].digest
-
-
-def _radiograph_key(digest: str, suffix: str) -> str:
-    return f"radiographs/{digest[:2]}/{digest}{suffix}"

@@ -56,7 +56,8 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
             table = mark_conflicts(intake.table, history, dataset.settings, intake.delivery.name)
         _store_radiographs(dataset, intake, table, progress)
         facts = {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint}
-        data = to_parquet(table, {**facts, "labels": intake.labels})
+        dataset.thumbnails.keep(table)
+        data = to_parquet(table.assign(thumbnail=""), {**facts, "labels": intake.labels})
         if dataset.append(key, data, len(commits)):
             break
         log.info("there is another commit meanwhile; judging %s against it", key)

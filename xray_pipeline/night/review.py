@@ -19,13 +19,15 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from xray_pipeline.base import records
-from xray_pipeline.base.errors import AmendmentError, Damaged, ObjectNotFound
+from xray_pipeline.base.errors import AmendmentError, Damaged, DatasetError, ObjectNotFound
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.base.text import SHORTEST_REASON
 from xray_pipeline.dataset.amendments import Amended
+from xray_pipeline.dataset.fingerprints import picture_of
 from xray_pipeline.dataset.parquet import from_parquet
 from xray_pipeline.dataset.revisions import WITHDRAWN, in_force, part_of
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.dataset.thumbnails import Shown
 from xray_pipeline.evaluation.suspected import Suspect
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.raster import Limits, Pixels
@@ -278,7 +280,7 @@ def _held(key: str, table: pd.DataFrame, amended: Amended) -> pd.DataFrame:
 
 
 def kept_out(dataset: Dataset, key: str) -> pd.DataFrame:
-    """Return the files of a delivery that are out, by row: reason, detail and thumbnail.
+    """Return the files of a delivery that are out, by row: reason, detail and what `picture` asks for.
 
     The verdict may be that of its manifest or, while it waits, that of its last check. What is withdrawn is left out.
     Raises DatasetError, ObjectNotFound for a delivery of which no file was judged.
@@ -287,7 +289,21 @@ def kept_out(dataset: Dataset, key: str) -> pd.DataFrame:
     table = parts[key] if key in parts else _checked_table(dataset, key)
     out = (table["verdict"] != "accepted") & ~dataset.amended().out(table)
     rows = table[out & in_force(parts)[key]] if key in parts else table[out]
-    return rows[["reason", "detail", "thumbnail"]]
+    return rows[["reason", "detail", "digest", "suffix", "phash", "thumbnail"]]
+
+
+def picture(dataset: Dataset, row: pd.Series) -> str:
+    """Return the thumbnail of a row of `kept_out` as an address that holds the picture itself, "" where there is none.
+
+    Raises StorageUnavailable.
+    """
+    if row["thumbnail"] or not row["phash"]:
+        return picture_of(row["thumbnail"])
+    try:
+        return picture_of(dataset.thumbnails.text(Shown(row["digest"], row["suffix"], row["phash"], accepted=False)))
+    except DatasetError as error:
+        log.warning("a thumbnail can't be shown: %s", error)
+        return ""
 
 
 def waiting(store: Store, committed: Collection[str]) -> dict[str, dict[str, int]]:

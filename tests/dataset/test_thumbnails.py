@@ -1,0 +1,145 @@
+"""Thumbnails stand in no manifest: they are made of stored radiographs, and stored where nothing else shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from laid import FILES, ingest, lay
+from PIL import Image
+from samples import dicom, jpeg, png
+
+from xray_pipeline.base.errors import Damaged, RadiographDamaged
+from xray_pipeline.base.settings import IntakeRules, Settings
+from xray_pipeline.dataset.fingerprints import fingerprint, hashes, small
+from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.dataset.thumbnails import Shown
+from xray_pipeline.images import radiograph
+from xray_pipeline.images.raster import Limits
+from xray_pipeline.night.run import Run
+
+
+def brighter(seed: int) -> bytes:
+    """A near copy of a JPEG, as a PNG."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(seed=seed))).point(lambda grey: min(255, grey + 9)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def dataset(settings: Settings) -> Dataset:
+    """Four radiographs; then one under a second label, a near copy of another under a second one, one anew, a new
+    one."""
+    settings = settings.model_copy(update={"rules": IntakeRules(max_quarantined_share=0.9)})
+    lay(settings, "mon", FILES)
+    ingest(Run(settings))
+    second = {
+        "PNEUMONIA/patient1_1.jpg": FILES["NORMAL/patient1_1.jpg"],
+        "NORMAL/patient4_2.png": brighter(4),
+        "NORMAL/patient2_1.png": FILES["NORMAL/patient2_1.png"],
+        "NORMAL/patient5_1.png": png(seed=5),
+    }
+    lay(settings, "tue", second)
+    ingest(Run(settings))
+    return Dataset(settings)
+
+
+def row(dataset: Dataset, file: str) -> pd.Series:
+    table = dataset.manifest("tue")
+    return table[table["file"] == file].iloc[0]
+
+
+def pictures(dataset: Dataset) -> dict[str, Path]:
+    return {path.stem: path for path in Path(dataset.store.uri, "pictures").glob("*/*.png")}
+
+
+def shown(of: pd.Series) -> Shown:
+    return Shown(of["digest"], of["suffix"], of["phash"], of["verdict"] == "accepted")
+
+
+def test_manifests_hold_no_thumbnails_and_the_store_those_of_what_is_nowhere_else(dataset: Dataset) -> None:
+    for key in ("mon", "tue"):
+        assert (dataset.manifest(key)["thumbnail"] == "").all()
+    copy, again = row(dataset, "NORMAL/patient4_2.png"), row(dataset, "NORMAL/patient2_1.png")
+    assert (copy["reason"], again["reason"]) == ("label-conflict", "duplicate")
+    assert set(pictures(dataset)) == {copy["digest"]}
+
+
+def test_thumbnails_are_what_the_check_saw(dataset: Dataset) -> None:
+    prints = dataset.history().shown
+    seen = {radiograph.normalise(data, Limits()).digest: data for data in (*FILES.values(), brighter(4), png(seed=5))}
+    assert set(prints.texts()) == set(seen)
+    expected = [fingerprint(radiograph.normalise(seen[digest], Limits()).pixels) for digest in prints.texts()]
+    for _ in range(2):  # made, then kept
+        found = prints.thumbnails(range(len(prints)))
+        assert [base64.b64encode(one.tobytes()).decode() for one in found] == [one.thumbnail for one in expected]
+    assert hashes(found).tobytes().hex() == "".join(one.phash for one in expected)
+
+
+@pytest.mark.parametrize("data", [dicom(seed=3), dicom(seed=7), jpeg(seed=1), png(seed=2)])
+def test_a_stored_radiograph_has_the_thumbnail_of_its_file(data: bytes) -> None:
+    same(data)
+
+
+def test_real_radiographs_have_the_thumbnails_of_their_files(shared: Path) -> None:
+    files = [path for path in sorted(Path(shared, "data").glob("*/**/*")) if radiograph.sniff(_head(path))]
+    assert len({same(path.read_bytes()) for path in files[:: max(1, len(files) // 300)]}) > 100
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(200)
+
+
+def same(data: bytes) -> str:
+    try:
+        normalised = radiograph.normalise(data, Limits())
+    except radiograph.RadiographError:
+        return ""
+    assert np.array_equal(small(radiograph.decode(normalised.data)), small(normalised.pixels))
+    return normalised.digest
+
+
+@pytest.mark.parametrize("damage", ["cut", "another", "gone", "no picture"])
+def test_a_picture_that_is_not_what_was_judged_is_not_compared(dataset: Dataset, damage: str) -> None:
+    copy = row(dataset, "NORMAL/patient4_2.png")
+    path = pictures(dataset)[copy["digest"]]
+    other = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)).save(other, "PNG")
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": path.read_bytes()[:200], "another": other.getvalue(), "no picture": b"x"}[damage])
+    said = "is missing from" if damage == "gone" else "is not what was judged"
+    with pytest.raises(Damaged, match=rf"pictures/../{copy['digest']}.png .*{said}.*restore it from a backup"):
+        Dataset(dataset.settings).thumbnails.of([shown(copy)])
+
+
+def test_a_radiograph_that_is_missing_is_named(dataset: Dataset) -> None:
+    new = row(dataset, "NORMAL/patient5_1.png")
+    Path(dataset.store.uri, "radiographs", new["digest"][:2], f"{new['digest']}.png").unlink()
+    with pytest.raises(RadiographDamaged, match="xray repair"):
+        dataset.thumbnails.of([shown(new)])
+
+
+def test_a_thumbnail_is_read_once_and_a_damaged_one_in_the_cache_is_made_anew(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [shown(row(dataset, "NORMAL/patient5_1.png")), shown(row(dataset, "NORMAL/patient4_2.png"))]
+    before = dataset.thumbnails.of(both)
+    read: list[str] = []
+    kind, plain = type(dataset.store), type(dataset.store).read
+    monkeypatch.setattr(kind, "read", lambda self, key: read.append(key) or plain(self, key))
+    assert np.array_equal(Dataset(dataset.settings).thumbnails.of(both), before)
+    assert not [key for key in read if key.startswith(("radiographs/", "pictures/"))]
+    for path in (dataset.settings.cache / "thumbnails").glob("*.npy"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-100] + bytes(byte ^ 255 for byte in data[-100:]))
+    assert np.array_equal(Dataset(dataset.settings).thumbnails.of(both), before)
+    assert [key for key in read if key.startswith(("radiographs/", "pictures/"))]

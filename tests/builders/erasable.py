@@ -18,7 +18,9 @@ from two_nights import SETTINGS, lay_copy
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import open_store
+from xray_pipeline.dataset.fingerprints import fingerprint
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.images.radiograph import decode
 from xray_pipeline.night import review
 from xray_pipeline.night.amend import Named
 from xray_pipeline.night.run import Run
@@ -123,8 +125,9 @@ def _chosen(settings: Settings) -> Erasable:
             f"the name of {of}": row.file.rpartition("/")[2].encode(),
             f"the patient of {of}": row.patient.encode(),
         }
-        needles |= {f"the {what} of {of}": getattr(row, what).encode() for what in ("thumbnail", "phash", "statistics")}
+        needles |= {f"the {what} of {of}": getattr(row, what).encode() for what in ("phash", "statistics")}
         needles[f"the bytes of {of}"] = dataset.read(row.digest, row.suffix)
+        needles[f"the thumbnail of {of}"] = fingerprint(decode(needles[f"the bytes of {of}"])).thumbnail.encode()
         for index in settings.cache.glob("*/*.json"):
             listed = json.loads(index.read_bytes()).get("digests", [])
             if row.digest in listed:

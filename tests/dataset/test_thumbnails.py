@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,22 @@ from laid import FILES, ingest, lay
 from PIL import Image
 from samples import dicom, jpeg, png
 
-from xray_pipeline.base.errors import Damaged, RadiographDamaged
+from xray_pipeline.base.errors import RadiographDamaged
 from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.dataset.fingerprints import fingerprint, hashes, small
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.dataset.thumbnails import Shown
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.raster import Limits
+from xray_pipeline.night import amend, erasing, repair
+from xray_pipeline.night.amend import Named
 from xray_pipeline.night.run import Run
 
 
-def brighter(seed: int) -> bytes:
+def brighter(seed: int, by: int = 9) -> bytes:
     """A near copy of a JPEG, as a PNG."""
     out = io.BytesIO()
-    Image.open(io.BytesIO(jpeg(seed=seed))).point(lambda grey: min(255, grey + 9)).save(out, "PNG")
+    Image.open(io.BytesIO(jpeg(seed=seed))).point(lambda grey: min(255, grey + by)).save(out, "PNG")
     return out.getvalue()
 
 
@@ -117,7 +120,7 @@ def test_a_picture_that_is_not_what_was_judged_is_not_compared(dataset: Dataset,
     else:
         path.write_bytes({"cut": path.read_bytes()[:200], "another": other.getvalue(), "no picture": b"x"}[damage])
     said = "is missing from" if damage == "gone" else "is not what was judged"
-    with pytest.raises(Damaged, match=rf"pictures/../{copy['digest']}.png .*{said}.*restore it from a backup"):
+    with pytest.raises(RadiographDamaged, match=rf"pictures/../{copy['digest']}.png .*{said}.*run `xray repair`"):
         Dataset(dataset.settings).thumbnails.of([shown(copy)])
 
 
@@ -143,3 +146,43 @@ def test_a_thumbnail_is_read_once_and_a_damaged_one_in_the_cache_is_made_anew(
         path.write_bytes(data[:-100] + bytes(byte ^ 255 for byte in data[-100:]))
     assert np.array_equal(Dataset(dataset.settings).thumbnails.of(both), before)
     assert [key for key in read if key.startswith(("radiographs/", "pictures/"))]
+
+
+def test_an_erased_picture_goes_with_its_radiograph(dataset: Dataset) -> None:
+    run, copy = Run(dataset.settings), row(dataset, "NORMAL/patient4_2.png")
+    dataset.thumbnails.of([shown(copy)])
+    kept = dataset.settings.cache / "thumbnails"
+    assert [path for path in kept.glob("*.json") if copy["digest"] in path.read_text()]
+    amend.amend(run, [Named("withdraw", "patient", "patient4", erase=True)], "asked for by the patient, twice")
+    assert pictures(dataset) == {}
+    assert not [path for path in kept.glob("*.json") if copy["digest"] in path.read_text()]
+    assert erasing.verify(run)[0]
+    assert erasing.verify(run)[1].startswith("nothing is left of 2 erased radiographs")
+
+
+def test_a_lost_picture_is_told_of_and_made_anew_of_its_original(dataset: Dataset) -> None:
+    run, copy = Run(dataset.settings), row(dataset, "NORMAL/patient4_2.png")
+    path = pictures(dataset)[copy["digest"]]
+    before = path.read_bytes()
+    assert repair.verify(run, quick=True)[0]
+    for damage in (b"", before[:300]):
+        path.write_bytes(damage) if damage else path.unlink()
+        for quick in (True, False):
+            holds, said = repair.verify(run, quick)
+            assert not holds
+            assert "of delivery tue row" in said
+        assert len(repair.repair(run).repaired) == 1
+        assert path.read_bytes() == before
+    path.unlink()
+    Path(dataset.settings.incoming, "tue", "NORMAL", "patient4_2.png").unlink()
+    assert [one.digest for one in repair.repair(run).lost] == [copy["digest"]]
+
+
+def test_a_check_that_asks_for_a_lost_picture_puts_it_back_first(dataset: Dataset) -> None:
+    shutil.rmtree(dataset.settings.cache)
+    shutil.rmtree(Path(dataset.store.uri, "pictures"))
+    lay(dataset.settings, "wed", {"PNEUMONIA/patient8_1.png": brighter(4, 15), "NORMAL/patient9_1.png": png(seed=9)})
+    ingest(Run(dataset.settings))
+    table = dataset.manifest("wed").set_index("file")
+    assert table["reason"].to_dict() == {"NORMAL/patient9_1.png": "", "PNEUMONIA/patient8_1.png": "label-conflict"}
+    assert len(pictures(dataset)) == 2

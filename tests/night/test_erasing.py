@@ -26,10 +26,13 @@ from xray_pipeline.base.settings import IntakeRules, Settings
 from xray_pipeline.base.storage import TEMPORARY, DirectoryStore, Store
 from xray_pipeline.command import answers
 from xray_pipeline.dataset.commits import Version
+from xray_pipeline.dataset.fingerprints import decoded
 from xray_pipeline.dataset.manifests import Manifests
 from xray_pipeline.dataset.pixels import RowCache
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.dataset.thumbnails import Shown
 from xray_pipeline.evaluation.predictions import predictions
+from xray_pipeline.images.png import png_bytes
 from xray_pipeline.intake import books, commit
 from xray_pipeline.night import amend, before, erasing, intake_steps, kept_rows, repair, review
 from xray_pipeline.night.amend import Named
@@ -109,7 +112,10 @@ def test_an_erased_patient_is_nowhere_in_the_store_and_stays_out(on_either: Run)
     tuesday = table(run, "tue").set_index("file")
     copy = tuesday.loc["NORMAL/other_copy.jpg"]
     hers = {mine["digest"], copy["digest"], tuesday["digest"]["NORMAL/patient2_9.png"]}
-    shown = [row[what] for row in (mine, copy) for what in ("thumbnail", "phash", "statistics", "patient")]
+    shown = [row[what] for row in (mine, copy) for what in ("phash", "statistics", "patient")]
+    for row in (mine, copy):
+        thumbnail = dataset.thumbnails.text(Shown(row["digest"], row["suffix"], row["phash"], row["reason"] == ""))
+        shown += [thumbnail, png_bytes(decoded(thumbnail))]
     needles = [*shown, "patient2_", "other_copy", dataset.read(mine["digest"], mine["suffix"])]
     _lay_results(run, list(dataset.rows(old)["digest"]), old.digest)
     assert len(told(run, needles)) > 4

@@ -30,6 +30,7 @@ MANIFESTS, DRAFTS = "store/dataset/manifests/", "store/dataset/drafts/"
 TIDIED, ERASED = "store/tidied/", "store/erased/"
 TURNS = "store/prospective/turns/"
 SNAPSHOTS, RADIOGRAPHS = "store/dataset/snapshots/", "store/dataset/radiographs/"
+PICTURES = "store/dataset/pictures/"
 TRUTH = ("decided", "commits", "commit_digests", "kept", "manifests", "newest", "versions")
 Copy = tuple[dict[str, Object], dict[str, Any]]
 WRITTEN_ONCE = (LEDGER, COMMITS, MANIFESTS, RADIOGRAPHS, TIDIED, TURNS, "store/evidence/", "incoming/")
@@ -300,6 +301,8 @@ class Auditor:
             self.hold((row["verdict"] == "accepted") != bool(row["reason"]), f"I4: {what}")
             stored = f"{RADIOGRAPHS}{row['digest'][:2]}/{row['digest']}.png"
             self.hold(bool(row["reason"]) or stored in self.objects, f"I4: {stored} is not there")
+            picture = f"{PICTURES}{row['digest'][:2]}/{row['digest']}.png"
+            self.hold(not row["phash"] or {stored, picture} & self.objects.keys(), f"I4: {picture} is not there")
         self.kept.rows += plain
         self.manifests[manifest] = self.newest[manifest] = rows
 
@@ -342,7 +345,7 @@ class Auditor:
         gone = _erased_by(self.commits)
         for key, found in self.objects.items():
             name = key.rpartition("/")[2]
-            told = key.startswith(RADIOGRAPHS) and name.partition(".")[0] in gone
+            told = key.startswith((RADIOGRAPHS, PICTURES)) and name.partition(".")[0] in gone
             if key.startswith(MANIFESTS):
                 told = key != self._file(name.partition(".")[0])
             elif key.startswith(DRAFTS):

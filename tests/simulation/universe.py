@@ -1,21 +1,25 @@
 """The chests that simulated deliveries bring: who they are of, what they show, and their near copies.
 
-Two radiographs of one chest are near copies of each other, those of two chests never are. The files are a few bytes;
-the fingerprints are real.
+Two radiographs of one chest are near copies of each other, those of two chests never are. The files are real PNGs, of
+the same pixels where the chest is the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import SecretStr
 
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.dataset.fingerprints import Fingerprint, fingerprint
 from xray_pipeline.dataset.split import patient_hash, side_of
+from xray_pipeline.images.raster import Pixels
 
 KEY = "the key of a simulated hospital, 32 and more"
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -33,18 +37,30 @@ class Radiograph:
 
     @property
     def data(self) -> bytes:
-        return f"chest {self.chest} variant {self.variant}".encode()
+        return _file_of(self.chest, self.variant)
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 
 
+def _pixels_of(chest: int) -> Pixels:
+    coarse = np.random.default_rng(chest).integers(0, 255, (10, 10), np.uint8)
+    return np.kron(coarse, np.ones((4, 4), np.uint8))
+
+
+@cache
+def _file_of(chest: int, variant: int) -> bytes:
+    out, text = io.BytesIO(), PngInfo()
+    text.add_text("variant", str(variant))
+    Image.fromarray(_pixels_of(chest)).save(out, "PNG", pnginfo=text)
+    return out.getvalue()
+
+
 @cache
 def print_of(chest: int) -> Fingerprint:
     """Return the fingerprint of a chest; its near copies share it."""
-    coarse = np.random.default_rng(chest).integers(0, 255, (10, 10), np.uint8)
-    return fingerprint(np.kron(coarse, np.ones((40, 40), np.uint8)))
+    return fingerprint(_pixels_of(chest))
 
 
 def chests(settings: Settings) -> list[Radiograph]:

@@ -27,16 +27,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from xray_pipeline.base.errors import Damaged, ObjectNotFound, RadiographDamaged, StorageUnavailable
+from xray_pipeline.base.errors import ObjectNotFound, RadiographDamaged, StorageUnavailable
 from xray_pipeline.base.storage import Store
 from xray_pipeline.dataset.fingerprints import SIDE, Thumbnails, decoded, hashes, small
 from xray_pipeline.dataset.pixels import Read, RowCache
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.png import png_bytes
+from xray_pipeline.images.raster import Pixels
 
 log = logging.getLogger(__name__)
 
 FOLDER: Final = "pictures"
+_CURE: Final = "run `xray repair`"
 
 
 class Shown(NamedTuple):
@@ -63,7 +65,7 @@ class Shelf:
     def of(self, shown: Sequence[Shown]) -> Thumbnails:
         """Return the thumbnails of rows (n, SIDE, SIDE).
 
-        Raises RadiographDamaged, Damaged when what it is made of is missing or is not what it was; StorageUnavailable.
+        Raises RadiographDamaged when what it is made of is missing or is not what it was, StorageUnavailable.
         """
         wanted = {one.digest: one for one in shown}
         with self._asking:
@@ -95,16 +97,24 @@ class Shelf:
                 return decoded(self._carried(one.manifest, one.row))
             if one.accepted:
                 raise
-            raise Damaged(f"{_key(one.digest)} is missing from {self._store.uri}; restore it from a backup") from error
+            raise RadiographDamaged(f"{_key(one.digest)} is missing from {self._store.uri}; {_CURE}") from error
 
     def _picture(self, one: Shown) -> NDArray[np.uint8]:
-        """Return what is stored of a radiograph that was kept out. Raises ObjectNotFound, Damaged."""
+        """Return what is stored of a radiograph that was kept out. Raises ObjectNotFound, RadiographDamaged."""
         data = self._store.read(_key(one.digest))
         with contextlib.suppress(UnidentifiedImageError, OSError, ValueError, SyntaxError):
             pixels = np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
             if pixels.shape == (SIDE, SIDE) and hashes(pixels[None])[0].tobytes().hex() == one.phash:
                 return pixels
-        raise Damaged(f"{_key(one.digest)} in {self._store.uri} is not what was judged; restore it from a backup")
+        raise RadiographDamaged(f"{_key(one.digest)} in {self._store.uri} is not what was judged; {_CURE}")
+
+    def check(self, one: Shown) -> None:
+        """Raise RadiographDamaged when a thumbnail can't be made of what is stored; StorageUnavailable."""
+        self._made(one)
+
+    def put(self, digest: str, pixels: Pixels) -> None:
+        """Store the thumbnail of a radiograph that is kept out, in place of a damaged one. Raises StorageError."""
+        self._store.write(_key(digest), png_bytes(small(pixels)))
 
     def keep(self, table: pd.DataFrame) -> None:
         """Store the thumbnails of an intake table's radiographs that are kept out and of which none is stored. Raises

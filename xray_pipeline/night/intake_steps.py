@@ -89,6 +89,7 @@ def _rejected_before(run: Run, deliveries: list[Delivery]) -> set[str]:
     return {d.key for d, verdict in judged_before if verdict and not verdict.fit and stands(verdict, d, by)}
 
 
+@repair.mending
 def check_delivery(run: Run, key: str, progress: Progress | None = None, *, named: bool = False) -> Checked:
     """Judge a delivery and keep the result in the store.
 
@@ -165,6 +166,7 @@ def check_deliveries(
     return found
 
 
+@repair.mending
 def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = None) -> Committed:
     """Commit every delivery of `keys` that was found fit, in order, and name the snapshot.
 

@@ -1,4 +1,5 @@
-"""Stored radiographs that are damaged or missing: finding them, and putting back what a delivery still holds.
+"""Stored radiographs, and thumbnails of others, that are damaged or missing: finding them, and putting back what a
+delivery still holds.
 
 A radiograph's name is the SHA-256 of its bytes, so what is made anew from an original is proven by it, whichever
 delivery the original lies in and whatever became of that delivery: one of copies only is rejected, and heals all the
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pandas as pd
 
 from xray_pipeline.base.errors import (
     AccessDenied,
@@ -26,18 +29,18 @@ from xray_pipeline.base.errors import (
 )
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.dataset import thumbnails
 from xray_pipeline.dataset.erasing import digests_of
 from xray_pipeline.dataset.parquet import from_parquet
 from xray_pipeline.dataset.revisions import part_of
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.dataset.thumbnails import Shown
+from xray_pipeline.images.radiograph import Normalised
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake import scan as reading
 from xray_pipeline.intake import verdicts
 from xray_pipeline.night import erasing, identity
 from xray_pipeline.night.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +51,17 @@ SAMPLE = 500
 """Radiographs that a quick look reads; that all are there it sees in a listing."""
 SHOWN = 5
 
-Place = tuple[str, str]
-"""Digest and suffix of a stored radiograph."""
+Place = tuple[str, str, str]
+"""Digest and suffix of a stored radiograph, and ""; or the perceptual hash of one of which a thumbnail is stored."""
 
 
 @dataclass(frozen=True)
 class DamagedRadiograph:
-    """A stored radiograph that can't be used: why, and the (delivery, row) pairs that brought it."""
+    """A stored radiograph, or thumbnail, that can't be used: why, and the (delivery, row) pairs that brought it."""
 
     digest: str
     suffix: str
+    phash: str
     why: str
     rows: tuple[tuple[str, int], ...]
 
@@ -70,7 +74,8 @@ class DamagedRadiograph:
 
 @dataclass(frozen=True)
 class Found:
-    """What a look at stored radiographs found: how many there are, how many were read, the damaged ones."""
+    """What a look at stored radiographs and thumbnails found: how many there are, how many were read, the damaged
+    ones."""
 
     stored: int
     read: int
@@ -87,17 +92,18 @@ class Repaired:
 
 
 def look(dataset: Dataset, quick: bool = False, progress: Progress | None = None) -> Found:
-    """Read every stored radiograph, or, for a `quick` look, list all and read some that are drawn anew each time.
+    """Read every stored radiograph and thumbnail, or, for a `quick` look, list all and read some that are drawn anew
+    each time.
 
     Manifests that can't be read are left out. Changes nothing. Raises StorageUnavailable.
     """
     origins = _Origins(dataset)
-    places = sorted(origins.stored.items())
+    places = sorted(origins.stored)
     asked = places
     if quick:
-        listed = dataset.store.list("radiographs")
+        listed = [entry for folder in ("radiographs", thumbnails.FOLDER) for entry in dataset.store.list(folder)]
         there = {entry.key.rpartition("/")[2] for entry in listed if entry.size and entry.kind == "file"}
-        absent = [place for place in places if "".join(place) not in there]
+        absent = [place for place in places if f"{place[0]}{'.png' if place[2] else place[1]}" not in there]
         asked = sorted({*absent, *random.SystemRandom().sample(places, min(SAMPLE, len(places)))})
     troubles = _troubles(dataset, asked, progress)
     return Found(
@@ -166,7 +172,7 @@ def heal(dataset: Dataset, delivery: Store, table: pd.DataFrame, known: Callable
     rows = {row.digest: row for row in again.drop_duplicates("digest").itertuples()}
     damaged = [
         DamagedRadiograph(*place, why, ())
-        for place, why in _troubles(dataset, [(row.digest, row.suffix) for row in rows.values()], None)
+        for place, why in _troubles(dataset, [(row.digest, row.suffix, "") for row in rows.values()], None)
     ]
     healed = [one for one in damaged if _put_back(dataset, one, [(delivery, rows[one.digest])])]
     for one in healed:
@@ -179,7 +185,7 @@ def _troubles(dataset: Dataset, places: Iterable[Place], progress: Progress | No
 
     def trouble(place: Place) -> str:
         try:
-            dataset.read(*place)
+            _read(dataset, *place)
         except RadiographDamaged as error:
             return str(error).partition("; ")[0]
         return ""
@@ -191,6 +197,14 @@ def _troubles(dataset: Dataset, places: Iterable[Place], progress: Progress | No
             if progress:
                 progress(done, len(asked), "reading radiographs")
     return found
+
+
+def _read(dataset: Dataset, digest: str, suffix: str, phash: str) -> None:
+    """Raise RadiographDamaged when a stored radiograph or thumbnail is not what it was; StorageUnavailable."""
+    if phash:
+        dataset.thumbnails.check(Shown(digest, suffix, phash, accepted=False))
+    else:
+        dataset.read(digest, suffix)
 
 
 def _put_back(dataset: Dataset, one: DamagedRadiograph, originals: Iterable[tuple[Store, Any]]) -> bool:
@@ -209,14 +223,17 @@ def _put_back(dataset: Dataset, one: DamagedRadiograph, originals: Iterable[tupl
             log.debug("row %d is no original any more: %s", row.Index, type(error).__name__)
             continue
         if made.digest == one.digest:
-            return _put(dataset, one, made.data)
+            return _put(dataset, one, made)
     return False
 
 
-def _put(dataset: Dataset, one: DamagedRadiograph, data: bytes) -> bool:
+def _put(dataset: Dataset, one: DamagedRadiograph, made: Normalised) -> bool:
     try:
-        dataset.put(one.digest, one.suffix, data)
-        dataset.read(one.digest, one.suffix)
+        if one.phash:
+            dataset.thumbnails.put(one.digest, made.pixels)
+        else:
+            dataset.put(one.digest, one.suffix, made.data)
+        _read(dataset, one.digest, one.suffix, one.phash)
     except StorageUnavailable:
         raise
     except (StorageError, RadiographDamaged) as error:  # a folder, say, stands in its place
@@ -240,12 +257,18 @@ class _Origins:
                 self.unreadable.append(key)
 
     @cached_property
-    def stored(self) -> dict[str, str]:
-        """The suffix of every accepted radiograph that was not erased, by digest."""
-        accepted = (table.loc[table["verdict"] == "accepted", ["digest", "suffix"]] for table in self._tables.values())
-        every = {digest: suffix for rows in accepted for digest, suffix in rows.itertuples(index=False, name=None)}
+    def stored(self) -> set[Place]:
+        """Every accepted radiograph that was not erased, and the others of which a thumbnail is kept."""
         erased = digests_of(self._dataset.commits.amendments())
-        return {digest: suffix for digest, suffix in every.items() if digest not in erased}
+        accepted, shown = set[Place](), set[Place]()
+        for table in self._tables.values():
+            held = table["verdict"] == "accepted"
+            digests, phashes = table["digest"], table["phash"].where(~held, "")
+            places = pd.Series(zip(digests, table["suffix"], phashes, strict=True), table.index, dtype=object)
+            accepted.update(places[held & ~digests.isin(erased)])
+            shown.update(places[(phashes != "") & (table["thumbnail"] == "")])
+        stored = {digest for digest, *_ in accepted}
+        return accepted | {place for place in shown if place[0] not in stored}
 
     def rows(self, digest: str) -> tuple[tuple[str, int], ...]:
         """Return the (delivery, row) pairs of manifests that brought a radiograph, the one that was accepted first."""

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from scaling import made_manifest
 
 from xray_pipeline.base.records import canonical, digest_of
@@ -26,6 +27,7 @@ from xray_pipeline.dataset.amending import changes
 from xray_pipeline.dataset.amendments import Amendment, Change, together
 from xray_pipeline.dataset.commits import FORMAT, IDENTITY, IDENTITY_FORMAT, Commit, Commits, Identity
 from xray_pipeline.dataset.store import Dataset
+from xray_pipeline.images.png import png_bytes
 from xray_pipeline.night import amend
 from xray_pipeline.night.naming import Names
 
@@ -66,10 +68,14 @@ def made(count: int) -> tuple[float, float]:
     """Return the clock and CPU seconds that it takes to find out what a list of `count` lines asks for."""
     with tempfile.TemporaryDirectory(prefix="amendments-") as temporary:
         settings = Settings(home=Path(temporary))
-        dataset = Dataset(settings)
+        dataset, rng = Dataset(settings), np.random.default_rng(0)
         dataset.begin()
         for number in range(10):
-            dataset.append(f"made-{number}", made_manifest(number, count // 10), number)
+            radiographs = [png_bytes(rng.integers(0, 256, (64, 64), np.uint8)) for _ in range(count // 10)]
+            digests = [hashlib.sha256(data).hexdigest() for data in radiographs]
+            for digest, data in zip(digests, radiographs, strict=True):
+                dataset.put(digest, ".png", data)
+            dataset.append(f"made-{number}", made_manifest(number, count // 10, digests), number)
         others = {"NORMAL": "PNEUMONIA", "PNEUMONIA": "NORMAL"}
         rows = dataset.history().said()
         lines = [f"{digest},{others[label]}" for digest, label in zip(rows["digest"], rows["label"], strict=True)]

@@ -32,7 +32,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from xray_pipeline.base.settings import IntakeRules
 from xray_pipeline.dataset import near_copies
-from xray_pipeline.dataset.fingerprints import COSINES, Prints, fingerprint, packed, ranks, terms
+from xray_pipeline.dataset.fingerprints import COSINES, Prints, Thumbnails, fingerprint, packed, ranks, terms
 from xray_pipeline.dataset.near_copies import nearest
 from xray_pipeline.images import radiograph
 
@@ -185,9 +185,9 @@ class Made(NamedTuple):
         """As `Source`."""
         return self.hashes[places]
 
-    def picture(self, place: int) -> bytes:
+    def pictures(self, places: NDArray[np.int64]) -> Thumbnails:
         """As `Source`."""
-        return self.shown.sources[0].picture(place % len(self.shown))
+        return self.shown.thumbnails(places % len(self.shown))
 
 
 def crowd(among: Prints, size: int, rng: np.random.Generator) -> NDArray[np.uint64]:

@@ -290,6 +290,23 @@ def test_what_was_withdrawn_and_is_delivered_again_is_quarantined(run: Run, by: 
     assert books.verify(run.settings)[0]
 
 
+@pytest.mark.parametrize("file", ["NORMAL/patient2_1.png", "NORMAL/patient2_2.jpg"])
+def test_a_withdrawal_that_is_undone_between_check_and_commit_keeps_nothing_out(run: Run, file: str) -> None:
+    made(run, ("withdraw", "file", row("NORMAL/patient2_1.png", run=run)))
+    again = {
+        "NORMAL/patient2_1.png": MONDAY["NORMAL/patient2_1.png"],
+        "NORMAL/patient2_2.jpg": jpeg(picture(2, 200, 180), quality=60),  # a near copy
+    }
+    lay(run.settings, "tue", {file: again[file], "NORMAL/patient9_1.png": png(picture(9, 200, 180))})
+    assert intake_steps.check_delivery(run, "tue").quarantined == {"withdrawn": 1}
+    made(run, ("undo", "amendment", "2"))
+    assert intake_steps.commit_deliveries(run, ["tue"]).changed == ("tue",)
+    ingest(run)
+    table = Dataset(run.settings).manifest("tue").set_index("file")
+    assert table["reason"][file] == ("duplicate" if file == "NORMAL/patient2_1.png" else "")
+    assert table["verdict"]["NORMAL/patient9_1.png"] == "accepted"
+
+
 def test_what_came_in_although_it_was_withdrawn_is_noticed(run: Run) -> None:
     assert books.amended(run.settings) == (True, "0 amendments; of 0 withdrawn radiographs none came in again")
     old = Dataset(run.settings).snapshot()

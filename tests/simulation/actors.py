@@ -18,6 +18,7 @@ from universe import print_of
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import (
     AmendmentError,
+    DeliveryError,
     EvaluationError,
     LedgerError,
     ModelRefused,
@@ -112,9 +113,11 @@ def ingest(world: World, run: Run, key: str) -> None:
         for place, (one, label) in enumerate(world.deliveries[key])
     ]  # fmt: skip
     table = of_rows(sorted(rows, key=lambda row: row.file))
-    table = mark_conflicts(table, dataset.history(), run.settings)
+    history = dataset.history()
+    table = mark_conflicts(table, history, run.settings)
     delivery = Delivery(key, f"{run.settings.incoming}/{key}", 1, len(rows), 1, "f" * 64, True)
-    commit(dataset, Intake(delivery, table, True, (), {}, ""))
+    with contextlib.suppress(DeliveryError):  # amendments were made since: it is judged anew by the next night
+        commit(dataset, Intake(delivery, table, True, (), {}, "", amended=history.amended.digest()))
 
 
 def night(world: World, number: int, who: str = "schedule") -> None:

@@ -23,7 +23,7 @@ manifests that it rewrites: its commit names what each is from then on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -137,12 +137,17 @@ class Commits:
         """
         there = {entry.key for entry in self.store.list("manifests")}  # first: each has its commit already
         commits = self.read(derive)
-        if strays := sorted(there - {version.file for of_one in self._versions.values() for version in of_one}):
+        if strays := self.unnamed(there):
             raise Damaged(
                 f"no commit in {self.store.uri} names {', '.join(strays[:5])}: the last commits are missing; restore "
-                f"them from a backup"
+                f"them from a backup, or give them up with `xray adopt --lost`"
             )
         return commits, there
+
+    def unnamed(self, there: Iterable[str]) -> list[str]:
+        """Return those of some keys of manifests that no commit names. Raises as `read` does."""
+        self.read()
+        return sorted(set(there) - {version.file for of_one in self._versions.values() for version in of_one})
 
     def manifests(self) -> list[Commit]:
         """Return the commits of manifests, oldest first. Raises as `read` does."""

@@ -133,15 +133,41 @@ class Manifests:
                 self.store.delete(entry.key)
 
     def _make(self, version: Version) -> None:
-        """Make a committed manifest from its draft, unless an erasure beside us replaces it."""
+        """Make a committed manifest from its draft, unless an erasure beside us replaces it. It is a draft again where
+        an older store, which does not have the commit, was put back beside us."""
+        made = b""
         try:
-            self.store.write_if_absent(version.file, self._bytes(version))
+            data = self._bytes(version)
+            made = data if self.store.write_if_absent(version.file, data) else b""
         except Damaged:
             if not self._replaced(version):
                 raise
+        try:
+            replaced = self._replaced(version)
+        except Damaged:
+            if made:
+                self._undo(version.file, version.draft, made)
+            raise
         self.store.delete(version.draft)
-        if self._replaced(version):
+        if replaced:
             self.store.delete(version.file)
+
+    def _undo(self, file: str, draft: str, data: bytes) -> None:
+        self.store.write(draft, data)
+        self.store.delete(file)
+
+    def unnamed(self) -> list[str]:
+        """Return the keys of manifests that no commit names, as their commits are lost. Raises as `Commits.read`."""
+        return self.commits.unnamed(entry.key for entry in self.store.list("manifests"))
+
+    def put_away(self, keys: Iterable[str]) -> None:
+        """Make drafts again of manifests that no commit names: they go once they are a day old. Raises StorageError."""
+        for key in keys:
+            with contextlib.suppress(ObjectNotFound):  # put away beside us
+                data = self.store.read(key)
+                digest = digest_of(data)
+                name = key.removeprefix("manifests/").removesuffix(".parquet").removesuffix(f".{digest}")
+                self._undo(key, draft_of(name, digest), data)
 
     def _replaced(self, version: Version) -> bool:
         """Whether an erasure has rewritten a manifest since this version of it."""

@@ -26,6 +26,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import pandas as pd
@@ -53,7 +54,7 @@ from xray_pipeline.dataset.parquet import FORMAT
 from xray_pipeline.dataset.rows import Rows
 from xray_pipeline.dataset.snapshots import Named, counts, decisive, held, radiographs, said_of
 from xray_pipeline.dataset.split import key_of
-from xray_pipeline.dataset.thumbnails import Shelf, radiograph_key
+from xray_pipeline.dataset.thumbnails import radiograph_key
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Dataset:
         self.store = (store or open_store(settings.store, settings)).child("dataset")
         self.commits = commits or Commits(self.store)
         self._manifests = Manifests(self.store, self.commits, settings.cache, self.read)
+        self.thumbnails: Final = self._manifests.thumbnails
 
     def patient_key(self) -> bytes:
         """Return the key of the patient hash.
@@ -135,6 +137,14 @@ class Dataset:
         """Yield what still tells of what was erased, as `Manifests.traces`. Raises DatasetError, StorageError."""
         if erased := self.erased():
             yield from self._manifests.traces(erased, named)
+
+    def unnamed(self) -> list[str]:
+        """Return the files of manifests whose commits are lost. Raises as `Commits.read`."""
+        return self._manifests.unnamed()
+
+    def put_away(self, unnamed: list[str]) -> None:
+        """Make drafts of such manifests again. Raises StorageError."""
+        self._manifests.put_away(unnamed)
 
     def stale_extracts(self) -> list[Path]:
         """Return what the cache of this machine holds of manifests as they no longer are. Raises DatasetError."""
@@ -322,11 +332,6 @@ class Dataset:
             if self.store.write_if_absent(key, data):
                 return
         self.store.write(key, data)
-
-    @property
-    def thumbnails(self) -> Shelf:
-        """The thumbnails of what was judged."""
-        return self._manifests.thumbnails
 
     def _describe(self, digest: str, named: Named) -> Snapshot:
         rows = self._named_rows(named)

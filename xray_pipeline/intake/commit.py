@@ -22,7 +22,9 @@ from xray_pipeline.base.errors import (
 from xray_pipeline.base.progress import Progress
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.commits import state_of
+from xray_pipeline.dataset.history import History
 from xray_pipeline.dataset.parquet import to_parquet
+from xray_pipeline.dataset.revisions import WITHDRAWN
 from xray_pipeline.dataset.store import Dataset, Manifest
 from xray_pipeline.images.raster import Limits
 from xray_pipeline.intake.conflicts import mark_conflicts
@@ -36,8 +38,8 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
     """Store a fit delivery's radiographs and its manifest. Repeating it changes nothing.
 
     Deliveries are checked side by side, so the table is judged again whenever another delivery took the place in the
-    order that this one was judged for. Raises DeliveryError when a file changed or went away since the check,
-    DatasetError when the dataset was made with other settings.
+    order that this one was judged for. Raises DeliveryError when a file changed or went away since the check, or a file
+    that was withdrawn then no longer is, DatasetError when the dataset was made with other settings.
     """
     key = intake.delivery.key
     if not intake.fit:
@@ -53,6 +55,7 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
         # Of a later part the check looked at files that are judged anew here.
         if intake.judged_after != state_of(commits) or not commits or intake.delivery.part > 1:
             history = dataset.history().without(intake.delivery.name, set(intake.table["file"]))
+            _check_withdrawn(intake, history)
             table = mark_conflicts(intake.table, history, dataset.settings, intake.delivery.name)
         _store_radiographs(dataset, intake, table, progress)
         facts = {"delivery": intake.delivery.name, "fingerprint": intake.delivery.fingerprint}
@@ -65,6 +68,18 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
     for trace in dataset.traces() if again else ():  # of what was erased after it was stored
         trace.remove(dataset.store)
     return dataset.described(key)
+
+
+def _check_withdrawn(intake: Intake, history: History) -> None:
+    """Raise DeliveryError where a file was withdrawn when it was checked, and by other amendments may not be now: what
+    it shows was not kept, so that it can't be judged by that."""
+    out = intake.table[intake.table["reason"] == WITHDRAWN]
+    if intake.amended in ("", history.amended.digest()) or history.amended.by(out, intake.delivery.name).all():
+        return
+    raise DeliveryError(
+        f"{len(out)} files of delivery {intake.delivery.key} were withdrawn when it was checked, and amendments were "
+        f"made or undone since; run it again: it is judged anew"
+    )
 
 
 def _store_radiographs(dataset: Dataset, intake: Intake, table: pd.DataFrame, progress: Progress | None) -> None:

@@ -45,7 +45,7 @@ class Intake:
     `table` has one `Row` per file, sorted by file; `failures` are the sentences of failed expectations, `warnings` of
     those that don't reject a delivery; `result` is the Great Expectations outcome as JSON-able values; `page` is one
     self-contained HTML page; `drift` is None where it was not measured; `labels` is the SHA-256 of the label tables;
-    `judged_after` is as in `Checked`, "" where nobody knows.
+    `judged_after` and `amended` are as in `Checked`, "" where nobody knows.
     """
 
     delivery: Delivery
@@ -58,6 +58,7 @@ class Intake:
     drift: Drift | None = None
     labels: str = ""
     judged_after: str = ""
+    amended: str = ""
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def commit_deliveries(run: Run, keys: list[str], progress: Progress | None = Non
                 *(Delivery(**verdict.delivery), table, verdict.fit, (), {}, ""),
                 labels=verdict.label_tables,
                 judged_after=verdict.judged_after if verdict.rules == rules else "",
+                amended=verdict.amended,
             )
             manifest = commit(dataset, intake, progress or logged(log))
         except DeliveryError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from xray_pipeline.base.errors import LedgerError, XrayError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.text import APPROVE, SHORTEST_REASON, shortened
+from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import BY_NAME, HEADLINE
 from xray_pipeline.night import compose_report, contender, judging, model_steps, trial, versions
 from xray_pipeline.night import pair as comparing
@@ -249,8 +250,10 @@ def adopt(run: Run, undo: bool, why: str, lost: bool = False) -> dict[str, Any]:
     """
     registry, said = run.registry(), {"who": run.who, "why": why}
     if lost:
-        find = functools.partial(training.find_candidate, run.store())
-        entry = lost_entries.give_up(registry, find, accept=not undo, **said)
+        dataset, find = Dataset(run.settings), functools.partial(training.find_candidate, run.store())
+        unnamed = dataset.unnamed()
+        entry = lost_entries.give_up(registry, find, unnamed, accept=not undo, **said)
+        dataset.put_away(unnamed)
     else:
         entry = decisions.adopt(registry, accept=not undo, **said)
     return _done(entry)

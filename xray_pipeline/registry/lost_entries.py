@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from xray_pipeline.base.errors import LedgerError, ModelRefused, RegistryError, RegistryUnavailable, TrainingError
 from xray_pipeline.registry import loading
@@ -21,8 +21,17 @@ from xray_pipeline.registry.version_status import describe_versions
 log = logging.getLogger(__name__)
 
 
-def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: bool, who: str, why: str) -> Entry:
-    """Record that entries are lost; accept what MLflow has, or go back to what is left; return the entry.
+def give_up(
+    registry: Registry,
+    find: Callable[[str], Candidate],
+    manifests: Sequence[str] = (),
+    *,
+    accept: bool,
+    who: str,
+    why: str,
+) -> Entry:
+    """Record that entries are lost, and of which `manifests` the commits are; accept what MLflow has, or go back to
+    what is left; return the entry.
 
     Versions that only lost entries registered are registered again, as far as `find` (a candidate that was trained, by
     digest) and their files prove them. The champion is MLflow's or the one before the lost entries. Can be repeated
@@ -30,11 +39,11 @@ def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: boo
     ModelRefused.
     """
     ledger = registry.ledger
-    if (ahead := registry.model.ahead()) is None:
+    before, ahead = ledger.state(), registry.model.ahead()
+    if ahead is None and not manifests:
         raise LedgerError("the store has every ledger entry and commit that MLflow knows; there is nothing to give up")
-    lost, found = ahead
-    count = max(1, lost["sequence"] - len(ledger.entries()))
-    before = ledger.state()
+    lost, found = ahead or (None, before.aliases)
+    count = max(1, lost["sequence"] - len(ledger.entries())) if lost else 0
     _register_again(registry, find, who)
     state = ledger.state()
     after = before.aliases
@@ -51,7 +60,7 @@ def give_up(registry: Registry, find: Callable[[str], Candidate], *, accept: boo
     for version in filter(None, after.values()):
         loading.load(registry, version)
     action = "accepted" if accept else "undone"
-    told = {"found": found, "action": action, "lost": lost, "entries": count}
+    told = {"found": found, "action": action, "lost": lost, "entries": count, "manifests": list(manifests)}
     entry = ledger.append(move_by_hand(registry, state, after, who, why, **told), state.head)
     registry.model.vouch(lost=True)
     registry.follow()

@@ -96,7 +96,9 @@ def stored(digest: str, suffix: str) -> bytes:
 def rows_of(tables: dict[str, pd.DataFrame], cache: Path) -> Rows:
     """Of radiographs with an odd digest the manifests hold thumbnails, as those of earlier versions did."""
     extracts, parts = Extracts(cache), {}
-    shelf = Shelf(open_store(cache / "store"), cache, stored, lambda key, row: tables[key].at[row, "thumbnail"])
+    shelf = Shelf(
+        open_store(cache / "store"), cache / "extracts", stored, lambda key, row: tables[key].at[row, "thumbnail"]
+    )
     for key, table in tables.items():
         odd = table["digest"].str.fullmatch("0*[1357]")
         shelf.keep(table[~odd])

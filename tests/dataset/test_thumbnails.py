@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -134,28 +135,48 @@ def test_a_radiograph_that_is_missing_is_named(dataset: Dataset) -> None:
 def test_a_thumbnail_is_read_once_and_a_damaged_one_in_the_cache_is_made_anew(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = [shown(row(dataset, "NORMAL/patient5_1.png")), shown(row(dataset, "NORMAL/patient4_2.png"))]
-    before = dataset.thumbnails.of(both)
+    before = thumbnails(dataset)
     read: list[str] = []
     kind, plain = type(dataset.store), type(dataset.store).read
     monkeypatch.setattr(kind, "read", lambda self, key: read.append(key) or plain(self, key))
-    assert np.array_equal(Dataset(dataset.settings).thumbnails.of(both), before)
-    assert not [key for key in read if key.startswith(("radiographs/", "pictures/"))]
-    for path in (dataset.settings.cache / "thumbnails").glob("*.npy"):
-        data = path.read_bytes()
-        path.write_bytes(data[:-100] + bytes(byte ^ 255 for byte in data[-100:]))
-    assert np.array_equal(Dataset(dataset.settings).thumbnails.of(both), before)
-    assert [key for key in read if key.startswith(("radiographs/", "pictures/"))]
+
+    def asked() -> int:
+        read.clear()
+        assert thumbnails(dataset) == before
+        return len([key for key in read if key.startswith(("radiographs/", "pictures/"))])
+
+    assert asked() == 0  # who commits has seen them
+    shutil.rmtree(dataset.settings.cache)
+    assert asked() == 6
+    assert asked() == 0
+    for path in kept(dataset):
+        data = bytearray(path.read_bytes())
+        data[700::1604] = bytes(byte ^ 255 for byte in data[700::1604])
+        path.write_bytes(data)
+    assert asked() == 6
+    os.truncate(kept(dataset)[0], 2000)
+    assert asked() > 0
+    shutil.rmtree(dataset.settings.cache)
+    dataset.settings.cache.write_bytes(b"a file is in the way")
+    assert asked() == asked() == 6
+
+
+def thumbnails(dataset: Dataset) -> bytes:
+    shown = Dataset(dataset.settings).history().shown
+    return shown.thumbnails(range(len(shown))).tobytes()
+
+
+def kept(dataset: Dataset) -> list[Path]:
+    return sorted(dataset.settings.cache.glob("extracts/*.thumbnails"))
 
 
 def test_an_erased_picture_goes_with_its_radiograph(dataset: Dataset) -> None:
     run, copy = Run(dataset.settings), row(dataset, "NORMAL/patient4_2.png")
-    dataset.thumbnails.of([shown(copy)])
-    kept = dataset.settings.cache / "thumbnails"
-    assert [path for path in kept.glob("*.json") if copy["digest"] in path.read_text()]
+    pixels = dataset.thumbnails.of([shown(copy)]).tobytes()
+    assert [path for path in kept(dataset) if pixels in path.read_bytes()]
     amend.amend(run, [Named("withdraw", "patient", "patient4", erase=True)], "asked for by the patient, twice")
     assert pictures(dataset) == {}
-    assert not [path for path in kept.glob("*.json") if copy["digest"] in path.read_text()]
+    assert not [path for path in kept(dataset) if pixels in path.read_bytes()]
     assert erasing.verify(run)[0]
     assert erasing.verify(run)[1].startswith("nothing is left of 2 erased radiographs")
 

@@ -292,6 +292,25 @@ def test_newest_entries_that_are_lost_for_good(site: Site, way: int, champion: i
     site.whole()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_commit_that_is_lost_for_good(site: Site, known: bool) -> None:
+    """One that MLflow knows of, or one whose process was killed before it told MLflow: its manifest tells of it."""
+    dataset = Dataset(site.settings)
+    commits, (*_, key) = dataset.finish(), dataset.manifests()
+    if not known:
+        data = dataset.store.read(f"manifests/{key}.parquet")
+        assert dataset.append("killed", data, len(commits))
+        commits, key = dataset.finish(), "killed"
+    assert commits[-1].manifest == key
+    dataset.store.delete(commits[-1].place)
+    assert "`xray adopt --lost" in site.trouble("retrain")
+    site.do(commands("The ledger is older than MLflow")[0])
+    assert site.ledger[-1].decision["manifests"] == [f"manifests/{key}.parquet"]
+    assert key not in Dataset(site.settings).manifests()
+    site.whole()
+    assert "nothing to give up" in site.trouble("adopt", "--lost", "--reason", "once more")
+
+
 def test_a_refusal_of_the_night_that_the_ledger_lost_is_noticed(site: Site) -> None:
     """Its comparison was counted; without it the next one would be judged too kindly."""
     policy = site.home / "policy.toml"

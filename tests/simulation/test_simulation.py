@@ -8,7 +8,12 @@ from simulate import simulate
 from world import Plan
 
 SEEDS = 5
-FOUND = (3258,)  # `xray verify` complained for ever of a version that a hand crowned before it was registered
+FOUND = (
+    3258,  # `xray verify` complained for ever of a version that a hand crowned before it was registered
+    5257,  # a manifest was written beside the older store that came back without its commit
+    5308,  # what was withdrawn when it was checked stayed out, though that was undone before the commit
+    7070,  # as 5257, of an erasure
+)
 
 
 @pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])

@@ -1,6 +1,7 @@
 """What a check needs of each manifest, in the cache of this machine: read once, then memory-mapped.
 
     <cache>/extracts/<SHA-256 of the manifest>.<CRC-32 of this file>.arrow    a row for each of the manifest's
+    <cache>/extracts/<SHA-256 of the manifest>.thumbnails                     of some of them (thumbnails.py)
 
 An extract is made of a manifest's bytes, which are what a commit names, when this machine first sees that commit. It
 may be deleted at any time; one that is damaged is made anew. It also says how the store listed the manifest then: one
@@ -48,12 +49,12 @@ _READ = ("file", "digest", "patient", "phash", "statistics", *CHOICES, *_TEXTS, 
 class Extract:
     """One manifest's rows, memory-mapped."""
 
-    def __init__(self, rows: Path | bytes) -> None:
-        """Open an extract, or one that the disk did not take. Raises OSError, ValueError for one that is damaged, or of
-        another format."""
+    def __init__(self, digest: str, rows: Path | bytes) -> None:
+        """Open the extract of a manifest that has this SHA-256, or one that the disk did not take. Raises OSError,
+        ValueError for one that is damaged, or of another format."""
         if isinstance(rows, Path) and zlib.crc32(rows.read_bytes()) != int(rows.suffixes[-2][1:], 16):
             raise ValueError("it is not what was written")
-        self._map = mmap.mmap(-1, 1)
+        self.digest, self._map = digest, mmap.mmap(-1, 1)
         if isinstance(rows, Path):
             with rows.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -123,7 +124,7 @@ class Extracts:
             data = read()
             digest = digest_of(data)  # an erasure may have rewritten it meanwhile
             made = _made(arrow_of(data, f"manifest {digest[:12]}", _READ), listed)
-            found = self._keep(digest, made) or Extract(made)
+            found = self._keep(digest, made) or Extract(digest, made)
         self._open[digest] = found
         return found
 
@@ -139,7 +140,7 @@ class Extracts:
     def _find(self, digest: str) -> Extract | None:
         for path in self.folder.glob(f"{digest}.*.arrow"):
             try:
-                return Extract(path)
+                return Extract(digest, path)
             except (OSError, ValueError, LookupError, TypeError) as error:
                 log.warning("extract %s is dropped and made anew: %s", path.name, error)
             path.unlink(missing_ok=True)
@@ -147,7 +148,8 @@ class Extracts:
 
     def _keep(self, digest: str, rows: bytes) -> Extract | None:
         try:
-            self.drop(digest)
+            for path in (*self.folder.glob(f"{digest}.*.arrow"), self.folder / f"{digest}.pictures"):
+                path.unlink(missing_ok=True)  # of an earlier version
             open_store(self.folder).write(f"{digest}.{zlib.crc32(rows):08x}.arrow", rows)
         except (StorageError, OSError) as error:
             log.warning("the cache takes no extract: %s", error)

@@ -21,10 +21,9 @@ from xray_pipeline.dataset.commits import Commit, Commits, Version, draft_of
 from xray_pipeline.dataset.erasing import Erased, Trace, hidden
 from xray_pipeline.dataset.extracts import Extracts
 from xray_pipeline.dataset.parquet import arrow_of, facts_of, from_parquet, to_parquet
-from xray_pipeline.dataset.pixels import Read
 from xray_pipeline.dataset.revisions import WITHDRAWN
 from xray_pipeline.dataset.rows import Rows
-from xray_pipeline.dataset.thumbnails import Shelf
+from xray_pipeline.dataset.thumbnails import Read, Shelf
 
 DRAFT_SECONDS = 86_400.0
 """Age from which a manifest that was never committed is deleted."""
@@ -39,7 +38,7 @@ class Manifests:
     def __init__(self, store: Store, commits: Commits, cache: Path, read: Read) -> None:
         """Take the dataset's store and commits, a folder of caches, and what gives a stored radiograph."""
         self.store, self.commits, self.extracts = store, commits, Extracts(cache)
-        self.thumbnails = Shelf(store, cache, read, lambda key, row: str(self.table(key).at[row, "thumbnail"]))
+        self.thumbnails = Shelf(store, self.extracts.folder, read, self._carried)
         self._tables: dict[str, tuple[str, pd.DataFrame]] = {}
         self._rows = Rows({})
 
@@ -55,6 +54,9 @@ class Manifests:
         if self._rows.parts != parts:
             self._rows = Rows(parts, self.thumbnails)
         return self._rows
+
+    def _carried(self, key: str, row: int) -> str:
+        return str(self.table(key).at[row, "thumbnail"])
 
     def table(self, key: str) -> pd.DataFrame:
         """Return a committed delivery's table. Raises DatasetError when it is missing, or not what was committed."""

@@ -162,12 +162,9 @@ class Rows:
         shown = []
         for key, part, mine in self._of_parts(once):
             rows = part.table(("digest", "suffix", "phash", "verdict", "pictured"), mine).to_pylist()
-            shown += [
-                Shown(
-                    row["digest"], row["suffix"], row["phash"], row["verdict"] == "accepted", key * row["pictured"], at
-                )
-                for row, at in zip(rows, mine.tolist(), strict=True)
-            ]
+            for row, at in zip(rows, mine.tolist(), strict=True):
+                about = (row["digest"], row["suffix"], row["phash"], row["verdict"] == "accepted")
+                shown.append(Shown(*about, part.digest, at, key * row["pictured"]))
         assert self.shelf is not None
         return np.asarray(self.shelf.of(shown)[back])
 

@@ -3,10 +3,12 @@
 That of a stored radiograph is made of it when a question about near copies asks for it. Of a radiograph that was kept
 out nothing else is stored, so that its thumbnail is:
 
-    pictures/<2>/<digest>.png       in the dataset's store: a thumbnail, which its row's perceptual hash is of
-    <cache>/thumbnails/             what was asked for on this machine
+    pictures/<2>/<digest>.png                             in the dataset's store; its row's perceptual hash is of it
+    <cache>/extracts/<SHA-256 of a manifest>.thumbnails   those of its rows that this machine has seen, each with its
+                                                          CRC-32: one that was never seen, or is damaged, has none
 
-Manifests of earlier versions hold thumbnails; one that is found nowhere else is taken from there.
+Who commits a delivery has seen them all. Manifests of earlier versions hold thumbnails; one that is found nowhere else
+is taken from there.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import contextlib
 import io
 import logging
 import os
-import threading
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,10 +29,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from xray_pipeline.base.errors import ObjectNotFound, RadiographDamaged, StorageUnavailable
-from xray_pipeline.base.storage import Store
+from xray_pipeline.base.errors import ObjectNotFound, RadiographDamaged, StorageError
+from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.fingerprints import SIDE, Thumbnails, decoded, hashes, small
-from xray_pipeline.dataset.pixels import Read, RowCache
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.png import png_bytes
 from xray_pipeline.images.raster import Pixels
@@ -39,11 +40,15 @@ log = logging.getLogger(__name__)
 
 FOLDER: Final = "pictures"
 _CURE: Final = "run `xray repair`"
+_PIXELS: Final = SIDE * SIDE
+_KEPT: Final = _PIXELS + 4  # bytes of one in the cache
+
+Read = Callable[[str, str], bytes]
 
 
 class Shown(NamedTuple):
-    """A row whose thumbnail is asked for. It was accepted, or is kept out; `manifest` and `row` are where it stands, ""
-    where that manifest holds no thumbnail of it."""
+    """A row whose thumbnail is asked for: accepted, or kept out. `manifest` (a SHA-256, "" for none) and `row` are
+    where it stands, and `carried` is the key of that manifest where it holds the thumbnail."""
 
     digest: str
     suffix: str
@@ -51,36 +56,59 @@ class Shown(NamedTuple):
     accepted: bool
     manifest: str = ""
     row: int = 0
+    carried: str = ""
 
 
 class Shelf:
-    """The thumbnails of a dataset: `store` is its own, `read(digest, suffix)` gives a stored radiograph, and
-    `carried(manifest, row)` the text of a thumbnail in a manifest. Several threads may ask at once."""
+    """The thumbnails of a dataset: `store` is its own, `folder` that of the extracts, `read(digest, suffix)` gives a
+    stored radiograph, and `carried(key, row)` the text of a thumbnail in a manifest."""
 
-    def __init__(self, store: Store, cache: Path, read: Read, carried: Callable[[str, int], str]) -> None:
-        self._store, self._read, self._carried = store, read, carried
-        self._rows = RowCache(cache / "thumbnails", (SIDE, SIDE), np.uint8)
-        self._asking = threading.Lock()
+    def __init__(self, store: Store, folder: Path, read: Read, carried: Callable[[str, int], str]) -> None:
+        self._store, self._folder, self._read, self._carried = store, folder, read, carried
 
     def of(self, shown: Sequence[Shown]) -> Thumbnails:
         """Return the thumbnails of rows (n, SIDE, SIDE).
 
         Raises RadiographDamaged when what it is made of is missing or is not what it was, StorageUnavailable.
         """
-        wanted = {one.digest: one for one in shown}
-        with self._asking:
-            missing = self._rows.missing(wanted)
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                found = dict(zip(missing, pool.map(lambda digest: self._made(wanted[digest]), missing), strict=True))
-            known = [digest for digest in wanted if digest not in found]
-            rows = np.asarray(self._rows.get(known), np.uint8)
-            if missing:
-                try:
-                    self._rows.add(missing, np.stack([found[digest] for digest in missing]))
-                except (StorageUnavailable, OSError) as error:
-                    log.warning("the cache takes no thumbnails: %s", error)
-        found |= dict(zip(known, rows, strict=True))
-        return np.stack([found[one.digest] for one in shown]) if shown else np.empty((0, SIDE, SIDE), np.uint8)
+        places: dict[str, list[int]] = {}
+        for one in shown:
+            places.setdefault(one.manifest, []).append(one.row)
+        found = {(manifest, row): kept for manifest, rows in places.items() for row, kept in self._seen(manifest, rows)}
+        missing = {one.digest: one for one in shown if (one.manifest, one.row) not in found}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            made = dict(zip(missing, pool.map(self._made, missing.values()), strict=True))
+        for manifest in {one.manifest for one in missing.values() if one.manifest}:
+            self._see(manifest, {one.row: made[one.digest] for one in missing.values() if one.manifest == manifest})
+        both = [made[one.digest] if one.digest in made else found[one.manifest, one.row] for one in shown]
+        return np.stack(both) if both else np.empty((0, SIDE, SIDE), np.uint8)
+
+    def _seen(self, manifest: str, rows: Sequence[int]) -> list[tuple[int, NDArray[np.uint8]]]:
+        """Return the thumbnails of a manifest's rows that the cache holds."""
+        found = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._path(manifest).open("rb") as file:
+            for row in rows:
+                data = os.pread(file.fileno(), _KEPT, row * _KEPT)
+                pixels = data[:_PIXELS]
+                if len(data) == _KEPT and _checksum(pixels) == data[_PIXELS:]:
+                    found.append((row, np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE)))
+        return found
+
+    def _see(self, manifest: str, made: Mapping[int, NDArray[np.uint8]]) -> None:
+        """Keep thumbnails of a manifest's rows in the cache. Another process may do the same at the same time."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._path(manifest), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                for row, pixels in made.items():
+                    os.pwrite(file, _kept(pixels), row * _KEPT)
+            finally:
+                os.close(file)
+        except OSError as error:
+            log.warning("the cache takes no thumbnails: %s", error)
+
+    def _path(self, manifest: str) -> Path:
+        return self._folder / f"{manifest}.thumbnails"
 
     def text(self, one: Shown) -> str:
         """Return the thumbnail of a row as a fingerprint holds it. Raises as `of` does."""
@@ -93,8 +121,8 @@ class Shelf:
         try:
             return small(radiograph.decode(self._read(one.digest, one.suffix)))
         except RadiographDamaged as error:
-            if one.manifest:
-                return decoded(self._carried(one.manifest, one.row))
+            if one.carried:
+                return decoded(self._carried(one.carried, one.row))
             if one.accepted:
                 raise
             raise RadiographDamaged(f"{_key(one.digest)} is missing from {self._store.uri}; {_CURE}") from error
@@ -130,6 +158,22 @@ class Shelf:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(store, rows[["digest", "suffix", "thumbnail"]].itertuples(index=False, name=None)):
                 continue  # it raises what a thread raised
+
+    def see(self, manifest: str, texts: Sequence[str]) -> None:
+        """Keep the thumbnails of all rows of a manifest (its SHA-256) in the cache; "" is none."""
+        data = b"".join(_kept(decoded(text)) if text else bytes(_KEPT) for text in texts)
+        try:
+            open_store(self._folder).write(self._path(manifest).name, data)
+        except (StorageError, OSError) as error:
+            log.warning("the cache takes no thumbnails: %s", error)
+
+
+def _kept(pixels: NDArray[np.uint8]) -> bytes:
+    return pixels.tobytes() + _checksum(pixels.tobytes())
+
+
+def _checksum(pixels: bytes) -> bytes:
+    return zlib.crc32(pixels).to_bytes(4, "little")
 
 
 def radiograph_key(digest: str, suffix: str) -> str:

@@ -20,6 +20,7 @@ from xray_pipeline.base.errors import (
     StorageUnavailable,
 )
 from xray_pipeline.base.progress import Progress
+from xray_pipeline.base.records import digest_of
 from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.commits import state_of
 from xray_pipeline.dataset.history import History
@@ -62,6 +63,7 @@ def commit(dataset: Dataset, intake: Intake, progress: Progress | None = None) -
         dataset.thumbnails.keep(table)
         data = to_parquet(table.assign(thumbnail=""), {**facts, "labels": intake.labels})
         if dataset.append(key, data, len(commits)):
+            dataset.thumbnails.see(digest_of(data), table["thumbnail"].tolist())
             break
         log.info("there is another commit meanwhile; judging %s against it", key)
         again = True

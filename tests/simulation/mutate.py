@@ -151,9 +151,8 @@ FAULTS = (
     ),
     Fault(
         "a draft is deleted before its manifest is made", "dataset/manifests.py",
-        "            self.store.write_if_absent(version.file, self._bytes(version))\n",
-        "            data = self._bytes(version)\n            self.store.delete(version.draft)\n"
-        "            self.store.write_if_absent(version.file, data)\n",
+        "            data = self._bytes(version)\n            made",
+        "            data = self._bytes(version)\n            self.store.delete(version.draft)\n            made",
     ),
     Fault(
         "a delivery that lost the race is not judged again", "intake/commit.py",

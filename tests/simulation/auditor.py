@@ -58,6 +58,7 @@ class Auditor:
         self._noted: dict[str, int] = {}
         self.behind, self.strays = 0.0, False
         """Since when the store is older than MLflow knows, 0 when it isn't; whether something was decided since."""
+        self._put_back_at = 0
         self.older_mlflow = 0.0
         """When an older MLflow was put back last."""
         self._lookers = {
@@ -116,7 +117,7 @@ class Auditor:
     def put_back(self, store: dict[str, Object]) -> None:
         """An older copy takes the place of the store: whoever begins from here on must not write, until `go_on`."""
         self.replace(store)
-        self.behind, self.strays = self.scheduler.clock, False
+        self.behind, self.strays, self._put_back_at = self.scheduler.clock, False, self.scheduler.steps
 
     def go_on(self, newest: Copy, older: Copy | None) -> None:
         """The newest copy is put back beside what was written since, or (`older`) what it has over that is given up."""
@@ -240,7 +241,8 @@ class Auditor:
             moved = {
                 alias for alias, v in entry["decision"]["before"].items() if entry["decision"]["found"][alias] != v
             }
-            self.hold(moved <= self.moved_by_hand, f"I3: entry {number} takes a process of ours for a hand")
+            good = bool(self.moved_by_hand) and moved <= self.moved_by_hand
+            self.hold(good, f"I3: entry {number} takes a process of ours for a hand")
 
     def _had_a_turn(self, version: int, number: int) -> None:
         """Whether the newest turn in shadow is this version's, against the champion, and a delivery came since."""
@@ -415,6 +417,9 @@ class Auditor:
             digests = self.decided.digests if what.endswith("followed") else self.commit_digests
             mark = json.loads(now)
             true = 0 < mark["sequence"] <= len(digests) and digests[mark["sequence"] - 1] == mark["head"]
+            process = self.scheduler.running
+            if self.behind and process and process.listed.get(COMMITS, 0) > self._put_back_at:
+                true &= was is None or json.loads(was)["sequence"] <= mark["sequence"]  # else nobody notices any more
             self.hold(true, f"I3: MLflow remembers {now}, which is not so")
 
     def _alias(self, alias: str, was: int | None, now: int | None) -> None:

@@ -127,8 +127,13 @@ FAULTS = (
         "        _expect_champion(state, champion_before)\n        return None", "        return None",
     ),
     Fault(
-        "a promotion that is repeated does not find itself", "registry/decisions.py",
-        '        if earlier := state.asked("promoted", request):', "        if earlier := None:",
+        "a promotion that is repeated finds neither itself nor its version in charge", "registry/decisions.py",
+        '        if earlier := state.asked("promoted", request):\n'
+        "            if state.champion != version and state.since:\n"
+        "                raise LostRace(state.since)  # another decision came since\n"
+        "            return earlier\n"
+        '        if state.champion == version and state.since is not None and state.since.kind == "promoted":\n'
+        "            return state.since\n", "",
     ),
     Fault(
         "an answer that is repeated does not find itself", "registry/decisions.py",
@@ -145,9 +150,17 @@ FAULTS = (
         "            self.model.has_followed(model, state)\n",
     ),
     Fault(
-        "MLflow is asked after the ledger", "registry/registered_model.py",
-        "        model, state = self._get(), self.ledger.state()",
-        "        state, model = self.ledger.state(), self._get()",
+        "who looks for changes by hand asks MLflow after the ledger, and once", "registry/mlflow_registry.py",
+        "            unexplained = self._unexplained()\n        return unexplained\n\n"
+        "    def _unexplained(self) -> dict[str, int | None] | None:\n"
+        "        model, _ = self.model.read()\n        if model is None:\n            return None\n"
+        "        present, explained = aliases_of(model), aliases_since(self.ledger.entries(), "
+        "self.model.followed(model))\n",
+        "        return unexplained\n\n"
+        "    def _unexplained(self) -> dict[str, int | None] | None:\n"
+        "        entries = self.ledger.entries()\n"
+        "        model, _ = self.model.read()\n        if model is None:\n            return None\n"
+        "        present, explained = aliases_of(model), aliases_since(entries, self.model.followed(model))\n",
     ),
     Fault(
         "a draft is deleted before its manifest is made", "dataset/manifests.py",
@@ -220,6 +233,13 @@ FAULTS = (
     Fault(
         "a turn counts what came before it", "night/shadow.py",
         "if commit.number > self.after]", "if commit.number > 0]",
+    ),
+    Fault(
+        "a withdrawal that ended since the check is not noticed", "intake/commit.py",
+        "            _check_withdrawn(intake, history)\n", "",
+    ),
+    Fault(
+        "manifests whose commits are given up stay", "night/promotion.py", "        dataset.put_away(unnamed)\n", "",
     ),
 )  # fmt: skip
 

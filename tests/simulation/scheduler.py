@@ -16,7 +16,20 @@ from greenlet import greenlet
 
 BEGINNING: Final = 1_790_000_000.0  # of the clock, in Unix seconds
 
-FAULTS: Final = ("refused", "lost", "again", "busy", "conflict", "slow", "kill")
+FAULTS: Final = ("refused", "lost", "again", "busy", "conflict", "slow", "kill", "stands")
+MOMENTS: Final = (
+    "put new store/dataset/commits/",
+    "put new store/ledger/",
+    "create version! ",
+    "put new store/prospective/turns/",
+    "put store/prospective/turns/",
+    "put store/candidates/",
+    "put store/reports/",
+)
+"""Calls before which a process may stand still while others go on (`stands`), and may be killed after: what it rests on
+was read before. Not before it moves an alias: MLflow has no condition for that."""
+RISK: Final = 0.1
+"""How likely a process is killed right after it stood still, where any is killed."""
 
 
 class Killed(BaseException):
@@ -40,7 +53,7 @@ class Process:
     """One process: what it does, from the beginning again when it was killed; it ends when that returns.
 
     `skew` is how far its clock is ahead, `wake` when it goes on after a sleep, or as soon as `until` holds, `listed` at
-    which step it listed what last.
+    which step it listed what last, `stood` whether it stood still before the call it makes.
     """
 
     name: str
@@ -50,6 +63,7 @@ class Process:
     until: Callable[[], bool] = lambda: False
     waits_for: tuple[str, str] = ("start", "")
     listed: dict[str, int] = field(default_factory=dict)
+    stood: bool = False
     thread: greenlet | None = field(default=None, repr=False)
 
 
@@ -79,8 +93,11 @@ class Scheduler:
         if self._dying:
             raise Killed
         process.waits_for = (what, about)
+        if stands := self._stands(f"{what} {about}"):
+            process.wake, process.until = self.clock + self.random.choice((5.0, 60.0, 900.0)), lambda: False
         assert self._hub is not None
         self._hub.switch()
+        process.stood = stands
         if what == "list":
             process.listed[about] = self.steps
         fault = self._drawn(what)
@@ -139,12 +156,12 @@ class Scheduler:
         return awake[int(self.random.random() * len(awake))]
 
     def _step(self, process: Process) -> None:
-        self.running = process
+        self.running, kills = process, self.chances.faults.get("kill", 0.0)
         self.steps += 1
         self.clock += self.random.random() * 0.2
         if process.thread is None:
             process.thread = greenlet(process.live)
-        elif self.random.random() < self.chances.faults.get("kill", 0.0):
+        elif self.random.random() < (RISK if process.stood and kills else kills):
             self._kill(process)
             return
         process.thread.switch()
@@ -162,7 +179,11 @@ class Scheduler:
         finally:
             self._dying = False
         process.wake, process.until = self.clock + self.random.random() * 30, lambda: False
-        process.thread = None
+        process.thread, process.stood = None, False
+
+    def _stands(self, call: str) -> bool:
+        rate = self.chances.faults.get("stands", 0.0)
+        return bool(rate) and call.startswith(MOMENTS) and self.random.random() < rate
 
     def _drawn(self, what: str) -> str:
         rates = self.chances.faults

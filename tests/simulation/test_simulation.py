@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from mutate import FAULTS, Fault, faulty
 from simulate import simulate
@@ -18,7 +20,10 @@ FOUND = (
 
 @pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])
 def test_nothing_that_must_hold_is_violated(seed: int) -> None:
-    outcome = simulate(Plan.drawn(seed))
+    plan = Plan.drawn(seed)
+    if seed in FOUND:  # when nobody stood still yet
+        plan = replace(plan, faults=tuple(fault for fault in plan.faults if fault != "stands"))
+    outcome = simulate(plan)
     assert not outcome.violation, "\n".join([str(outcome.plan), outcome.violation, *outcome.trace[-40:]])
 
 

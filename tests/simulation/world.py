@@ -90,6 +90,7 @@ def site(plan: Plan) -> Iterator[tuple[World, list[Process]]]:
     chance = random.Random(plan.seed)
     rates = chance.choice((0.0, 0.002, 0.01, 0.03))
     faults = {fault: rates * (0.3 if fault == "kill" else 1.0) * (fault in plan.faults) for fault in FAULTS}
+    faults["stands"] = (0.1, 0.3)[plan.seed % 2] * ("stands" in plan.faults)
     objects: dict[str, Object] = {}
     auditor = Auditor(objects)
     scheduler = Scheduler(plan.seed, Chances(faults, chance.choice((0.0, 0.5, 0.9, 0.98))), auditor.look)

@@ -265,3 +265,11 @@ def test_a_cache_that_takes_nothing_changes_no_answer(dataset: Dataset) -> None:
     assert said(dataset.settings) == before
     shown = Dataset(dataset.settings).history().shown
     assert shown.thumbnails(range(len(shown))).any()
+
+
+def test_counts_of_a_snapshot_are_kept_and_damaged_ones_made_anew(dataset: Dataset) -> None:
+    before = dataset.snapshot()
+    (path,) = (dataset.settings.cache / "counts").iterdir()
+    path.write_bytes(path.read_bytes().replace(b": [", b": [7", 1))
+    assert Dataset(dataset.settings).snapshot() == before
+    assert Dataset(dataset.settings).snapshot() == before

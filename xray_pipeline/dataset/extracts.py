@@ -17,6 +17,7 @@ import logging
 import mmap
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,22 +138,33 @@ class Extracts:
         """Return the files of all extracts but those of manifests with these SHA-256."""
         return [path for path in sorted(self.folder.glob("*")) if path.name.partition(".")[0] not in current]
 
+    @cached_property
+    def _there(self) -> dict[str, Path]:
+        """Where the extract of each manifest lies, as one listing told when the first was asked for."""
+        return {path.name.partition(".")[0]: path for path in self.folder.glob("*.arrow")}
+
     def _find(self, digest: str) -> Extract | None:
-        for path in self.folder.glob(f"{digest}.*.arrow"):
-            try:
-                return Extract(digest, path)
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                log.warning("extract %s is dropped and made anew: %s", path.name, error)
+        path = self._there.pop(digest, None)
+        if path is None:
+            return None
+        try:
+            found = Extract(digest, path)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            log.warning("extract %s is dropped and made anew: %s", path.name, error)
             path.unlink(missing_ok=True)
-        return None
+            return None
+        self._there[digest] = path
+        return found
 
     def _keep(self, digest: str, rows: bytes) -> Extract | None:
+        path = self.folder / f"{digest}.{zlib.crc32(rows):08x}.arrow"
         try:
-            for path in (*self.folder.glob(f"{digest}.*.arrow"), self.folder / f"{digest}.pictures"):
-                path.unlink(missing_ok=True)  # of an earlier version
-            open_store(self.folder).write(f"{digest}.{zlib.crc32(rows):08x}.arrow", rows)
+            (self.folder / f"{digest}.pictures").unlink(missing_ok=True)  # of an earlier version
+            open_store(self.folder).write(path.name, rows)
         except (StorageError, OSError) as error:
             log.warning("the cache takes no extract: %s", error)
+            return None
+        self._there[digest] = path
         return self._find(digest)
 
 

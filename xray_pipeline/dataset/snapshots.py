@@ -5,9 +5,11 @@ What they said stands in the file itself, so that an old snapshot stays what it 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence, Set
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,6 +17,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xray_pipeline.base import records
+from xray_pipeline.base.errors import DatasetError, StorageError
+from xray_pipeline.base.records import canonical, digest_of
+from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.amendments import NOTHING, Amended
 from xray_pipeline.dataset.hexes import distinct, texts_of
 from xray_pipeline.dataset.revisions import CONFLICT, part_of
@@ -75,11 +81,27 @@ def held(rows: Rows, amended: Amended, gone: Set[str], erased: bool = False) -> 
     return rows.equal("verdict", "accepted") & ~rows.among("digest", out)
 
 
-def counts(rows: Rows, kept: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return how many radiographs these rows are and of how many patients, and the same of what is held out."""
+class Counts(NamedTuple):
+    """How many radiographs a snapshot holds, of how many patients; and the same of what is held out."""
+
+    images: int
+    patients: int
+    held_out_images: int
+    held_out_patients: int
+
+
+def counts(digest: str, rows: Rows, amended: Amended, gone: Set[str], cache: Path) -> Counts:
+    """Count what the snapshot of a digest holds, these rows as in `held`: once on each machine."""
+    place, key = open_store(cache), f"counts/{digest_of(canonical([digest, sorted(gone)]))}.json"
+    with contextlib.suppress(DatasetError, StorageError):  # counted anew
+        return records.read(place, key, Counts)
+    kept = held(rows, amended, gone)
     held_out = kept & rows.equal("side", "held-out")
     patients, patients_held_out = (distinct(rows.words("patient", np.flatnonzero(some))) for some in (kept, held_out))
-    return int(kept.sum()), patients, int(held_out.sum()), patients_held_out
+    found = Counts(int(kept.sum()), patients, int(held_out.sum()), patients_held_out)
+    with contextlib.suppress(StorageError):  # a cache that takes nothing
+        records.write(place, key, found)
+    return found
 
 
 def radiographs(

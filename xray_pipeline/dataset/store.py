@@ -334,9 +334,9 @@ class Dataset:
         self.store.write(key, data)
 
     def _describe(self, digest: str, named: Named) -> Snapshot:
-        rows = self._named_rows(named)
-        kept = held(rows, named.amended(), digests_of(self.commits.amendments()))
-        return Snapshot(digest, tuple(sorted(named.manifests)), *counts(rows, kept))
+        gone = digests_of(self.commits.amendments())
+        counted = counts(digest, self._named_rows(named), named.amended(), gone, self.settings.cache)
+        return Snapshot(digest, tuple(sorted(named.manifests)), *counted)
 
     def _snapshot(self, digest: str) -> Named:
         key = f"snapshots/{digest}.json"

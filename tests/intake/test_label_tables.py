@@ -279,7 +279,7 @@ def test_a_table_may_be_latin_1_when_that_is_told(tmp_path: Path, settings: Sett
     text = "Accession;Diagnosis\n0012;unauffällig\n".encode("latin-1")
     lay(tmp_path / "in", {**FOUR, "ris.csv": text})
     mapped = RIS.replace('"o.B."', '"unauffällig"')
-    with pytest.raises(DeliveryError, match=r"is not UTF-8 .*say its encoding"):
+    with pytest.raises(DeliveryError, match=r"line 2 of ris\.csv .* is not UTF-8; .*say its encoding"):
         judged(tmp_path / "in", reads(settings, ris(tmp_path, mapped)))
     told = f'encoding = "latin-1"\n{mapped}'
     assert outcomes(judged(tmp_path / "in", reads(settings, ris(tmp_path, told))))["a"] == "NORMAL"
@@ -390,6 +390,12 @@ def test_mismatches_of_case_are_said(tmp_path: Path, settings: Settings) -> None
     assert result.result["labels"]["mismatches"] == ["1 with upper and lower case left aside"]
 
 
+def parquet(columns: dict[str, list[object]]) -> bytes:
+    out = io.BytesIO()
+    pd.DataFrame(columns).to_parquet(out)
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -397,7 +403,10 @@ def test_mismatches_of_case_are_said(tmp_path: Path, settings: Settings) -> None
         (ROWS.encode("utf-16-le"), "holds a NUL: it is damaged, or UTF-16"),
         (b"PK\3\4 a workbook", "is a spreadsheet; save it as CSV"),
         (b"\x1f\x8b\x08 gzip", "is compressed; unpack it"),
+        (b"\x28\xb5\x2f\xfd zstd", "is compressed; unpack it"),
         (b"PAR1 nonsense PAR1", "is not Parquet"),
+        (parquet({"Accession": [["0012"]], "Diagnosis": ["normal"]}), "holds lists or records in Accession"),
+        (parquet({"Accession": ["0012"], "Diagnosis": [{"is": "normal"}]}), "holds lists or records in Diagnosis"),
         (b"", r"must start with the columns Accession,Diagnosis"),
         (b"Number;Diagnosis\n0012;normal\n", r"not there, or more than once: Accession"),
         (b"Accession;Diagnosis\n0012;=HYPERLINK(1)\n", "line 2 .*like no class"),
@@ -421,6 +430,22 @@ def test_a_table_of_50_megabytes_that_only_its_delivery_answers_for_is_refused(
     lay(tmp_path / "in", {**FOUR, "ris.csv": text, "labels.toml": RIS})
     with pytest.raises(DeliveryError, match=r"has 50,\d+,\d+ bytes, 32,000,000 are allowed"):
         judged(tmp_path / "in", settings)
+
+
+def test_several_tables_are_told_by_name_and_one_that_is_not_there_too(tmp_path: Path, settings: Settings) -> None:
+    several = reads(settings, ris(tmp_path, RIS.replace('"ris.csv"', '["ris.csv", "old.csv"]')))
+    result = judged(lay(tmp_path / "in", {**FOUR, "ris.csv": ROWS}), several)
+    assert any("names, old.csv is not there" in line for line in result.warnings)
+    lay(tmp_path / "in", {"old.csv": "Accession;Diagnosis\n0012;Pneumonie\n0015;normal\n"})
+    result = judged(tmp_path / "in", several)
+    assert "5 rows of ris.csv and old.csv" in result.warnings[0]
+    assert outcomes(result) == {"a": CONFLICT, "b": "PNEUMONIA", "c": OUT, "d": "NORMAL"}
+
+
+def test_a_row_that_says_nothing_yet_is_no_mismatch(tmp_path: Path, settings: Settings) -> None:
+    files = {**FOUR, "ris.csv": "Accession;Diagnosis\n0012;\n13;normal\n"}
+    result = judged(lay(tmp_path / "in", files), reads(settings, ris(tmp_path)))
+    assert result.result["labels"]["mismatches"] == ["1 with leading zeros left aside"]
 
 
 def test_rows_that_contradict_each_other_are_a_conflict(tmp_path: Path, settings: Settings) -> None:

@@ -20,6 +20,7 @@ from xray_pipeline.base.errors import DeliveryError
 
 MOST_ROWS: Final = 2_000_000
 _MOST_CELLS: Final = 2_000_000_000  # bytes that the columns of a Parquet file that are read may grow to
+_ARCHIVES: Final = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")  # gzip to rar
 _FORMULA = re.compile(r'="([^"]*)"')
 
 
@@ -37,7 +38,7 @@ def rows(data: bytes, columns: Columns, encoding: str, name: str, where: str) ->
     """
     if data[:4] in (b"PK\3\4", b"\xd0\xcf\x11\xe0") or name.lower().endswith((".xlsx", ".xls", ".ods")):
         raise DeliveryError(f"{name} of {where} is a spreadsheet; save it as CSV (UTF-8), and name that file")
-    if data[:2] == b"\x1f\x8b":
+    if data.startswith(_ARCHIVES):
         raise DeliveryError(f"{name} of {where} is compressed; unpack it, archives are never unpacked here")
     found = (
         _of_parquet(data, columns, name, where)
@@ -100,14 +101,23 @@ def _of_csv(
                 raise DeliveryError(f"line {line} of {name} in {where} has {len(cells)} columns, not {len(head)}")
             yield line, tuple(cells[at] if at >= 0 else "" for at in places)
     except UnicodeError as error:
-        line = reader.line_num + skipped
+        # It is read in blocks: the reader may be far behind.
+        wrong = next((n for n, text in enumerate(data.split(b"\n"), 1) if not _readable(text)), 1)
+        place = f"line {wrong} of {name}" if encoding == "utf-8" else name
         raise DeliveryError(
-            f"{name} of {where} is not {encoding.upper()} after line {line}; save it as UTF-8, or say its encoding in "
-            f"the mapping"
+            f"{place} in {where} is not {encoding.upper()}; save it as UTF-8, or say its encoding in the mapping"
         ) from error
     except csv.Error as error:
         line = reader.line_num + skipped
         raise DeliveryError(f"line {line} of {name} in {where} is not CSV: {error}") from error
+
+
+def _readable(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def _of_parquet(data: bytes, columns: Columns, name: str, where: str) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -117,6 +127,10 @@ def _of_parquet(data: bytes, columns: Columns, name: str, where: str) -> Iterato
         head = file.schema_arrow.names
         places = _places(head, columns, name, where)
         wanted = [head[at] for at in places if at >= 0]
+        if nested := [column for column in wanted if pa.types.is_nested(file.schema_arrow.field(column).type)]:
+            raise DeliveryError(
+                f"{name} of {where} holds lists or records in {', '.join(nested)}; write one value a cell"
+            )
         sizes = file.metadata
         grown = sum(sizes.row_group(part).total_byte_size for part in range(sizes.num_row_groups))
         if sizes.num_rows > MOST_ROWS or grown > _MOST_CELLS:

@@ -30,13 +30,14 @@ BETWEEN: Final = "\x1f"
 
 @dataclass
 class LabelTable:
-    """The places that tables give to files, by key; `digest` is the SHA-256 of the tables.
+    """The places that tables give to files, by key; `digest` is the SHA-256 of the tables, which have these names.
 
     `keys` are the keys as they are written, of a table that is matched by content; `notes` say what is odd.
     """
 
     mapping: LabelMapping
     digest: str
+    tables: tuple[str, ...]
     places: dict[str, Place] = field(default_factory=dict)
     rows: int = 0
     keys: list[str] = field(default_factory=list)
@@ -57,12 +58,16 @@ def read(
     that is matched by content. `where` names the delivery. Raises DeliveryError.
     """
     digest = hashlib.sha256("".join(hashlib.sha256(data).hexdigest() for data in tables.values()).encode()).hexdigest()
-    reader = _TableReader(LabelTable(mapping, digest), classes, where, files, hashed)
+    names = tuple(place.rpartition("/")[2] for place in mapping.tables if place in tables)
+    reader = _TableReader(LabelTable(mapping, digest, names), classes, where, files, hashed)
     joined = [_joined(join.on, join.columns, tables[join.table], mapping, join.table, where) for join in mapping.join]
     for place in mapping.table:
         if place in tables:
             reader.read(place.rpartition("/")[2], tables[place], joined)
-    return reader.done()
+    table = reader.done()
+    if absent := [place.rpartition("/")[2] for place in mapping.tables if place not in tables]:
+        table.notes.append(f"Of the tables that {mapping.name} names, {' and '.join(absent)} is not there.")
+    return table
 
 
 def _joined(

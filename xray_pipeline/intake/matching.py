@@ -156,11 +156,12 @@ _LOOSE: Final[tuple[tuple[str, _Spelled], ...]] = (
 
 
 def mismatches(asked: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Say of how many keys `asked`, which are none of the `known` ones, one is found with what left aside.
+    """Say of how many keys `asked` that are none of the `known` ones one is found with what left aside.
 
     Each is counted once, under the first that finds it. What a key is, is never said.
     """
-    left, said, there = [one for one in asked if one], [], list(known) if asked else []
+    there = set(known) if asked else set()
+    left, said = [one for one in asked if one and one not in there], []
     for aside, spelled in _LOOSE:
         loose = {spelled(one) for one in there} - {""} if left else set()
         found = [one for one in left if spelled(one) in loose]

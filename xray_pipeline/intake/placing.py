@@ -85,7 +85,7 @@ class Said:
         return {
             "mapping": mapping.name,
             "outside": mapping.outside,
-            "tables": [place.rpartition("/")[2] for place in mapping.tables],
+            "tables": [place.rpartition("/")[2] for place in self.table.tables],
             "digest": self.table.digest,
             "rows": self.table.rows,
             "key": mapping.key.by,
@@ -99,7 +99,7 @@ class Said:
 def in_words(summary: dict[str, Any]) -> str:
     """Say in a sentence or two how a mapped table fits a delivery."""
     said = (
-        f"Labels by {summary['mapping']}: {summary['rows']:,} rows of {summary['tables'][0]} (SHA-256 "
+        f"Labels by {summary['mapping']}: {summary['rows']:,} rows of {' and '.join(summary['tables'])} (SHA-256 "
         f"{summary['digest'][:12]}), {summary['matched']:,} files matched by {summary['key']}, of which "
         f"{summary['left_out']:,} are left out; {summary['unlabelled']:,} have no label yet."
     )

@@ -288,6 +288,22 @@ def test_a_challenger_that_is_lost_no_longer_waits_and_the_night_goes_on(site: S
     assert site.broken() == []
 
 
+def test_what_a_killed_process_left_under_the_number_of_a_version_that_is_lost_goes(site: Site) -> None:
+    older = site.keep_mlflow()
+    assert site.register(2, 1) == 2
+    site.put_back_mlflow(older)
+    left = site.candidates[2]
+    model_id, tags = left.model_uri.removeprefix("models:/"), {"xray.candidate": left.digest}
+    name, client = site.settings.model_name, site.client
+    client.create_model_version(name, left.model_uri, left.run_id, tags=tags, model_id=model_id)
+    assert client.get_model_version(name, "2").tags["xray.candidate"] == left.digest
+    assert site.register(3, 1) == 3
+    operations.adopt(site.registry, accept=True, **ALICE)
+    manual_changes.reconcile(site.registry)
+    assert sorted(site.registry.versions()) == [1, 3]
+    assert not [line for line in site.broken() if line.startswith("I2")]
+
+
 def test_a_version_that_is_lost_is_not_let_wait_again_whoever_asks(site: Site) -> None:
     kept = site.keep_mlflow()
     site.register(2, 1)

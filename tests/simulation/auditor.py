@@ -197,7 +197,7 @@ class Auditor:
             held = [row for row in self.kept.rows if row.one.digest == manifest and not row.reason]
             self.hold(all(map(self.kept.erased, held)), f"I4: {key} is deleted, which a delivery brought")
         elif key.startswith(MANIFESTS) and after is None:
-            self.hold((digest or versions[0]) in versions[:-1], f"I4: {key} is deleted, which no erasure replaced")
+            self.hold(not versions or key != self._file(manifest), f"I4: {key} is deleted, which no erasure replaced")
         else:
             self.hold(not key.startswith(WRITTEN_ONCE), f"{key} was changed or deleted; it is written once")
         if key.startswith(DRAFTS) and digest in versions[-1:]:

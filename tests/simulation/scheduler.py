@@ -8,6 +8,7 @@ over, has what is stored looked at, and lets another go on. Killing one raises `
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,17 +18,20 @@ from greenlet import greenlet
 BEGINNING: Final = 1_790_000_000.0  # of the clock, in Unix seconds
 
 FAULTS: Final = ("refused", "lost", "again", "busy", "conflict", "slow", "kill", "stands")
-MOMENTS: Final = (
-    "put new store/dataset/commits/",
-    "put new store/ledger/",
-    "create version! ",
-    "put new store/prospective/turns/",
-    "put store/prospective/turns/",
-    "put store/candidates/",
-    "put store/reports/",
-)
-"""Calls before which a process may stand still while others go on (`stands`), and may be killed after: what it rests on
-was read before. Not before it moves an alias: MLflow has no condition for that."""
+COMMITS: Final = "put new store/dataset/commits/"
+MOMENTS: Final = {
+    COMMITS: COMMITS,
+    "put new store/ledger/": "put new store/ledger/",
+    "create version! ": "create version! ",
+    "put new store/prospective/turns/": "put new store/prospective/turns/",
+    "put store/prospective/turns/": "put store/prospective/turns/",
+    "put store/candidates/": COMMITS,
+    "put store/reports/": COMMITS,
+}
+"""Calls before which a process may stand still (`stands`), for a while or until another has done what matters to it,
+and after which it may be killed. Not before it moves an alias: MLflow has no condition for that."""
+LONGEST: Final = 9000.0
+"""For how many seconds it stands still when no other does that."""
 RISK: Final = 0.1
 """How likely a process is killed right after it stood still, where any is killed."""
 
@@ -80,6 +84,7 @@ class Scheduler:
         self._hub: greenlet | None = None
         self._dying = False
         self._stopped: list[Process] = []
+        self._done: Counter[str] = Counter()
 
     def now(self) -> float:
         """The time by the clock of whoever asks."""
@@ -93,11 +98,12 @@ class Scheduler:
         if self._dying:
             raise Killed
         process.waits_for = (what, about)
-        if stands := self._stands(f"{what} {about}"):
-            process.wake, process.until = self.clock + self.random.choice((5.0, 60.0, 900.0)), lambda: False
+        moment = next((begun for begun in MOMENTS if f"{what} {about}".startswith(begun)), "")
+        stands = bool(moment) and self._stands(process, MOMENTS[moment])
         assert self._hub is not None
         self._hub.switch()
         process.stood = stands
+        self._done[moment] += 1
         if what == "list":
             process.listed[about] = self.steps
         fault = self._drawn(what)
@@ -181,9 +187,17 @@ class Scheduler:
         process.wake, process.until = self.clock + self.random.random() * 30, lambda: False
         process.thread, process.stood = None, False
 
-    def _stands(self, call: str) -> bool:
+    def _stands(self, process: Process, what: str) -> bool:
+        """Have a process stand still by chance; return whether it does."""
         rate = self.chances.faults.get("stands", 0.0)
-        return bool(rate) and call.startswith(MOMENTS) and self.random.random() < rate
+        if not rate or self.random.random() >= rate:
+            return False
+        done = self._done[what]
+        if self.random.random() < 0.5:
+            process.wake, process.until = self.clock + LONGEST, lambda: self._done[what] > done
+        else:
+            process.wake, process.until = self.clock + self.random.choice((5.0, 60.0, 900.0)), lambda: False
+        return True
 
     def _drawn(self, what: str) -> str:
         rates = self.chances.faults

@@ -114,15 +114,19 @@ class Registry:
     def drop_duplicates(self) -> None:
         """Delete versions of candidates that the ledger knows under another number.
 
-        A process that was killed left them, or somebody pointed at one before it was registered. What is or was in
-        charge stays, and so does all while a change by hand may be undone. Raises RegistryError, RegistryUnavailable.
+        A process that was killed left them, also under the number of one that an older MLflow lost, or somebody pointed
+        at one before it was registered. What is or was in charge stays, and so does all while a change by hand may be
+        undone. Raises RegistryError, RegistryUnavailable.
         """
         state = self.ledger.state()
         if state.by_hand or not state.registered:
             return
-        known = {entry.candidate for entry in state.registered.values()}
-        carriers = {number for number, tags in self.versions().items() if tags.get("xray.candidate") in known}
-        if double := carriers - state.registered.keys() - {state.champion, state.challenger, *state.previous}:
+        known = {entry.candidate: number for number, entry in state.registered.items()}
+        carried = {number: tags.get("xray.candidate", "") for number, tags in self.versions().items()}
+        double = {number for number, candidate in carried.items() if known.get(candidate, number) != number}
+        others = self.missing({number: state.registered[number] for number in double & state.registered.keys()})
+        stay = {*state.registered, state.champion, state.challenger, *state.previous} - others.keys()
+        if double := double - stay:
             self._delete(sorted(double - self.aliased()))
 
     def attach(self, run_id: str, name: str, text: str) -> None:

@@ -81,16 +81,20 @@ def two(registry: Registry, candidate: Callable[[int], Candidate]) -> Registry:
 def test_registering_leaves_a_challenger_with_its_story(
     registry: Registry, candidate: Callable[[int], Candidate], client: MlflowClient
 ) -> None:
-    entry = register(registry, candidate(1), None, tags={"xray.recipe": "r"})
+    made = candidate(1)
+    entry = register(registry, made, None, tags={"xray.recipe": "r", "xray.night": "n"})
     assert registry.aliases() == {"champion": None, "challenger": 1}
     version = client.get_model_version(registry.name, "1")
     assert version.description.split("\n\n") == ["accuracy 0.95 above 0.94", WHERE]
-    assert version.tags["xray.recipe"] == "r"
-    assert version.tags["xray.candidate"] == candidate(1).digest
-    assert version.tags["xray.decision"] == "accuracy 0.95 above 0.94"
-    assert version.tags["xray.ledger-entry"] == f"{entry.sequence} {entry.digest}"
-    assert (entry.kind, entry.candidate, entry.snapshot) == ("registered", candidate(1).digest, candidate(1).snapshot)
-    assert entry.artifact == version.tags["xray.artifact"]
+    assert version.tags == {
+        "xray.status": "challenger",
+        "xray.decided": f"{entry.at[:10]} by schedule, ledger entry {entry.sequence}",
+        "xray.recipe": "r",
+        "xray.night": "n",
+        "xray.candidate": made.digest,
+        "xray.digests": f"artifact {entry.artifact}, model {made.model_digest[:12]}, snapshot {made.snapshot[:12]}",
+    }
+    assert (entry.kind, entry.candidate, entry.snapshot) == ("registered", made.digest, made.snapshot)
     assert holds(registry)
 
 
@@ -102,7 +106,7 @@ def test_a_crash_between_entry_and_tags_is_made_good_by_the_repeat(
         with pytest.raises(RegistryUnavailable, match=r"this is decided: entry 1: registered version 1 .* is away"):
             register(registry, candidate(1), None)
     entry = register(registry, candidate(1), None)
-    assert registry.versions()[1]["xray.ledger-entry"] == f"{entry.sequence} {entry.digest}"
+    assert registry.versions()[1]["xray.decided"].endswith(f"ledger entry {entry.sequence}")
     assert holds(registry)
 
 
@@ -167,12 +171,26 @@ def test_a_refusal_is_recorded_once_per_champion(two: Registry, candidate: Calla
 
 def test_promoting_moves_the_alias_and_tells_the_story(two: Registry, client: MlflowClient) -> None:
     assert two.aliases() == {"champion": 2, "challenger": None}
-    status = client.get_model_version(two.name, "2").tags
-    assert (status["xray.status"], status["xray.by"], status["xray.why"]) == (
-        "champion",
-        "schedule",
-        "the policy allows it",
-    )
+    version, entry = client.get_model_version(two.name, "2"), two.ledger.entries()[-1]
+    assert version.tags["xray.status"] == "champion"
+    assert version.tags["xray.decided"] == f"{entry.at[:10]} by schedule, ledger entry {entry.sequence}"
+    assert "promoted by schedule: the policy allows it" in version.description
+
+
+def test_what_an_earlier_release_wrote_on_versions_is_read_and_renewed(
+    registry: Registry, candidate: Callable[[int], Candidate], client: MlflowClient
+) -> None:
+    entry = register(registry, candidate(1), None)
+    client.delete_model_version_tag(registry.name, "1", "xray.digests")
+    client.delete_model_version_tag(registry.name, "1", "xray.decided")
+    stale = {"xray.since": entry.at, "xray.by": "schedule", "xray.why": "w", "xray.ledger-entry": "1 ab"}
+    registry.tag(1, {**stale, "xray.decision": "d", "xray.artifact": entry.artifact, "xray.model": "m"})
+    assert holds(registry)
+    promote(registry, 1, None)
+    tags = registry.versions()[1]
+    assert tags.keys() == {"xray.status", "xray.decided", "xray.candidate", "xray.artifact", "xray.model"}
+    assert (tags["xray.status"], tags["xray.artifact"]) == ("champion", entry.artifact)
+    assert holds(registry)
 
 
 def test_promoting_again_changes_nothing(two: Registry) -> None:
@@ -278,7 +296,7 @@ def test_rolling_back_goes_to_the_champion_before(two: Registry, client: MlflowC
     entry = operations.rollback(two, who="alice", why="too many false alarms")
     assert (entry.kind, entry.version, entry.champion_before) == ("rolled-back", 1, 2)
     assert two.aliases() == {"champion": 1, "challenger": None}
-    assert "too many false alarms" in client.get_model_version(two.name, "1").tags["xray.why"]
+    assert "by alice: too many false alarms" in client.get_model_version(two.name, "1").description
     assert holds(two)
     with pytest.raises(LedgerError, match="no earlier champion"):
         operations.rollback(two, who="alice", why="again")
@@ -295,6 +313,18 @@ def test_the_same_request_rolls_back_once(two: Registry, candidate: Callable[[in
 def test_a_rollback_of_a_champion_that_is_no_longer_is_told_so(two: Registry) -> None:
     with pytest.raises(LostRace, match="promoted version 2"):
         operations.rollback(two, who="alice", why="because", expected_champion=1)
+
+
+def test_mlflow_tells_that_nobody_answered(
+    two: Registry, candidate: Callable[[int], Candidate], client: MlflowClient
+) -> None:
+    register(two, candidate(3), 2)
+    terms: dict[str, Any] = {"who": "nobody", "why": "it is asked again", "expected_champion": 2, "request": "run 1"}
+    entry = operations.answer(two, "not-answered", 3, **terms)
+    version = client.get_model_version(two.name, "3")
+    assert version.description.endswith("Z not answered: it is asked again")
+    assert version.tags["xray.status"] == "challenger"
+    assert version.tags["xray.decided"] == f"{entry.at[:10]} by nobody, ledger entry {entry.sequence}"
 
 
 def test_going_back_needs_a_version_that_was_champion(two: Registry, candidate: Callable[[int], Candidate]) -> None:

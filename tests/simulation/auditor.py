@@ -21,6 +21,8 @@ from scheduler import Scheduler, Violation
 from stand_ins import artifact_digest
 from universe import Radiograph
 
+from xray_pipeline.registry.version_tags import artifact_of
+
 if TYPE_CHECKING:
     from xray_pipeline.base.settings import Settings
 
@@ -263,7 +265,7 @@ class Auditor:
         self.hold(row is not None and not row.deleted, f"I1: version {version} is not in MLflow")
         assert row is not None
         logged = self.mlflow.logged[row.source.removeprefix("models:/")]
-        recorded = self.decided.artifacts.get(version, row.tags["xray.artifact"])  # a hand may crown any
+        recorded = self.decided.artifacts.get(version, artifact_of(row.tags))  # a hand may crown any
         whole = not logged.deleted and logged.files and artifact_digest(logged.files) == recorded
         self.hold(bool(whole), f"I1: the files of version {version} are gone or are not those that were registered")
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from xray_pipeline.base import logs
 from xray_pipeline.base.errors import RegistryError
-from xray_pipeline.night import compose_report, judging, repair, trial
+from xray_pipeline.night import compose_report, judging, lineage, repair, trial
 from xray_pipeline.night import pair as comparing
 from xray_pipeline.night.run import Decided, Evaluated, Promoted, Registered, Run, end
 from xray_pipeline.registry import decisions as operations
@@ -66,7 +66,7 @@ def register(run: Run, decided: Decided) -> Registered:
         why=why,
         decision={**judging.recorded(evidence, decision, decided.evidence), "trial": asdict(tried)},
         champion_before=decided.champion,
-        tags={"xray.recipe": candidate.recipe, "xray.policy": decision.policy},
+        tags={"xray.recipe": lineage.recipe_of(run.store(), candidate.digest).name, "xray.night": run.name or run.who},
     )
     if entry.version is None:
         raise RegistryError(f"ledger entry {entry.sequence} registered no version")

@@ -20,6 +20,7 @@ from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.questions import approval, rollback_target, why_not_reopened, why_void
 from xray_pipeline.registry.state import State, spoken
 from xray_pipeline.registry.version_status import describe_versions
+from xray_pipeline.registry.version_tags import DIGESTS, digests
 
 
 class Candidate(Protocol):
@@ -68,14 +69,9 @@ def register(
         return entry
     model = registry.resolve(candidate.model_uri)
     loading.load_exactly(registry, model, candidate.model_digest)
-    digests = {
-        "xray.model": candidate.model_digest,
-        "xray.artifact": model.artifact,
-        "xray.files": model.tags.get("xray.files", "{}"),
-        "xray.snapshot": candidate.snapshot,
-        "xray.decision": why,
-    }
-    version = registry.add(candidate.digest, candidate.model_uri, candidate.run_id, {**(tags or {}), **digests})
+    named = digests(model.artifact, model=candidate.model_digest, snapshot=candidate.snapshot)
+    described = {**(tags or {}), DIGESTS: named}
+    version = registry.add(candidate.digest, candidate.model_uri, candidate.run_id, described)
 
     def decide(state: State) -> Entry | Move:
         return registered(state) or Move(

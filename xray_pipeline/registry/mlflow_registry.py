@@ -32,6 +32,7 @@ from xray_pipeline.registry.model_files import ModelVersion
 from xray_pipeline.registry.registered_model import ALIASES, RegisteredModel, aliases_of
 from xray_pipeline.registry.state import State, aliases_since, spoken
 from xray_pipeline.registry.tidied import Tidied
+from xray_pipeline.registry.version_tags import artifact_of
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,12 @@ class Registry:
         """Set tags on a version. Raises RegistryError, RegistryUnavailable."""
         for key, value in tags.items():
             ask(f"tagging version {version}", self._client.set_model_version_tag, self.name, str(version), key, value)
+
+    def untag(self, version: int, tags: Iterable[str]) -> None:
+        """Remove tags that a version has. Raises RegistryError, RegistryUnavailable."""
+        for key in tags:
+            what = f"removing tag {key} of version {version}"
+            ask(what, self._client.delete_model_version_tag, self.name, str(version), key)
 
     def describe(self, version: int, text: str) -> None:
         """Set a version's description (Markdown). Raises RegistryError, RegistryUnavailable."""
@@ -268,8 +275,7 @@ class Registry:
         what = f"asking for {text}"
         if model_id:
             model = ask(what, self._client.get_logged_model, model_id)
-            artifact = model.tags.get("xray.artifact", "")
-            return ModelVersion(text, None, "", artifact, model.source_run_id or "", dict(model.tags))
+            return ModelVersion(text, None, "", artifact_of(model.tags), model.source_run_id or "", dict(model.tags))
         if alias:
             return self._version(ask(what, self._client.get_model_version_by_alias, model_name, alias))
         return self._version(ask(what, self._client.get_model_version, model_name, number))
@@ -281,7 +287,7 @@ class Registry:
             f"models:/{version.name}/{number}",
             number,
             entry.candidate if entry else tags.get("xray.candidate", ""),
-            entry.artifact if entry else tags.get("xray.artifact", ""),
+            entry.artifact if entry else artifact_of(tags),
             version.run_id or "",
             tags,
             version.source or "",
@@ -312,5 +318,5 @@ class Registry:
 
 def _same(entry: Entry, tags: Mapping[str, str]) -> bool:
     """Whether a version's tags are those of the entry that registered it, as far as that names digests."""
-    digests = {"xray.candidate": entry.candidate, "xray.artifact": entry.artifact}
-    return all(tags.get(tag) == digest for tag, digest in digests.items() if digest)
+    pairs = (entry.candidate, tags.get("xray.candidate")), (entry.artifact, artifact_of(tags))
+    return all(ours in ("", theirs) for ours, theirs in pairs)

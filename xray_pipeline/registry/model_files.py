@@ -16,7 +16,7 @@ import msgspec
 from xray_pipeline.base.errors import ModelRefused, RegistryError
 from xray_pipeline.base.scratch import scratch
 from xray_pipeline.models.audit import artifact_digest, audit, inventory
-from xray_pipeline.models.mlflow_client import mlflow
+from xray_pipeline.models.mlflow_client import MlflowClient, mlflow
 from xray_pipeline.registry.calls import ask
 
 CACHED_MODELS = 20
@@ -65,7 +65,7 @@ def audited(model: ModelVersion, cache: Path) -> Iterator[Path]:
     Always asked for anew: a good copy in the cache must not hide that production's own files are gone or changed.
     """
     if not model.artifact:
-        raise ModelRefused(f"{model.uri} has no record of its files (tag xray.artifact): it was not logged here")
+        raise ModelRefused(f"{model.uri} has no record of its files in its tags: it was not logged here")
     with scratch("loading-", cache) as temporary:
         folder = temporary / "model"
         folder.mkdir()
@@ -90,15 +90,23 @@ def _download(model: ModelVersion, folder: Path) -> None:
 def _changed_files(model: ModelVersion, folder: Path) -> str:
     """Name the files that differ from the inventory taken at logging, as far as that is to be trusted."""
     try:
-        recorded = msgspec.json.decode(model.tags.get("xray.files", "{}"), type=dict[str, str])
+        recorded = msgspec.json.decode(_inventory(model), type=dict[str, str])
         if artifact_digest(recorded) != model.artifact:
             return ""
         present = inventory(folder)
-    except (ValueError, ModelRefused):
+    except (ValueError, ModelRefused, RegistryError):
         return ""
     places = recorded.keys() | present.keys()
     changed = sorted(place for place in places if recorded.get(place) != present.get(place))
     return f" (changed since it was logged: {', '.join(changed[:5])})" if changed else ""
+
+
+def _inventory(model: ModelVersion) -> str:
+    """Return the inventory taken at logging, from the tags of the logged model; versions had it in their own."""
+    if "xray.files" in model.tags or not model.source.startswith("models:/"):
+        return model.tags.get("xray.files", "{}")
+    logged = ask("asking for the inventory", MlflowClient().get_logged_model, model.source.removeprefix("models:/"))
+    return str(logged.tags.get("xray.files", "{}"))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from xray_pipeline.base.text import shortened
 from xray_pipeline.registry.entries import Entry
 from xray_pipeline.registry.mlflow_registry import Registry
 from xray_pipeline.registry.state import State, spoken
+from xray_pipeline.registry.version_tags import OUTDATED
 
 _Aliases = Mapping[str, int | None]
 
@@ -27,7 +28,7 @@ _EARLIER = "- earlier: `xray history`"
 
 @dataclass
 class VersionStatus:
-    """A version's first entry, its status, the entry that made it so, and one line for each decision about it."""
+    """A version's first entry, its status, its newest entry, and one line for each decision about it."""
 
     registered: Entry
     status: str
@@ -37,11 +38,9 @@ class VersionStatus:
     @property
     def tags(self) -> dict[str, str]:
         """The tags a version should carry."""
-        entry, first = self.entry, self.registered
-        return {
-            "xray.ledger-entry": f"{first.sequence} {first.digest}",
-            **{"xray.status": self.status, "xray.since": entry.at, "xray.by": entry.who, "xray.why": entry.why},
-        }
+        entry = self.entry
+        decided = f"{entry.at[:10]} by {entry.who}, ledger entry {entry.sequence}"
+        return {"xray.status": self.status, "xray.decided": decided}
 
     @property
     def description(self) -> str:
@@ -64,11 +63,12 @@ class VersionStatus:
 
     def becomes(self, status: str, entry: Entry, text: str) -> None:
         """Note that `entry` gave the version another status, and what to say of it."""
-        self.status, self.entry = status, entry
+        self.status = status
         self.note(entry, text)
 
     def note(self, entry: Entry, text: str) -> None:
         """Add the line on a decision."""
+        self.entry = entry
         self.lines.append(f"{entry.at[:19]}Z {text}")
 
 
@@ -82,6 +82,7 @@ def describe_versions(registry: Registry) -> None:
         missing = {key: text for key, text in status.tags.items() if present.get(version, {}).get(key) != text}
         if missing and version in present:
             registry.describe(version, status.description)
+            registry.untag(version, present[version].keys() & OUTDATED)
             registry.tag(version, missing)  # last: they say that the rest is said
 
 
@@ -99,7 +100,8 @@ def statuses(entries: Iterable[Entry]) -> dict[int, VersionStatus]:
             if version in by_version:
                 by_version[version].becomes(status, entry, text)
         if entry.version in by_version.keys() - changes and entry.kind not in ("registered", "manual-change"):
-            by_version[entry.version].note(entry, f"{entry.kind} by {entry.who}: {entry.why}")
+            said = "not answered" if entry.kind == "not-answered" else f"{entry.kind} by {entry.who}"
+            by_version[entry.version].note(entry, f"{said}: {entry.why}")
     return by_version
 
 

@@ -11,7 +11,7 @@ from airflow.utils.session import create_session
 
 from xray_pipeline.airflow_ui import access, champion_page, memory
 from xray_pipeline.base.storage import Store, open_store
-from xray_pipeline.gate.policy import BARRED
+from xray_pipeline.base.text import BARRED
 from xray_pipeline.night import shadow
 from xray_pipeline.night.shadow import Turn
 from xray_pipeline.registry.entries import Move

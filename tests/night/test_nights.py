@@ -14,6 +14,7 @@ from xray_pipeline.base import records
 from xray_pipeline.base.errors import StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.text import BARRED
 from xray_pipeline.evaluation.metric_table import HEADLINE, Interval
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.gate.evidence import FORMAT, Evidence, evidence_key
@@ -78,6 +79,13 @@ def on_day(day: int, month: int = 3) -> Night:
         ),
         (
             replace(QUIET, verdict="registered", version=8, alias="challenger", candidate=model(8, 0.97), barred=True),
+            "registered",
+            "no deliveries; candidate .970, registered as version 8, not to be promoted; champion 7 since 3 March",
+        ),
+        (
+            replace(
+                QUIET, verdict="registered", version=8, candidate=model(8, 0.97), why=f"Registered. {BARRED} It is."
+            ),
             "registered",
             "no deliveries; candidate .970, registered as version 8, not to be promoted; champion 7 since 3 March",
         ),

@@ -22,9 +22,9 @@ from xray_pipeline.airflow_ui.returned import returned
 from xray_pipeline.base.errors import ConfigError, DatasetError, LedgerError, ObjectNotFound, StorageUnavailable
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.base.storage import Store, open_store
+from xray_pipeline.base.text import BARRED
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
-from xray_pipeline.gate.policy import BARRED
 from xray_pipeline.intake import alarms
 from xray_pipeline.registry import tidied
 from xray_pipeline.registry.entries import PUT_FORWARD, Entry
@@ -68,6 +68,7 @@ def show(
             acknowledges=watched.alarm and access.may_start(user, access.WATCH),
             may=any(access.may_start(user, dag) for dag in FORMS),
             pending=_pending(session, user, state),
+            actions=f"{links.BASE}/required_actions",
             rows=[_row(entry, state, store, settings) for entry in reversed(shown)],
             older=shown[0].sequence if shown and shown[0].sequence > 1 else None,
             newer=last < len(entries),

@@ -68,6 +68,7 @@ def _watched(settings: Settings) -> Watched | None:
 def _row(night: Night) -> dict[str, Any]:
     run = f"{links.BASE}/dags/xray_retrain/runs/{quote(night.run)}" if night.run else ""
     report = f"{links.PAGES}/runs/xray_retrain/{quote(night.run)}" if night.run and night.verdict else ""
-    words, minutes = nights.in_words(night), sum(night.minutes.values())
-    shown = {"kind": nights.outcome(night), "words": words, "minutes": minutes}
+    kind = nights.outcome(night)
+    words, minutes = nights.in_words(night).removeprefix(f"{kind} "), sum(night.minutes.values())
+    shown = {"kind": kind, "words": words, "minutes": minutes}
     return {"night": night, **shown, "page": run, "report": report}

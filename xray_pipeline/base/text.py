@@ -10,6 +10,8 @@ APPROVE, REJECT = "Approve", "Reject"
 """What a person who is asked may answer."""
 ACTIONS = {"acknowledge": "acknowledge its drift alarms", "rejudge": "judge it anew"}
 """What a person may do about a delivery, each in words."""
+BARRED = "Not to be promoted."
+"""The reason after which a decision says what stands against promoting a version that is registered."""
 SHORTEST_REASON = 3
 """Characters of a reason, at least."""
 

@@ -17,6 +17,7 @@ import msgspec
 from xray_pipeline.base.errors import ConfigError
 from xray_pipeline.base.records import Plain
 from xray_pipeline.base.shipped import read_toml
+from xray_pipeline.base.text import BARRED
 from xray_pipeline.gate.confidence import level_after
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.finding import number_of
@@ -149,10 +150,6 @@ def _judged(clause: PolicyClause, evidence: Evidence) -> Clause:
         why = f"Does not apply {'with' if evidence.champion_known else 'without'} a champion."
         return Clause(*about, actual=None, passed=None, why=why)
     return Clause(*about, finding.actual, finding.passed, finding.why, finding.warning)
-
-
-BARRED = "Not to be promoted."
-"""The reason after which a decision says what stands against promoting a version that is registered."""
 
 
 def _reasons(clauses: tuple[Clause, ...], registered: bool, may_promote: bool) -> tuple[str, ...]:

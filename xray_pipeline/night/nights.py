@@ -22,7 +22,7 @@ import msgspec
 from xray_pipeline.base import records
 from xray_pipeline.base.errors import DatasetError, ObjectNotFound
 from xray_pipeline.base.storage import Store
-from xray_pipeline.base.text import several
+from xray_pipeline.base.text import BARRED, several
 from xray_pipeline.evaluation.metric_table import Interval
 
 log = logging.getLogger(__name__)
@@ -57,10 +57,11 @@ class Arrival:
 class Night:
     """One night. `run` names it where it was started; times are ISO 8601 in UTC; `minutes` is by task.
 
-    `verdict` is registered or refused, "" where nothing was decided; `why` says why; `barred` is whether the policy did
-    not let the version be promoted. `in_production` is the champion
-    when the night ended, `since` when that was made champion. `failed` has what is known of each task that failed;
-    `alarm` is the one about the champion that stood, `unwatched` why nobody looked for one.
+    `verdict` is registered or refused, "" where nothing was decided; `why` says why. `barred` is whether the policy did
+    not let the version be promoted; records that were written before there was such a field say it in `why` alone.
+    `in_production` is the champion when the night ended, `since` when that was made champion. `failed` has what is
+    known of each task that failed; `alarm` is the one about the champion that stood, `unwatched` why nobody looked for
+    one.
     """
 
     run: str
@@ -159,8 +160,8 @@ def _candidate(night: Night) -> str:
         return f"{scored} refused{against}"
     if night.version is None:
         return scored + against
-    waits = "not to be promoted" if night.barred else "waits"
-    role = "is the champion" if night.alias == "champion" else waits
+    barred = night.barred or BARRED in night.why
+    role = "is the champion" if night.alias == "champion" else "not to be promoted" if barred else "waits"
     return f"{scored}{against}, registered as version {night.version}, {role}"
 
 

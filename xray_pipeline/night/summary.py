@@ -15,11 +15,10 @@ from xray_pipeline.base.errors import (
     RegistryUnavailable,
     XrayError,
 )
-from xray_pipeline.base.text import shortened, without_names
+from xray_pipeline.base.text import BARRED, shortened, without_names
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.evaluation.metric_table import HEADLINE
 from xray_pipeline.evaluation.metrics import Evaluation
-from xray_pipeline.gate.policy import BARRED
 from xray_pipeline.intake import alarms, verdicts
 from xray_pipeline.night import newest, nights
 from xray_pipeline.night.identity import compare
@@ -89,7 +88,8 @@ def conclude(run: Run, steps: Steps, course: Course) -> dict[str, Any]:
     summary["message"] = _message(summary, steps, course)
     log.info("%s", summary["message"])
     record = _record(run, summary, steps, course, arrivals, (ours, theirs))
-    summary["in_words"] = f"{nights.outcome(record)}: {nights.in_words(record)}"
+    kind, words = nights.outcome(record), nights.in_words(record)
+    summary["in_words"] = words if words.startswith(kind) else f"{kind}: {words}"
     _before_writing(run, course)
     nights.keep(store, record)
     if evaluated and not course.failed:

@@ -37,6 +37,7 @@ ACTIONS = {
     "undo": "undo an amendment, but no erasure",
 }
 NO_LABEL = "as it is"
+FROM_WHEN = "it counts from the next night on; what is erased can't be brought back"
 
 
 @dag(
@@ -44,7 +45,9 @@ NO_LABEL = "as it is"
     max_active_runs=1,
     allowed_run_types=["manual"],
     params={
-        "action": Param("relabel", type="string", enum=list(ACTIONS), values_display=ACTIONS, title="What"),
+        "action": Param(
+            "relabel", type="string", enum=list(ACTIONS), values_display=ACTIONS, title="What", description=FROM_WHEN
+        ),
         "subject": Param(
             "",
             type="string",
@@ -57,7 +60,7 @@ NO_LABEL = "as it is"
             type="string",
             enum=[NO_LABEL, *Settings().classes],
             title="Label",
-            description="to relabel: the right one",
+            description="the right one, to relabel; else leave it",
         ),
         "reason": Param(
             "",

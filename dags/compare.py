@@ -21,8 +21,12 @@ from xray_pipeline.airflow_ui import tries
     max_active_runs=1,
     allowed_run_types=["manual"],
     params={
-        "version": Param(1, type="integer", minimum=1, title="Version"),
-        "against": Param(1, type="integer", minimum=1, title="Against", description="the version it is compared with"),
+        "version": Param(
+            None, type=["null", "integer"], minimum=1, title="Version", description="empty: the challenger"
+        ),
+        "against": Param(
+            None, type=["null", "integer"], minimum=1, title="Against version", description="empty: the champion"
+        ),
     },
     tags=["xray", "ops"],
     doc_md=__doc__,
@@ -38,6 +42,7 @@ def xray_compare() -> None:
         who = context["dag_run"].triggering_user_name or "unknown"
         version, against = (context["params"][name] for name in ("version", "against"))
         scores = versions.compare(Run.of({}, who, context["run_id"], airflow_links.PAGES), version, against).scores
+        version, against = scores.versions
         about = {"candidate": scores.models[str(version)][0], "champion": against}
         return {**about, "snapshot": scores.evaluations[0].snapshot}
 

@@ -122,14 +122,14 @@ def promote(request: dict[str, Any] | None, answered: dict[str, Any] | None) -> 
     allowed_run_types=["asset_triggered", "manual"],
     params={
         "version": Param(
-            None, type=["null", "integer"], minimum=1, title="Version", description="Empty: the challenger."
+            None, type=["null", "integer"], minimum=1, title="Version", description="empty: the challenger"
         ),
         "reopen": Param(
             None,
             type=["null", "string"],
             minLength=SHORTEST_REASON,
             title="Reason to reopen",
-            description="only for a version that was rejected; kept in the ledger",
+            description="only for a version that was rejected; kept in the ledger with your name",
         ),
     },
     tags=["xray", "ops"],

@@ -27,7 +27,13 @@ CHAMPION = Asset("xray-champion")
         "version": Param(
             None, type=["null", "integer"], minimum=1, title="Version", description="empty: the previous champion"
         ),
-        "reason": Param("", type="string", minLength=SHORTEST_REASON, title="Reason, kept in the ledger"),
+        "reason": Param(
+            "",
+            type="string",
+            minLength=SHORTEST_REASON,
+            title="Reason",
+            description="kept in the ledger with your name; name no patient",
+        ),
         "untried": Param(
             False, type="boolean", title="At once", description="without trying the model server on it first"
         ),

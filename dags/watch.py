@@ -26,7 +26,7 @@ from xray_pipeline.base.text import SHORTEST_REASON
             type="string",
             minLength=SHORTEST_REASON,
             title="Reason",
-            description="stays beside the champion's record; name no patient",
+            description="what you found; kept with your name beside the champion's record; name no patient",
         ),
     },
     tags=["xray", "ops"],

@@ -39,11 +39,15 @@ class Compared:
     report: str
 
 
-def compare(run: Run, version: int, against: int, progress: Progress | None = None) -> Compared:
+def compare(run: Run, version: int | None, against: int | None, progress: Progress | None = None) -> Compared:
     """Compare two registered versions on the newest held-out radiographs and write the report; changes nothing else.
 
-    Raises ConfigError, and as `score` does.
+    None means the challenger, and against the champion. Raises ConfigError, and as `score` does.
     """
+    state = Ledger(run.store()).state()
+    version, against = version or state.challenger, against or state.champion
+    if version is None or against is None:
+        raise ConfigError(f"there is no {'champion' if version else 'challenger'}; name two versions")
     if version == against:
         raise ConfigError(f"version {version} is the same as version {against}; name two")
     scores, registry = score(run, [version, against], progress), run.registry()

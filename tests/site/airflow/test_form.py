@@ -1,4 +1,4 @@
-"""The form of a night: each field says what it is and what it holds now, and takes nothing that makes no sense."""
+"""The forms: each field says what it is and what it holds now; a night's takes nothing that makes no sense."""
 
 from __future__ import annotations
 
@@ -14,21 +14,30 @@ from xray_pipeline.airflow_ui import links
 DAGS = Path(__file__).resolve().parents[3] / "dags"
 
 
-@pytest.fixture(scope="module")
-def params(airflow_db: None) -> Any:
-    """The fields of xray_retrain."""
-    spec = importlib.util.spec_from_file_location("retrain", DAGS / "retrain.py")
+def fields(form: str) -> Any:
+    spec = importlib.util.spec_from_file_location(form, DAGS / f"{form}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.PARAMS
+    made = getattr(module, f"xray_{form}")()
+    return {name: made.params.get_param(name) for name in made.params}
 
 
-def test_each_field_has_a_line_of_help_and_says_what_it_holds(params: Any) -> None:
-    for name, param in params.items():
+@pytest.fixture(scope="module")
+def params(airflow_db: None) -> Any:
+    """The fields of xray_retrain."""
+    return fields("retrain")
+
+
+@pytest.mark.usefixtures("airflow_db")
+@pytest.mark.parametrize("form", ["amend", "compare", "delivery", "promote", "retrain", "rollback", "watch"])
+def test_each_field_has_a_line_of_help_and_says_what_it_holds(form: str) -> None:
+    found = fields(form)
+    assert found
+    for name, param in found.items():
         assert param.description, name
-        assert param.value is not None or "Empty:" in param.description, name
+        assert param.value is not None or any(word in param.description.lower() for word in ("empty:", "only")), name
         assert None not in param.schema.get("enum", [])  # shown as "null"
 
 

@@ -15,7 +15,7 @@ from candidates import trained
 from samples import jpeg, picture
 from typer.testing import CliRunner
 
-from xray_pipeline.base.errors import DatasetError, LedgerError
+from xray_pipeline.base.errors import ConfigError, DatasetError, LedgerError
 from xray_pipeline.base.settings import Settings
 from xray_pipeline.command import main as cli
 from xray_pipeline.dataset.store import Dataset
@@ -114,6 +114,7 @@ def test_the_command_compares_any_two_versions(two: Run) -> None:
         unknown = CliRunner().invoke(cli.app, ["compare", "1", wrong])
         assert unknown.exit_code == 1
         assert why in str(unknown.exception)
+    assert versions.compare(two, None, None).scores.versions == (2, 1)  # the challenger against the champion
 
 
 def test_what_came_after_a_version_is_nothing_that_it_learnt_from(two: Run) -> None:
@@ -128,6 +129,8 @@ def test_a_version_that_was_never_registered_is_named_before_anything_is_scored(
     run = Run(settings)
     with pytest.raises(LedgerError, match="version 1 was never registered; there are: none"):
         versions.score(run, [1, 2])
+    with pytest.raises(ConfigError, match="there is no challenger; name two versions"):
+        versions.compare(run, None, None)
     ledger = Ledger(run.store())
     ledger.append(Move("registered", who="a", why="b", version=4, candidate="c" * 64))
     with pytest.raises(LedgerError, match="version 5 was never registered; there are: 4"):

@@ -505,6 +505,23 @@ def test_a_budget_of_nothing_is_said_to_ask_for_certainty(tmp_path: Path) -> Non
         assert "asked after no earlier use of the held-out patients: 1.0000" in said.why
 
 
+@pytest.mark.parametrize(
+    ("uses", "said"),
+    [
+        (0.0, "no earlier use"),
+        (0.04, "under 0.1 earlier uses"),
+        (0.05, "0.1 earlier uses"),
+        (0.97, "1 earlier use"),
+        (1.0, "1 earlier use"),
+        (1.26, "1.3 earlier uses"),
+        (12.0, "12 earlier uses"),
+    ],
+)
+def test_how_often_the_held_out_patients_were_used_is_said_as_people_count(uses: float, said: str) -> None:
+    (clause,) = [one for one in decide(replace(BETTER, earlier_uses=uses), DEFAULT).clauses if one.number == "4.2"]
+    assert f"; asked after {said} of the held-out patients: " in clause.why
+
+
 UNSURE = replace(BETTER, comparison=versus(0.4))
 SHOWN = Shadow(turn=1, deliveries=12, patients=600, difference=0.02, wealth=5.0)
 

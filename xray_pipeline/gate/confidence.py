@@ -79,12 +79,19 @@ def _held_out(evidence: Evidence, numbers: Mapping[str, float]) -> Finding:
         return Finding(False, None, None, "How often the held-out patients were used before is not known.")
     if p is None or not 0 <= p <= 1:
         return Finding(False, None, 1 - most, "There is no comparison with the champion.")
-    said = "no earlier use" if not uses else f"{uses:.1f} earlier uses" if uses >= 0.05 else "under 0.1 earlier uses"
     why = (
-        f"Confidence that the candidate is more accurate: {1 - p:.4f}; asked after {said} of the held-out patients: "
-        f"{1 - most:.4f}."
+        f"Confidence that the candidate is more accurate: {1 - p:.4f}; asked after {_so_often(uses)} of the held-out "
+        f"patients: {1 - most:.4f}."
     )
     return Finding(most > 0 and p <= most, 1 - p, 1 - most, why)
+
+
+def _so_often(uses: float) -> str:
+    """Say how often the held-out patients were used before; later patients make of a use a part of one."""
+    if uses < 0.05:
+        return "under 0.1 earlier uses" if uses else "no earlier use"
+    count = f"{uses:.1f}".removesuffix(".0")
+    return f"{count} earlier use{'s' * (count != '1')}"
 
 
 def _in_shadow(shadow: Shadow, numbers: Mapping[str, float]) -> tuple[bool, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xray_pipeline.base.text import shortened
+from xray_pipeline.base.text import several, shortened
 from xray_pipeline.evaluation.metric_table import BY_NAME, HEADLINE
 from xray_pipeline.evaluation.metrics import Evaluation
 from xray_pipeline.gate.policy import Decision
@@ -30,7 +30,7 @@ def tell(both: Pair, measured: Evaluation, decision: Decision, page: str) -> Non
 def _lines(both: Pair, measured: Evaluation, decision: Decision, page: str) -> list[str]:
     shown = [name for name in HEADLINE if name in measured.metrics]
     headline = ", ".join(f"{BY_NAME[name].title} {cell(measured.metrics[name])}" for name in shown)
-    seen = f"{measured.n} held-out radiographs of {measured.patients} patients"
+    seen = f"{several(measured.n, 'held-out radiograph')} of {several(measured.patients, 'patient')}"
     against = "" if both.champion is None else f" against version {both.champion}"
     links = artifact_links(both.candidate.run_id, "report.html", "model-card.md")
     return [

@@ -122,11 +122,16 @@ def test_the_history_is_what_a_plain_reading_says(seed: int) -> None:
 
 
 def same(history: History, plain: PlainHistory) -> None:
-    for digest in [f"{n:064x}" for n in range(10)] + ["", "x", "g" * 64, "A" * 64]:
-        assert history.labels(digest) == {row["digest"]: row["label"] for row in plain.held()}.get(digest)
-    for patient in [f"{n:032x}" for n in range(7)] + ["x"]:
-        accepted = (row for row in plain.rows if row["verdict"] == "accepted")
-        assert history.side(patient) == {row["patient"]: row["side"] for row in accepted}.get(patient)
+    digests = [f"{n:064x}" for n in range(10)] + ["", "x", "g" * 64, "A" * 64]
+    patients = [f"{n:032x}" for n in range(7)] + ["x"]
+    for _ in range(2):  # one by one, and expected
+        for digest in digests:
+            assert history.labels(digest) == {row["digest"]: row["label"] for row in plain.held()}.get(digest)
+            assert history.side_of(digest) == {row["digest"]: row["side"] for row in plain.held()}.get(digest, "")
+        for patient in patients:
+            accepted = (row for row in plain.rows if row["verdict"] == "accepted")
+            assert history.side(patient) == {row["patient"]: row["side"] for row in accepted}.get(patient)
+        history.expect(digests, patients)
     for name in ("day0", "day1", "day9"):
         own = [row for row in plain.rows if row["delivery"] == name]
         parts, seen = history.seen(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -88,22 +89,37 @@ def _bytes_of(text: str, words: int) -> bytes:
 
 
 class Finder:
-    """Finds the rows that are equal to a text. It holds no more of them than their first words."""
+    """Finds the rows that are equal to a text: of those to `expect` in one pass, of others by an order of all rows'
+    first words, which is made when it is first needed."""
 
     def __init__(self, read: Callable[[NDArray[np.int64]], Words], places: NDArray[np.int64]) -> None:
         """Look among rows at some places, in their order; `read` returns the rows at places."""
-        self._read = read
-        first = np.empty(len(places), np.uint64)
-        for start in range(0, len(places), _AT_ONCE):
-            first[start : start + _AT_ONCE] = read(places[start : start + _AT_ONCE])[:, 0]
+        self._read, self._places = read, places
+        self._expected: dict[str, int] = {}
+
+    def expect(self, texts: Iterable[str], among: Callable[[Iterable[str]], NDArray[np.bool_]]) -> None:
+        """Look for texts in one pass: `among` says which of all rows, by place, are one of some texts."""
+        self._expected |= dict.fromkeys(texts, -1)
+        found = self._places[among(self._expected)[self._places]]
+        for place, one in zip(found.tolist(), self._read(found), strict=True):
+            self._expected[text_of(one)] = max(place, self._expected[text_of(one)])
+
+    @cached_property
+    def _ordered(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        first = np.empty(len(self._places), np.uint64)
+        for start in range(0, len(first), _AT_ONCE):
+            first[start : start + _AT_ONCE] = self._read(self._places[start : start + _AT_ONCE])[:, 0]
         order = np.argsort(first)
-        self._places, self._first = places[order], first[order]
+        return first[order], self._places[order]
 
     def last(self, text: str) -> int:
         """Return the last of the places that hold a text, -1 for none."""
+        if (expected := self._expected.get(text)) is not None:
+            return expected
         if not (first := _bytes_of(text[:16], 1)):
             return -1
-        start, stop = (int(np.searchsorted(self._first, np.frombuffer(first, np.uint64)[0], s)) for s in _ENDS)
-        places = self._places[start:stop]
+        firsts, ordered = self._ordered
+        start, stop = (int(np.searchsorted(firsts, np.frombuffer(first, np.uint64)[0], s)) for s in _ENDS)
+        places = ordered[start:stop]
         equal = [place for place, one in zip(places, self._read(places), strict=True) if text_of(one) == text]
         return int(max(equal, default=-1))

@@ -88,6 +88,17 @@ class History:
         left_out &= ~self.rows.equal("verdict", "accepted")
         return History(self.rows, self.amended, self.erased, left_out, others)
 
+    def expect(self, digests: Iterable[str], patients: Iterable[str]) -> None:
+        """Look up in one pass what will be asked about: radiographs and patients."""
+        self._by_digest.expect(digests, partial(self.rows.among, "digest"))
+        self._by_patient.expect(patients, partial(self.rows.among, "patient"))
+
+    def side_of(self, digest: str) -> str:
+        """Return the side of a committed radiograph, "" when the dataset doesn't hold it."""
+        place = self._by_digest.last(digest)
+        sides, names = self.rows.choices("side")
+        return "" if place < 0 else names[sides[place]]
+
     def labels(self, digest: str) -> str | None:
         """Return the label of a committed radiograph; None when the dataset doesn't hold it, or not any more."""
         place = self._by_digest.last(digest)

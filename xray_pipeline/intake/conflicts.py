@@ -59,6 +59,7 @@ def mark_conflicts(table: pd.DataFrame, history: History, settings: Settings, de
     _take_back(table, settings)
     _mark_withdrawn(table, history, settings.workers, delivery)
     table["label"] = history.amended.labelled(table)
+    history.expect(table["digest"], table["patient"])
     accepted = table.loc[table["verdict"] == "accepted", ["digest", "label", "patient", "side", "given_split"]]
     out = _same_images(accepted, history)
     out |= _two_sides(accepted.drop(index=list(out)), history)
@@ -134,7 +135,7 @@ def _same_images(accepted: pd.DataFrame, history: History) -> _Reasons:
             where = "in the dataset and here" if known else "in this delivery"
             out |= {row: (CONFLICT, f"labelled {' and '.join(labels)} {where}") for row, *_ in same}
         elif known:
-            out |= _exact_copies(same, history.prints.side(digest) or "", "the dataset holds this image")
+            out |= _exact_copies(same, history.side_of(digest), "the dataset holds this image")
         else:
             row, _, side, _ = min(same, key=_stays_before)
             out |= _exact_copies([one for one in same if one[0] != row], side, f"the same image as row {row}")

@@ -332,6 +332,8 @@ class Auditor:
             if change["action"] == "undo":
                 undone = self.kept.amendments[int(change["name"])]
                 self.hold(not any(one.get("erase") for one in undone), f"I9: amendment {number} undoes an erasure")
+                again = any(change in earlier for earlier in self.kept.amendments.values())
+                self.hold(not again, f"I5: amendment {number} undoes what is undone")
             if named:
                 held = self.kept.known() if change.get("erase") else self.kept.held()
                 about = {row.one.chest for row in held if getattr(row.one, named) == change["name"]}

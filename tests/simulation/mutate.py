@@ -258,12 +258,12 @@ def planted(fault: Fault, folder: Path) -> None:
     (copy / fault.file).write_text(faulty(fault))
 
 
-def found_after(fault: Fault, seeds: int) -> tuple[int, int, str]:
+def found_after(fault: Fault, first: int, seeds: int) -> tuple[int, int, str]:
     """Return after how many seeds and steps a planted fault is found, 0 seeds when it is not, and by what."""
     ours, theirs = FORKS.Pipe()
     with tempfile.TemporaryDirectory() as temporary:
         planted(fault, Path(temporary))
-        process = FORKS.Process(target=_hunt, args=(theirs, temporary, seeds))
+        process = FORKS.Process(target=_hunt, args=(theirs, temporary, first, seeds))
         process.start()
         theirs.close()
         try:
@@ -275,7 +275,7 @@ def found_after(fault: Fault, seeds: int) -> tuple[int, int, str]:
     return found
 
 
-def _hunt(pipe: Any, folder: str, seeds: int) -> None:
+def _hunt(pipe: Any, folder: str, first: int, seeds: int) -> None:
     """Simulate with the package in a folder, seed after seed, until something is violated."""
     sys.path.insert(0, folder)
     from simulate import simulate
@@ -285,11 +285,11 @@ def _hunt(pipe: Any, folder: str, seeds: int) -> None:
 
     assert str(xray_pipeline.__file__).startswith(folder)
     steps = 0
-    for seed in range(seeds):
-        outcome = simulate(Plan.drawn(seed))
+    for count in range(1, seeds + 1):
+        outcome = simulate(Plan.drawn(first + count - 1))
         steps += outcome.steps
         if outcome.violation:
-            pipe.send((seed + 1, steps, outcome.violation.strip().splitlines()[-1]))
+            pipe.send((count, steps, outcome.violation.strip().splitlines()[-1]))
             return
     pipe.send((0, steps, ""))
 
@@ -297,6 +297,7 @@ def _hunt(pipe: Any, folder: str, seeds: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="after so many a fault counts as not found")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--only", default="", help="only faults of whose words this is a part")
     parser.add_argument(
         "--skip", type=int, default=0, help="leave out so many of the first: to go on where one stopped"
@@ -309,7 +310,7 @@ def main() -> int:
         importlib.import_module(name)
     began, missed = time.monotonic(), 0
     for fault in chosen:
-        count, steps, violation = found_after(fault, asked.seeds)
+        count, steps, violation = found_after(fault, asked.first, asked.seeds)
         missed += not count
         how = f"seed {count}, step {steps:,}: {violation[:100]}" if count else "NOT FOUND"
         print(f"{fault.what}: {how}", flush=True)

@@ -16,9 +16,12 @@ FOUND = (
     5308,  # what was withdrawn when it was checked stayed out, though that was undone before the commit
     7070,  # as 5257, of an erasure
 )
+FOUND_STANDING = (
+    6235,  # what a killed process left in MLflow stayed under the number of a version that an older MLflow had lost
+)
 
 
-@pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND])
+@pytest.mark.parametrize("seed", [*range(SEEDS), *FOUND, *FOUND_STANDING])
 def test_nothing_that_must_hold_is_violated(seed: int) -> None:
     plan = Plan.drawn(seed)
     if seed in FOUND:  # when nobody stood still yet

@@ -836,7 +836,7 @@ def test_a_file_listed_often_and_differently_says_how(tmp_path: Path, settings: 
     files = {f"{name}.jpg": jpeg(seed=seed) for seed, name in enumerate("abc")}
     result = judged(lay(tmp_path, files | {"labels.csv": text}), settings)
     assert outcomes(result) == {"a.jpg": "label-conflict", "b.jpg": "listed-twice", "c.jpg": "accepted"}
-    assert rows(result)["b.jpg"].detail == "listed more than once and differently, last in line 7"
+    assert rows(result)["b.jpg"].detail == "listed more than once and differently, last in line 7 of labels.csv"
 
 
 def test_labels_csv_against_the_class_folder_is_a_conflict(tmp_path: Path, settings: Settings) -> None:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from published import (
     CHEXPERT_HEAD,
@@ -286,9 +288,13 @@ def test_a_table_may_be_latin_1_when_that_is_told(tmp_path: Path, settings: Sett
 
 
 def test_a_table_may_be_utf_16_without_a_mark_when_that_is_told(tmp_path: Path, settings: Settings) -> None:
-    lay(tmp_path / "in", {**FOUR, "ris.csv": ROWS.encode("utf-16-le")})
     told = reads(settings, ris(tmp_path, f'encoding = "utf-16"\n{RIS}'))
-    assert outcomes(judged(tmp_path / "in", told))["a"] == "NORMAL"
+    for order in ("utf-16-le", "utf-16-be"):
+        lay(tmp_path / "in", {**FOUR, "ris.csv": ROWS.encode(order)})
+        assert outcomes(judged(tmp_path / "in", told))["a"] == "NORMAL"
+    lay(tmp_path / "in", {"ris.csv": ROWS})
+    with pytest.raises(DeliveryError, match="is not UTF-16, as its mapping says"):
+        judged(tmp_path / "in", told)
 
 
 def test_a_table_may_be_parquet(tmp_path: Path, settings: Settings) -> None:
@@ -299,6 +305,64 @@ def test_a_table_may_be_parquet(tmp_path: Path, settings: Settings) -> None:
     lay(tmp_path / "in", {**FOUR, "ris.parquet": out.getvalue()})
     found = outcomes(judged(tmp_path / "in", reads(settings, ris(tmp_path, mapped))))
     assert found == {"a": "NORMAL", "b": NONE, "c": NONE, "d": NONE}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "labels", "wanted"),
+    [
+        (pa.array([12, 13]), pa.array(["normal", "normal"]), "2 with leading zeros left aside"),
+        (pa.array([12.0, None]), pa.array(["normal", "normal"]), "1 with leading zeros left aside"),
+        (pa.array(["0012", "0013"]), pa.array(["normal", None]).dictionary_encode(), "NORMAL"),
+        (pa.array([b"0012", None]), pa.array(["normal", None]), "NORMAL"),
+        (pa.array(["0012", "0013"]), pa.nulls(2), NONE),
+        (pa.array(["0012", "0013"]), pa.array([["normal"], []]), "lists or records in Diagnosis"),
+        (pa.array([{"a": "0012"}, None]), pa.array(["normal", None]), "lists or records in Accession"),
+        (pa.array(["0\x0012", ""]), pa.array(["normal", None]), r"row 1 of ris\.parquet .* holds a NUL"),
+        (pa.array([b"00\xff12", b""]), pa.array(["normal", None]), "not Parquet that can be read"),
+    ],
+    ids=["int", "float", "choices", "bytes", "nothing", "list", "struct", "NUL", "no text"],
+)
+def test_parquet_of_other_types_is_read_as_people_write_it_or_refused(
+    tmp_path: Path, settings: Settings, numbers: pa.Array, labels: pa.Array, wanted: str
+) -> None:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"Accession": numbers, "Diagnosis": labels, "other": [{"a": 1}, None]}), out)
+    lay(tmp_path / "in", {**FOUR, "ris.parquet": out.getvalue()})
+    mapped = reads(settings, ris(tmp_path, RIS.replace("ris.csv", "ris.parquet")))
+    if wanted not in ("NORMAL", NONE) and "left aside" not in wanted:
+        with pytest.raises(DeliveryError, match=wanted):
+            judged(tmp_path / "in", mapped)
+        return
+    result = judged(tmp_path / "in", mapped)
+    assert outcomes(result)["a"] == ("NORMAL" if wanted == "NORMAL" else NONE)
+    assert result.result["labels"]["mismatches"] == ([wanted] if "left aside" in wanted else [])
+
+
+def test_tables_that_contradict_each_other_are_a_conflict(tmp_path: Path, settings: Settings) -> None:
+    head = "Accession;Diagnosis\n"
+    tables = {"one.csv": f"{head}0012;normal\n0013;normal\n", "two.csv": f"{head}0012;Pneumonie\n0014;normal\n"}
+    mapped = RIS.replace('"ris.csv"', '["one.csv", "two.csv"]')
+    result = judged(lay(tmp_path / "in", {**FOUR, **tables}), reads(settings, ris(tmp_path, mapped)))
+    assert outcomes(result) == {"a": CONFLICT, "b": "NORMAL", "c": "NORMAL", "d": NONE}
+    assert result.table["detail"][0].endswith("last in line 2 of two.csv")
+
+
+def test_what_a_spreadsheet_did_to_numbers_is_said(tmp_path: Path, settings: Settings) -> None:
+    text = "Accession;Diagnosis\n1,23E+11;normal\n12;normal\n"
+    result = judged(lay(tmp_path / "in", {**FOUR, "ris.csv": text}), reads(settings, ris(tmp_path)))
+    assert set(outcomes(result).values()) == {NONE}
+    said = " ".join(result.warnings)
+    assert "1 with leading zeros left aside" in said
+    assert "1 rows of ris.csv have a number that a spreadsheet shortened" in said
+
+
+def test_a_cell_may_hold_line_ends_in_quotes(tmp_path: Path, settings: Settings) -> None:
+    text = 'Accession;Report;Diagnosis\n0012;"one\ntwo\r\nthree";normal\n0013;x;norml\n'
+    lay(tmp_path / "in", {**FOUR, "ris.csv": text})
+    with pytest.raises(DeliveryError, match=r"line 5 of ris\.csv .*did you mean NORMAL"):
+        judged(tmp_path / "in", reads(settings, ris(tmp_path)))
+    lay(tmp_path / "in", {"ris.csv": text.replace("norml", "normal")})
+    assert outcomes(judged(tmp_path / "in", reads(settings, ris(tmp_path))))["b"] == "NORMAL"
 
 
 @pytest.mark.parametrize(
@@ -401,7 +465,7 @@ def parquet(columns: dict[str, list[object]]) -> bytes:
     [
         (ROWS.encode() + b"0016;nor\0mal\n", r"line 5 of ris\.csv .* holds a NUL"),
         (ROWS.encode("utf-16-le"), "holds a NUL: it is damaged, or UTF-16"),
-        (b"PK\3\4 a workbook", "is a spreadsheet; save it as CSV"),
+        (b"PK\3\4 a workbook", "is a spreadsheet or a zip; save it as CSV"),
         (b"\x1f\x8b\x08 gzip", "is compressed; unpack it"),
         (b"\x28\xb5\x2f\xfd zstd", "is compressed; unpack it"),
         (b"PAR1 nonsense PAR1", "is not Parquet"),
@@ -411,7 +475,13 @@ def parquet(columns: dict[str, list[object]]) -> bytes:
         (b"Number;Diagnosis\n0012;normal\n", r"not there, or more than once: Accession"),
         (b"Accession;Diagnosis\n0012;=HYPERLINK(1)\n", "line 2 .*like no class"),
         (b"Accession;Diagnosis\n0012;Anna Berg\n", "line 2 .*like no class"),
-        (b"Accession;Diagnosis\n0012;normal;more\n", "line 2 .* has 3 columns, not 2"),
+        (b"Accession;Diagnosis\n0012;normal;more\n", "line 2 .* has 3 columns, not 2; quote a cell"),
+        (b"Acession;Diagnosis\n0012;normal\n", r"not there, or more than once: Accession; did you mean Acession"),
+        (ROWS.encode() + ROWS.encode(), r"line 5 of ris\.csv .* repeats the head"),
+        (ROWS.encode() + b'0016;"normal\n0017;normal\n', r"is not CSV: .*each quote must be closed"),
+        (ROWS.encode() + b"0016;" + b"x" * 200_000, "line 5 .*is not CSV: .*over 131,072 characters left out"),
+        (ROWS.encode() + b"0016;unauff\xe4llig\n", r"line 5 .* is not UTF-8; .* \(encoding = \"latin-1\"\)"),
+        (b"Accession;Diagnosis\n0012;Pneumoni\n", "did you mean PNEUMONIA.* say in the mapping what the value means"),
     ],
 )
 def test_tables_that_can_not_be_read_as_told_are_refused(
@@ -467,6 +537,12 @@ def test_rows_that_contradict_each_other_are_a_conflict(tmp_path: Path, settings
         (b"\xff\xfe", "labels.toml of delivery in"),
         (RIS.replace("NORMAL", "NORML"), "did you mean NORMAL"),
         (RIS + "[patiant]\ncolumn = 'x'\n", "did you mean patient"),
+        (RIS.replace("table =", "tabel ="), "tabel is no value of a label mapping; did you mean table"),
+        (RIS.replace("column =", "colum ="), "label.colum is no value .*did you mean column"),
+        (RIS.replace('"accession"', '"acession"'), "key.by 'acession' is none of .*did you mean accession"),
+        (f'encoding = "latin1"\n{RIS}', "encoding 'latin1' is none of .*did you mean latin-1"),
+        (RIS.replace('["uncertain"]', '"uncertain"'), "label.left_out must be a list"),
+        (RIS.replace('"Pneumonie"', '"Normal"'), "'Normal' means both NORMAL and PNEUMONIA; leave one"),
         (RIS + "#" * 200_000, "bytes, 100,000 are allowed"),
         ("strict = true\n" + RIS, "strict is no value"),
         (RIS.replace('"ris.csv"', '"other.csv"'), r"has no other\.csv"),

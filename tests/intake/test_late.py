@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from laid import ingest, lay
+from s3_server import BUCKET, S3Server
 from samples import dicom, jpeg
 
+from xray_pipeline.base.errors import StorageUnavailable
 from xray_pipeline.base.settings import Settings
+from xray_pipeline.base.storage import open_store
 from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.intake import late, placing
 from xray_pipeline.night import intake_steps
@@ -138,6 +141,41 @@ def test_a_label_that_changes_is_proposed_and_not_taken(settings: Settings, tmp_
     write(run, "A770,normal", "A771,normal")
     ingest(run)
     assert late.proposals(run.store(), Dataset(run.settings).history()) == []
+
+
+@pytest.mark.parametrize("place", ["../ris.csv", "ris.csv"])
+def test_a_table_that_grows_between_check_and_commit_is_looked_at_by_the_next_night(
+    settings: Settings, tmp_path: Path, place: str
+) -> None:
+    run = site(settings, tmp_path, place)
+    where = "ris.csv" if place.startswith("..") else "mon/ris.csv"
+    four(run)
+    write(run, "A770,normal", "A771,normal", place=where)
+    assert intake_steps.check_delivery(run, "mon").fit
+    write(run, "A770,pneumonia", "A771,normal", "A772,pneumonia", place=where)
+    intake_steps.commit_deliveries(run, ["mon"])
+    assert [standing(run)[file] for file in ("0.dcm", "2.dcm")] == ["NORMAL", "unlabelled"]
+    ingest(run)
+    assert [standing(run)[file] for file in ("0.dcm", "2.dcm")] == ["NORMAL", "PNEUMONIA"]
+    (one,) = late.proposals(run.store(), Dataset(run.settings).history())
+    assert (one.label, one.says) == ("NORMAL", "PNEUMONIA")
+
+
+@pytest.mark.slow
+def test_a_table_may_lie_in_s3(s3: S3Server, settings: Settings, tmp_path: Path) -> None:
+    run = site(settings.model_copy(update={"s3_endpoint": s3.endpoint}), tmp_path, f"s3://{BUCKET}/tables/ris.csv")
+    bucket = open_store(f"s3://{BUCKET}/tables", run.settings)
+    four(run)
+    with pytest.raises(StorageUnavailable, match="the label table that XRAY_LABELS names can't be read"):
+        intake_steps.check_delivery(run, "mon")
+    bucket.write("ris.csv", b"id,label\nA770,normal\n")
+    assert [(place, size) for place, size, _ in placing.listed_outside(run.settings)] == [
+        (f"s3://{BUCKET}/tables/ris.csv", 21)
+    ]
+    ingest(run)
+    bucket.write("ris.csv", b"id,label\nA770,normal\nA771,pneumonia\n")
+    ingest(run)
+    assert standing(run) == {"0.dcm": "NORMAL", "1.dcm": "PNEUMONIA", "2.dcm": "unlabelled", "3.dcm": "unlabelled"}
 
 
 def test_a_table_that_did_not_change_is_not_read_again(

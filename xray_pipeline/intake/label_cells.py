@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xray_pipeline.base.errors import DeliveryError
+from xray_pipeline.base.text import did_you_mean
 
 MOST_ROWS: Final = 2_000_000
 _MOST_CELLS: Final = 2_000_000_000  # bytes that the columns of a Parquet file that are read may grow to
@@ -37,7 +38,7 @@ def rows(data: bytes, columns: Columns, encoding: str, name: str, where: str) ->
     `name` and `where` are for messages. Raises DeliveryError.
     """
     if data[:4] in (b"PK\3\4", b"\xd0\xcf\x11\xe0") or name.lower().endswith((".xlsx", ".xls", ".ods")):
-        raise DeliveryError(f"{name} of {where} is a spreadsheet; save it as CSV (UTF-8), and name that file")
+        raise DeliveryError(f"{name} of {where} is a spreadsheet or a zip; save it as CSV (UTF-8), and name that file")
     if data.startswith(_ARCHIVES):
         raise DeliveryError(f"{name} of {where} is compressed; unpack it, archives are never unpacked here")
     found = (
@@ -62,9 +63,12 @@ def _places(head: Sequence[str], columns: Columns, name: str, where: str) -> lis
     there = [cell.strip().casefold() for cell in head]
     wanted = [[column.casefold() for column in some] for some in columns]
     absent = [column for column, folded in zip(columns.required, wanted[0], strict=True) if there.count(folded) != 1]
+    near = (
+        did_you_mean(absent[0], [cell for cell in head if cell.strip().casefold() not in wanted[0]]) if absent else ""
+    )
     if absent or any(there.count(folded) > 1 for folded in wanted[1]):
         may = f" and may have {','.join(columns.optional)}" if columns.optional else ""
-        lacks = f"; not there, or more than once: {', '.join(absent)}" if absent else ""
+        lacks = f"; not there, or more than once: {', '.join(absent)}{near}" if absent else ""
         raise DeliveryError(
             f"{name} of {where} must start with the columns {','.join(columns.required)}{may}, each once{lacks}"
         )
@@ -75,20 +79,15 @@ def _of_csv(
     data: bytes, columns: Columns, encoding: str, name: str, where: str
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield (line number, cells) of a CSV, separated by commas, semicolons or tabs."""
-    if encoding == "utf-16":
-        encoding = "utf-16-le"  # without a mark of the order, as programs on Windows write it
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else encoding
-    if not encoding.startswith("utf-16") and (at := data.find(b"\0")) >= 0:
-        line = data.count(b"\n", 0, at) + 1
-        raise DeliveryError(f"line {line} of {name} in {where} holds a NUL: it is damaged, or UTF-16; save it as UTF-8")
-    stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+    encoding = _encoding(data, encoding, name, where)
+    stream = io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
     skipped, reader = 0, csv.reader(())
     try:
         header = stream.readline()
         if named := re.fullmatch(r"sep=([,;\t])\r?\n", header, re.I):  # Excel's own first line
             header, skipped = stream.readline(), 1
         separator = named[1] if named else max(",;\t", key=header.count)
-        reader = csv.reader(itertools.chain([header], stream), delimiter=separator)
+        reader = csv.reader(itertools.chain([header], stream), delimiter=separator, strict=True)
         head = next(reader, [])
         places = _places(head, columns, name, where)
         for cells in reader:
@@ -98,26 +97,52 @@ def _of_csv(
                 cells.pop()
             line = reader.line_num + skipped
             if len(cells) != len(head):
-                raise DeliveryError(f"line {line} of {name} in {where} has {len(cells)} columns, not {len(head)}")
+                raise DeliveryError(
+                    f"line {line} of {name} in {where} has {len(cells)} columns, not {len(head)}; quote a cell "
+                    f"that holds the separator or a line end"
+                )
+            if cells == head:
+                raise DeliveryError(f"line {line} of {name} in {where} repeats the head; remove that line")
             yield line, tuple(cells[at] if at >= 0 else "" for at in places)
     except UnicodeError as error:
-        # It is read in blocks: the reader may be far behind.
-        wrong = next((n for n, text in enumerate(data.split(b"\n"), 1) if not _readable(text)), 1)
-        place = f"line {wrong} of {name}" if encoding == "utf-8" else name
+        line, said = _line_of_wrong_byte(data, encoding), encoding.removesuffix("-sig").upper()
         raise DeliveryError(
-            f"{place} in {where} is not {encoding.upper()}; save it as UTF-8, or say its encoding in the mapping"
+            f"line {line} of {name} in {where} is not {said}; save it as UTF-8, or say its encoding in the mapping "
+            f'(encoding = "latin-1")'
         ) from error
     except csv.Error as error:
         line = reader.line_num + skipped
-        raise DeliveryError(f"line {line} of {name} in {where} is not CSV: {error}") from error
+        raise DeliveryError(
+            f"line {line} of {name} in {where} is not CSV: {error}; each quote must be closed, one inside a cell "
+            f"doubled, and a cell of over {csv.field_size_limit():,} characters left out"
+        ) from error
 
 
-def _readable(text: bytes) -> bool:
+def _encoding(data: bytes, encoding: str, name: str, where: str) -> str:
+    """Return what a CSV that is said to be of this encoding is decoded by. Raises DeliveryError for a NUL, or none."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    at = data.find(b"\0")
+    if encoding == "utf-16":
+        if data and at < 0:
+            raise DeliveryError(f"{name} of {where} is not UTF-16, as its mapping says; leave encoding out of that")
+        return "utf-16-be" if at == 0 else "utf-16-le"  # without a mark of the order programs on Windows write the last
+    if at >= 0:
+        line = data.count(b"\n", 0, at) + 1
+        raise DeliveryError(
+            f"line {line} of {name} in {where} holds a NUL: it is damaged, or UTF-16; save it as UTF-8, or say its "
+            f'encoding in the mapping (encoding = "utf-16")'
+        )
+    return "utf-8-sig" if encoding == "utf-8" else encoding
+
+
+def _line_of_wrong_byte(data: bytes, encoding: str) -> int:
+    """Return the line of the first byte that is none of the encoding: a CSV is read in blocks, the reader is behind."""
     try:
-        text.decode()
-    except UnicodeError:
-        return False
-    return True
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        text = data[: error.start].decode(encoding, "ignore")
+    return text.count("\n") + 1
 
 
 def _of_parquet(data: bytes, columns: Columns, name: str, where: str) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -141,6 +166,8 @@ def _of_parquet(data: bytes, columns: Columns, name: str, where: str) -> Iterato
             blank = [""] * batch.num_rows
             for cells in zip(*(read[head[at]] if at >= 0 else blank for at in places), strict=True):
                 number += 1
+                if any("\0" in cell for cell in cells):
+                    raise DeliveryError(f"row {number} of {name} in {where} holds a NUL: it is damaged; write it anew")
                 yield number, cells
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DeliveryError(f"{name} of {where} is not Parquet that can be read ({type(error).__name__})") from error
@@ -151,5 +178,5 @@ def _written(value: object) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

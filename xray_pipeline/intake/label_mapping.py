@@ -18,7 +18,8 @@ from xray_pipeline.base.errors import ConfigError, DeliveryError
 from xray_pipeline.base.records import digest_of
 from xray_pipeline.base.settings import Regex
 from xray_pipeline.base.shipped import read_toml
-from xray_pipeline.base.text import did_you_mean
+from xray_pipeline.base.text import did_you_mean, shortened
+from xray_pipeline.intake.matching import folded
 
 LABELS, LABELS_TOML = "labels.csv", "labels.toml"
 TABLES: Final = (".csv", ".tsv", ".parquet", ".xlsx", ".xls", ".ods")
@@ -67,6 +68,10 @@ class LabelColumns(_Part):
             raise ValueError("flags are the columns that classes names; there is no column")
         if self.form != "flags" and not self.column:
             raise ValueError("column is missing")
+        means: dict[str, str] = {}
+        for what, values in (*self.classes.items(), ("left_out", self.left_out)):
+            if twice := [value for value in values if means.setdefault(folded(value), what) != what]:
+                raise ValueError(f"{twice[0]!r} means both {means[folded(twice[0])]} and {what}; leave one")
         return self
 
     @property
@@ -236,14 +241,31 @@ def _checked(content: Mapping[str, Any], name: str, classes: Sequence[str]) -> L
     try:
         mapping = LabelMapping.model_validate({**content, "name": name})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        near = did_you_mean(key, list(LabelMapping.model_fields)) if first["type"] == "extra_forbidden" else ""
-        raise ValueError(f"{key}: {first['msg']}{near}" if key else first["msg"]) from error
+        raise ValueError(_said_of(error)) from error
     if strange := [label for label in mapping.label.classes if label not in classes]:
         near = did_you_mean(strange[0], classes)
         raise ValueError(f"label.classes names {strange[0]!r}, and the classes are {', '.join(classes)}{near}")
     return mapping
+
+
+_QUOTED = re.compile("'([^']+)'")
+_PARTS: Final[dict[str, type[_Part]]] = {"key": KeyColumns, "label": LabelColumns, "view": View, "join": Join}
+
+
+def _said_of(error: ValidationError) -> str:
+    """Say what is wrong with a mapping: a mistyped name first, as what it stands for then seems to be missing."""
+    found = error.errors(include_url=False)
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    key, last = ".".join(str(part) for part in first["loc"]), str(first["loc"][-1] if first["loc"] else "")
+    if first["type"] == "extra_forbidden":
+        part: type[_Part] = _PARTS.get(str(first["loc"][0]), Column) if len(first["loc"]) > 1 else LabelMapping
+        return f"{key} is no value of a label mapping{did_you_mean(last, list(part.model_fields))}"
+    if first["type"] == "literal_error":
+        known, said = first["ctx"]["expected"], str(first["input"])
+        return f"{key} {shortened(said, 40)!r} is none of {known}{did_you_mean(said, _QUOTED.findall(known))}"
+    if first["type"] == "tuple_type":
+        return f'{key} must be a list: ["..."]'
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}" if key else first["msg"]
 
 
 def _pattern_in(content: Mapping[str, Any]) -> str:

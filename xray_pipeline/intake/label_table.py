@@ -151,6 +151,8 @@ class _TableReader:
         if any(value.startswith("=") for value in values) and not self._mapping.strict:
             self._odd["have a formula where they name a file"] += 1
             return ""
+        if any(_SHORTENED.fullmatch(value) for value in values):
+            self._odd["have a number that a spreadsheet shortened (1.2E+10) where they name a file"] += 1
         if by.by in ("path", "name"):
             self._odd["have backslashes, read as slashes"] += any("\\" in value for value in values)
             values = [value.replace("\\", "/").removeprefix("./") for value in values]
@@ -165,9 +167,13 @@ class _TableReader:
         at_line = f"line {line} of {name} in {self._where}"
         label = self._outcome(said)
         if label == _UNKNOWN or (self._mapping.strict and not label):
-            raise DeliveryError(unknown_class([plain(said[0])], self._classes, f"label in {at_line}"))
+            wrong = unknown_class([plain(said[0])], self._classes, f"label in {at_line}")
+            raise DeliveryError(wrong if self._mapping.strict else f"{wrong}; {_SAY_IT}")
         if label == _NO_FLAG:
-            raise DeliveryError(f"{at_line} has something other than 1, 0, -1 or nothing as a flag")
+            raise DeliveryError(
+                f"{at_line} has something other than 1, 0, -1 or nothing as a flag; correct it, or map the column as a "
+                f"value"
+            )
         if not label:
             self._odd["say no class yet"] += 1
             return
@@ -178,7 +184,8 @@ class _TableReader:
         elif earlier and (_said(earlier) != _said(place) or earlier.reason in (_CONFLICT, _TWICE)):
             conflict = earlier.label != place.label or earlier.reason == _CONFLICT
             differ = _CONFLICT if conflict else _TWICE
-            place = place._replace(reason=differ, detail=f"listed more than once and differently, last in line {line}")
+            last = f"listed more than once and differently, last in line {line} of {name}"
+            place = place._replace(reason=differ, detail=last)
         self._table.places[key] = place
 
     def _place(self, label: str, more: Sequence[str], at_line: str) -> Place:
@@ -213,6 +220,8 @@ class _TableReader:
         return table
 
 
+_SAY_IT: Final = "or say in the mapping what the value means: label.classes, label.left_out, label.others"
+_SHORTENED = re.compile(r"\d[.,]\d+E\+\d+", re.I)
 _UNKNOWN, _NO_FLAG = "\x00unknown", "\x00flag"
 
 

@@ -78,6 +78,13 @@ class Past:
         ]
         return len(self._parts), Seen(rows, None)
 
+    def expect(self, digests: Iterable[str], patients: Iterable[str]) -> None:
+        self.expected = {*digests, *patients}
+
+    def side_of(self, digest: str) -> str:
+        assert digest in self.expected
+        return ""
+
     def labels(self, digest: str) -> str | None:
         return self._labels.get(digest)
 

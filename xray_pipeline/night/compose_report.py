@@ -16,7 +16,7 @@ from xray_pipeline.dataset.store import Dataset
 from xray_pipeline.gate.evidence import Evidence
 from xray_pipeline.gate.policy import Decision
 from xray_pipeline.intake import alarms
-from xray_pipeline.intake.verdicts import checked, rejected
+from xray_pipeline.intake.verdicts import Checked, checked, rejected
 from xray_pipeline.night import affected, lineage, review, tell_mlflow, watching
 from xray_pipeline.night.gather import new_deliveries
 from xray_pipeline.night.pair import Pair
@@ -52,6 +52,7 @@ def compose(run: Run, registry: Registry, both: Pair, evidence: Evidence, decisi
     dataset = Dataset(run.settings)
     disagreements, errors = explain(run, both)
     sides = dataset.rows(both.snapshot)["side"].value_counts()
+    verdicts = {key: checked(run.store(), key) for key in new_deliveries(run, registry, both)}
     return report.Report(
         subject=_subject(run, registry, both),
         decision=decision,
@@ -61,10 +62,10 @@ def compose(run: Run, registry: Registry, both: Pair, evidence: Evidence, decisi
         champion=both.tables[1] if both.champion is not None else None,
         disagreements=disagreements,
         errors=errors,
-        arrivals=_arrivals(run, registry, both),
+        arrivals=_arrivals(run, registry, both, verdicts),
         dataset={str(side): int(count) for side, count in sides.items()},
         recipe=_values(lineage.recipe_of(run.store(), both.candidate.digest).model_dump()),
-        lineage={**_lineage(run, both, decision), "label tables": _label_tables(run, registry, both)},
+        lineage={**_lineage(run, both, decision), "label tables": _label_tables(verdicts)},
         suspects=_suspects(run, dataset, both),
         record=_record(run, both),
     )
@@ -119,16 +120,19 @@ def _values(recipe: Mapping[str, Any]) -> dict[str, object]:
     return shown
 
 
-def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival, ...]:
-    """The deliveries that the candidate's snapshot has and the champion's has not, and those rejected and still there.
+def _arrivals(
+    run: Run, registry: Registry, both: Pair, verdicts: Mapping[str, Checked | None]
+) -> tuple[report.Arrival, ...]:
+    """The deliveries that the candidate's snapshot has and the champion's has not, by the `verdicts` on them, and those
+    rejected and still there.
 
     `tonight`: no earlier decision has seen it.
     """
-    store, dataset, last = run.store(), Dataset(run.settings), _last_snapshot(registry, both)
+    dataset, last = Dataset(run.settings), _last_snapshot(registry, both)
     seen = set(dataset.open_snapshot(last).manifests) if last else set()
     arrivals = []
-    for key in new_deliveries(run, registry, both):
-        verdict, counts = checked(store, key), accounting(dataset.manifest(key))
+    for key, verdict in verdicts.items():
+        counts = accounting(dataset.manifest(key))
         notes = (*(verdict.warnings if verdict else ()), *_standing(run, key))
         arrivals.append(report.Arrival(key, True, counts.pop("accepted", 0), counts, notes, tonight=key not in seen))
     for verdict in rejected(run.settings):
@@ -137,14 +141,11 @@ def _arrivals(run: Run, registry: Registry, both: Pair) -> tuple[report.Arrival,
     return tuple(arrivals)
 
 
-def _label_tables(run: Run, registry: Registry, both: Pair) -> str:
+def _label_tables(verdicts: Mapping[str, Checked | None]) -> str:
     """Name the tables that new deliveries were labelled by; each manifest names those of its delivery."""
-    store = run.store()
-    verdicts = {key: checked(store, key) for key in new_deliveries(run, registry, both)}
-    tables = {key: verdict.label_tables for key, verdict in verdicts.items() if verdict and verdict.label_tables}
+    tables = Counter(one.label_tables for one in verdicts.values() if one and one.label_tables)
     told = [
-        f"SHA-256 {table[:12]} ({several(keys, 'new delivery', 'new deliveries')})"
-        for table, keys in Counter(tables.values()).items()
+        f"SHA-256 {table[:12]} ({several(keys, 'new delivery', 'new deliveries')})" for table, keys in tables.items()
     ]
     return "; ".join(told) or "none in new deliveries: their folders or labels.csv say the class"
 

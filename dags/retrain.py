@@ -163,7 +163,9 @@ def check_delivery(delivery: str) -> None:
     DELIVERY.keep(get_current_context())
     checked = intake_steps.check_delivery(_run(), delivery)
     if not checked.fit:
-        sys.exit(shortened(f"Delivery {delivery} is rejected: {without_names(checked.why)}", LONGEST))  # see `tries`
+        labels = f" Labels: {checked.labelled}." if checked.labelled else ""
+        why = f"{without_names(checked.why)}{labels}"
+        sys.exit(shortened(f"Delivery {delivery} is rejected: {why}", LONGEST))  # see `tries`
 
 
 @task(trigger_rule="all_done")

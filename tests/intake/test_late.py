@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from laid import ingest, lay
+from planted import files as planted
 from s3_server import BUCKET, S3Server
 from samples import dicom, jpeg
 
@@ -208,18 +209,49 @@ def test_a_table_that_can_not_be_read_stops_no_other_delivery(settings: Settings
     assert standing(run) == {"NORMAL/a.jpg": "NORMAL"}
 
 
-def test_no_identifier_is_anywhere_in_the_store(settings: Settings, tmp_path: Path) -> None:
-    run = site(settings, tmp_path)
-    tags = {"StudyInstanceUID": "1.2.826.0.991", "StudyDate": "20260203", "PatientID": "P-774411"}
-    lay(run.settings, "mon", {f"{n}": dicom(seed=n, AccessionNumber=f"A77{n}9988", **tags) for n in range(3)})
-    write(run, "A7709988,normal", "A7759988,pneumonia")
+KEYS = {
+    "accession": "AccessionNumber",
+    "sop-uid": "SOPInstanceUID",
+    "series-uid": "SeriesInstanceUID",
+    "study-uid": "StudyInstanceUID",
+    "patient-and-date": "PatientID",
+}
+
+
+@pytest.mark.parametrize("by", KEYS)
+def test_no_identifier_is_anywhere_in_store_cache_or_log(
+    settings: Settings, tmp_path: Path, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither of a table's rows nor of the files, whether they match or not, now or nights later."""
+    caplog.set_level("DEBUG")
+    run = site(settings, tmp_path, by=by)
+    dated = by == "patient-and-date"
+    if dated:
+        mapping = tmp_path / "ris.toml"
+        mapping.write_text(mapping.read_text().replace('["id"]', '["id", "day"]'))
+    everywhere = {
+        "StudyDate": "20260203",
+        "AccessionNumber": "A5566",
+        "PatientID": "P-7744",
+        "StudyInstanceUID": "1.2.826.0.9",
+    }
+    names = [f"1.2.826.0.991.{n}{n}88" for n in range(4)]
+    files = {f"{n}": dicom(seed=n, **everywhere | {KEYS[by]: name}) for n, name in enumerate(names[:3])}
+    lay(run.settings, "mon", files)
+
+    def rows(*said: tuple[int, str]) -> None:
+        head = "id,day,label" if dated else "id,label"
+        lines = [",".join([names[n], *(["2026-02-03"] if dated else []), label]) for n, label in said]
+        Path(run.settings.incoming, "ris.csv").write_text("\n".join([head, *lines, ""]))
+
+    rows((0, "normal"), (3, "pneumonia"))
     ingest(run)
-    write(run, "A7709988,pneumonia", "A7719988,normal")
+    rows((0, "pneumonia"), (1, "normal"))
     ingest(run)
-    words = [*tags.values(), "A7709988", "A7719988", "A7729988", "A7759988"]
-    kept = [path for path in Path(run.settings.store).rglob("*") if path.is_file()]
-    assert any(path.name == "looked.json" for path in kept)
-    for path in kept:
-        data = path.read_bytes()
-        text = data if path.suffix != ".parquet" else Dataset(run.settings).manifest("mon").to_csv().encode()
-        assert not any(word.encode() in text for word in words), path
+    assert {"mon", "mon+2"} <= set(Dataset(run.settings).manifests())
+    words = [word.encode() for word in (*everywhere.values(), *names, "2026-02-03")]
+    kept = list(planted(run.settings.home, without=("incoming",)))
+    assert any("looked.json" in name for name, _ in kept)
+    assert any(name.endswith("mon+2.parquet") for name, _ in kept)
+    for name, data in [*kept, ("the log", caplog.text.encode())]:
+        assert [word for word in words if word in data] == [], name

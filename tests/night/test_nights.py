@@ -55,6 +55,12 @@ def on_day(day: int, month: int = 3) -> Night:
             "3 deliveries, 412 accepted, 9 quarantined; candidate .961 refused against .967; champion 7 since 3 March",
         ),
         (
+            replace(QUIET, deliveries=(Arrival("a", "ingested", 5, labelled="ris.csv (SHA-256 abc), 5 of 6 by name"),)),
+            "ingested",
+            "1 delivery, 5 accepted, 0 quarantined; labels of a: ris.csv (SHA-256 abc), 5 of 6 by name; "
+            "nothing new to decide; champion 7 since 3 March",
+        ),
+        (
             replace(QUIET, deliveries=(Arrival("misspelt", "rejected", why="an unknown class"),)),
             "rejected",
             "1 delivery, 0 accepted, 0 quarantined; rejected: misspelt; nothing new to decide; "

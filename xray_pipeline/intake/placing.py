@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +94,14 @@ class Said:
             "unlabelled": none,
             "mismatches": mismatches(self.unmatched, known),
         }
+
+
+def briefly(summary: Mapping[str, Any]) -> str:
+    """Say which tables name how many files, and by what; "" for a delivery that says its classes by itself."""
+    if not summary or summary["mapping"] == LABELS:
+        return ""
+    tables, files = " and ".join(summary["tables"]), summary["matched"] + summary["unlabelled"]
+    return f"{tables} (SHA-256 {summary['digest'][:12]}), {summary['matched']:,} of {files:,} files by {summary['key']}"
 
 
 def in_words(summary: dict[str, Any]) -> str:

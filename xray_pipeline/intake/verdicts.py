@@ -29,6 +29,7 @@ from xray_pipeline.intake.deliveries import Delivery, Inventory
 from xray_pipeline.intake.drift import Drift
 from xray_pipeline.intake.labelled import UNLABELLED
 from xray_pipeline.intake.places import PAGE, VERDICT, intake_key, judged
+from xray_pipeline.intake.placing import briefly
 from xray_pipeline.intake.tallies import near_copies
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ class Checked(Plain):
     it is to be made anew in any case. `table` is the SHA-256 of the intake table, "" without one. `amended` is the
     digest of what amendments said, where files were kept out that they could let in, else ""; `labels` likewise of the
     labels that people gave (`Labels.digest`) and of tables that lie outside deliveries. `label_tables` is the SHA-256
-    of the tables that it was judged by, "" for none. `judged_after` is the state of the dataset (`commits.state_of`)
-    that the rows were compared with.
+    of the tables that it was judged by, "" for none, and `labelled` says which they are (`placing.briefly`).
+    `judged_after` is the state of the dataset (`commits.state_of`) that the rows were compared with.
     """
 
     key: str
@@ -86,6 +87,7 @@ class Checked(Plain):
     labels: str = ""
     label_tables: str = ""
     judged_after: str = ""
+    labelled: str = ""
 
 
 class MadeBy(NamedTuple):
@@ -181,7 +183,7 @@ def keep(store: Store, intake: Intake, by: MadeBy) -> Checked:
     amended = by.amended if AMENDABLE & counts.keys() else ""
     outside = intake.result.get("labels", {}).get("outside", False)
     labels = by.labels if set(UNLABELLED) & counts.keys() or outside else ""
-    result = Checked(*about, amended, labels, intake.labels, by.judged_after)
+    result = Checked(*about, amended, labels, intake.labels, by.judged_after, briefly(intake.result.get("labels", {})))
     records.write(store, intake_key(key, VERDICT), result.to_dict())
     return result
 

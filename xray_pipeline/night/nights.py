@@ -42,7 +42,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A delivery: `state` is ingested, rejected or unchecked; `drift` has the p value of each channel measured."""
+    """A delivery: `state` is ingested, rejected or unchecked; `drift` has the p value of each channel measured, and
+    `labelled` says which label tables named its files, by what, as in `Checked`."""
 
     name: str
     state: str
@@ -51,6 +52,7 @@ class Arrival:
     why: str = ""
     alarms: tuple[str, ...] = ()
     drift: Mapping[str, float] = field(default_factory=dict)
+    labelled: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _exceptions(night: Night) -> list[str]:
     named = {state: [a.name for a in night.deliveries if a.state == state] for state in ("rejected", "unchecked")}
     parts = [f"rejected: {', '.join(named['rejected'])}"] if named["rejected"] else []
     parts += [f"not taken: {', '.join(named['unchecked'])}"] if named["unchecked"] else []
+    parts += [f"labels of {a.name}: {a.labelled}" for a in night.deliveries if a.labelled]
     return parts + [f"drift alarm: {a.name} ({', '.join(a.alarms)})" for a in night.deliveries if a.alarms]
 
 

@@ -129,7 +129,7 @@ def _arrivals(run: Run, keys: Sequence[str]) -> list[Arrival]:
             continue
         state, accepted = ("ingested", verdict.accepted) if verdict.fit else ("rejected", 0)
         told = (dict(verdict.quarantined), without_names(verdict.why), alarms.of_delivery(store, key))
-        arrivals.append(Arrival(key, state, accepted, *told, alarms.p_values(store, key)))
+        arrivals.append(Arrival(key, state, accepted, *told, alarms.p_values(store, key), verdict.labelled))
     return arrivals
 
 

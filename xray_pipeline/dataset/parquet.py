@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from xray_pipeline.base.errors import DatasetError
 
 FORMAT = 1
+_DIFFERENT = frozenset(("file", "version", "source_digest", "digest", "patient", "statistics", "phash", "thumbnail"))
+"""Columns of which hardly two rows are equal: a dictionary would only add to them."""
 
 
 def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
@@ -20,7 +22,8 @@ def to_parquet(table: pd.DataFrame, facts: dict[str, str]) -> bytes:
         {"xray.format": str(FORMAT), **{f"xray.{name}": value for name, value in facts.items()}}
     )
     out = io.BytesIO()
-    pq.write_table(arrow, out, compression="zstd")
+    words = [name for name in arrow.column_names if name not in _DIFFERENT]
+    pq.write_table(arrow, out, compression="zstd", use_dictionary=words, write_statistics=False)
     return out.getvalue()
 
 

@@ -53,7 +53,7 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None, hol
         return {**outcome, "why": nothing}
     listed = {(escape(e.key), e.size, e.version) for e in listing(open_store(delivery.uri, settings))}
     waiting = _waiting(tables)
-    delivery, judged = _judged(settings, dataset, delivery, waiting, listed, progress)
+    delivery, judged, amended = _judged(settings, dataset, delivery, waiting, listed, progress)
     taken = judged[judged["verdict"] == "accepted"].reset_index(drop=True)
     ended, gone = _out_of_conflict(judged, waiting), _gone(waiting, listed)
     still = accounting(judged[judged["verdict"] != "accepted"])
@@ -62,7 +62,7 @@ def rejudge(settings: Settings, name: str, progress: Progress | None = None, hol
         return {**outcome, "why": "every one of them is quarantined again" if len(judged) else nothing}
     table = by_file(taken, ended, gone)
     addition = replace(delivery, part=len(tables) + 1, files=len(table), bytes=int(table["size"].sum()))
-    return {**outcome, **_commit(settings, dataset, addition, table, len(gone), progress, holds_up)}
+    return {**outcome, **_commit(settings, dataset, addition, table, amended, progress, holds_up)}
 
 
 def _waiting(tables: Mapping[str, Any]) -> dict[File, str]:
@@ -81,17 +81,18 @@ def _judged(
     waiting: Mapping[File, str],
     listed: Set[File],
     progress: Progress | None,
-) -> tuple[Delivery, Any]:
-    """Judge what waits and is still there; return it as a delivery, the given one when there is nothing, and its table.
+) -> tuple[Delivery, Any, str]:
+    """Judge what waits and is still there; return it as a delivery, the given one when there is nothing, its table, and
+    the digest of what amendments said.
 
     To what is not in the dataset yet nothing is compared: a verdict that follows from it could never be undone.
     """
     if not listed & waiting.keys():
-        return delivery, of_rows(())
+        return delivery, of_rows(()), ""
     history = dataset.history().without(delivery.name, {file[0] for file in waiting}, listed - waiting.keys())
     delivery = deliveries.at(delivery.uri, settings, history, time.time())
     table = check(delivery, settings, history, dataset.patient_key(), progress).table
-    return delivery, table[[file in waiting for file in files_of(table)]]
+    return delivery, table[[file in waiting for file in files_of(table)]], history.amended.digest()
 
 
 def _out_of_conflict(judged: Any, waiting: Mapping[File, str]) -> Any:
@@ -116,18 +117,18 @@ def _commit(
     dataset: Dataset,
     addition: Delivery,
     table: Any,
-    gone: int,
+    amended: str,
     progress: Progress | None,
     holds_up: bool,
 ) -> dict[str, Any]:
     """Commit an addition unless what is accepted in it is unfit; return what changes in the outcome of `rejudge`."""
     store, key = open_store(settings.store, settings), addition.key
     taken = table[table["verdict"] == "accepted"].reset_index(drop=True)
-    intake = verdicts.Intake(addition, table, True, (), {}, "")
+    intake = verdicts.Intake(addition, table, True, (), {}, "", amended=amended)
     if len(taken):
         terms = Terms(alarms.acknowledged(store, key, addition.fingerprint), holds_up)
         inventory = Inventory(addition, taken, dataset.history().reference(MOST_KNOWN))
-        intake = replace(verdicts.judge(inventory, settings, terms), table=table)
+        intake = replace(verdicts.judge(inventory, settings, terms), table=table, amended=amended)
         alarms.keep(store, key, addition.fingerprint, intake.drift)
         if not intake.fit:
             return {"fit": False, "why": " ".join(intake.failures)}
@@ -138,6 +139,7 @@ def _commit(
     log.info(
         "delivery %s: %d files accepted, %d no longer in a label conflict", key, len(taken), len(table) - len(taken)
     )
+    gone = int((table["reason"] == "vanished").sum())
     why = f"{gone} in a label conflict are gone from the delivery and no longer count" if gone else ""
     return {"key": key, "accepted": manifest.accepted, "why": why}
 

@@ -21,9 +21,10 @@ from xray_pipeline.dataset.commits import Commit, Commits, Version, draft_of
 from xray_pipeline.dataset.erasing import Erased, Trace, hidden
 from xray_pipeline.dataset.extracts import Extracts
 from xray_pipeline.dataset.parquet import arrow_of, facts_of, from_parquet, to_parquet
+from xray_pipeline.dataset.pixels import Read
 from xray_pipeline.dataset.revisions import WITHDRAWN
 from xray_pipeline.dataset.rows import Rows
-from xray_pipeline.dataset.thumbnails import Read, Shelf
+from xray_pipeline.dataset.thumbnails import Shelf
 
 DRAFT_SECONDS = 86_400.0
 """Age from which a manifest that was never committed is deleted."""
@@ -157,10 +158,6 @@ class Manifests:
     def _undo(self, file: str, draft: str, data: bytes) -> None:
         self.store.write(draft, data)
         self.store.delete(file)
-
-    def unnamed(self) -> list[str]:
-        """Return the keys of manifests that no commit names, as their commits are lost. Raises as `Commits.read`."""
-        return self.commits.unnamed(entry.key for entry in self.store.list("manifests"))
 
     def put_away(self, keys: Iterable[str]) -> None:
         """Make drafts again of manifests that no commit names: they go once they are a day old. Raises StorageError."""

@@ -140,7 +140,7 @@ class Dataset:
 
     def unnamed(self) -> list[str]:
         """Return the files of manifests whose commits are lost. Raises as `Commits.read`."""
-        return self._manifests.unnamed()
+        return self.commits.unnamed(entry.key for entry in self.store.list("manifests"))
 
     def put_away(self, unnamed: list[str]) -> None:
         """Make drafts of such manifests again. Raises StorageError."""

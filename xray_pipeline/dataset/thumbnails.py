@@ -32,6 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from xray_pipeline.base.errors import ObjectNotFound, RadiographDamaged, StorageError
 from xray_pipeline.base.storage import Store, open_store
 from xray_pipeline.dataset.fingerprints import SIDE, Thumbnails, decoded, hashes, small
+from xray_pipeline.dataset.pixels import Read
 from xray_pipeline.images import radiograph
 from xray_pipeline.images.png import png_bytes
 from xray_pipeline.images.raster import Pixels
@@ -42,8 +43,6 @@ FOLDER: Final = "pictures"
 _CURE: Final = "run `xray repair`"
 _PIXELS: Final = SIDE * SIDE
 _KEPT: Final = _PIXELS + 4  # bytes of one in the cache
-
-Read = Callable[[str, str], bytes]
 
 
 class Shown(NamedTuple):
@@ -78,8 +77,12 @@ class Shelf:
         missing = {one.digest: one for one in shown if (one.manifest, one.row) not in found}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             made = dict(zip(missing, pool.map(self._made, missing.values()), strict=True))
-        for manifest in {one.manifest for one in missing.values() if one.manifest}:
-            self._see(manifest, {one.row: made[one.digest] for one in missing.values() if one.manifest == manifest})
+        new: dict[str, dict[int, NDArray[np.uint8]]] = {}
+        for one in missing.values():
+            if one.manifest:
+                new.setdefault(one.manifest, {})[one.row] = made[one.digest]
+        for manifest, rows in new.items():
+            self._see(manifest, rows)
         both = [made[one.digest] if one.digest in made else found[one.manifest, one.row] for one in shown]
         return np.stack(both) if both else np.empty((0, SIDE, SIDE), np.uint8)
 

@@ -61,6 +61,12 @@ def on_day(day: int, month: int = 3) -> Night:
             "nothing new to decide; champion 7 since 3 March",
         ),
         (
+            replace(QUIET, deliveries=tuple(Arrival(name, "ingested", labelled="ris.csv") for name in "abcde")),
+            "ingested",
+            "5 deliveries, 0 accepted, 0 quarantined; labels of a: ris.csv; labels of b: ris.csv; "
+            "labels of c: ris.csv; labels of 2 more by tables; nothing new to decide; champion 7 since 3 March",
+        ),
+        (
             replace(QUIET, deliveries=(Arrival("misspelt", "rejected", why="an unknown class"),)),
             "rejected",
             "1 delivery, 0 accepted, 0 quarantined; rejected: misspelt; nothing new to decide; "

@@ -146,11 +146,16 @@ def _deliveries(night: Night) -> str:
     return f"{told}, {night.accepted} accepted, {sum(night.quarantined.values())} quarantined"
 
 
+_NAMED = 3  # deliveries whose label tables a night's words name
+
+
 def _exceptions(night: Night) -> list[str]:
     named = {state: [a.name for a in night.deliveries if a.state == state] for state in ("rejected", "unchecked")}
     parts = [f"rejected: {', '.join(named['rejected'])}"] if named["rejected"] else []
     parts += [f"not taken: {', '.join(named['unchecked'])}"] if named["unchecked"] else []
-    parts += [f"labels of {a.name}: {a.labelled}" for a in night.deliveries if a.labelled]
+    labelled = [a for a in night.deliveries if a.labelled]
+    parts += [f"labels of {a.name}: {a.labelled}" for a in labelled[:_NAMED]]
+    parts += [f"labels of {len(labelled) - _NAMED} more by tables"] if len(labelled) > _NAMED else []
     return parts + [f"drift alarm: {a.name} ({', '.join(a.alarms)})" for a in night.deliveries if a.alarms]
 
 
